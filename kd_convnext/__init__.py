@@ -1,0 +1,32 @@
+"""Photographs of surgical specimens to a small, trustworthy classifier, by knowledge distillation."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kd_convnext._version import __version__
+
+if TYPE_CHECKING:
+    from kd_convnext.data.datamodule import SpecimenDataModule
+    from kd_convnext.modules.distill import DistillModule
+    from kd_convnext.modules.teacher import TeacherModule
+
+# torch, timm and lightning cost seconds of import: each public name is loaded when it is first used.
+_LAZY = {
+    "SpecimenDataModule": "kd_convnext.data.datamodule",
+    "TeacherModule": "kd_convnext.modules.teacher",
+    "DistillModule": "kd_convnext.modules.distill",
+}
+
+__all__ = ["DistillModule", "SpecimenDataModule", "TeacherModule", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, loaded or not."""
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""From a manifest of photographs to batches."""
