@@ -24,9 +24,9 @@ _REMEDIES = {
 def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Writes a file so that no reader, and no crash, ever shows a part of it.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk (fsync), and takes the final
-    name in one step (rename). Several processes may write the same path: the last one wins and each result is
-    whole. Missing parent folders are made.
+    The content goes to a temporary file in the same folder, is flushed to the disk (fsync), and takes the
+    final name in one step (rename). Several processes may write the same path: the last one wins and each
+    result is whole. Missing parent folders are made.
 
     Args:
         path: Final name; an existing file is replaced.
