@@ -1,0 +1,217 @@
+"""A photograph becomes an array, and its region of interest is cut out.
+
+Every photograph is read here and nowhere else, so that a box means the same pixels in the manifest's checks,
+in the cache and when a new photograph is classified.
+"""
+
+import math
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from kd_convnext.errors import ConfigError, Finding, ManifestError
+
+MAX_PIXELS = 200_000_000
+"""Photographs with more pixels are refused: 200 MP are 600 MB in memory."""
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_PNG_SIGNATURE_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Box:
+    """A region of interest in pixels of the photograph as it is seen (EXIF orientation applied).
+
+    Attributes:
+        x: Left edge, 0 at the left of the photograph.
+        y: Upper edge, 0 at the top of the photograph.
+        width: Columns, at least 1.
+        height: Rows, at least 1.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Reads a photograph as 8-bit RGB, the way a viewer shows it.
+
+    The EXIF orientation is applied. Gray becomes RGB; transparency is laid over white; 16-bit gray is divided
+    by 257 (65535 becomes 255) and rounded; of 16-bit colour the high byte is kept (within one level of that);
+    palettes and CMYK are converted, colour profiles ignored; of an animation the first frame is taken. JPEGs
+    are decoded at full size, never in draft mode.
+
+    Args:
+        path: The photograph (any format that Pillow reads).
+
+    Returns:
+        uint8 array [height, width, 3], values 0 to 255, contiguous and writable.
+
+    Raises:
+        ManifestError: The file is missing, damaged, truncated, over 200 megapixels, or of a pixel type
+            (32-bit) whose black and white points are unknown.
+    """
+    path = Path(path)
+    with _naming(path), _pixel_limit(), path.open("rb") as file, Image.open(file) as image:
+        _refuse_too_large(image.size)
+        return _as_rgb(ImageOps.exif_transpose(image))
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Reads width and height from the file's header, without decoding the pixels.
+
+    Args:
+        path: The photograph.
+
+    Returns:
+        Width and height in pixels after the EXIF orientation: what `read_image` will return.
+
+    Raises:
+        ManifestError: The file is missing, empty, not an image, or over 200 megapixels.
+    """
+    path = Path(path)
+    with _naming(path), _pixel_limit(), path.open("rb") as file, Image.open(file) as image:
+        _refuse_too_large(image.size)
+        width, height = image.size
+        if image.format == "PNG" and "exif" not in image.info:
+            orientation = _late_png_orientation(path)
+        elif image.format == "TIFF":  # Pillow has applied the orientation to the size already
+            orientation = 1
+        else:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return (height, width) if orientation in _TURNED else (width, height)
+
+
+def crop_roi(image: NDArray[np.uint8], box: Box | None, margin: float = 0.0) -> NDArray[np.uint8]:
+    """Cuts the region of interest out of a photograph.
+
+    Args:
+        image: uint8 array [H, W, 3].
+        box: The region in pixels, or None for the whole photograph.
+        margin: Border added on each side as a fraction of the box's side (0.1 makes a box of 100 px 120 px
+            wide), rounded to whole pixels and clipped at the edges of the photograph. At least 0.
+
+    Returns:
+        uint8 array [h, w, 3], a contiguous copy (the photograph's memory can be freed).
+
+    Raises:
+        ManifestError: The box is empty or not wholly inside the photograph.
+        ConfigError: The margin is negative or not a number.
+    """
+    if not (math.isfinite(margin) and margin >= 0):
+        raise ConfigError(
+            Finding("roi_margin", f"{margin} is not a margin", "Use 0 or a small fraction, such as 0.1.")
+        )
+    if box is None:
+        return image.copy()
+    height, width = image.shape[:2]
+    inside = box.x >= 0 and box.y >= 0 and box.x + box.width <= width and box.y + box.height <= height
+    if box.width < 1 or box.height < 1 or not inside:
+        what = f"{box} does not lie inside the photograph of {width} x {height} pixels"
+        raise ManifestError(
+            Finding("ROI box", what, "Give x, y, width, height in pixels of that photograph.")
+        )
+    dx, dy = round(margin * box.width), round(margin * box.height)
+    left, top = max(box.x - dx, 0), max(box.y - dy, 0)
+    right, bottom = min(box.x + box.width + dx, width), min(box.y + box.height + dy, height)
+    return image[top:bottom, left:right].copy()
+
+
+def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Returns a decoded picture of any mode as [H, W, 3] uint8."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _gray16_as_rgb(np.asarray(image))
+    if image.mode == "F":
+        raise ValueError("32-bit pixels, black and white unknown")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        paper = Image.new("RGBA", picture.size, "white")
+        image = Image.alpha_composite(paper, picture)
+    return np.array(image.convert("RGB"))
+
+
+def _gray16_as_rgb(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Scales 16-bit gray [H, W] to [H, W, 3] uint8; Pillow also gives 16-bit files as 32-bit integers."""
+    wide = values.astype(np.int64)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise ValueError("32-bit pixels, black and white unknown")
+    gray = ((wide + 128) // 257).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def _late_png_orientation(path: Path) -> int:
+    """Looks for an EXIF block behind the pixels of a PNG, which Pillow finds only by decoding them."""
+    with path.open("rb") as file:
+        file.seek(_PNG_SIGNATURE_BYTES)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                exif = Image.Exif()
+                exif.load(file.read(length))
+                return int(exif.get(ExifTags.Base.Orientation, 1))
+            if kind == b"IEND":
+                return 1
+            file.seek(length + 4, 1)
+    raise OSError("the file is truncated")
+
+
+def _refuse_too_large(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels are more than {MAX_PIXELS // 10**6} megapixels")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into one error that names the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        finding = Finding(str(path), "the photograph does not exist", "Correct the path or restore the file.")
+        raise ManifestError(finding) from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        reason = _reason(path, error)
+        remedy = "Replace the file by one that an image viewer opens, or leave it out."
+        raise ManifestError(
+            Finding(str(path), f"the photograph cannot be read ({reason})", remedy)
+        ) from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return "it is a folder"
+    if isinstance(error, UnidentifiedImageError):
+        return "the file is empty" if path.stat().st_size == 0 else "not an image of a known format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+_limit_lock = threading.Lock()
+_limit_users = 0
+_limit_before: int | None = None
+
+
+@contextmanager
+def _pixel_limit() -> Iterator[None]:
+    """Raises Pillow's process-wide size limit while photographs are read, in any number of threads."""
+    global _limit_users, _limit_before
+    with _limit_lock:
+        if _limit_users == 0:
+            _limit_before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        _limit_users += 1
+    try:
+        yield
+    finally:
+        with _limit_lock:
+            _limit_users -= 1
+            if _limit_users == 0:
+                Image.MAX_IMAGE_PIXELS = _limit_before
