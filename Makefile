@@ -1,0 +1,51 @@
+# `make` prints what there is. Works with GNU make 3.81 (macOS) and newer.
+VENV := .venv/bin
+INSTALLED := .venv/.installed
+WORKERS ?= 2
+
+.PHONY: help install demo test test-slow lint types bench format lock clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED) ## make .venv from the locks and install the project into it (PYTHON=... chooses the Python)
+
+$(INSTALLED): requirements.lock requirements-realesrgan.lock pyproject.toml scripts/install.sh
+	@rm -f $@
+	@scripts/install.sh
+	@touch $@
+
+demo: $(INSTALLED) ## the whole path on drawn specimens, a few minutes on a CPU
+	$(VENV)/kd-convnext demo
+
+test: lint types ## lint, types and the suite without its slow part, under 12 minutes (WORKERS=2 processes)
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+
+test-slow: $(INSTALLED) ## notebooks, other processes, long runs
+	$(VENV)/python -m pytest -m slow
+
+lint: $(INSTALLED) ## ruff: rules and format
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+
+types: $(INSTALLED) ## mypy, strict
+	$(VENV)/mypy
+
+bench: $(INSTALLED) ## run every script of benchmarks/
+	@found=no; \
+	for script in benchmarks/*.py; do \
+		[ -f "$$script" ] || continue; \
+		found=yes; echo "== $$script"; $(VENV)/python "$$script" || exit 1; \
+	done; \
+	[ $$found = yes ] || echo "benchmarks/ holds no script yet"
+
+format: $(INSTALLED) ## rewrite the code in the house style
+	$(VENV)/ruff check --fix .
+	$(VENV)/ruff format .
+
+lock: ## renew the locks after a change of pyproject.toml (needs uv; scripts/lock.sh --upgrade moves every version)
+	scripts/lock.sh
+
+clean: ## remove what tests and builds left; .venv, runs/ and the crop cache stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find kd_convnext tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
