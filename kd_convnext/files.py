@@ -21,7 +21,7 @@ _REMEDIES = {
 }
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file so that no reader, and no crash, ever shows a part of it.
 
     The content goes to a temporary file in the same folder, is flushed to the disk (fsync), and takes the
