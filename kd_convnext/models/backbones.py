@@ -1,0 +1,244 @@
+"""Any classifier of timm, with its normalisation inside and its stages listed."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.models.weights import hub_or_cache, load_weights
+
+STAGE_REDUCTIONS = (4, 8, 16, 32)
+"""Sides of the input over sides of the map, for the four stages whose features Eq. 1 compares."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a backbone.
+
+    Attributes:
+        name: Module path inside the timm network, such as ``layers.0``.
+        channels: Channels of its output.
+        reduction: Side of the input over side of the map: 4, 8, 16 or 32.
+        channels_last: Whether the module returns [B, H, W, C] (Swin) instead of [B, C, H, W].
+    """
+
+    name: str
+    channels: int
+    reduction: int
+    channels_last: bool
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How to build a backbone; plain values only, so that it fits into a config file and a checkpoint.
+
+    Attributes:
+        name: A timm model name, optionally with a weight tag (``swin_tiny_patch4_window7_224.ms_in1k``).
+        pretrained: Start from timm's published weights, fetched from the Hugging Face hub or its cache.
+        weights: Start from a file instead, whatever ``pretrained`` says: a state dict of timm or of the
+            model's authors (.safetensors, .pth, .pt) or a checkpoint of this package (.ckpt; the student of a
+            distillation).
+        image_size: Side of the square input in pixels.
+        in_chans: 3 for colour, 1 for grey.
+        drop_path_rate: Stochastic depth in 0..1.
+        args: Further arguments of the timm model, such as ``depths`` or ``window_size``.
+    """
+
+    name: str = "swin_tiny_patch4_window7_224"
+    pretrained: bool = False
+    weights: str | None = None
+    image_size: int = 224
+    in_chans: int = 3
+    drop_path_rate: float = 0.0
+    args: dict[str, Any] | None = None
+
+
+class Backbone(nn.Module):
+    """A timm classifier that takes images as the loader gives them.
+
+    Normalisation happens here, on the device, so that each of teacher and student has its own and that it
+    travels with the checkpoint and the exported model.
+
+    Attributes:
+        network: The timm model.
+        name: Its timm name.
+        num_classes: Width of its output, K.
+        in_chans: Channels of its input.
+        image_size: Side of its square input in pixels.
+        stages: Its stages at 1/4, 1/8, 1/16 and 1/32, as far as it has them, in this order.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, spec: BackboneSpec, num_classes: int) -> None:
+        """Wraps a network; use :func:`build_backbone`.
+
+        Args:
+            network: A timm model.
+            spec: What it was built from.
+            num_classes: Width of its output.
+        """
+        super().__init__()
+        self.network = network
+        self.name = spec.name
+        self.num_classes = num_classes
+        self.in_chans = spec.in_chans
+        self.image_size = spec.image_size
+        self.stages = _stages(network)
+        for buffer in ("mean", "std"):
+            values = torch.tensor(_pretrained_cfg(network)[buffer], dtype=torch.float32)
+            values = values if len(values) == spec.in_chans else values.mean().expand(spec.in_chans).clone()
+            self.register_buffer(buffer, values.reshape(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classifies images.
+
+        Args:
+            images: [B, C, H, W], uint8 0..255 or floating 0..1.
+
+        Returns:
+            Logits [B, K] in the parameters' type (autocast's, where it is on).
+        """
+        return cast(Tensor, self.network(self.normalise(images)))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Brings images to the distribution the network was pretrained on.
+
+        Args:
+            images: [B, C, H, W], uint8 0..255 or floating 0..1.
+
+        Returns:
+            [B, C, H, W] in the type of the parameters.
+        """
+        wide = torch.promote_types(self.mean.dtype, torch.float32)
+        values = images.to(wide)
+        if images.dtype == torch.uint8:
+            values = values / 255
+        # In at least float32: half precision has no room for the 256 levels.
+        return ((values - self.mean.to(wide)) / self.std.to(wide)).to(self.mean.dtype)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters that a new set of classes starts afresh: the last linear layer(s)."""
+        heads = self.network.get_classifier()  # type: ignore[operator]
+        heads = heads if isinstance(heads, tuple | list) else [heads]
+        return [parameter for head in heads for parameter in head.parameters()]
+
+    def body_parameters(self) -> list[nn.Parameter]:
+        """Returns all other parameters."""
+        head = {id(parameter) for parameter in self.head_parameters()}
+        return [parameter for parameter in self.network.parameters() if id(parameter) not in head]
+
+
+def build_backbone(spec: BackboneSpec, num_classes: int) -> Backbone:
+    """Builds a backbone, with weights if asked.
+
+    A head of another number of classes than ``num_classes`` starts afresh.
+
+    Args:
+        spec: What to build.
+        num_classes: Width of the output, at least 2.
+
+    Returns:
+        The backbone in training mode, on the CPU, in float32.
+
+    Raises:
+        ConfigError: The name is unknown, an argument or the size does not suit the model, or the published
+            weights cannot be fetched.
+        CheckpointError: The weights file is missing, unreadable, or of another model.
+    """
+    findings = _check(spec, num_classes)
+    if findings:
+        raise ConfigError(findings)
+    from_hub = spec.pretrained and spec.weights is None
+    network = _create(spec, num_classes, pretrained=False)
+    if from_hub:
+        # Created without weights first: whatever fails now is the hub's fault, not an argument's.
+        with hub_or_cache(spec.name):
+            network = _create_unchecked(spec, num_classes, pretrained=True)
+    elif spec.weights is not None:
+        load_weights(network, spec.weights, in_chans=spec.in_chans)
+    return Backbone(network, spec, num_classes)
+
+
+def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
+    findings = []
+    if not timm.is_model(spec.name):
+        close = difflib.get_close_matches(spec.name.split(".")[0], timm.list_models(), n=3)
+        remedy = f"Did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names."
+        findings.append(Finding("backbone.name", f"timm has no model {spec.name!r}", remedy))
+    if spec.in_chans not in (1, 3):
+        findings.append(
+            Finding("backbone.in_chans", f"{spec.in_chans} channels", "Use 3 (colour) or 1 (grey).")
+        )
+    if spec.image_size < 1:
+        findings.append(Finding("backbone.image_size", f"{spec.image_size} pixels", "Use for example 224."))
+    if not 0 <= spec.drop_path_rate < 1:
+        findings.append(
+            Finding(
+                "backbone.drop_path_rate", f"{spec.drop_path_rate} is outside 0..1", "Use for example 0.1."
+            )
+        )
+    if num_classes < 2:
+        findings.append(Finding("num_classes", f"{num_classes} classes", "A classifier needs at least two."))
+    return findings
+
+
+def _create(spec: BackboneSpec, num_classes: int, *, pretrained: bool) -> nn.Module:
+    try:
+        return _create_unchecked(spec, num_classes, pretrained=pretrained)
+    except (
+        TypeError,
+        ValueError,
+        AssertionError,
+        RuntimeError,
+        KeyError,
+        IndexError,
+        ZeroDivisionError,
+    ) as error:
+        raise ConfigError(
+            Finding(
+                "backbone",
+                f"timm cannot build {spec.name} with image_size {spec.image_size} and args {spec.args or {}} "
+                f"({error})",
+                "Check the names and values of args, and that the model takes this size.",
+            )
+        ) from error
+
+
+def _create_unchecked(spec: BackboneSpec, num_classes: int, *, pretrained: bool) -> nn.Module:
+    options: dict[str, Any] = dict(spec.args or {})
+    # Models whose weights depend on the input's size (windows, position tables) must be told it; others
+    # refuse it.
+    if timm.models.get_pretrained_cfg_value(spec.name, "fixed_input_size"):
+        options.setdefault("img_size", spec.image_size)
+    return timm.create_model(
+        spec.name,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        in_chans=spec.in_chans,
+        drop_path_rate=spec.drop_path_rate,
+        **options,
+    )
+
+
+def _pretrained_cfg(network: nn.Module) -> Mapping[str, Any]:
+    return cast(Mapping[str, Any], network.pretrained_cfg)
+
+
+def _stages(network: nn.Module) -> tuple[Stage, ...]:
+    info: Any = getattr(network, "feature_info", [])
+    entries = info.get_dicts() if hasattr(info, "get_dicts") else info
+    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+    # The deepest module of each resolution: where several have one, the last has seen most.
+    last = {entry["reduction"]: entry for entry in entries}
+    return tuple(
+        Stage(last[reduction]["module"], last[reduction]["num_chs"], reduction, channels_last)
+        for reduction in STAGE_REDUCTIONS
+        if reduction in last
+    )

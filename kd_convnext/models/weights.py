@@ -1,0 +1,155 @@
+"""Start weights: from a file, or from the hub without long waits."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import torch
+from huggingface_hub import constants, get_session
+from timm.models import adapt_input_conv, clean_state_dict
+from torch import Tensor, nn
+
+from kd_convnext.errors import CheckpointError, ConfigError, Finding
+
+OWN_PREFIXES = ("student.network.", "backbone.network.")
+"""Where the deployable network lies in the checkpoints of this package."""
+
+HUB_TIMEOUT = 5.0
+"""Seconds to wait for the hub's first answer; its client alone tries twelve times over 47 s."""
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def hub_or_cache(name: str) -> Iterator[None]:
+    """Fetches published weights inside the block; when the hub does not answer, only its local cache is used.
+
+    Args:
+        name: The model, for the message.
+
+    Raises:
+        ConfigError: The weights are neither reachable nor in the cache.
+    """
+    offline = constants.HF_HUB_OFFLINE or not _hub_answers()
+    try:
+        with mock.patch.object(constants, "HF_HUB_OFFLINE", offline):
+            yield
+    except Exception as error:
+        # The hub's client, its HTTP library and torch.hub raise a dozen unrelated types.
+        reason = "the hub is not reachable" if offline else f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(
+            Finding(
+                "backbone.pretrained",
+                f"the published weights of {name} cannot be fetched ({reason})",
+                "Give a local file with --model.backbone.weights FILE, or set pretrained: false.",
+            )
+        ) from error
+
+
+def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
+    """Loads a file into a timm model; a head of another number of classes is left as initialised.
+
+    Args:
+        network: The timm model, changed in place.
+        file: A state dict of timm or of the model's authors (.safetensors, .pth, .pt), or a checkpoint of
+            this package (.ckpt).
+        in_chans: Input channels of the network; a first convolution for other channels is adapted as timm
+            does.
+
+    Raises:
+        CheckpointError: The file is missing or unreadable, or does not fit the network.
+    """
+    state = _read(file)
+    own = network.state_dict()
+    try:
+        state = _to_timm_layout(state, network)
+    except Exception as error:
+        # timm's converters assume a file of their model and fail in as many ways as there are others.
+        raise _does_not_fit(file, f"is of another model ({type(error).__name__}: {error})") from error
+    cfg = cast(Mapping[str, Any], network.pretrained_cfg)
+    stem = f"{cfg.get('first_conv')}.weight"
+    if stem in state and stem in own and state[stem].shape[1] != own[stem].shape[1]:
+        state[stem] = adapt_input_conv(in_chans, state[stem])
+    heads = cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    head_names = [name for name in own if any(name.startswith(f"{head}.") for head in heads)]
+    if any(name not in state or state[name].shape != own[name].shape for name in head_names):
+        _log.info("%s: the head starts afresh, the file's has other classes", file)
+        state |= {name: own[name] for name in head_names}
+    missing = [name for name in own if name not in state]
+    foreign = [name for name in state if name not in own]
+    unlike = [
+        f"{name} {list(state[name].shape)} for {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if missing or foreign or unlike:
+        matched = len(own) - len(missing) - len(unlike)
+        groups = (("missing", missing), ("unknown", foreign), ("of another shape", unlike))
+        details = "; ".join(f"{len(group)} {what}: {_first(group)}" for what, group in groups if group)
+        raise _does_not_fit(file, f"fits {matched} of {len(own)} tensors of the model ({details})")
+    network.load_state_dict(state)
+
+
+def _read(file: str) -> dict[str, Tensor]:
+    path = Path(file)
+    if not path.is_file():
+        raise CheckpointError(Finding(file, "no such file", "Check the path given as backbone.weights."))
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # A broken or foreign file ends in whatever its first bytes happen to trigger.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(
+            Finding(
+                file,
+                f"is no readable weights file ({reason})",
+                "Give a .safetensors, .pth, .pt or .ckpt file.",
+            )
+        ) from error
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise _does_not_fit(file, "holds no state dict")
+    state = {key.replace("_orig_mod.", ""): value for key, value in clean_state_dict(content).items()}
+    for prefix in OWN_PREFIXES:
+        inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if inner:
+            return inner
+    return state
+
+
+def _to_timm_layout(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    return dict(convert(state, network)) if convert else state
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _does_not_fit(file: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        Finding(file, what, "Give a file of the same model: check backbone.name, image_size and args.")
+    )
+
+
+def _hub_answers() -> bool:
+    try:
+        get_session().head(os.environ.get("HF_ENDPOINT", constants.ENDPOINT), timeout=HUB_TIMEOUT)
+    except Exception:
+        # Any failure, whatever the client calls it, means the same: do not wait for it twelve times.
+        return False
+    return True
