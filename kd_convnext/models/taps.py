@@ -1,0 +1,209 @@
+"""Feature maps out of the middle of any backbone, by forward hooks."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.models.backbones import STAGE_REDUCTIONS, Backbone
+
+
+class _Store:
+    """What the hooks caught since the last read. Copies start empty and belong to the copied model."""
+
+    def __init__(self, active: bool = True) -> None:
+        self.active = active
+        self.features: dict[str, Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Store":
+        # Activations are not leaves of the graph and cannot be copied; `memo` keeps hooks and taps together.
+        memo[id(self)] = copied = _Store(self.active)
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"active": self.active, "features": {}}
+
+
+class _Hook:
+    """Puts a module's output into the store, channels first."""
+
+    def __init__(self, store: _Store, name: str, channels_last: bool) -> None:
+        self.store = store
+        self.name = name
+        self.channels_last = channels_last
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        if self.store.active:
+            self.store.features[self.name] = output.permute(0, 3, 1, 2) if self.channels_last else output
+
+
+class FeatureTaps:
+    """Catches the feature maps of named modules during a backbone's forward pass.
+
+    The hooks are registered here, so create taps before ``torch.compile`` sees its first batch. Two ways of
+    use::
+
+        taps = FeatureTaps(student)                    taps = FeatureTaps(student, active=False)
+        logits = student(images)                       with taps:
+        features = taps.pop()                              logits = student(images)
+                                                       features = taps.pop()
+
+    The second catches nothing outside its block (validation, prediction). Reading empties the taps: no
+    activation outlives its step.
+
+    Attributes:
+        names: The tapped modules, in the order of the features.
+        channels: Channels of each map.
+    """
+
+    def __init__(
+        self, backbone: Backbone, names: Sequence[str] | None = None, *, active: bool = True
+    ) -> None:
+        """Registers the hooks.
+
+        Args:
+            backbone: The network to look into.
+            names: Modules of ``backbone.network``; by default its stages at 1/4, 1/8, 1/16 and 1/32.
+            active: Catch from now on, or only inside ``with``.
+
+        Raises:
+            ConfigError: A name is unknown, given twice, or its module returns no feature map; or the backbone
+                lacks the four stages and no names are given. Valid names are listed.
+        """
+        self.names = _checked_names(backbone, names)
+        stages = {stage.name: stage for stage in backbone.stages}
+        layouts = {
+            name: (stages[name].channels, stages[name].channels_last) for name in self.names if name in stages
+        }
+        layouts |= _probe(backbone, [name for name in self.names if name not in stages])
+        self.channels = tuple(layouts[name][0] for name in self.names)
+        self._store = _Store(active)
+        self._outer: list[bool] = []
+        self._handles = [
+            backbone.network.get_submodule(name).register_forward_hook(
+                _Hook(self._store, name, layouts[name][1])
+            )
+            for name in self.names
+        ]
+
+    def pop(self) -> dict[str, Tensor]:
+        """Returns what was caught and forgets it.
+
+        Returns:
+            Maps [B, C, H, W] by module name, in the order of ``names``; part of the graph where gradients are
+            on.
+
+        Raises:
+            RuntimeError: No forward pass ran since the last call.
+        """
+        caught, self._store.features = self._store.features, {}
+        missing = [name for name in self.names if name not in caught]
+        if missing:
+            raise RuntimeError(
+                f"no features of {', '.join(missing)}: run the backbone with active taps before each pop()"
+            )
+        return {name: caught[name] for name in self.names}
+
+    def remove(self) -> None:
+        """Takes the hooks off the network and forgets what was caught."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._store.features = {}
+
+    def __enter__(self) -> "FeatureTaps":
+        """Catches until the end of the block."""
+        self._outer.append(self._store.active)
+        self._store.active = True
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Returns to the state before the block."""
+        self._store.active = self._outer.pop()
+
+
+def _checked_names(backbone: Backbone, names: Sequence[str] | None) -> tuple[str, ...]:
+    stages = [stage.name for stage in backbone.stages]
+    if names is None:
+        found = tuple(stage.reduction for stage in backbone.stages)
+        if found != STAGE_REDUCTIONS:
+            raise ConfigError(
+                Finding(
+                    "taps",
+                    f"{backbone.name} has stages at 1/{', 1/'.join(map(str, found))} of the image"
+                    if found
+                    else f"{backbone.name} lists no stages",
+                    "Name the modules to tap, or use a backbone with stages at 1/4, 1/8, 1/16 and 1/32.",
+                )
+            )
+        return tuple(stages)
+    modules = [name for name, _ in backbone.network.named_modules() if name]
+    valid = stages + [name for name in modules if name not in stages]
+    findings = []
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            findings.append(Finding("taps", f"{name!r} is named twice", "Name each module once."))
+        elif name not in valid:
+            close = difflib.get_close_matches(name, valid, n=1)
+            hint = f"Did you mean {close[0]!r}? " if close else ""
+            listed = ", ".join(stages + [n for n in modules if "." not in n and n not in stages])
+            findings.append(
+                Finding(
+                    "taps",
+                    f"{backbone.name} has no module {name!r}",
+                    f"{hint}Valid are {listed}, or any of the {len(valid)} modules inside them.",
+                )
+            )
+    if not names:
+        findings.append(Finding("taps", "the list of modules is empty", f"Valid are {', '.join(stages)}."))
+    if findings:
+        raise ConfigError(findings)
+    return tuple(names)
+
+
+@torch.no_grad()
+def _probe(backbone: Backbone, names: Sequence[str]) -> dict[str, tuple[int, bool]]:
+    """Runs one empty image through the network to learn channels and layout of modules that are no stages."""
+    if not names:
+        return {}
+    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(names)
+
+    def note(name: str, output: Any) -> None:
+        shapes[name] = tuple(output.shape) if isinstance(output, Tensor) else None
+
+    handles = [
+        backbone.network.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: note(name, output)
+        )
+        for name in names
+    ]
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    try:
+        backbone(backbone.mean.new_zeros(1, backbone.in_chans, backbone.image_size, backbone.image_size))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    layouts, findings = {}, []
+    for name, shape in shapes.items():
+        if shape is None or len(shape) != 4:
+            gives = "a tensor" if shape is None else f"shape {list(shape)}"
+            findings.append(
+                Finding(
+                    "taps", f"{name!r} returns {gives}, no feature map", "Name a module that returns a map."
+                )
+            )
+            continue
+        # The image is square: the channels are the side that is unlike the other two.
+        square_last, square_first = shape[2] == shape[3], shape[1] == shape[2]
+        default = getattr(backbone.network, "output_fmt", "NCHW") == "NHWC"
+        channels_last = default if square_last == square_first else square_first
+        layouts[name] = (shape[3] if channels_last else shape[1], channels_last)
+    if findings:
+        raise ConfigError(findings)
+    return layouts
