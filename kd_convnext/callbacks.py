@@ -1,0 +1,287 @@
+"""What a run leaves behind: its split, environment, predictions, metrics and figures, in files and loggers.
+
+The callbacks that talk to the user during a fit (``DataWaitBar``, ``RunHeader``) live in
+``kd_convnext.progress`` and can be named from here too.
+"""
+
+import platform
+import sys
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from matplotlib.figure import Figure
+
+from kd_convnext._version import __version__
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.plotting import (
+    confusion_matrix,
+    crop_grid,
+    per_class_bars,
+    reliability_diagram,
+    save_figure,
+    training_curves,
+)
+from kd_convnext.progress import DataWaitBar, RunHeader, device_name
+from kd_convnext.runs import (
+    RunFolder,
+    class_table,
+    prediction_table,
+    run_of_checkpoint,
+    write_environment,
+    write_metrics,
+    write_predictions,
+)
+from kd_convnext.tracking import log_confusion, log_figure, log_table
+
+if TYPE_CHECKING:
+    from kd_convnext.data.datamodule import SpecimenDataModule
+    from kd_convnext.evaluation import Evaluation
+
+__all__ = ["AugmentationPreview", "CurveFigures", "DataWaitBar", "RunHeader", "RunRecord", "run_folder"]
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "timm",
+    "albumentations",
+    "opencv-python-headless",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "spandrel",
+    "wandb",
+)
+
+
+_GRID = 36
+"""Pictures of the grid of wrong predictions at most."""
+
+
+def run_folder(trainer: Trainer) -> RunFolder:
+    """Finds where a run's files go.
+
+    Args:
+        trainer: Within any of its calls.
+
+    Returns:
+        For ``test``, ``validate`` and ``predict`` from a checkpoint the run of that checkpoint, otherwise
+        ``default_root_dir``.
+    """
+    if trainer.state.fn != "fit" and trainer.ckpt_path:
+        return run_of_checkpoint(trainer.ckpt_path)
+    return RunFolder(Path(trainer.default_root_dir))
+
+
+class RunRecord(Callback):
+    """Writes a run's record into its folder and gives the same to the loggers.
+
+    At the start of a fit the split and the environment; at the end of ``test`` the predictions, metrics and
+    figures; at the end of ``validate`` metrics and figures.
+    """
+
+    def __init__(self, max_pictures: int = 200, picture_size: int = 96, log_validation: bool = False) -> None:
+        """Sets what the loggers get.
+
+        Args:
+            max_pictures: Rows of the prediction table: wrong ones first, the surest of them on top, then
+                right ones from the least sure on. ``predictions.csv`` always has all. 0 for no table.
+            picture_size: Longer side of the table's pictures, in pixels.
+            log_validation: Give the loggers the confusion matrix of every validation during a fit.
+        """
+        super().__init__()
+        self.max_pictures = max_pictures
+        self.picture_size = picture_size
+        self.log_validation = log_validation
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes ``split.csv`` and ``environment.json``."""
+        if not trainer.is_global_zero:
+            return
+        folder, data = run_folder(trainer), _data(trainer)
+        data.split.write(folder.split, data.manifest)
+        write_environment(folder, environment(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records ``validate``; within a fit gives the loggers the confusion matrix, if asked for."""
+        found = _evaluation(trainer, pl_module, "evaluation")
+        if found is None or trainer.sanity_checking:
+            return
+        if trainer.state.fn == "validate":
+            self._record(trainer, pl_module, found)
+        elif self.log_validation:
+            log_confusion(trainer.loggers, "val/confusion_matrix", found, trainer.global_step)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records ``test``: ``predictions.csv``, ``metrics.json``, ``figures/``."""
+        found = _evaluation(trainer, pl_module, "evaluation")
+        if found is None:
+            return
+        write_predictions(run_folder(trainer), found, _data(trainer).manifest)
+        self._record(trainer, pl_module, found)
+        if self.max_pictures:
+            self._show_predictions(trainer, found)
+
+    def _record(self, trainer: Trainer, module: LightningModule, found: "Evaluation") -> None:
+        """Writes metrics and figures of the images and, where there are lesions, of those."""
+        lesions = _evaluation(trainer, module, "lesion_evaluation")
+        for prefix, evaluation in ((found.part, found), (f"{found.part}/lesion", lesions)):
+            metrics = evaluation.metrics() if evaluation else {}
+            if not evaluation or not metrics:
+                continue
+            write_metrics(run_folder(trainer), {f"{prefix}/{name}": value for name, value in metrics.items()})
+            name = f"{prefix}/confusion_matrix"
+            figure = confusion_matrix(evaluation.confusion_matrix(), evaluation.class_names)
+            save_figure(run_folder(trainer).figure(name), figure)
+            log_confusion(trainer.loggers, name, evaluation, trainer.global_step)
+            show_figure(trainer, f"{prefix}/per_class", per_class_bars(evaluation))
+            show_figure(trainer, f"{prefix}/reliability", reliability_diagram(evaluation))
+            log_table(
+                trainer.loggers, f"{prefix}/per_class_table", class_table(evaluation), trainer.global_step
+            )
+
+    def _show_predictions(self, trainer: Trainer, found: "Evaluation") -> None:
+        """Gives the loggers the table of predictions with pictures, and a grid of wrong ones."""
+        data = _data(trainer)
+        chosen = most_telling(found)[: self.max_pictures]
+        pictures = [_shrink(data.crops.load(int(row)), self.picture_size) for row in found.index[chosen]]
+        table = prediction_table(found, data.manifest).iloc[chosen].reset_index(drop=True)
+        log_table(trainer.loggers, "test/predictions", table, trainer.global_step, pictures)
+        wrong = table[(table["label"] != "") & (table["label"] != table["prediction"])].head(_GRID)
+        if len(wrong):
+            titles = (wrong["label"] + ", not " + wrong["prediction"]).tolist()
+            show_figure(trainer, "test/misclassified", crop_grid(pictures[: len(wrong)], titles))
+
+
+class AugmentationPreview(Callback):
+    """Shows, before the first step, what augmentation makes of some training crops."""
+
+    def __init__(self, pictures: int = 16) -> None:
+        """Sets the size of the grid.
+
+        Args:
+            pictures: Crops, spread evenly over the training part.
+        """
+        super().__init__()
+        self.pictures = pictures
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes ``figures/augmented_crops.png`` and tells the loggers; the global random state stays."""
+        if not trainer.is_global_zero:
+            return
+        data = _data(trainer)
+        places = np.linspace(0, len(data.train_set) - 1, min(self.pictures, len(data.train_set))).astype(int)
+        with isolate_rng():
+            samples = [data.train_set[int(place)] for place in places]
+        titles = [data.class_names[int(sample["label"])] for sample in samples]
+        images = [_picture(np.asarray(sample["image"])) for sample in samples]
+        show_figure(trainer, "train/augmented_crops", crop_grid(images, titles), file="augmented_crops")
+
+
+class CurveFigures(Callback):
+    """Draws the curves of loss, its terms and macro F1 once a fit is done, from the CSV logger's numbers."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes ``figures/training_curves.png``, if there is a ``CSVLogger``."""
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):
+                continue
+            logger.save()
+            metrics = Path(logger.log_dir) / "metrics.csv"
+            if metrics.exists():
+                figure = training_curves(pd.read_csv(metrics))
+                show_figure(trainer, "train/training_curves", figure, file="training_curves")
+                return
+
+
+def show_figure(trainer: Trainer, name: str, figure: Figure, file: str | None = None) -> None:
+    """Writes a figure into the run's folder and gives it to the loggers. Only the first process does.
+
+    Args:
+        trainer: Within any of its calls.
+        name: Its name in the loggers, such as ``test/per_class``.
+        figure: The figure.
+        file: Its name in ``figures/`` where that is not made from ``name``.
+    """
+    if trainer.is_global_zero:
+        save_figure(run_folder(trainer).figure(file or name), figure)
+        log_figure(trainer.loggers, name, figure, trainer.global_step)
+
+
+def most_telling(evaluation: "Evaluation") -> npt.NDArray[np.intp]:
+    """Orders samples by what there is to learn from looking at them.
+
+    Args:
+        evaluation: N samples.
+
+    Returns:
+        N positions: wrong answers from the surest on, then the others from the least sure on.
+    """
+    wrong = (evaluation.labels >= 0) & (evaluation.labels != evaluation.predictions)
+    confidence = evaluation.probabilities.max(axis=1)
+    return np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))
+
+
+def environment(trainer: Trainer) -> dict[str, object]:
+    """Tells what a fit ran on.
+
+    Args:
+        trainer: At the start of a fit.
+
+    Returns:
+        Start time, command, device, precision, processes, Python, platform, and package versions.
+    """
+    versions = {"kd-convnext": __version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "device": device_name(trainer),
+        "precision": trainer.precision,
+        "processes": trainer.world_size,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
+
+
+def _data(trainer: Trainer) -> "SpecimenDataModule":
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        remedy = "Pass datamodule=SpecimenDataModule(...), or leave this callback out."
+        raise ConfigError(Finding("trainer", "got loaders in place of a data module", remedy))
+    return cast("SpecimenDataModule", data)
+
+
+def _evaluation(trainer: Trainer, module: LightningModule, name: str) -> "Evaluation | None":
+    """Reads what the module has collected; None in all processes but the first."""
+    return cast("Evaluation | None", getattr(module, name, None)) if trainer.is_global_zero else None
+
+
+def _shrink(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _picture(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Turns uint8 [C, H, W] with one or three channels into [H, W, 3]."""
+    return np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
