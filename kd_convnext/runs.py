@@ -206,11 +206,11 @@ def class_table(evaluation: "Evaluation") -> pd.DataFrame:
         evaluation: Of a part with known labels.
 
     Returns:
-        One row a class: ``class``, ``count`` (labelled so), ``predicted`` (predicted so), ``precision``,
+        One row a class: ``class``, ``support`` (labelled so), ``predicted`` (predicted so), ``precision``,
         ``recall``, ``f1`` (0 to 1).
     """
     matrix, metrics, names = evaluation.confusion_matrix(), evaluation.metrics(), evaluation.class_names
-    table = {"class": names, "count": matrix.sum(axis=1), "predicted": matrix.sum(axis=0)}
+    table = {"class": names, "support": matrix.sum(axis=1), "predicted": matrix.sum(axis=0)}
     scores = {
         score: [metrics[f"{score}/{name}"] for name in names] for score in ("precision", "recall", "f1")
     }
@@ -241,18 +241,31 @@ def prediction_table(evaluation: "Evaluation", manifest: "Manifest") -> pd.DataF
     return frame
 
 
-def write_predictions(path: Path, evaluation: "Evaluation", manifest: "Manifest") -> None:
-    """Writes ``prediction_table`` as CSV (UTF-8, probabilities with 8 digits).
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a table as CSV (UTF-8, numbers with 8 digits, no row numbers).
 
     Args:
         path: The file, replaced at once.
+        frame: The table, such as ``prediction_table``.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    _write_text(path, frame.to_csv(index=False, float_format="%.8g"))
+
+
+def write_predictions(folder: RunFolder, evaluation: "Evaluation", manifest: "Manifest") -> None:
+    """Writes ``predictions.csv``.
+
+    Args:
+        folder: The run.
         evaluation: See ``prediction_table``.
         manifest: See ``prediction_table``.
 
     Raises:
         ConfigError: The file cannot be written.
     """
-    _write_text(path, prediction_table(evaluation, manifest).to_csv(index=False, float_format="%.8g"))
+    write_table(folder.predictions, prediction_table(evaluation, manifest))
 
 
 def write_environment(folder: RunFolder, environment: Mapping[str, object]) -> None:
