@@ -1,0 +1,391 @@
+"""The cache of prepared crops: each crop is super-resolved once, whoever asks, and never half-written.
+
+``root/<hash of the configuration>/<2 hex>/<sha256>.png``. The key is the hash of the configuration (weights,
+scale, sizes, ...) and the crop's own pixels, so another weight file, scale or box is another entry, and
+processes that share the folder agree without talking to each other.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import threading
+import time
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_convnext._version import __version__
+from kd_convnext.data.crops import CropSpec, enlarge, make_crop
+from kd_convnext.data.entries import Index, Stamp, entry_size, read_entry, write_entry
+from kd_convnext.data.manifest import Manifest
+from kd_convnext.data.progress import progress_bar
+from kd_convnext.data.roi import Box, crop_roi, read_image
+from kd_convnext.data.super_resolution import Pixels
+from kd_convnext.errors import CacheError, Finding, KDConvNeXtError
+from kd_convnext.files import atomic_write, write_finding
+
+__all__ = ["CropCache", "CropSpec", "PrepareSummary", "PreparedCrops", "default_cache_dir", "make_crop"]
+
+OnError = Literal["raise", "skip"]
+
+
+def default_cache_dir() -> Path:
+    """Returns ``$KD_CONVNEXT_CACHE``, else ``~/.cache/kd-convnext``."""
+    named = os.environ.get("KD_CONVNEXT_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "kd-convnext"
+
+
+@dataclass(frozen=True)
+class PrepareSummary:
+    """What a filling did.
+
+    Attributes:
+        made: Crops made now.
+        found: Crops that were there already.
+        failed: Crops that could not be made.
+        bytes: Size on the disk of all crops asked for.
+        seconds: Time it took.
+    """
+
+    made: int
+    found: int
+    failed: int
+    bytes: int
+    seconds: float
+
+
+class Region(NamedTuple):
+    """A region of interest and the row of the manifest it comes from (0-based position)."""
+
+    row: int
+    box: Box | None
+
+
+class Photograph(NamedTuple):
+    """A photograph and the regions wanted of it."""
+
+    path: Path
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is in the cache and what is not, as far as the index knows.
+
+    Attributes:
+        found: Row to key.
+        bytes: Size on the disk of the entries found.
+        missing: Photographs with the regions still to make.
+    """
+
+    found: dict[int, str]
+    bytes: int
+    missing: tuple[Photograph, ...]
+
+
+@dataclass
+class _Progress:
+    """What the threads of one filling report, under one lock."""
+
+    keys: dict[int, str]
+    failed: dict[int, Finding] = field(default_factory=dict)
+    made: int = 0
+    bytes: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def succeed(self, row: int, key: str, size: int, made: bool) -> None:
+        with self.lock:
+            self.keys[row] = key
+            self.bytes += size
+            self.made += made
+
+    def fail(self, regions: Iterable[Region], error: KDConvNeXtError | OSError) -> None:
+        if isinstance(error, OSError):
+            reason = f"the photograph cannot be read ({error.strerror or error})"
+            finding = Finding("", reason, "Restore it, or leave such rows out with --on_error skip.")
+        else:
+            finding = error.findings[0]
+        with self.lock:
+            self.failed |= {region.row: finding for region in regions}
+
+
+@dataclass(frozen=True)
+class PreparedCrops:
+    """Crops ready to be loaded by the row of their manifest. Small and picklable, for loader workers.
+
+    Attributes:
+        folder: The cache's folder for this configuration.
+        spec: How the crops were made.
+        salt: The configuration's part of each key.
+        regions: Row to photograph and box.
+        keys: Row to entry; rows that failed have none.
+        failed: Rows that could not be made, with the reason.
+        summary: What the filling did.
+    """
+
+    folder: Path
+    spec: CropSpec
+    salt: str
+    regions: dict[int, tuple[Path, Box | None]]
+    keys: dict[int, str]
+    failed: dict[int, Finding]
+    summary: PrepareSummary
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Rows of the manifest that can be loaded, ascending, int64 [N]."""
+        return np.array(sorted(self.keys), np.int64)
+
+    def load(self, i: int) -> Pixels:
+        """Loads one crop. An entry that is gone or damaged since is made again from the photograph.
+
+        Args:
+            i: Row of the manifest (0-based position).
+
+        Returns:
+            uint8 RGB [S, S, 3], or [h * scale, w * scale, 3] where ``store_size`` is None.
+
+        Raises:
+            CacheError: The crop failed before, or its photograph is not the one that was prepared.
+            ManifestError: The photograph cannot be read any more.
+            KeyError: That row was not asked for.
+        """
+        if i in self.failed:
+            raise CacheError(self.failed[i])
+        path = entry_path(self.folder, self.keys[i])
+        pixels = read_entry(path, self.spec.store_size)
+        return self._make_again(i, path) if pixels is None else pixels
+
+    def _make_again(self, i: int, path: Path) -> Pixels:
+        photograph, box = self.regions[i]
+        crop = crop_roi(read_image(photograph), box, self.spec.roi_margin)
+        if crop_key(self.salt, crop) != self.keys[i]:
+            what = "has changed since its crops were prepared"
+            raise CacheError(Finding(str(photograph), what, "Start again, so that it is checked again."))
+        # On the CPU: a forked loader worker cannot use its parent's GPU.
+        pixels = enlarge(crop, self.spec, self.spec.build_upscaler())
+        try:
+            write_entry(path, pixels)
+        except CacheError as error:
+            warnings.warn(f"a crop made again could not be kept: {error}", stacklevel=3)
+        return pixels
+
+
+class CropCache:
+    """A folder of prepared crops for one configuration."""
+
+    def __init__(self, root: Path, spec: CropSpec, device: str = "cpu") -> None:
+        """Opens the cache; nothing is written before `fill`.
+
+        Args:
+            root: Folder shared by all configurations and processes; see `default_cache_dir`.
+            spec: How crops are made.
+            device: Where the network runs; not part of the keys.
+
+        Raises:
+            UpscalerError: The weights or the package are missing or not usable.
+        """
+        self.spec = spec.resolved()
+        self.device = device
+        self.upscaler = self.spec.build_upscaler(device)
+        self.identity = self.spec.identity()
+        self.salt = json.dumps(self.identity, sort_keys=True)
+        self.folder = root / hashlib.sha256(self.salt.encode()).hexdigest()[:16]
+
+    def survey(self, manifest: Manifest, rows: npt.NDArray[Any] | None = None) -> Survey:
+        """Looks up what is there, without decoding a photograph.
+
+        Args:
+            manifest: The photographs.
+            rows: Positions in the manifest; None for all.
+        """
+        with self._index() as index:
+            return self._survey(index, _photographs(manifest, rows))
+
+    def fill(
+        self,
+        manifest: Manifest,
+        rows: npt.NDArray[Any] | None = None,
+        *,
+        on_error: OnError = "raise",
+        progress: bool = True,
+        verify: bool = False,
+    ) -> PreparedCrops:
+        """Makes every crop that is missing, decoding each photograph once.
+
+        What is made stays, whatever happens later: after an interruption the next filling goes on from there.
+        Any number of processes may fill the same folder.
+
+        Args:
+            manifest: The photographs.
+            rows: Positions in the manifest; None for all.
+            on_error: ``raise`` reports all photographs that failed after everything else is made; ``skip``
+                leaves them in ``failed`` of the result.
+            progress: Whether a progress bar may be shown (on stderr).
+            verify: Trusts neither the index nor an entry's looks: photographs are decoded again and entries
+                read wholly.
+
+        Returns:
+            The crops, ready to load.
+
+        Raises:
+            CacheError: Photographs that cannot be read or cropped, all of them; or no space, no permission.
+        """
+        start = time.perf_counter()
+        photographs = _photographs(manifest, rows)
+        regions = {row: (path, box) for path, wanted in photographs for row, box in wanted}
+        with self._index() as index:
+            survey = Survey({}, 0, photographs) if verify else self._survey(index, photographs)
+            state = _Progress(keys=dict(survey.found), bytes=survey.bytes)
+            self._make_all(survey.missing, index, state, progress, verify)
+        failed = {row: _name_row(manifest, row, finding) for row, finding in sorted(state.failed.items())}
+        if failed and on_error == "raise":
+            raise CacheError(failed.values())
+        summary = PrepareSummary(
+            made=state.made,
+            found=len(state.keys) - state.made,
+            failed=len(failed),
+            bytes=state.bytes,
+            seconds=time.perf_counter() - start,
+        )
+        return PreparedCrops(self.folder, self.spec, self.salt, regions, state.keys, failed, summary)
+
+    def _index(self) -> Index:
+        return Index(self.folder / "index", _versions() | {"device": self.device})
+
+    def _survey(self, index: Index, photographs: Iterable[Photograph]) -> Survey:
+        found: dict[int, str] = {}
+        size, missing = 0, []
+        for path, regions in photographs:
+            try:
+                stamp = Stamp.of(path)
+            except OSError:
+                missing.append(Photograph(path, regions))
+                continue
+            left = []
+            for row, box in regions:
+                key = index.find(stamp, box)
+                entry = key and entry_size(entry_path(self.folder, key), self.spec.store_size)
+                if key and entry:
+                    found[row] = key
+                    size += entry
+                else:
+                    left.append(Region(row, box))
+            if left:
+                missing.append(Photograph(path, tuple(left)))
+        return Survey(found, size, tuple(missing))
+
+    def _make_all(
+        self, missing: tuple[Photograph, ...], index: Index, state: _Progress, progress: bool, verify: bool
+    ) -> None:
+        if not missing:
+            return
+        self._write_configuration()
+        total = sum(len(photograph.regions) for photograph in missing)
+        # Decoding and encoding overlap with the network, which takes one crop at a time.
+        pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="crops")
+        with progress_bar(total, progress) as advance:
+            try:
+                futures = [
+                    pool.submit(self._make, photograph, index, state, verify) for photograph in missing
+                ]
+                for future in as_completed(futures):
+                    advance(future.result())
+            finally:
+                state.stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, photograph: Photograph, index: Index, state: _Progress, verify: bool) -> int:
+        """Makes the missing crops of one photograph; returns how many were dealt with."""
+        path, regions = photograph
+        try:
+            stamp = Stamp.of(
+                path
+            )  # before reading: a photograph replaced meanwhile must not pass for this one
+            image = read_image(path)
+        except (KDConvNeXtError, OSError) as error:
+            state.fail(regions, error)
+            return len(regions)
+        for region in regions:
+            if state.stop.is_set():
+                break
+            try:
+                crop = crop_roi(image, region.box, self.spec.roi_margin)
+            except KDConvNeXtError as error:
+                state.fail([region], error)
+                continue
+            key = crop_key(self.salt, crop)
+            size, made = self._keep(entry_path(self.folder, key), crop, verify)
+            index.add(stamp, region.box, key)
+            state.succeed(region.row, key, size, made)
+        return len(regions)
+
+    def _keep(self, path: Path, crop: Pixels, verify: bool) -> tuple[int, bool]:
+        """Returns the entry's size in bytes and whether it had to be made."""
+        side = self.spec.store_size
+        size = entry_size(path, side)
+        if size is None or (verify and read_entry(path, side) is None):
+            return write_entry(path, enlarge(crop, self.spec, self.upscaler)), True
+        return size, False
+
+    def _write_configuration(self) -> None:
+        path = self.folder / "config.json"
+        if path.is_file():
+            return
+        content = json.dumps(self.identity, indent=2).encode()
+        try:
+            atomic_write(path, lambda file: file.write(content))
+        except OSError as error:
+            raise CacheError(write_finding(path, error)) from error
+
+
+def crop_key(salt: str, crop: Pixels) -> str:
+    """Names a crop under a configuration.
+
+    Args:
+        salt: The configuration.
+        crop: uint8 RGB [h, w, 3] as cut from the photograph.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(f"{salt}\nRGB uint8 {crop.shape}\n".encode())
+    digest.update(crop.tobytes())
+    return digest.hexdigest()
+
+
+def entry_path(folder: Path, key: str) -> Path:
+    """Returns where an entry lies under a configuration's folder."""
+    return folder / key[:2] / f"{key}.png"
+
+
+def _photographs(manifest: Manifest, rows: npt.NDArray[Any] | None) -> tuple[Photograph, ...]:
+    """Groups rows by photograph, in the order of the manifest."""
+    wanted: dict[Path, list[Region]] = {}
+    for row in range(len(manifest.table)) if rows is None else np.unique(rows).tolist():
+        wanted.setdefault(manifest.image_path(row), []).append(Region(row, manifest.box(row)))
+    return tuple(Photograph(path, tuple(regions)) for path, regions in wanted.items())
+
+
+def _name_row(manifest: Manifest, row: int, finding: Finding) -> Finding:
+    line, image = manifest.table.loc[row, ["row", "image"]]
+    return replace(finding, where=f"{manifest.path.name}, row {line} ({image})")
+
+
+def _versions() -> dict[str, Any]:
+    """Versions for the record; looked up without importing the packages."""
+    found: dict[str, Any] = {"kd_convnext": __version__, "host": platform.node(), "pid": os.getpid()}
+    for name in ("torch", "spandrel", "realesrgan", "opencv-python-headless", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,236 @@
+"""A stored crop as a file that can be checked by itself, and the index that spares decoding photographs."""
+
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from kd_convnext.data.roi import Box
+from kd_convnext.data.super_resolution import Pixels
+from kd_convnext.errors import CacheError
+from kd_convnext.files import atomic_write, write_finding
+
+PNG_LEVEL = 3
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER_BYTES = 24  # signature, length and type of IHDR, width, height
+
+
+class Stamp(NamedTuple):
+    """What tells a photograph from another without reading it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Stamp":
+        """Reads the stamp of a file.
+
+        Args:
+            path: The photograph.
+
+        Raises:
+            OSError: There is no such file, or it cannot be looked at.
+        """
+        status = path.stat()
+        return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
+
+
+def write_entry(path: Path, pixels: Pixels) -> int:
+    """Stores a crop as PNG; the file name's key is written inside as well.
+
+    Args:
+        path: ``<key>.png``.
+        pixels: uint8 RGB [h, w, 3].
+
+    Returns:
+        Size of the file in bytes.
+
+    Raises:
+        CacheError: No space, no permission, or a file in place of a folder.
+    """
+    content = encode(pixels, path.stem)
+    try:
+        atomic_write(path, lambda file: file.write(content))
+    except OSError as error:
+        raise CacheError(write_finding(path, error)) from error
+    return len(content)
+
+
+def encode(pixels: Pixels, key: str) -> bytes:
+    """Encodes a crop as PNG with its key in a text chunk at the end.
+
+    Args:
+        pixels: uint8 RGB [h, w, 3].
+        key: 64 hexadecimal digits.
+
+    Returns:
+        The bytes of the file.
+    """
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
+    return encoded.tobytes()[: -len(_chunk(b"IEND", b""))] + _tail(key)
+
+
+def entry_size(path: Path, side: int | None) -> int | None:
+    """Looks at the two ends of an entry: enough against a missing, cut, foreign or wrong-sized file.
+
+    Args:
+        path: ``<key>.png``.
+        side: Expected height and width in pixels; None for any.
+
+    Returns:
+        Size of the file in bytes, or None where the entry is not there or not whole.
+    """
+    tail = _tail(path.stem)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEADER_BYTES)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(tail)))
+            whole = file.read() == tail
+    except OSError:
+        return None
+    return size if whole and _fits(head, side) else None
+
+
+def read_entry(path: Path, side: int | None) -> Pixels | None:
+    """Reads an entry, checking every byte (the checksums of PNG and the key inside).
+
+    Args:
+        path: ``<key>.png``.
+        side: Expected height and width in pixels; None for any.
+
+    Returns:
+        uint8 RGB [h, w, 3], or None where the entry is not there or not as it was written.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if not (_fits(content[:_HEADER_BYTES], side) and content.endswith(_tail(path.stem)) and _intact(content)):
+        return None
+    bgr = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    return None if bgr is None else np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def _tail(key: str) -> bytes:
+    return _chunk(b"tEXt", b"kd-convnext key\0" + key.encode()) + _chunk(b"IEND", b"")
+
+
+def _fits(head: bytes, side: int | None) -> bool:
+    if len(head) < _HEADER_BYTES or not head.startswith(_SIGNATURE):
+        return False
+    return side is None or head[16:24] == side.to_bytes(4, "big") * 2
+
+
+def _intact(content: bytes) -> bool:
+    """Checks the checksum of each PNG chunk; OpenCV would hand out what it could decode of a damaged one."""
+    view, at = memoryview(content), len(_SIGNATURE)
+    while at < len(view):
+        end = at + 12 + int.from_bytes(view[at : at + 4], "big")
+        if end > len(view) or zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(
+            view[end - 4 : end], "big"
+        ):
+            return False
+        at = end
+    return True
+
+
+class Index:
+    """Which entry belongs to which box of which photograph, as last seen.
+
+    Each process appends whole lines to a file of its own and reads everybody's: no locks, nothing to repair.
+    A line that a crash cut is skipped, a lost one costs decoding a photograph again. The first line of a file
+    records who wrote it, with which versions.
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        """Reads what is known.
+
+        Args:
+            folder: Where the index files are; made on the first `add`.
+            record: JSON types; written as the first line of this process's file.
+        """
+        self._record = record
+        self._known: dict[tuple[Stamp, Box | None], str] = {}
+        name = (
+            f"{time.strftime('%Y%m%d-%H%M%S')}-{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        )
+        self._path = folder / name
+        self._file: int | None = None
+        self._lock = threading.Lock()
+        for path in sorted(folder.glob("*.jsonl")):
+            for line in path.read_text("utf-8", errors="replace").splitlines():
+                self._learn(line)
+
+    def _learn(self, line: str) -> None:
+        try:
+            path, size, mtime_ns, box, key = json.loads(line)["crop"]
+            self._known[Stamp(path, size, mtime_ns), Box(*box) if box else None] = str(key)
+        except (ValueError, TypeError, KeyError):
+            return  # the record of a run, or a line cut by a crash
+
+    def find(self, stamp: Stamp, box: Box | None) -> str | None:
+        """Returns the key of a crop seen before, or None.
+
+        Args:
+            stamp: The photograph as it is now.
+            box: The region of interest.
+        """
+        return self._known.get((stamp, box))
+
+    def add(self, stamp: Stamp, box: Box | None, key: str) -> None:
+        """Remembers a crop whose entry is written. Threads may call it at once.
+
+        Args:
+            stamp: The photograph as it was before it was read.
+            box: The region of interest.
+            key: The entry's key.
+
+        Raises:
+            CacheError: No space or no permission.
+        """
+        with self._lock:
+            if self._known.get((stamp, box)) == key:
+                return
+            self._known[stamp, box] = key
+            try:
+                if self._file is None:
+                    self._path.parent.mkdir(parents=True, exist_ok=True)
+                    self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                    self._append({"run": self._record})
+                place = None if box is None else [box.x, box.y, box.width, box.height]
+                self._append({"crop": [*stamp, place, key]})
+            except OSError as error:
+                raise CacheError(write_finding(self._path, error)) from error
+
+    def _append(self, value: dict[str, Any]) -> None:
+        assert self._file is not None
+        os.write(self._file, (json.dumps(value) + "\n").encode())
+
+    def __enter__(self) -> "Index":
+        """Returns the index itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes this process's file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
