@@ -1,0 +1,309 @@
+"""The way of the data in one LightningDataModule: manifest, split, crops, batches."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import DataLoader
+
+from kd_convnext.data.cache import CropCache, PreparedCrops, default_cache_dir
+from kd_convnext.data.card import DataCard, Groups
+from kd_convnext.data.crops import CropSpec, Resize, UpscalerChoice
+from kd_convnext.data.dataset import SpecimenDataset, ViewSampler
+from kd_convnext.data.manifest import Manifest, Part, read_manifest
+from kd_convnext.data.splits import GroupBy, Split, group_hashes, make_split
+from kd_convnext.data.transforms import AugmentSpec, Views
+from kd_convnext.errors import ConfigError, Finding, ManifestError
+from kd_convnext.losses import inverse_frequency
+
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+class SpecimenDataModule(pl.LightningDataModule):
+    """Photographs and a manifest in; batches ``{image, label, index}`` out.
+
+    ``image`` is uint8 [B, C, H, W]: networks normalise on the device. Crops are made once, into the cache.
+
+    Attributes:
+        manifest: The checked manifest (read on first use).
+        split: Which row belongs to which part (made on first use).
+        crops: The stored crops, after ``setup``.
+        train_set: The training part, after ``setup("fit")``.
+        val_set: The validation part, after ``setup("fit")`` or ``setup("validate")``.
+        test_set: The test part, after ``setup("test")``.
+        predict_set: The rows of ``predict_part``, after ``setup("predict")``.
+    """
+
+    crops: PreparedCrops
+    train_set: SpecimenDataset
+    val_set: SpecimenDataset
+    test_set: SpecimenDataset
+    predict_set: SpecimenDataset
+
+    def __init__(
+        self,
+        manifest: str,
+        classes: list[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        group_by: GroupBy = "lesion",
+        ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        split_seed: int = 0,
+        split_index: int = 0,
+        few_groups: Literal["warn", "error"] = "warn",
+        cache_dir: str | None = None,
+        upscaler: UpscalerChoice = "auto",
+        sr_weights: str | None = None,
+        roi_margin: float = 0.0,
+        sr_max_side: int | None = 512,
+        store_size: int | None = 256,
+        resize: Resize = "stretch",
+        image_size: int = 224,
+        in_chans: Literal[1, 3] = 3,
+        augment: AugmentSpec | None = None,
+        class_balanced: bool = False,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        view_seed: int = 0,
+        predict_part: Literal["all", "train", "val", "test"] = "all",
+        allow_leak: bool = False,
+    ) -> None:
+        """Describes the data; nothing is read yet.
+
+        Args:
+            manifest: CSV file, or folder of class folders.
+            classes: Class names in the order of the outputs; by default the paper's order or the alphabet's.
+            on_error: Whether an unreadable photograph stops everything (``raise``) or is left out, counted and listed.
+            group_by: What must not be divided: the lesion, the patient, or only the photograph.
+            ratios: Shares of training, validation and test.
+            split_seed: Decides the five repeats of the split.
+            split_index: Which repeat, from 0.
+            few_groups: What to do with a class of fewer than three groups.
+            cache_dir: Where crops are stored; by default ``$KD_CONVNEXT_CACHE``, else ``~/.cache/kd-convnext``.
+            upscaler: How crops are enlarged; ``auto`` is ``spandrel`` where ``sr_weights`` are given, else ``bicubic``.
+            sr_weights: Real-ESRGAN weights file.
+            roi_margin: Added on each side of a box, as a fraction of that side.
+            sr_max_side: Longer crops are first reduced to this many pixels; null for never.
+            store_size: Side of stored crops in pixels; null keeps the enlarged crop.
+            resize: ``stretch`` crops to the square as the paper does, or ``pad`` them.
+            image_size: Side of the network's input in pixels.
+            in_chans: 3 for colour, 1 for grey.
+            augment: The random changes of training; by default the paper's.
+            class_balanced: Draw every class equally often (with replacement) in training.
+            batch_size: Images a batch and process.
+            num_workers: Loader processes; by default as the cores allow, at most 8.
+            view_seed: Decides order and augmentation of training.
+            predict_part: What ``predict`` answers for.
+            allow_leak: Go on where lesions of a judged part were in training of the network or its teacher.
+
+        Raises:
+            ConfigError: A value that cannot work.
+        """
+        super().__init__()
+        augment = augment or AugmentSpec()
+        _check(image_size, batch_size, num_workers)
+        self.path, self.classes, self.on_error = manifest, classes, on_error
+        self.group_by: GroupBy = group_by
+        self.ratios, self.split_seed, self.split_index = ratios, split_seed, split_index
+        self.few_groups = few_groups
+        self.cache_dir = cache_dir
+        self.crop_spec = CropSpec(
+            roi_margin=roi_margin,
+            sr_max_side=sr_max_side,
+            store_size=store_size,
+            resize=resize,
+            upscaler=upscaler,
+            sr_weights=sr_weights,
+        )
+        self.image_size, self.in_chans, self.augment = image_size, in_chans, augment
+        self.class_balanced, self.batch_size = class_balanced, batch_size
+        self.num_workers = default_workers() if num_workers is None else num_workers
+        self.view_seed, self.predict_part, self.allow_leak = view_seed, predict_part, allow_leak
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest, read and checked on first use.
+
+        Raises:
+            ManifestError: With every problem found.
+        """
+        return read_manifest(self.path, classes=self.classes, on_error=self.on_error)
+
+    @cached_property
+    def split(self) -> Split:
+        """The division into parts, made on first use.
+
+        Raises:
+            SplitError: It cannot be made as asked.
+        """
+        return make_split(
+            self.manifest,
+            index=self.split_index,
+            seed=self.split_seed,
+            ratios=(self.ratios[0], self.ratios[1], self.ratios[2]),
+            group_by=self.group_by,
+            few_groups=self.few_groups,
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names in the order of the outputs."""
+        return list(self.manifest.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, K."""
+        return len(self.manifest.class_names)
+
+    @property
+    def class_weights(self) -> list[float]:
+        """Inverse frequency of each class in the training part, mean 1 (alpha_t of the paper's Eq. 4)."""
+        labels = self.manifest.labels[self.split.rows("train")]
+        return inverse_frequency(np.bincount(labels, minlength=self.num_classes).tolist())
+
+    def setup(self, stage: str) -> None:
+        """Makes the missing crops of the parts that a stage needs, and its datasets.
+
+        Under several processes each makes its share.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            KDConvNeXtError: The data cannot be used; every problem found is named.
+        """
+        rows = {name: self._rows(name) for name in _NEEDED[stage] if not hasattr(self, f"{name}_set")}
+        if not rows:
+            return
+        self._fill(np.unique(np.concatenate(list(rows.values()))))
+        labels = self.manifest.labels
+        still = Views(self.image_size, self.in_chans)
+        moving = Views(self.image_size, self.in_chans, self.augment)
+        for name, wanted in rows.items():
+            kept = wanted[~np.isin(wanted, list(self.crops.failed))]
+            if not len(kept):
+                remedy = "Check the ratios, the `split` column, and the photographs."
+                raise ManifestError(Finding(self.path, f"the {name} part is empty", remedy))
+            views = moving if name == "train" else still
+            setattr(self, f"{name}_set", SpecimenDataset(self.crops, kept, labels, views))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Returns shuffled, augmented training batches; a last batch of one image is dropped."""
+        trainer = self.trainer
+        sampler = ViewSampler(
+            self.train_set,
+            seed=self.view_seed,
+            class_balanced=self.class_balanced,
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+        )
+        return self._loader(self.train_set, sampler=sampler, drop_last=len(sampler) % self.batch_size == 1)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Returns the validation part in order."""
+        return self._loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Returns the test part in order."""
+        return self._loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Returns the rows of ``predict_part`` in order."""
+        return self._loader(self.predict_set)
+
+    def judged_groups(self, part: Part) -> Groups:
+        """Returns the hashes of everything in a part, to compare with what a network has seen."""
+        return group_hashes(self.manifest, self.split.rows(part))
+
+    def card(self) -> DataCard:
+        """Describes data and split for a checkpoint trained on them."""
+        return DataCard(
+            class_names=self.manifest.class_names,
+            image_size=self.image_size,
+            in_chans=self.in_chans,
+            crop=self.crop_spec.to_dict(),
+            crop_identity=self.crop_spec.identity(),
+            split_hash=self.split.hash,
+            group_by=self.group_by,
+            seen_groups=group_hashes(self.manifest, self.split.rows("train")),
+        )
+
+    def _rows(self, name: str) -> npt.NDArray[np.int64]:
+        if name == "predict":
+            if self.predict_part == "all":
+                return np.arange(len(self.manifest.table), dtype=np.int64)
+            return self.split.rows(self.predict_part)
+        return self.split.rows(cast(Part, name))
+
+    def _fill(self, rows: npt.NDArray[np.int64]) -> None:
+        root = default_cache_dir() if self.cache_dir is None else Path(self.cache_dir)
+        trainer = self.trainer
+        device = "cuda" if trainer and trainer.strategy.root_device.type == "cuda" else "cpu"
+        self.crop_spec = self.crop_spec.resolved()
+        cache = CropCache(root, self.crop_spec, device)
+        if trainer and trainer.world_size > 1:
+            cache.fill(self.manifest, rows[trainer.global_rank :: trainer.world_size], on_error="skip")
+            trainer.strategy.barrier("crops")
+        crops = cache.fill(self.manifest, rows, on_error=self.on_error)
+        if hasattr(self, "crops"):
+            earlier = self.crops
+            crops = replace(
+                crops,
+                regions=earlier.regions | crops.regions,
+                keys=earlier.keys | crops.keys,
+                failed=earlier.failed | crops.failed,
+            )
+        self.crops = crops
+
+    def _loader(self, dataset: SpecimenDataset, **options: Any) -> DataLoader[Any]:
+        trainer = self.trainer
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            worker_init_fn=_one_thread,
+            **options,
+        )
+
+
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+
+
+def default_workers() -> int:
+    """Returns how many loader processes this machine should run: one less than its cores, 1 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores - 1))
+
+
+def _one_thread(worker: int) -> None:
+    # OpenCV would start as many threads as there are cores in each of the workers.
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def _check(image_size: int, batch_size: int, num_workers: int | None) -> None:
+    values: Sequence[tuple[str, int, int]] = (
+        ("image_size", image_size, 8),
+        ("batch_size", batch_size, 1),
+        ("num_workers", 0 if num_workers is None else num_workers, 0),
+    )
+    findings = [
+        Finding(f"--data.{name}", f"{value} is too small", f"Use at least {least}.")
+        for name, value, least in values
+        if value < least
+    ]
+    if findings:
+        raise ConfigError(findings)

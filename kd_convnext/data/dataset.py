@@ -1,0 +1,129 @@
+"""Crops as tensors, and the order in which training sees them."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from kd_convnext.data.cache import PreparedCrops
+from kd_convnext.data.transforms import Views
+
+
+class Batch(TypedDict):
+    """What a loader yields.
+
+    Attributes:
+        image: uint8 [B, C, H, W]; networks normalise on the device.
+        label: int64 [B], positions in the class names.
+        index: int64 [B], rows of the manifest.
+    """
+
+    image: Tensor
+    label: Tensor
+    index: Tensor
+
+
+class Sample(TypedDict):
+    """One element of a batch: image uint8 [C, H, W], label and row of the manifest."""
+
+    image: Tensor
+    label: int
+    index: int
+
+
+class View(NamedTuple):
+    """Which crop of a part, and which of its random views."""
+
+    position: int
+    seed: int
+
+
+class SpecimenDataset(Dataset[Sample]):
+    """The crops of one part.
+
+    Attributes:
+        rows: int64 [N], rows of the manifest.
+    """
+
+    def __init__(
+        self, crops: PreparedCrops, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], views: Views
+    ) -> None:
+        """Binds the parts together.
+
+        Args:
+            crops: Stored crops of the whole manifest.
+            rows: int64 [N], the rows of this part.
+            labels: int64 [M], labels of all rows of the manifest.
+            views: How a crop becomes a picture.
+        """
+        self.crops = crops
+        self.rows = rows
+        self.labels = labels[rows]
+        self.views = views
+
+    def __len__(self) -> int:
+        """Returns N."""
+        return len(self.rows)
+
+    def __getitem__(self, key: int | View) -> Sample:
+        """Loads one crop.
+
+        Args:
+            key: A position in 0..N-1, or a position with the seed of a view.
+        """
+        position, seed = key if isinstance(key, View) else View(key, key)
+        row = int(self.rows[position])
+        picture = self.views(self.crops.load(row), seed)
+        image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        return {"image": image, "label": int(self.labels[position]), "index": row}
+
+
+class ViewSampler(DistributedSampler[View]):
+    """Shuffles (or balances) training, and names the view of every crop.
+
+    Order and views depend on the seed and the epoch alone, not on workers or on where a run was resumed. A subclass of
+    the distributed sampler, so that Lightning sets its epoch and does not wrap it again.
+    """
+
+    def __init__(
+        self,
+        dataset: SpecimenDataset,
+        *,
+        seed: int,
+        class_balanced: bool = False,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        """Prepares the draw.
+
+        Args:
+            dataset: The training part.
+            seed: Decides order and views.
+            class_balanced: Draw with replacement, every class equally often; else each crop once an epoch.
+            num_replicas: Processes that share an epoch.
+            rank: This process, 0..num_replicas-1.
+        """
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.weights: Tensor | None = None
+        if class_balanced:
+            counts = np.bincount(dataset.labels)
+            self.weights = torch.from_numpy(1.0 / counts[dataset.labels])
+
+    def __iter__(self) -> Iterator[View]:
+        """Yields this process's share of the epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        count = len(self.dataset)  # type: ignore[arg-type]
+        if self.weights is None:
+            order = torch.randperm(count, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        order = order.repeat(-(-self.total_size // count))[: self.total_size]
+        # Drawn for the whole epoch, so that the views do not depend on the number of processes.
+        seeds = torch.randint(2**32, (self.total_size,), generator=generator)
+        mine = slice(self.rank, self.total_size, self.num_replicas)
+        return map(View, order[mine].tolist(), seeds[mine].tolist())

@@ -1,0 +1,116 @@
+"""The paper's augmentation in albumentations, drawn anew but reproducibly for every view of a crop."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import albumentations as A
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from kd_convnext.errors import ConfigError, Finding
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class AugmentSpec:
+    """The random changes of training (paper, section 4.2); none is made in validation and test.
+
+    Attributes:
+        horizontal_flip: Probability in 0..1.
+        vertical_flip: Probability in 0..1.
+        crop: Up to this fraction of the crop is cut away, in 0..1; 0.1 in the paper.
+        crop_of: Whether ``crop`` is a fraction of the ``area`` or of the ``side``.
+        translate: Largest shift along x and along y, as a fraction of the side; 0.1 in the paper.
+        border: What a shift brings into view: the ``reflect`` ed crop or ``black``.
+    """
+
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.5
+    crop: float = 0.1
+    crop_of: Literal["area", "side"] = "area"
+    translate: float = 0.1
+    border: Literal["reflect", "black"] = "reflect"
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot work, all together."""
+        findings = [
+            Finding(f"augment.{name}", f"{getattr(self, name)} is outside {low}..{high}", "Use a value inside.")
+            for name, low, high in (
+                ("horizontal_flip", 0, 1),
+                ("vertical_flip", 0, 1),
+                ("crop", 0, 0.9),
+                ("translate", 0, 0.9),
+            )
+            if not low <= getattr(self, name) <= high
+        ]
+        if findings:
+            raise ConfigError(findings)
+
+
+class Views:
+    """Turns a stored crop into the picture a network sees.
+
+    Attributes:
+        image_size: Side of the result in pixels.
+        in_chans: Channels of the result, 1 or 3.
+    """
+
+    def __init__(self, image_size: int, in_chans: int, augment: AugmentSpec | None = None) -> None:
+        """Composes the steps.
+
+        Args:
+            image_size: Side of the square result in pixels.
+            in_chans: 3 for RGB, 1 for luminance.
+            augment: The random changes; ``None`` for validation and test.
+        """
+        self.image_size = image_size
+        self.in_chans = in_chans
+        self.random = augment is not None
+        steps = _augmentations(augment, image_size) if augment else []
+        steps.append(A.Resize(image_size, image_size, interpolation=cv2.INTER_AREA))
+        if in_chans == 1:
+            steps.append(A.ToGray(num_output_channels=1, p=1.0))
+        self._compose = A.Compose(steps)
+
+    def __call__(self, crop: Pixels, seed: int) -> Pixels:
+        """Draws one view.
+
+        Args:
+            crop: uint8 [h, w, 3].
+            seed: Decides the draw: equal seeds give equal views, in whatever process or order.
+
+        Returns:
+            uint8 [image_size, image_size, in_chans].
+        """
+        if crop.shape[0] != crop.shape[1]:
+            # Only crops kept whole (`store_size: null`) are not square; a square window would cut more than asked.
+            crop = np.asarray(cv2.resize(crop, (max(crop.shape[:2]),) * 2, interpolation=cv2.INTER_LINEAR), np.uint8)
+        if self.random:
+            self._compose.set_random_seed(seed % 2**32)
+        return np.asarray(self._compose(image=crop)["image"], dtype=np.uint8)
+
+
+def _augmentations(spec: AugmentSpec, image_size: int) -> list[A.BasicTransform]:
+    steps: list[A.BasicTransform] = []
+    if spec.horizontal_flip:
+        steps.append(A.HorizontalFlip(p=spec.horizontal_flip))
+    if spec.vertical_flip:
+        steps.append(A.VerticalFlip(p=spec.vertical_flip))
+    if spec.translate:
+        shift = (-spec.translate, spec.translate)
+        border = cv2.BORDER_REFLECT_101 if spec.border == "reflect" else cv2.BORDER_CONSTANT
+        steps.append(A.Affine(translate_percent={"x": shift, "y": shift}, border_mode=border, p=1.0))
+    if spec.crop:
+        kept = 1 - spec.crop if spec.crop_of == "area" else (1 - spec.crop) ** 2
+        steps.append(
+            A.RandomResizedCrop(
+                (image_size, image_size),
+                scale=(kept, 1.0),
+                ratio=(1.0, 1.0),
+                interpolation=cv2.INTER_LINEAR,
+                p=1.0,
+            )
+        )
+    return steps

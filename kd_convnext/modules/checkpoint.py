@@ -1,0 +1,49 @@
+"""Reading our checkpoints: safely, and with one clear line for whatever is wrong with them."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from kd_convnext.errors import CheckpointError, Finding
+
+KEY = "kd_convnext"
+"""Where our own entries lie in a Lightning checkpoint."""
+
+FORMAT_VERSION = 1
+"""Raised when a checkpoint can no longer be read by older versions; older ones keep loading."""
+
+
+def read_checkpoint(path: str | Path, argument: str = "--ckpt_path") -> dict[str, Any]:
+    """Reads a checkpoint of ours on the CPU, without ever unpickling objects.
+
+    Args:
+        path: The file.
+        argument: Who asked, for the message.
+
+    Returns:
+        The Lightning checkpoint; ``[KEY]`` holds ``format_version``, ``kind`` (the module's class name) and ``card``.
+
+    Raises:
+        CheckpointError: The file is missing, is no checkpoint, is not ours, or is of a newer version.
+    """
+    file = Path(path).expanduser()
+    remedy = "Give the checkpoints/best.ckpt of a run folder."
+    if not file.is_file():
+        raise CheckpointError(Finding(argument, f"there is no file {path}", remedy))
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CheckpointError(
+            Finding(argument, f"{path} is not a checkpoint that can be loaded safely ({reason})", remedy)
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), Mapping):
+        raise CheckpointError(Finding(argument, f"{path} was not written by kd-convnext", remedy))
+    version = checkpoint[KEY]["format_version"]
+    if version > FORMAT_VERSION:
+        what = f"{path} has format {version}, this version reads up to {FORMAT_VERSION}"
+        raise CheckpointError(Finding(argument, what, "Update kd-convnext."))
+    return cast(dict[str, Any], checkpoint)

@@ -1,0 +1,107 @@
+"""A classifier alone: the Swin teacher, and with another backbone every baseline and rival of the paper."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kd_convnext.data.dataset import Batch
+from kd_convnext.losses import FocalLoss
+from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
+from kd_convnext.modules.base import ClassifierModule
+from kd_convnext.modules.specs import spec_of
+from kd_convnext.optim import OptimSpec
+
+TaskLoss = Literal["cross_entropy", "weighted_cross_entropy", "focal"]
+
+
+class TeacherModule(ClassifierModule):
+    """Fine-tunes any timm classifier."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: list[str] | None = None,
+        class_weights: list[float] | None = None,
+        backbone: BackboneSpec | None = None,
+        loss: TaskLoss = "focal",
+        gamma: float = 2.0,
+        finetune: Literal["head_first", "full", "head_only"] = "full",
+        head_epochs: int = 5,
+        optim: OptimSpec | None = None,
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            num_classes: Number of classes; taken from the data on the command line.
+            class_names: Their names in the order of the outputs; taken from the data.
+            class_weights: One weight a class for ``focal`` and ``weighted_cross_entropy``; taken from the data.
+            backbone: The network; by default Swin-T at 224 px from scratch.
+            loss: ``focal`` (Eq. 4), ``cross_entropy``, or ``weighted_cross_entropy``.
+            gamma: Focus of the focal loss.
+            finetune: ``full``; ``head_first`` (the head alone for ``head_epochs``, then everything); ``head_only``.
+            head_epochs: Epochs of the head alone.
+            optim: Optimiser and schedule; by default the paper's.
+
+        Raises:
+            ConfigError: A value that cannot work.
+            CheckpointError: The start weights cannot be used.
+        """
+        backbone, optim = spec_of(BackboneSpec, backbone), spec_of(OptimSpec, optim)
+        super().__init__(num_classes, class_names, optim)
+        self.keep_hyperparameters(
+            num_classes=num_classes,
+            class_names=class_names,
+            class_weights=class_weights,
+            backbone=backbone,
+            loss=loss,
+            gamma=gamma,
+            finetune=finetune,
+            head_epochs=head_epochs,
+            optim=optim,
+        )
+        self.backbone = build_backbone(backbone, num_classes)
+        self.finetune = finetune
+        self._head_epochs = head_epochs if finetune == "head_first" else 0
+        if finetune == "head_only":
+            for parameter in self.backbone.body_parameters():
+                parameter.requires_grad_(False)
+        self.task_loss = build_task_loss(loss, class_weights, gamma)
+
+    @property
+    def classifier(self) -> Backbone:
+        """The network."""
+        return self.backbone
+
+    @property
+    def head_epochs(self) -> int:
+        """For so many epochs only the head learns."""
+        return self._head_epochs
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch, a scalar."""
+        logits = self(batch["image"])
+        loss: Tensor = self.task_loss(logits.float(), batch["label"])
+        self.log_training(loss, logits, batch["label"])
+        return loss
+
+
+def build_task_loss(kind: TaskLoss, class_weights: Sequence[float] | None, gamma: float) -> nn.Module:
+    """Builds the loss on labels.
+
+    Args:
+        kind: Which.
+        class_weights: One weight a class; not used by ``cross_entropy``.
+        gamma: Focus of the focal loss.
+
+    Returns:
+        A module from logits [B, K] and labels int64 [B] to a scalar.
+    """
+    if kind == "focal":
+        return FocalLoss(class_weights, gamma)
+    weights = torch.tensor(class_weights) if class_weights and kind == "weighted_cross_entropy" else None
+    loss = nn.CrossEntropyLoss()
+    # Not persistent: the weights come from the hyperparameters.
+    loss.register_buffer("weight", weights, persistent=False)
+    return loss

@@ -1,0 +1,127 @@
+"""Optimiser, parameter groups and learning-rate schedule."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from kd_convnext.errors import ConfigError, Finding
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """How the weights are changed; the defaults are the paper's (section 4.3).
+
+    Attributes:
+        name: ``adamw``, or ``sgd`` with momentum (the paper names both).
+        lr: Largest learning rate.
+        weight_decay: Applied to matrices and kernels; not to biases and norms unless ``decay_all``.
+        decay_all: Apply weight decay to everything.
+        betas: Of AdamW.
+        momentum: Of SGD.
+        schedule: ``constant``, or ``cosine`` down to ``final_lr_fraction`` at the last step.
+        warmup_epochs: Linear rise from 0 over this many epochs.
+        final_lr_fraction: End of the cosine, as a fraction of ``lr``.
+        body_lr_fraction: Learning rate of everything but the head, as a fraction of ``lr``.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 5e-4
+    decay_all: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: float = 0.0
+    final_lr_fraction: float = 0.0
+    body_lr_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot work, all together."""
+        findings = [
+            Finding(f"optim.{name}", f"{value} cannot work", f"Use {remedy}.")
+            for name, value, good, remedy in (
+                ("lr", self.lr, self.lr > 0, "a positive number"),
+                ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
+                ("warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "0 or more"),
+                ("final_lr_fraction", self.final_lr_fraction, 0 <= self.final_lr_fraction <= 1, "0 to 1"),
+                ("body_lr_fraction", self.body_lr_fraction, 0 <= self.body_lr_fraction <= 1, "0 to 1"),
+                ("momentum", self.momentum, 0 <= self.momentum < 1, "0 to below 1"),
+            )
+            if not good
+        ]
+        if findings:
+            raise ConfigError(findings)
+
+
+def build_optimizer(
+    spec: OptimSpec, body: Iterable[nn.Parameter], head: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Builds the optimiser with groups ``body`` and ``head``, each with and without weight decay.
+
+    Args:
+        spec: What to build.
+        body: Parameters of the body; those without gradient are left out.
+        head: Parameters of the head and whatever else starts afresh.
+    """
+    groups: list[dict[str, Any]] = []
+    for name, parameters, fraction in (("body", body, spec.body_lr_fraction), ("head", head, 1.0)):
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        decayed = [parameter for parameter in trained if spec.decay_all or parameter.ndim > 1]
+        plain = [parameter for parameter in trained if not (spec.decay_all or parameter.ndim > 1)]
+        for members, decay in ((decayed, spec.weight_decay), (plain, 0.0)):
+            if members:
+                group = {"params": members, "lr": spec.lr * fraction, "weight_decay": decay, "name": name}
+                groups.append(group)
+    if spec.name == "sgd":
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum)
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas)
+
+
+def build_schedule(
+    spec: OptimSpec,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: float,
+    steps_per_epoch: float,
+    head_epochs: int,
+) -> LambdaLR:
+    """Builds the schedule, stepped after every optimiser step.
+
+    Args:
+        spec: What to build.
+        optimizer: From :func:`build_optimizer`.
+        steps: Optimiser steps of the whole fit; may be infinite, which suits only ``constant``.
+        steps_per_epoch: Optimiser steps of an epoch.
+        head_epochs: For so many epochs the body's learning rate is 0.
+
+    Raises:
+        ConfigError: A cosine without an end.
+    """
+    if spec.schedule == "cosine" and not math.isfinite(steps):
+        remedy = "Set trainer.max_epochs, or optim.schedule: constant."
+        raise ConfigError(Finding("optim.schedule", "a cosine needs to know where training ends", remedy))
+    warmup = spec.warmup_epochs * steps_per_epoch
+
+    def factor(start: float) -> Callable[[int], float]:
+        def at(step: int) -> float:
+            if step < start:
+                return 0.0
+            if step - start < warmup:
+                return (step - start + 1) / (warmup + 1)
+            if spec.schedule == "constant":
+                return 1.0
+            done = min(1.0, (step - start - warmup) / max(1.0, steps - start - warmup))
+            floor = spec.final_lr_fraction
+            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+        return at
+
+    starts: Sequence[float] = [
+        head_epochs * steps_per_epoch if group["name"] == "body" else 0.0 for group in optimizer.param_groups
+    ]
+    return LambdaLR(optimizer, [factor(start) for start in starts])
