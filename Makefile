@@ -48,4 +48,4 @@ lock: ## renew the locks after a change of pyproject.toml (needs uv; scripts/loc
 
 clean: ## remove what tests and builds left; .venv, runs/ and the crop cache stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find kd_convnext tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

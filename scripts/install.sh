@@ -13,7 +13,7 @@ pip_install() {
         --no-deps "$@" 2>&1 | while IFS= read -r line; do
         printf '%s\n' "$line" >>"$log"
         case $line in
-        Collecting\ * | Ignoring\ * | "Requirement already satisfied"*)
+        Collecting\ * | Processing\ * | Ignoring\ * | "Requirement already satisfied"*)
             count=$((count + 1))
             if [ $((count % 20)) = 0 ]; then echo "  $count of $total packages"; fi
             ;;
@@ -22,7 +22,7 @@ pip_install() {
             wheel=${wheel#*Downloading }
             echo "  downloading ${wheel%%-*} (${line##*\(}"
             ;;
-        "Installing collected packages"*) echo "  unpacking" ;;
+        "Installing collected packages"*) if [ $count -ge 20 ]; then echo "  unpacking (a minute)"; fi ;;
         esac
     done || {
         tail -n 30 "$log" >&2
@@ -33,7 +33,7 @@ pip_install() {
 
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     python=$(scripts/find_python.sh)
-    echo "Making .venv with $python"
+    echo "Making .venv with $python (about 3 GB to download, 6 GB on disk)"
     "$python" -m venv --clear .venv
 fi
 .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -43,7 +43,7 @@ fi
 : >"$log"
 
 total=$(grep -c '^[^ #]' requirements.lock)
-echo "Installing the locked dependencies (about 3 GB to download; 6 GB on disk)"
+echo "Installing the locked dependencies"
 pip_install --require-hashes -r requirements.lock
 if .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then
     echo "Building basicsr, the reference super-resolution package"
