@@ -62,7 +62,7 @@ def direct_requirements() -> list[str]:
     """What pyproject and the build of basicsr ask for, all extras included."""
     extras = [text for group in PROJECT["optional-dependencies"].values() for text in group]
     build = (ROOT / "scripts/build-requirements.in").read_text().splitlines()
-    return PROJECT["dependencies"] + extras + [line for line in build if line and not line.startswith("#")]
+    return [*PROJECT["dependencies"], *extras, *(line for line in build if line and not line.startswith("#"))]
 
 
 @pytest.mark.parametrize("python", PYTHONS)
