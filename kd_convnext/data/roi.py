@@ -82,12 +82,12 @@ def read_size(path: str | Path) -> tuple[int, int]:
     with _naming(path), _pixel_limit(), path.open("rb") as file, Image.open(file) as image:
         _refuse_too_large(image.size)
         width, height = image.size
-        if image.format == "PNG" and "exif" not in image.info:
+        if image.format == "TIFF":  # Pillow has applied the orientation to the size already
+            return width, height
+        # The base class's method: that of PNG decodes the pixels to see whether EXIF comes after them.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+        if image.format == "PNG" and orientation is None:
             orientation = _late_png_orientation(path)
-        elif image.format == "TIFF":  # Pillow has applied the orientation to the size already
-            orientation = 1
-        else:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     return (height, width) if orientation in _TURNED else (width, height)
 
 
@@ -108,18 +108,14 @@ def crop_roi(image: NDArray[np.uint8], box: Box | None, margin: float = 0.0) -> 
         ConfigError: The margin is negative or not a number.
     """
     if not (math.isfinite(margin) and margin >= 0):
-        raise ConfigError(
-            Finding("roi_margin", f"{margin} is not a margin", "Use 0 or a small fraction, such as 0.1.")
-        )
+        raise ConfigError(Finding("roi_margin", f"{margin} is not a margin", "Use 0 or a small fraction, such as 0.1."))
     if box is None:
         return image.copy()
     height, width = image.shape[:2]
     inside = box.x >= 0 and box.y >= 0 and box.x + box.width <= width and box.y + box.height <= height
     if box.width < 1 or box.height < 1 or not inside:
         what = f"{box} does not lie inside the photograph of {width} x {height} pixels"
-        raise ManifestError(
-            Finding("ROI box", what, "Give x, y, width, height in pixels of that photograph.")
-        )
+        raise ManifestError(Finding("ROI box", what, "Give x, y, width, height in pixels of that photograph."))
     dx, dy = round(margin * box.width), round(margin * box.height)
     left, top = max(box.x - dx, 0), max(box.y - dy, 0)
     right, bottom = min(box.x + box.width + dx, width), min(box.y + box.height + dy, height)
@@ -180,9 +176,7 @@ def _naming(path: Path) -> Iterator[None]:
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         reason = _reason(path, error)
         remedy = "Replace the file by one that an image viewer opens, or leave it out."
-        raise ManifestError(
-            Finding(str(path), f"the photograph cannot be read ({reason})", remedy)
-        ) from error
+        raise ManifestError(Finding(str(path), f"the photograph cannot be read ({reason})", remedy)) from error
 
 
 def _reason(path: Path, error: Exception) -> str:
