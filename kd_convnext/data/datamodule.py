@@ -16,8 +16,8 @@ from kd_convnext.data.cache import CropCache, PreparedCrops, default_cache_dir
 from kd_convnext.data.card import DataCard, Groups
 from kd_convnext.data.crops import CropSpec, Resize, UpscalerChoice
 from kd_convnext.data.dataset import SpecimenDataset, ViewSampler
-from kd_convnext.data.manifest import Manifest, Part, read_manifest
-from kd_convnext.data.splits import GroupBy, Split, group_hashes, make_split
+from kd_convnext.data.manifest import GroupBy, Manifest, Part, read_manifest
+from kd_convnext.data.splits import Split, group_hashes, make_split
 from kd_convnext.data.transforms import AugmentSpec, Views
 from kd_convnext.errors import ConfigError, Finding, ManifestError
 from kd_convnext.losses import inverse_frequency

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -16,8 +16,8 @@ from kd_convnext.data.dataset import Batch
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 from kd_convnext.evaluation import Evaluation, PredictionStore, Source
 from kd_convnext.metrics import classification_metrics
-from kd_convnext.models.backbones import Backbone
-from kd_convnext.modules.checkpoint import FORMAT_VERSION, KEY
+from kd_convnext.models.backbones import Backbone, BackboneSpec
+from kd_convnext.modules.checkpoint import FORMAT_VERSION, KEY, read_checkpoint
 from kd_convnext.optim import OptimSpec, build_optimizer, build_schedule
 
 LOWEST_PROBABILITY = 1e-12
@@ -269,10 +269,36 @@ class ClassifierModule(pl.LightningModule, ABC):
         Args:
             **values: Arguments by name; specifications become dictionaries.
         """
-        plain = {
-            name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in values.items()
-        }
+        plain: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, BackboneSpec):
+                # The weights will be in the checkpoint: loading it must not ask the hub or the start file again.
+                value = replace(value, pretrained=False, weights=None)
+            plain[name] = asdict(value) if isinstance(value, BackboneSpec | OptimSpec) else value
         self.save_hyperparameters(plain)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights.
+
+        Raises:
+            CheckpointError: They are those of another network.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:300]
+            remedy = "Use the configuration that the checkpoint was trained with (config.yaml in its run folder)."
+            raise CheckpointError(Finding("checkpoint", what, remedy)) from error
+
+    def start_from(self, spec: BackboneSpec) -> None:
+        """Remembers what the start weights have seen, where they come from a checkpoint of ours.
+
+        Args:
+            spec: What the network was built from.
+        """
+        if spec.weights is not None and spec.weights.endswith(".ckpt"):
+            state = read_checkpoint(spec.weights, "backbone.weights")[KEY]["card"]
+            self.card = None if state is None else DataCard.from_state(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what is needed to answer for a new photograph."""
@@ -287,5 +313,6 @@ class ClassifierModule(pl.LightningModule, ABC):
         """Takes it back."""
         own: Mapping[str, Any] = checkpoint.get(KEY, {})
         self.class_names = tuple(own.get("class_names", self.class_names))
+        self._check_classes(self.specimens)
         if own.get("card") is not None:
             self.card = DataCard.from_state(own["card"])

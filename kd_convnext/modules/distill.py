@@ -97,6 +97,7 @@ class DistillModule(ClassifierModule):
         self.keep_hyperparameters(**arguments)
         self.teacher_ckpt = teacher_ckpt
         self.student = build_backbone(student, num_classes)
+        self.start_from(student)
         self.stages, self.stage_epochs = stages, stage_epochs
         self.teacher_taps = teacher_taps
         self.loss = DistillationLoss(

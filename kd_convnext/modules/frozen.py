@@ -45,12 +45,9 @@ class FrozenTeacher:
         if kind != TeacherModule.__name__:
             what = f"{ckpt_path} holds a {kind}, not a teacher"
             raise CheckpointError(Finding(ARGUMENT, what, "Give the best.ckpt of a TeacherModule's run."))
-        values = dict(checkpoint["hyper_parameters"])
-        # The weights are in the checkpoint: where the teacher itself started from no longer matters.
-        values["backbone"] = {**values["backbone"], "weights": None, "pretrained": False}
-        module = TeacherModule(**values)
-        module.load_state_dict(checkpoint["state_dict"])
+        module = TeacherModule(**checkpoint["hyper_parameters"])
         module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
         self.backbone = module.backbone.eval().requires_grad_(False)
         self.class_names = module.class_names
         self.card: DataCard | None = module.card

@@ -62,6 +62,7 @@ class TeacherModule(ClassifierModule):
             optim=optim,
         )
         self.backbone = build_backbone(backbone, num_classes)
+        self.start_from(backbone)
         self.finetune = finetune
         self._head_epochs = head_epochs if finetune == "head_first" else 0
         if finetune == "head_only":

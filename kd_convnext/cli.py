@@ -1,0 +1,139 @@
+"""The command line: ``kd-convnext COMMAND``.
+
+Four commands train and judge by configuration (Lightning's command line); the others are tools that need only files,
+each the Python function of the same name. This module and the tools' ``--help`` load no torch.
+"""
+
+import contextlib
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from kd_convnext._version import __version__
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+
+TRAINING = {
+    "fit": "train a teacher, a baseline or a distilled student",
+    "validate": "judge a checkpoint on the validation part",
+    "test": "judge a checkpoint on the test part: metrics, predictions, figures",
+    "predict": "answer for the data of a configuration with a checkpoint",
+}
+TOOLS = {
+    "demo": ("kd_convnext.demo:demo", "the whole path on drawn specimens, in minutes on a CPU"),
+    "prepare": ("kd_convnext.data.prepare:prepare", "check a manifest; crop, super-resolve and store its ROIs"),
+}
+EXAMPLES = """\
+examples:
+  kd-convnext demo
+  kd-convnext prepare --manifest photos/manifest.csv --sr_weights realesr-general-x4v3.pth
+  kd-convnext fit --config configs/teacher_swin_tiny.yaml --data.manifest photos/manifest.csv
+  kd-convnext fit --config configs/kd_convnext_tiny.yaml --data.manifest photos/manifest.csv \\
+      --model.teacher_ckpt runs/teacher_swin_tiny/TIME/checkpoints/best.ckpt
+  kd-convnext test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Its words, without the program's name; by default the process's.
+
+    Returns:
+        0 when done, 2 for bad input (named on stderr, no traceback), 130 when interrupted.
+    """
+    # albumentations asks the network for newer versions when it is imported.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(f"kd-convnext {__version__}")
+        return 0
+    try:
+        return _run(words[0], words[1:])
+    except KDConvNeXtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: what is finished stays; the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, words: list[str]) -> int:
+    if command in TRAINING:
+        with parsing(command):
+            from kd_convnext.training import TrainingCLI
+        cli = TrainingCLI.parsed([command, *words])
+        return 0 if cli is None else cli.finish()
+    if command in TOOLS:
+        _run_tool(command, words)
+        return 0
+    names = [*TRAINING, *TOOLS]
+    close = difflib.get_close_matches(command, names, n=1)
+    remedy = f"Did you mean {close[0]}?" if close else f"Commands: {', '.join(names)}."
+    raise ConfigError(Finding("kd-convnext", f"there is no command {command!r}", remedy))
+
+
+def _run_tool(command: str, words: list[str]) -> None:
+    import jsonargparse
+
+    module, function = TOOLS[command][0].split(":")
+    tool: Callable[..., Any] = getattr(import_module(module), function)
+    parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", exit_on_error=False, description=tool.__doc__)
+    parser.add_argument("--config", action="config", help="Options from a YAML file.")
+    parser.add_function_arguments(tool, as_positional=False)
+    with parsing(command):
+        options = parser.parse_args(words)
+    options.pop("config", None)
+    tool(**parser.instantiate_classes(options).as_dict())
+
+
+class parsing(contextlib.AbstractContextManager[None]):
+    """Turns a parser's complaint into one clear line."""
+
+    def __init__(self, command: str) -> None:
+        """Names the command for the message."""
+        self.command = command
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Translates what the parser raises.
+
+        Raises:
+            ConfigError: The words could not be understood.
+        """
+        if kind is None or kind.__module__.split(".")[0] not in ("argparse", "jsonargparse"):
+            return
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = " ".join(lines[:6])
+        remedy = f"See kd-convnext {self.command} --help."
+        raise ConfigError(Finding(f"kd-convnext {self.command}", text, remedy)) from error
+
+
+def _help() -> str:
+    lines = [
+        f"kd-convnext {__version__}: photographs of specimens to a small classifier, by knowledge distillation",
+        "",
+        "usage: kd-convnext COMMAND [OPTIONS]      (kd-convnext COMMAND --help for its options)",
+        "",
+        "train and judge by configuration:",
+        *(f"  {name:<10} {text}" for name, text in TRAINING.items()),
+        "",
+        "tools:",
+        *(f"  {name:<10} {text}" for name, (_, text) in TOOLS.items()),
+        "",
+        EXAMPLES,
+    ]
+    return "\n".join(lines)
+
+
+def console() -> None:
+    """The installed program."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    console()

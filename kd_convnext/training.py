@@ -1,0 +1,225 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our data, modules and run folder."""
+
+import copy
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from kd_convnext.callbacks import AugmentationPreview, CurveFigures, DataWaitBar, RunHeader, RunRecord
+from kd_convnext.cli import parsing
+from kd_convnext.data.datamodule import SpecimenDataModule
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.files import atomic_write
+from kd_convnext.modules.base import ClassifierModule
+from kd_convnext.modules.checkpoint import KEY, read_checkpoint
+from kd_convnext.runs import RunFolder, new_run_folder, run_of_checkpoint
+
+RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
+"""How the first process of a machine tells the others it starts where the run lies."""
+
+LINKED = ("num_classes", "class_names", "class_weights")
+"""Arguments of the modules that come from the data."""
+
+CHECKPOINT_DEFAULTS = {
+    "monitor": "val/f1_macro",
+    "mode": "max",
+    "filename": "best",
+    "save_last": True,
+    "auto_insert_metric_name": False,
+    "enable_version_counter": False,
+}
+
+
+class ConfigRecord(Callback):
+    """Writes the resolved configuration into the run's folder and gives it to the loggers."""
+
+    def __init__(self, text: str, values: dict[str, Any]) -> None:
+        """Keeps the configuration.
+
+        Args:
+            text: As YAML.
+            values: As plain values.
+        """
+        super().__init__()
+        self.text, self.values = text, values
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes it before a fit."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        atomic_write(RunFolder(Path(trainer.default_root_dir)).config, lambda file: file.write(self.text.encode()))
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):
+                logger.log_hyperparams({"config": self.values})
+
+
+class TrainingCLI(LightningCLI):
+    """One configuration, one run folder."""
+
+    folder: RunFolder
+
+    @classmethod
+    def parsed(cls, words: Sequence[str]) -> "TrainingCLI | None":
+        """Runs a command.
+
+        Args:
+            words: The subcommand and its options.
+
+        Returns:
+            The finished command, or None where only help was wanted.
+
+        Raises:
+            KDConvNeXtError: Bad input.
+        """
+        warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+        options = {name: {"exit_on_error": False} for name in cls.subcommands()}
+        try:
+            return cls(
+                model_class=ClassifierModule,
+                datamodule_class=SpecimenDataModule,
+                subclass_mode_model=True,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", **options},
+                args=list(words),
+            )
+        except SystemExit as stop:
+            if not stop.code:
+                return None
+            raise
+
+    def finish(self) -> int:
+        """Returns the exit code."""
+        return 130 if self.trainer.interrupted else 0
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what a run has beside model, data and trainer, and links the model to the data."""
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run's folder below runs/.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
+        parser.add_lightning_class_args(RunRecord, "record")
+        parser.add_lightning_class_args(RunHeader, "header")
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, with one clear line for what cannot be understood."""
+        _refuse_linked(args)
+        with parsing(args[0]):
+            super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Takes the model of a checkpoint that is judged from the checkpoint; a fit goes by its configuration."""
+        command = self.config.subcommand
+        path = self.config[command].get("ckpt_path")
+        if path is None:
+            if command == "fit":
+                return
+            remedy = "Give the best.ckpt of a run."
+            raise ConfigError(Finding("--ckpt_path", f"{command} needs a checkpoint", remedy))
+        checkpoint = read_checkpoint(path)
+        if command == "fit":
+            return
+        settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in LINKED}
+        model = {"class_path": f"kd_convnext.{checkpoint[KEY]['kind']}", "init_args": settings}
+        self.config[command].model = None
+        with parsing(command):
+            self.config = self.parser.parse_object({command: {"model": model}}, self.config)
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses the folder and points loggers and checkpoints into it."""
+        config = self.config[self.subcommand]
+        self._clean = copy.deepcopy(config)
+        self.folder = _folder(config)
+        config.trainer.default_root_dir = str(self.folder.path)
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(self.folder.checkpoints)
+        for logger in _as_list(config.trainer.logger):
+            options = logger.init_args
+            if "save_dir" in options and str(options.save_dir) in (".", "None"):
+                options.save_dir = str(self.folder.path)
+            if "project" in options and options.get("name") is None:
+                options.name = "/".join(self.folder.path.parts[-2:])
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer with our callbacks and, for a fit, always a CSV logger."""
+        command = str(self.subcommand)
+        trainer = self._get(self.config_init, "trainer")
+        parser = self._parser(command)
+        text = parser.dump(self._clean, skip_none=False)
+        callbacks: list[Callback] = [ConfigRecord(text, self._clean.as_dict()), CurveFigures()]
+        if command == "fit":
+            callbacks.insert(1, AugmentationPreview())
+        if trainer.get("enable_progress_bar") is not False:
+            callbacks.append(DataWaitBar())
+        if trainer.get("fast_dev_run"):
+            callbacks = []
+        self.trainer_defaults = {"callbacks": callbacks}
+        return super().instantiate_trainer(logger=self._loggers(trainer.logger), **kwargs)
+
+    def _loggers(self, asked: Any) -> list[Logger] | bool:
+        if asked is False:
+            return False
+        loggers: list[Logger] = [] if asked in (None, True) else asked if isinstance(asked, list) else [asked]
+        if self.subcommand == "fit" and not any(isinstance(logger, CSVLogger) for logger in loggers):
+            _keep_earlier(self.folder.path / "metrics.csv")
+            loggers.append(CSVLogger(str(self.folder.path), name="", version=""))
+        return loggers or False
+
+
+def _folder(config: Namespace) -> RunFolder:
+    if config.ckpt_path is not None:
+        return run_of_checkpoint(config.ckpt_path)
+    if not _first_process() and RUN_FOLDER in os.environ:
+        return RunFolder(Path(os.environ[RUN_FOLDER]))
+    if config.trainer.default_root_dir is not None:
+        folder = RunFolder(Path(config.trainer.default_root_dir))
+        if folder.last.exists():
+            remedy = f"Name another --trainer.default_root_dir, or go on with --ckpt_path {folder.last}."
+            raise ConfigError(Finding(str(folder.path), "holds a run already", remedy))
+    else:
+        files = config.get("config") or []
+        folder = new_run_folder("runs", config.name or (Path(str(files[0])).stem if files else "run"))
+    os.environ[RUN_FOLDER] = str(folder.path)
+    return folder
+
+
+def _first_process() -> bool:
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _keep_earlier(metrics: Path) -> None:
+    """Keeps the numbers of a run that is resumed: the CSV logger would delete them."""
+    if not metrics.exists() or not _first_process():
+        return
+    number = 1
+    while (kept := metrics.with_name(f"metrics_until_resume_{number}.csv")).exists():
+        number += 1
+    metrics.rename(kept)
+
+
+def _refuse_linked(words: Sequence[str]) -> None:
+    """An explicit value for what comes from the data would be ignored without a word."""
+    for word in words:
+        for name in LINKED:
+            if word.split("=")[0] in (f"--model.{name}", f"--model.init_args.{name}"):
+                remedy = "Leave it out; --data.classes names the classes."
+                raise ConfigError(Finding(f"--model.{name}", "it comes from the data", remedy))
+
+
+def _as_list(loggers: Any) -> list[Any]:
+    if loggers in (None, True, False):
+        return []
+    return loggers if isinstance(loggers, list) else [loggers]
