@@ -97,9 +97,7 @@ class Evaluation:
             zero_division=0,
         )
         for name, values in zip(("precision", "recall", "f1", "support"), per_class, strict=True):
-            found |= {
-                f"{name}/{label}": float(value) for label, value in zip(self.class_names, values, strict=True)
-            }
+            found |= {f"{name}/{label}": float(value) for label, value in zip(self.class_names, values, strict=True)}
         return found
 
     def by_group(self, groups: npt.NDArray[np.str_]) -> "Evaluation":
@@ -173,15 +171,15 @@ class PredictionStore(Metric):
 
         Returns:
             index int64 [N], labels int64 [N], probabilities float32 [N, K].
+
+        Raises:
+            ValueError: Nothing was collected.
         """
-        if not len(self.index):
-            return torch.empty(0).long(), torch.empty(0).long(), torch.empty(0, self.num_classes)
-        index, order = torch.sort(dim_zero_cat(self.index).long(), stable=True)
+        index, order = torch.sort(dim_zero_cat(self.index), stable=True)
         first = torch.ones_like(index, dtype=torch.bool)
         first[1:] = index[1:] != index[:-1]
         kept = order[first]
-        probabilities = dim_zero_cat(self.probabilities).reshape(-1, self.num_classes)
-        return index[first], dim_zero_cat(self.labels).long()[kept], probabilities[kept]
+        return index[first], dim_zero_cat(self.labels)[kept], dim_zero_cat(self.probabilities)[kept]
 
     def evaluation(self, part: Source, class_names: Sequence[str]) -> Evaluation:
         """Returns what was collected, merged over all processes.
@@ -190,6 +188,10 @@ class PredictionStore(Metric):
             part: Where the images come from.
             class_names: K names in the order of the model's outputs.
         """
+        if not self.index:
+            # A process without a batch must still join the others with tensors of the right type and shape.
+            nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+            self.update(nothing, nothing, nothing.new_empty(0, self.num_classes))
         index, labels, probabilities = self.compute()
         # torchmetrics turns results of one element into scalars.
         return Evaluation(

@@ -155,14 +155,24 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> Backbone:
     findings = _check(spec, num_classes)
     if findings:
         raise ConfigError(findings)
-    from_hub = spec.pretrained and spec.weights is None
-    network = _create(spec, num_classes, pretrained=False)
-    if from_hub:
-        # Created without weights first: whatever fails now is the hub's fault, not an argument's.
-        with hub_or_cache(spec.name):
-            network = _create_unchecked(spec, num_classes, pretrained=True)
-    elif spec.weights is not None:
+    try:
+        network = _create(spec, num_classes, pretrained=False)
+    except Exception as error:
+        # timm's models divide, index and assert with their arguments before anything looks at them.
+        raise ConfigError(
+            Finding(
+                "backbone",
+                f"timm cannot build {spec.name} with image_size {spec.image_size} and args {spec.args or {}} "
+                f"({type(error).__name__}: {error})",
+                "Check the names and values of args, and that the model takes this size.",
+            )
+        ) from error
+    if spec.weights is not None:
         load_weights(network, spec.weights, in_chans=spec.in_chans)
+    elif spec.pretrained:
+        # Built without weights first: what fails now is no argument's fault.
+        with hub_or_cache(spec.name):
+            network = _create(spec, num_classes, pretrained=True)
     return Backbone(network, spec, num_classes)
 
 
@@ -173,16 +183,12 @@ def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
         remedy = f"Did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names."
         findings.append(Finding("backbone.name", f"timm has no model {spec.name!r}", remedy))
     if spec.in_chans not in (1, 3):
-        findings.append(
-            Finding("backbone.in_chans", f"{spec.in_chans} channels", "Use 3 (colour) or 1 (grey).")
-        )
+        findings.append(Finding("backbone.in_chans", f"{spec.in_chans} channels", "Use 3 (colour) or 1 (grey)."))
     if spec.image_size < 1:
         findings.append(Finding("backbone.image_size", f"{spec.image_size} pixels", "Use for example 224."))
     if not 0 <= spec.drop_path_rate < 1:
         findings.append(
-            Finding(
-                "backbone.drop_path_rate", f"{spec.drop_path_rate} is outside 0..1", "Use for example 0.1."
-            )
+            Finding("backbone.drop_path_rate", f"{spec.drop_path_rate} is outside 0..1", "Use for example 0.1.")
         )
     if num_classes < 2:
         findings.append(Finding("num_classes", f"{num_classes} classes", "A classifier needs at least two."))
@@ -190,41 +196,18 @@ def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
 
 
 def _create(spec: BackboneSpec, num_classes: int, *, pretrained: bool) -> nn.Module:
-    try:
-        return _create_unchecked(spec, num_classes, pretrained=pretrained)
-    except (
-        TypeError,
-        ValueError,
-        AssertionError,
-        RuntimeError,
-        KeyError,
-        IndexError,
-        ZeroDivisionError,
-    ) as error:
-        raise ConfigError(
-            Finding(
-                "backbone",
-                f"timm cannot build {spec.name} with image_size {spec.image_size} and args {spec.args or {}} "
-                f"({error})",
-                "Check the names and values of args, and that the model takes this size.",
-            )
-        ) from error
-
-
-def _create_unchecked(spec: BackboneSpec, num_classes: int, *, pretrained: bool) -> nn.Module:
-    options: dict[str, Any] = dict(spec.args or {})
-    # Models whose weights depend on the input's size (windows, position tables) must be told it; others
-    # refuse it.
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": spec.in_chans, "pretrained": pretrained}
+    # Models with windows or position tables must be told the size; others refuse the argument.
     if timm.models.get_pretrained_cfg_value(spec.name, "fixed_input_size"):
-        options.setdefault("img_size", spec.image_size)
-    return timm.create_model(
-        spec.name,
-        pretrained=pretrained,
-        num_classes=num_classes,
-        in_chans=spec.in_chans,
-        drop_path_rate=spec.drop_path_rate,
-        **options,
-    )
+        options["img_size"] = spec.image_size
+    arguments = spec.args or {}
+    try:
+        return timm.create_model(spec.name, drop_path_rate=spec.drop_path_rate, **options, **arguments)
+    except TypeError as error:
+        # Swin must be told 0 (its own default is 0.1); families without stochastic depth refuse even 0.
+        if spec.drop_path_rate or "drop_path_rate" not in str(error):
+            raise
+        return timm.create_model(spec.name, **options, **arguments)
 
 
 def _pretrained_cfg(network: nn.Module) -> Mapping[str, Any]:

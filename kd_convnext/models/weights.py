@@ -1,13 +1,11 @@
 """Start weights: from a file, or from the hub without long waits."""
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
-from unittest import mock
 
 import torch
 from huggingface_hub import constants, get_session
@@ -35,20 +33,23 @@ def hub_or_cache(name: str) -> Iterator[None]:
     Raises:
         ConfigError: The weights are neither reachable nor in the cache.
     """
-    offline = constants.HF_HUB_OFFLINE or not _hub_answers()
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline = before or not _hub_answers()
     try:
-        with mock.patch.object(constants, "HF_HUB_OFFLINE", offline):
-            yield
+        yield
     except Exception as error:
         # The hub's client, its HTTP library and torch.hub raise a dozen unrelated types.
-        reason = "the hub is not reachable" if offline else f"{type(error).__name__}: {error}".splitlines()[0]
+        unreachable = offline and isinstance(error, OSError)
+        reason = "the hub is not reachable" if unreachable else _one_line(error)
         raise ConfigError(
             Finding(
                 "backbone.pretrained",
-                f"the published weights of {name} cannot be fetched ({reason})",
+                f"the published weights of {name} cannot be loaded ({reason})",
                 "Give a local file with --model.backbone.weights FILE, or set pretrained: false.",
             )
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
@@ -70,7 +71,7 @@ def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
         state = _to_timm_layout(state, network)
     except Exception as error:
         # timm's converters assume a file of their model and fail in as many ways as there are others.
-        raise _does_not_fit(file, f"is of another model ({type(error).__name__}: {error})") from error
+        raise _does_not_fit(file, f"is of another model ({_one_line(error)})") from error
     cfg = cast(Mapping[str, Any], network.pretrained_cfg)
     stem = f"{cfg.get('first_conv')}.weight"
     if stem in state and stem in own and state[stem].shape[1] != own[stem].shape[1]:
@@ -109,11 +110,10 @@ def _read(file: str) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # A broken or foreign file ends in whatever its first bytes happen to trigger.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(
             Finding(
                 file,
-                f"is no readable weights file ({reason})",
+                f"is no readable weights file ({_one_line(error)})",
                 "Give a .safetensors, .pth, .pt or .ckpt file.",
             )
         ) from error
@@ -140,6 +140,10 @@ def _first(names: list[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def _does_not_fit(file: str, what: str) -> CheckpointError:
     return CheckpointError(
         Finding(file, what, "Give a file of the same model: check backbone.name, image_size and args.")
@@ -148,7 +152,7 @@ def _does_not_fit(file: str, what: str) -> CheckpointError:
 
 def _hub_answers() -> bool:
     try:
-        get_session().head(os.environ.get("HF_ENDPOINT", constants.ENDPOINT), timeout=HUB_TIMEOUT)
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
     except Exception:
         # Any failure, whatever the client calls it, means the same: do not wait for it twelve times.
         return False
