@@ -378,8 +378,9 @@ def _photographs(manifest: Manifest, rows: npt.NDArray[Any] | None) -> tuple[Pho
 
 
 def _name_row(manifest: Manifest, row: int, finding: Finding) -> Finding:
-    line, image = manifest.table.loc[row, ["row", "image"]]
-    return replace(finding, where=f"{manifest.path.name}, row {line} ({image})")
+    image = manifest.table["image"].iat[row]
+    place = manifest.where(row)
+    return replace(finding, where=place if place == image else f"{place} ({image})")
 
 
 def _versions() -> dict[str, Any]:

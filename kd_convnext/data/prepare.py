@@ -70,7 +70,7 @@ def prepare(
     print(
         f"{len(table.table)} crops, upscaler {name.name} ({name.architecture}, x{name.scale}), {cache.folder}"
     )
-    _list_left_out("rows of the manifest", table.skipped)
+    _list_left_out("photographs of the manifest", table.skipped)
     return _estimate(cache, table) if dry_run else _fill(cache, table, on_error, verify)
 
 
@@ -95,11 +95,8 @@ def _list_left_out(what: str, findings: Sequence[Finding]) -> None:
 def _estimate(cache: CropCache, manifest: Manifest) -> PrepareSummary:
     """Times one small crop and multiplies."""
     survey = cache.survey(manifest)
-    sizes = [
-        _crop_size(manifest, region.row, cache.spec.roi_margin)
-        for photograph in survey.missing
-        for region in photograph.regions
-    ]
+    rows = [region.row for photograph in survey.missing for region in photograph.regions]
+    sizes = _crop_sizes(manifest, rows, cache.spec.roi_margin)
     reduced = [reduced_size(height, width, cache.spec.sr_max_side) for height, width in sizes]
     pixels = sum(height * width for height, width in reduced)
     seconds, size = _measure(cache, survey, pixels, len(sizes))
@@ -114,17 +111,18 @@ def _estimate(cache: CropCache, manifest: Manifest) -> PrepareSummary:
     return PrepareSummary(0, len(survey.found), 0, size, seconds)
 
 
-def _crop_size(manifest: Manifest, row: int, margin: float) -> tuple[int, int]:
-    """Returns (height, width) of a crop, from the manifest alone."""
-    height, width = (int(manifest.table.loc[row, name]) for name in ("image_height", "image_width"))
-    box = manifest.box(row)
-    if box is None:
-        return height, width
-    dx, dy = round(margin * box.width), round(margin * box.height)
-    return (
-        min(box.y + box.height + dy, height) - max(box.y - dy, 0),
-        min(box.x + box.width + dx, width) - max(box.x - dx, 0),
-    )
+def _crop_sizes(manifest: Manifest, rows: list[int], margin: float) -> list[tuple[int, int]]:
+    """Returns (height, width) of crops, from the manifest alone."""
+    photographs = manifest.table.loc[rows, ["image_height", "image_width"]].to_numpy(int).tolist()
+    sizes = []
+    for row, (height, width) in zip(rows, photographs, strict=True):
+        box = manifest.box(row)
+        if box is not None:
+            dx, dy = round(margin * box.width), round(margin * box.height)
+            height = min(box.y + box.height + dy, height) - max(box.y - dy, 0)
+            width = min(box.x + box.width + dx, width) - max(box.x - dx, 0)
+        sizes.append((height, width))
+    return sizes
 
 
 def _measure(cache: CropCache, survey: Survey, pixels: int, crops: int) -> tuple[float, int]:
