@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
-from kd_convnext.data.manifest import Manifest
+from kd_convnext.data.manifest import Manifest, read_manifest
+from kd_convnext.errors import ManifestError
 
 TABLE_1 = {"Grade 1": 41, "Grade 2": 1317, "Grade 3": 196, "AIS": 121, "MIA": 546}
 TABLE_1_PARTS = {
@@ -16,6 +18,11 @@ TABLE_1_PARTS = {
     "val": (3, 141, 23, 12, 55),
     "test": (5, 122, 16, 12, 54),
 }
+GOOD = [
+    {"image": "images/a.png", "label": "AIS", "lesion_id": "L1"},
+    {"image": "images/b.png", "label": "MIA", "lesion_id": "L2"},
+]
+BOX = {"x": 0, "y": 0, "width": 12, "height": 8}  # the whole of save_image's photograph
 
 
 def save_image(path: Path, seed: int = 0, size: tuple[int, int] = (12, 8)) -> Path:
@@ -73,3 +80,16 @@ def manifest_of(
     )
     names = tuple(class_names or sorted(set(labels)))
     return Manifest(Path("manifest.csv"), Path(), table, names)
+
+
+def findings_of(path: Path, **options) -> list[str]:
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path, **options)
+    assert all(finding.remedy.endswith(".") for finding in caught.value.findings)
+    return [str(finding) for finding in caught.value.findings]
+
+
+def only_finding(folder: Path, rows: list[dict], **options) -> str:
+    found = findings_of(write_manifest(folder, rows), **options)
+    assert len(found) == 1, found
+    return found[0]

@@ -39,9 +39,7 @@ def label_findings(table: pd.DataFrame, classes: Sequence[str] | None, place: st
         findings.append(Finding(place, what, "A classifier needs photographs of two classes or more."))
     spellings = pd.Series(present, dtype=object).groupby([label.casefold() for label in present]).agg(list)
     for alike in spellings[spellings.map(len) > 1]:
-        warnings.warn(
-            f"{place}: labels that differ in capitals only are different classes: {alike}", stacklevel=3
-        )
+        warnings.warn(f"{place}: labels that differ in capitals only are different classes: {alike}", stacklevel=3)
     return findings
 
 
@@ -66,9 +64,7 @@ def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
     """
     text = table[list(BOX_COLUMNS)]
     given = text != ""
-    numbers = text.apply(lambda column: pd.to_numeric(column, errors="coerce")).to_numpy(
-        dtype=np.float64, copy=True
-    )
+    numbers = text.apply(lambda column: pd.to_numeric(column, errors="coerce")).to_numpy(dtype=np.float64, copy=True)
     whole = np.isfinite(numbers) & (np.abs(numbers) < _LARGEST)
     whole[whole] = numbers[whole] == np.floor(numbers[whole])
     complete = given.all(axis=1)
@@ -112,8 +108,7 @@ def outside_findings(table: pd.DataFrame) -> list[Finding]:
     return _per_row(
         sized[outside.astype(bool)],
         lambda row: (
-            f"the box {_box_text(row)} reaches outside the photograph of"
-            f" {row.image_width} x {row.image_height} pixels"
+            f"the box {_box_text(row)} reaches outside the photograph of {row.image_width} x {row.image_height} pixels"
         ),
         "Give pixels of the photograph as a viewer shows it (after EXIF rotation), origin at the upper left.",
     )
@@ -138,11 +133,7 @@ def repeated_findings(table: pd.DataFrame) -> list[Finding]:
         frame,
         lambda row: (
             f"the same photograph and region as {row.first}"
-            + (
-                ""
-                if row.label == row.first_label
-                else f", there labelled {row.first_label!r}, here {row.label!r}"
-            )
+            + ("" if row.label == row.first_label else f", there labelled {row.first_label!r}, here {row.label!r}")
         ),
         "Delete one of the two rows.",
     )
@@ -159,16 +150,12 @@ def split_findings(table: pd.DataFrame) -> list[Finding]:
     """
     filled = table["split"] != ""
     bad = filled & ~table["split"].isin(PARTS)
-    findings = _per_row(
-        table[bad], lambda row: f"{row.split!r} is not a part of a split", "Write train, val or test."
-    )
+    findings = _per_row(table[bad], lambda row: f"{row.split!r} is not a part of a split", "Write train, val or test.")
     if filled.any() and not filled.all():
         empty = table[~filled]
         more = f" (and {len(empty) - 1} more rows)" if len(empty) > 1 else ""
         what = f"the split is empty{more}, elsewhere it is given"
-        findings.append(
-            Finding(empty["where"].iloc[0], what, "Fill in every row, or empty the whole column.")
-        )
+        findings.append(Finding(empty["where"].iloc[0], what, "Fill in every row, or empty the whole column."))
     return findings
 
 
@@ -189,13 +176,9 @@ def crossing_findings(table: pd.DataFrame, keys: Sequence[tuple[str, str]]) -> l
         crossing = known[known.groupby(column)["split"].transform("nunique") > 1]
         for name, rows in crossing.groupby(column, sort=False):
             parts = rows.drop_duplicates("split")
-            spread = ", ".join(
-                f"{part} ({where})" for part, where in zip(parts["split"], parts["where"], strict=True)
-            )
+            spread = ", ".join(f"{part} ({where})" for part, where in zip(parts["split"], parts["where"], strict=True))
             what = f"the {word} {name!r} is in more than one part: {spread}"
-            findings.append(
-                Finding(parts["where"].iloc[1], what, f"Put all rows of one {word} into one part.")
-            )
+            findings.append(Finding(parts["where"].iloc[1], what, f"Put all rows of one {word} into one part."))
         rest = rest.drop(crossing.index)
     return findings
 
@@ -254,16 +237,14 @@ def _unreadable(table: pd.DataFrame, files: dict[str, PhotographFile]) -> dict[s
     found = {}
     for image, where in zip(first["image"], first["where"], strict=True):
         problem, others = bad[image], counts[image] - 1
-        what = f"{problem.what}: {problem.where}" + (f", used by {others} more rows" if others else "")
+        what = f"{problem.what}: {problem.where}" + (f", and {others} more rows use it" if others else "")
         found[image] = Finding(where, what, problem.remedy)
     return found
 
 
 def empty_path_findings(table: pd.DataFrame) -> list[Finding]:
     """Checks that each row names a photograph."""
-    return _per_row(
-        table[table["image"] == ""], lambda row: "the image is empty", "Name the photograph's file."
-    )
+    return _per_row(table[table["image"] == ""], lambda row: "the image is empty", "Name the photograph's file.")
 
 
 def copy_findings(table: pd.DataFrame) -> list[Finding]:
@@ -293,9 +274,7 @@ def copy_findings(table: pd.DataFrame) -> list[Finding]:
         elif rows["split"].isin(PARTS).all() and rows["split"].nunique() > 1:
             parts = ", ".join(sorted(set(rows["split"])))
             remedy = "Delete one of the files, or put both into one part."
-            findings.append(
-                Finding(second["where"], f"{pair}, but they are in different parts: {parts}", remedy)
-            )
+            findings.append(Finding(second["where"], f"{pair}, but they are in different parts: {parts}", remedy))
     return findings
 
 
