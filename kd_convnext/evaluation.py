@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from kd_convnext.metrics import classification_metrics
+from kd_convnext.metrics import METRIC_NAMES, classification_metrics
 
 UNKNOWN = -1
 """The label of an image (or lesion) without one; such rows count in no metric."""
@@ -89,15 +89,16 @@ class Evaluation:
             return {}
         collection = classification_metrics(len(self.class_names), prefix="")
         collection.update(torch.from_numpy(self.probabilities[known]), torch.from_numpy(self.labels[known]))
-        found = {name: float(value) for name, value in collection.compute().items()}
+        values = collection.compute()
+        found = {name: float(values[name]) for name in METRIC_NAMES}
         per_class = precision_recall_fscore_support(
             self.labels[known],
             self.predictions[known],
             labels=range(len(self.class_names)),
             zero_division=0,
         )
-        for name, values in zip(("precision", "recall", "f1", "support"), per_class, strict=True):
-            found |= {f"{name}/{label}": float(value) for label, value in zip(self.class_names, values, strict=True)}
+        for name, scores in zip(("precision", "recall", "f1", "support"), per_class, strict=True):
+            found |= {f"{name}/{label}": float(value) for label, value in zip(self.class_names, scores, strict=True)}
         return found
 
     def by_group(self, groups: npt.NDArray[np.str_]) -> "Evaluation":
