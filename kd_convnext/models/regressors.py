@@ -29,8 +29,7 @@ class Regressors(nn.Module):
             raise ConfigError(
                 Finding(
                     "taps",
-                    f"{len(student_channels)} feature maps of the student, "
-                    f"{len(teacher_channels)} of the teacher",
+                    f"{len(student_channels)} feature maps of the student, {len(teacher_channels)} of the teacher",
                     "Tap as many modules of the one as of the other, at least one.",
                 )
             )
@@ -55,9 +54,7 @@ class Regressors(nn.Module):
             One map [B, C_t, H_t, W_t] per stage.
         """
         mapped = []
-        for convolution, student, teacher in zip(
-            self.convolutions, student_features, teacher_features, strict=True
-        ):
+        for convolution, student, teacher in zip(self.convolutions, student_features, teacher_features, strict=True):
             height, width = teacher.shape[-2:]
             own_height, own_width = student.shape[-2:]
             # A 1x1 convolution commutes with averaging and with interpolation: do it on the smaller map.

@@ -59,9 +59,7 @@ class FeatureTaps:
         channels: Channels of each map.
     """
 
-    def __init__(
-        self, backbone: Backbone, names: Sequence[str] | None = None, *, active: bool = True
-    ) -> None:
+    def __init__(self, backbone: Backbone, names: Sequence[str] | None = None, *, active: bool = True) -> None:
         """Registers the hooks.
 
         Args:
@@ -75,17 +73,13 @@ class FeatureTaps:
         """
         self.names = _checked_names(backbone, names)
         stages = {stage.name: stage for stage in backbone.stages}
-        layouts = {
-            name: (stages[name].channels, stages[name].channels_last) for name in self.names if name in stages
-        }
+        layouts = {name: (stages[name].channels, stages[name].channels_last) for name in self.names if name in stages}
         layouts |= _probe(backbone, [name for name in self.names if name not in stages])
         self.channels = tuple(layouts[name][0] for name in self.names)
         self._store = _Store(active)
         self._outer: list[bool] = []
         self._handles = [
-            backbone.network.get_submodule(name).register_forward_hook(
-                _Hook(self._store, name, layouts[name][1])
-            )
+            backbone.network.get_submodule(name).register_forward_hook(_Hook(self._store, name, layouts[name][1]))
             for name in self.names
         ]
 
@@ -194,9 +188,7 @@ def _probe(backbone: Backbone, names: Sequence[str]) -> dict[str, tuple[int, boo
         if shape is None or len(shape) != 4:
             gives = "a tensor" if shape is None else f"shape {list(shape)}"
             findings.append(
-                Finding(
-                    "taps", f"{name!r} returns {gives}, no feature map", "Name a module that returns a map."
-                )
+                Finding("taps", f"{name!r} returns {gives}, no feature map", "Name a module that returns a map.")
             )
             continue
         # The image is square: the channels are the side that is unlike the other two.
