@@ -54,6 +54,11 @@ class Manifest:
         """Returns the number of regions of interest."""
         return len(self.table)
 
+    @property
+    def name(self) -> str:
+        """Returns the file's or folder's name, as findings about the whole begin."""
+        return self.path.name or str(self.path)
+
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Positions in `class_names`, int64 [N]; -1 where the row has no label."""
@@ -194,9 +199,7 @@ def _class_names(table: pd.DataFrame, classes: Sequence[str] | None) -> tuple[st
     return PAPER_CLASSES if present == set(PAPER_CLASSES) else tuple(sorted(present))
 
 
-def _lost(
-    kept: pd.DataFrame, class_names: Sequence[str], place: str, unreadable: dict[str, Finding]
-) -> list[Finding]:
+def _lost(kept: pd.DataFrame, class_names: Sequence[str], place: str, unreadable: dict[str, Finding]) -> list[Finding]:
     """Skipping must not end in nothing, nor silently change the classes."""
     if kept.empty:
         remedy = "Check that the paths are relative to the manifest."

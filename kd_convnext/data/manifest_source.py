@@ -71,15 +71,11 @@ def _read_csv(path: Path, require_labels: bool) -> Source:
     columns = {name: position for position, name in enumerate(header) if name in TEXT_COLUMNS}
     kept = [(line, fields) for line, fields, bad in zip(lines, rows, ragged, strict=True) if not bad]
     if not rows:
-        raise ManifestError(
-            [*findings, Finding(path.name, "the manifest has no rows", "List the photographs.")]
-        )
+        raise ManifestError([*findings, Finding(path.name, "the manifest has no rows", "List the photographs.")])
     if not kept:
         raise ManifestError(findings)
     data: dict[str, list[str]] = {}
-    half_columns = any(name in columns for name in BOX_COLUMNS) and any(
-        name not in columns for name in BOX_COLUMNS
-    )
+    half_columns = any(name in columns for name in BOX_COLUMNS) and any(name not in columns for name in BOX_COLUMNS)
     for name in TEXT_COLUMNS:
         if name not in columns or (half_columns and name in BOX_COLUMNS):
             data[name] = [""] * len(kept)
@@ -125,9 +121,7 @@ def _records(path: Path) -> tuple[list[int], list[str], list[list[str]]]:
 
 def _no_image_column(path: Path, header: list[str]) -> Finding:
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-        return Finding(
-            f"{path.name}, row 1", "the columns are not separated by commas", "Save it with commas."
-        )
+        return Finding(f"{path.name}, row 1", "the columns are not separated by commas", "Save it with commas.")
     what = f"there is no column 'image' (columns: {', '.join(header)})"
     return Finding(f"{path.name}, row 1", what, "Name the column that holds the photographs' paths 'image'.")
 
@@ -192,12 +186,8 @@ def _read_folder(folder: Path, require_labels: bool) -> Source:
     if require_labels and {label.lower() for label in labels} - {""} <= _PART_FOLDERS and any(labels):
         what = f"the folders {', '.join(sorted(set(labels) - {''}))} are parts of a split, not classes"
         findings.append(Finding(str(folder), what, "Write a CSV file with the columns image,label,split."))
-    table = pd.DataFrame(
-        {"row": range(1, len(images) + 1), "where": images, "image": images, "label": labels}
-    )
-    return Source(
-        folder, folder, table.reindex(columns=["row", "where", *TEXT_COLUMNS], fill_value=""), True, findings
-    )
+    table = pd.DataFrame({"row": range(1, len(images) + 1), "where": images, "image": images, "label": labels})
+    return Source(folder, folder, table.reindex(columns=["row", "where", *TEXT_COLUMNS], fill_value=""), True, findings)
 
 
 def _images_below(folder: Path) -> list[str]:

@@ -90,9 +90,7 @@ def _digest(path: Path) -> bytes | None:
         return None
 
 
-def _in_parallel(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], description: str
-) -> list[_Result]:
+def _in_parallel(function: Callable[[_Item], _Result], items: Sequence[_Item], description: str) -> list[_Result]:
     """Maps over threads (the work is mostly waiting for the disk), with a bar on a terminal."""
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
         results = pool.map(function, items)

@@ -138,7 +138,7 @@ def _checked(
     manifest: Manifest, index: int, ratios: tuple[float, float, float], group_by: GroupBy
 ) -> tuple[float, float, float]:
     """Returns the ratios scaled to sum 1, or raises everything that is wrong with the arguments."""
-    place = manifest.path.name
+    place = manifest.name
     findings = []
     sound = len(ratios) == 3 and all(math.isfinite(share) and share >= 0 for share in ratios) and ratios[0] > 0
     if not sound:
@@ -168,7 +168,7 @@ def _given(manifest: Manifest, groups: NDArray[np.str_], index: int, group_by: G
     """Takes the `split` column, which must not divide a group."""
     if index > 0:
         remedy = "Use split_index 0, or empty the column to have splits drawn."
-        raise SplitError(Finding(manifest.path.name, f"its split column gives one split, not repeat {index}", remedy))
+        raise SplitError(Finding(manifest.name, f"its split column gives one split, not repeat {index}", remedy))
     parts = manifest.table["split"].to_numpy(dtype=np.str_)
     frame = pd.DataFrame({"group": groups, "part": parts}).drop_duplicates()
     divided = frame[frame.duplicated("group", keep=False)]
@@ -212,15 +212,15 @@ def _report_few_groups(
         where = ", ".join(absent)
         if scarce[k]:
             number = int((counts[:, k] > 0).sum())
-            what = f"class {name!r} has {number} groups (by {group_by}), too few for a place in {where}"
+            what = f"class {name!r} has {number} groups (by {group_by}), enough for training but not for {where}"
         else:
-            what = f"class {name!r} is not in {where}: its groups hold other classes that must stay in training"
+            what = f"class {name!r} is not in {where}: its groups also hold other classes, needed elsewhere"
         remedy = "Add photographs of other lesions of that class, or leave the class out."
-        findings.append(Finding(manifest.path.name, what, remedy))
+        findings.append(Finding(manifest.name, what, remedy))
     if findings and few_groups == "error":
         raise SplitError(findings)
     for finding in findings:
-        warnings.warn(f"{finding} It stays in training.", stacklevel=3)
+        warnings.warn(str(finding), stacklevel=3)
 
 
 def _hash(manifest: Manifest, parts: NDArray[np.str_]) -> str:
