@@ -125,9 +125,7 @@ class SoftTargetLoss(nn.Module):
         """
         super().__init__()
         if not (math.isfinite(temperature) and temperature > 0):
-            raise ConfigError(
-                Finding("temperature", f"{temperature} is not a positive number", "Use for example 4.")
-            )
+            raise ConfigError(Finding("temperature", f"{temperature} is not a positive number", "Use for example 4."))
         self.temperature = float(temperature)
         self.scale_by_t2 = scale_by_t2
 
