@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kd_convnext.data import manifest_checks as checks
-from kd_convnext.data.manifest_source import BOX_COLUMNS, read_source
+from kd_convnext.data.manifest_source import BOX_COLUMNS, Source, read_source
 from kd_convnext.data.roi import Box
 from kd_convnext.errors import Finding, ManifestError
 
@@ -154,17 +154,7 @@ def read_manifest(
     """
     source = read_source(Path(path), require_labels=require_labels)
     place = source.path.name or str(source.path)
-    table, findings = checks.parse_boxes(source.table)
-    table["split"] = table["split"].str.lower()
-    findings = [*source.findings, *_class_findings(classes), *checks.empty_path_findings(table), *findings]
-    if require_labels and source.labelled:
-        findings += checks.label_findings(table, classes, place)
-    elif source.labelled:
-        findings += checks.unknown_label_findings(table, classes)
-    table, unreadable = checks.add_file_facts(table, source.root)
-    findings += checks.outside_findings(table) + checks.repeated_findings(table)
-    findings += checks.split_findings(table) + checks.copy_findings(table)
-    findings += checks.crossing_findings(table, _indivisible(group_by))
+    table, findings, unreadable = _checked(source, place, classes, require_labels, group_by)
     if on_error == "raise":
         findings += unreadable.values()
     kept = table[~table["image"].isin(unreadable)]
@@ -179,6 +169,24 @@ def read_manifest(
         _warn_of_divided_lesions(kept, place)
     checks.warn_of_mixed_ids(kept, place)
     return Manifest(source.path, source.root, _tidy(kept), class_names, tuple(unreadable.values()))
+
+
+def _checked(
+    source: Source, place: str, classes: Sequence[str] | None, require_labels: bool, group_by: GroupBy
+) -> tuple[pd.DataFrame, list[Finding], dict[str, Finding]]:
+    """Returns the table with numbers for boxes and facts of files, all findings, and the unreadable photographs."""
+    table, box_findings = checks.parse_boxes(source.table)
+    table["split"] = table["split"].str.lower()
+    findings = [*source.findings, *_class_findings(classes), *checks.empty_path_findings(table), *box_findings]
+    if require_labels and source.labelled:
+        findings += checks.label_findings(table, classes, place)
+    elif source.labelled:
+        findings += checks.unknown_label_findings(table, classes)
+    table, unreadable = checks.add_file_facts(table, source.root)
+    findings += checks.outside_findings(table) + checks.repeated_findings(table)
+    findings += checks.split_findings(table) + checks.copy_findings(table)
+    findings += checks.crossing_findings(table, _indivisible(group_by))
+    return table, findings, unreadable
 
 
 def _indivisible(group_by: GroupBy) -> list[tuple[str, str]]:

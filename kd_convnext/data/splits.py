@@ -210,7 +210,9 @@ def _report_few_groups(
         if not absent:
             continue
         where = ", ".join(absent)
-        if scarce[k]:
+        if not any(held):
+            what = f"class {name!r} has no photographs"
+        elif scarce[k]:
             number = int((counts[:, k] > 0).sum())
             what = f"class {name!r} has {number} groups (by {group_by}), enough for training but not for {where}"
         else:
