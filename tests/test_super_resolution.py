@@ -122,9 +122,7 @@ def test_an_error_in_a_tile_is_an_error():
             raise RuntimeError("out of memory")
         return crop
 
-    upscaler = NetworkUpscaler(
-        UpscalerIdentity("spandrel", "Compact", 1, pixel_budget=64, tile_pad=1), forward
-    )
+    upscaler = NetworkUpscaler(UpscalerIdentity("spandrel", "Compact", 1, pixel_budget=64, tile_pad=1), forward)
     with pytest.raises(RuntimeError, match="out of memory"):
         upscaler(_crop(20, 20))
     assert all(height * width <= 64 for height, width, _ in calls)

@@ -296,9 +296,7 @@ class CropCache:
         pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="crops")
         with progress_bar(total, progress) as advance:
             try:
-                futures = [
-                    pool.submit(self._make, photograph, index, state, verify) for photograph in missing
-                ]
+                futures = [pool.submit(self._make, photograph, index, state, verify) for photograph in missing]
                 for future in as_completed(futures):
                     advance(future.result())
             finally:
@@ -309,9 +307,7 @@ class CropCache:
         """Makes the missing crops of one photograph; returns how many were dealt with."""
         path, regions = photograph
         try:
-            stamp = Stamp.of(
-                path
-            )  # before reading: a photograph replaced meanwhile must not pass for this one
+            stamp = Stamp.of(path)  # before reading: a photograph replaced meanwhile must not pass for this one
             image = read_image(path)
         except (KDConvNeXtError, OSError) as error:
             state.fail(regions, error)

@@ -141,9 +141,7 @@ class CropSpec:
         unknown = sorted(set(values) - known)
         if unknown:
             remedy = "It was written by a newer kd-convnext: update this one."
-            raise ConfigError(
-                Finding(name, "is no field of a crop specification", remedy) for name in unknown
-            )
+            raise ConfigError(Finding(name, "is no field of a crop specification", remedy) for name in unknown)
         return cls(**values)
 
 
@@ -200,11 +198,7 @@ def enlarge(crop: Pixels, spec: CropSpec, upscaler: Upscaler) -> Pixels:
 
 def reduced_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:
     """Returns the (height, width) at which a crop enters super-resolution."""
-    return (
-        (height, width)
-        if max_side is None or max(height, width) <= max_side
-        else _fit(height, width, max_side)
-    )
+    return (height, width) if max_side is None or max(height, width) <= max_side else _fit(height, width, max_side)
 
 
 def resize_to(image: Pixels, height: int, width: int) -> Pixels:

@@ -143,9 +143,7 @@ def _intact(content: bytes) -> bool:
     view, at = memoryview(content), len(_SIGNATURE)
     while at < len(view):
         end = at + 12 + int.from_bytes(view[at : at + 4], "big")
-        if end > len(view) or zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(
-            view[end - 4 : end], "big"
-        ):
+        if end > len(view) or zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             return False
         at = end
     return True
@@ -168,9 +166,7 @@ class Index:
         """
         self._record = record
         self._known: dict[tuple[Stamp, Box | None], str] = {}
-        name = (
-            f"{time.strftime('%Y%m%d-%H%M%S')}-{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
-        )
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         self._path = folder / name
         self._file: int | None = None
         self._lock = threading.Lock()

@@ -106,9 +106,7 @@ class NetworkUpscaler:
     time, whichever thread asks: a pass already uses all of torch's threads.
     """
 
-    def __init__(
-        self, identity: UpscalerIdentity, forward: Callable[[Pixels], Pixels], multiple: int = 1
-    ) -> None:
+    def __init__(self, identity: UpscalerIdentity, forward: Callable[[Pixels], Pixels], multiple: int = 1) -> None:
         """Wraps a network.
 
         Args:
@@ -281,9 +279,7 @@ def _spandrel_forward(model: Any, device: str) -> Callable[[Pixels], Pixels]:
     return forward
 
 
-def _reference_forward(
-    path: Path, state: dict[str, Any], descriptor: Any, device: str
-) -> Callable[[Pixels], Pixels]:
+def _reference_forward(path: Path, state: dict[str, Any], descriptor: Any, device: str) -> Callable[[Pixels], Pixels]:
     import torch
 
     options = descriptor.model.hyperparameters
