@@ -156,7 +156,10 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> Backbone:
     if findings:
         raise ConfigError(findings)
     try:
-        network = _create(spec, num_classes, pretrained=False)
+        backbone = Backbone(_create(spec, num_classes, pretrained=False), spec, num_classes)
+        if spec.args or _pretrained_cfg(backbone.network)["input_size"][-1] != spec.image_size:
+            # Many a size or argument that cannot work shows only in a forward pass.
+            blank_pass(backbone)
     except Exception as error:
         # timm's models divide, index and assert with their arguments before anything looks at them.
         raise ConfigError(
@@ -168,12 +171,28 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> Backbone:
             )
         ) from error
     if spec.weights is not None:
-        load_weights(network, spec.weights, in_chans=spec.in_chans)
+        load_weights(backbone.network, spec.weights, in_chans=spec.in_chans)
     elif spec.pretrained:
         # Built without weights first: what fails now is no argument's fault.
         with hub_or_cache(spec.name):
-            network = _create(spec, num_classes, pretrained=True)
-    return Backbone(network, spec, num_classes)
+            backbone = Backbone(_create(spec, num_classes, pretrained=True), spec, num_classes)
+    return backbone
+
+
+@torch.no_grad()
+def blank_pass(backbone: Backbone) -> None:
+    """Runs one black image through a backbone and leaves it as it was.
+
+    Args:
+        backbone: The network; each of its modules keeps its mode, and no statistics move.
+    """
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    try:
+        backbone(backbone.mean.new_zeros(1, backbone.in_chans, backbone.image_size, backbone.image_size))
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:

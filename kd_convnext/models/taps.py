@@ -1,14 +1,13 @@
 """Feature maps out of the middle of any backbone, by forward hooks."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.models.backbones import STAGE_REDUCTIONS, Backbone
+from kd_convnext.models.backbones import STAGE_REDUCTIONS, Backbone, blank_pass
 
 
 class _Store:
@@ -158,35 +157,28 @@ def _checked_names(backbone: Backbone, names: Sequence[str] | None) -> tuple[str
     return tuple(names)
 
 
-@torch.no_grad()
 def _probe(backbone: Backbone, names: Sequence[str]) -> dict[str, tuple[int, bool]]:
     """Runs one empty image through the network to learn channels and layout of modules that are no stages."""
     if not names:
         return {}
     shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(names)
 
-    def note(name: str, output: Any) -> None:
-        shapes[name] = tuple(output.shape) if isinstance(output, Tensor) else None
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            shapes[name] = tuple(output.shape) if isinstance(output, Tensor) else None
 
-    handles = [
-        backbone.network.get_submodule(name).register_forward_hook(
-            lambda module, args, output, name=name: note(name, output)
-        )
-        for name in names
-    ]
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
+        return hook
+
+    handles = [backbone.network.get_submodule(name).register_forward_hook(note(name)) for name in names]
     try:
-        backbone(backbone.mean.new_zeros(1, backbone.in_chans, backbone.image_size, backbone.image_size))
+        blank_pass(backbone)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     layouts, findings = {}, []
     for name, shape in shapes.items():
         if shape is None or len(shape) != 4:
-            gives = "a tensor" if shape is None else f"shape {list(shape)}"
+            gives = "no tensor" if shape is None else f"shape {list(shape)}"
             findings.append(
                 Finding("taps", f"{name!r} returns {gives}, no feature map", "Name a module that returns a map.")
             )
