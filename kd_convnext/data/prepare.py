@@ -66,10 +66,14 @@ def prepare(
     )
     table = read_manifest(manifest, classes=classes, on_error=on_error)
     cache = CropCache(Path(cache_dir).expanduser() if cache_dir else default_cache_dir(), spec, device)
-    name = cache.upscaler.identity
-    print(f"{len(table.table)} crops, upscaler {name.name} ({name.architecture}, x{name.scale}), {cache.folder}")
-    _list_left_out("photographs of the manifest", table.skipped)
+    _announce(cache, table)
     return _estimate(cache, table) if dry_run else _fill(cache, table, on_error, verify)
+
+
+def _announce(cache: CropCache, manifest: Manifest) -> None:
+    name = cache.upscaler.identity
+    print(f"{len(manifest)} crops, upscaler {name.name} ({name.architecture}, x{name.scale}), {cache.folder}")
+    _list_left_out("photographs of the manifest", manifest.skipped)
 
 
 def _fill(cache: CropCache, manifest: Manifest, on_error: OnError, verify: bool) -> PrepareSummary:
