@@ -9,7 +9,7 @@ import sys
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import cv2
 import numpy as np
@@ -21,7 +21,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 
 from kd_convnext._version import __version__
+from kd_convnext.data.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.evaluation import Evaluation
 from kd_convnext.plotting import (
     confusion_matrix,
     crop_grid,
@@ -30,7 +32,7 @@ from kd_convnext.plotting import (
     save_figure,
     training_curves,
 )
-from kd_convnext.progress import DataWaitBar, RunHeader, device_name
+from kd_convnext.progress import DataWaitBar, RunHeader, device_name, say, shown
 from kd_convnext.runs import (
     RunFolder,
     class_table,
@@ -39,12 +41,9 @@ from kd_convnext.runs import (
     write_environment,
     write_metrics,
     write_predictions,
+    write_table,
 )
 from kd_convnext.tracking import log_confusion, log_figure, log_table
-
-if TYPE_CHECKING:
-    from kd_convnext.data.datamodule import SpecimenDataModule
-    from kd_convnext.evaluation import Evaluation
 
 __all__ = ["AugmentationPreview", "CurveFigures", "DataWaitBar", "RunHeader", "RunRecord", "run_folder"]
 
@@ -132,7 +131,17 @@ class RunRecord(Callback):
         if self.max_pictures:
             self._show_predictions(trainer, found)
 
-    def _record(self, trainer: Trainer, module: LightningModule, found: "Evaluation") -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the answers: ``predictions_<part>.csv``."""
+        found = _evaluation(trainer, pl_module, "evaluation")
+        if found is None:
+            return
+        data = _data(trainer)
+        path = run_folder(trainer).predictions_of(data.predict_part)
+        write_table(path, prediction_table(found, data.manifest))
+        say(trainer, f"Answers for {len(found)} regions of interest: {shown(path)}")
+
+    def _record(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
         """Writes metrics and figures of the images and, where there are lesions, of those."""
         lesions = _evaluation(trainer, module, "lesion_evaluation")
         for prefix, evaluation in ((found.part, found), (f"{found.part}/lesion", lesions)):
@@ -146,11 +155,9 @@ class RunRecord(Callback):
             log_confusion(trainer.loggers, name, evaluation, trainer.global_step)
             show_figure(trainer, f"{prefix}/per_class", per_class_bars(evaluation))
             show_figure(trainer, f"{prefix}/reliability", reliability_diagram(evaluation))
-            log_table(
-                trainer.loggers, f"{prefix}/per_class_table", class_table(evaluation), trainer.global_step
-            )
+            log_table(trainer.loggers, f"{prefix}/per_class_table", class_table(evaluation), trainer.global_step)
 
-    def _show_predictions(self, trainer: Trainer, found: "Evaluation") -> None:
+    def _show_predictions(self, trainer: Trainer, found: Evaluation) -> None:
         """Gives the loggers the table of predictions with pictures, and a grid of wrong ones."""
         data = _data(trainer)
         chosen = most_telling(found)[: self.max_pictures]
@@ -220,7 +227,7 @@ def show_figure(trainer: Trainer, name: str, figure: Figure, file: str | None = 
         log_figure(trainer.loggers, name, figure, trainer.global_step)
 
 
-def most_telling(evaluation: "Evaluation") -> npt.NDArray[np.intp]:
+def most_telling(evaluation: Evaluation) -> npt.NDArray[np.intp]:
     """Orders samples by what there is to learn from looking at them.
 
     Args:
@@ -261,15 +268,15 @@ def environment(trainer: Trainer) -> dict[str, object]:
     }
 
 
-def _data(trainer: Trainer) -> "SpecimenDataModule":
+def _data(trainer: Trainer) -> SpecimenDataModule:
     data = getattr(trainer, "datamodule", None)
-    if data is None:
+    if not isinstance(data, SpecimenDataModule):
         remedy = "Pass datamodule=SpecimenDataModule(...), or leave this callback out."
-        raise ConfigError(Finding("trainer", "got loaders in place of a data module", remedy))
-    return cast("SpecimenDataModule", data)
+        raise ConfigError(Finding("trainer", "was given other data than a SpecimenDataModule", remedy))
+    return data
 
 
-def _evaluation(trainer: Trainer, module: LightningModule, name: str) -> "Evaluation | None":
+def _evaluation(trainer: Trainer, module: LightningModule, name: str) -> Evaluation | None:
     """Reads what the module has collected; None in all processes but the first."""
     return cast("Evaluation | None", getattr(module, name, None)) if trainer.is_global_zero else None
 

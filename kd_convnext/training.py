@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from kd_convnext.callbacks import AugmentationPreview, CurveFigures, DataWaitBar, RunHeader, RunRecord
 from kd_convnext.cli import parsing
 from kd_convnext.data.datamodule import SpecimenDataModule
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.files import atomic_write
 from kd_convnext.modules.base import ClassifierModule
 from kd_convnext.modules.checkpoint import KEY, read_checkpoint
@@ -92,6 +92,7 @@ class TrainingCLI(LightningCLI):
                 load_from_checkpoint_support=False,
                 save_config_callback=None,
                 seed_everything_default=0,
+                trainer_defaults={"enable_model_summary": False},
                 parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", **options},
                 args=list(words),
             )
@@ -142,6 +143,8 @@ class TrainingCLI(LightningCLI):
         """Chooses the folder and points loggers and checkpoints into it."""
         config = self.config[self.subcommand]
         self._clean = copy.deepcopy(config)
+        # Typed again, the configuration begins a new run.
+        self._clean.ckpt_path = None
         self.folder = _folder(config)
         config.trainer.default_root_dir = str(self.folder.path)
         if config.checkpoint.dirpath is None:
@@ -152,6 +155,26 @@ class TrainingCLI(LightningCLI):
                 options.save_dir = str(self.folder.path)
             if "project" in options and options.get("name") is None:
                 options.name = "/".join(self.folder.path.parts[-2:])
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer; what our constructors refuse is said as they said it."""
+        refused: list[KDConvNeXtError] = []
+
+        def build(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
+            try:
+                return kind(*args, **kwargs)
+            except KDConvNeXtError as error:
+                refused.append(error)
+                raise
+
+        self.parser.add_instantiator(build, object, subclasses=True)
+        try:
+            super().instantiate_classes()
+        except ValueError:
+            # The parser tries every type that an argument may have, and reports all failures as one of its own.
+            if refused:
+                raise refused[-1] from None
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with our callbacks and, for a fit, always a CSV logger."""
@@ -166,7 +189,7 @@ class TrainingCLI(LightningCLI):
             callbacks.append(DataWaitBar())
         if trainer.get("fast_dev_run"):
             callbacks = []
-        self.trainer_defaults = {"callbacks": callbacks}
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         return super().instantiate_trainer(logger=self._loggers(trainer.logger), **kwargs)
 
     def _loggers(self, asked: Any) -> list[Logger] | bool:

@@ -1,7 +1,9 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -20,3 +22,28 @@ def shared_dir() -> Path:
     if named or os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def tiny_manifest(tmp_path_factory) -> Path:
+    """60 small photographs: five classes, six lesions each, two photographs a lesion, one box each."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    rows = ["image,label,lesion_id,x,y,width,height"]
+    for number, label in enumerate(("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")):
+        for lesion in range(6):
+            for view in range(2):
+                waves = np.sin(np.arange(40) * (0.2 + 0.25 * number) + rng.uniform(0, 6))
+                image = 120 + 60 * waves[None, :, None] + rng.normal(0, 12, (36, 40, 3))
+                name = f"{number}_{lesion}_{view}.png"
+                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / name)
+                rows.append(f"{name},{label},L{number}-{lesion},2,1,36,34")
+    manifest = folder / "manifest.csv"
+    manifest.write_text("\n".join(rows) + "\n")
+    return manifest
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory) -> str:
+    """A crop cache shared by all tests of a session."""
+    return str(tmp_path_factory.mktemp("cache"))

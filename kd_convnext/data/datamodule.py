@@ -132,7 +132,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         Raises:
             ManifestError: With every problem found.
         """
-        return read_manifest(self.path, classes=self.classes, on_error=self.on_error)
+        return read_manifest(self.path, classes=self.classes, on_error=self.on_error, group_by=self.group_by)
 
     @cached_property
     def split(self) -> Split:

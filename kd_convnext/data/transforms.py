@@ -1,5 +1,6 @@
 """The paper's augmentation in albumentations, drawn anew but reproducibly for every view of a crop."""
 
+import random
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,8 +89,10 @@ class Views:
             # Only crops kept whole (`store_size: null`) are not square; a square window would cut more than asked.
             crop = np.asarray(cv2.resize(crop, (max(crop.shape[:2]),) * 2, interpolation=cv2.INTER_LINEAR), np.uint8)
         if self.random:
-            self._compose.set_random_seed(seed % 2**32)
-        return np.asarray(self._compose(image=crop)["image"], dtype=np.uint8)
+            # Not `set_random_seed`: it gives every step the same draw, so that flips would only come in pairs.
+            self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        picture = np.asarray(self._compose(image=crop)["image"], dtype=np.uint8)
+        return picture.reshape(self.image_size, self.image_size, self.in_chans)
 
 
 def _augmentations(spec: AugmentSpec, image_size: int) -> list[A.BasicTransform]:

@@ -104,13 +104,17 @@ class ClassifierModule(pl.LightningModule, ABC):
             self.card = self.card.having_seen(earlier.seen_groups, leak or earlier.leak_allowed)
 
     def on_train_epoch_start(self) -> None:
-        """Seeds the epoch, so that a resumed run draws what an uninterrupted one would, and frees the body in time."""
-        torch.manual_seed((self._seed + 1_000_003 * self.current_epoch + self.global_rank) % 2**63)
+        """Frees the body once the head had its epochs."""
         # Under DDP every parameter must keep its gradient: there the schedule alone holds the body still.
         if self.head_epochs and self.trainer.world_size == 1:
             learns = self.current_epoch >= self.head_epochs
             for parameter in self.classifier.body_parameters():
                 parameter.requires_grad_(learns)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds each epoch (stochastic depth), so that a resumed run draws what an uninterrupted one would."""
+        if batch_idx == 0:
+            torch.manual_seed((self._seed + 1_000_003 * self.current_epoch + self.global_rank) % 2**63)
 
     def log_training(self, loss: Tensor, logits: Tensor, labels: Tensor, **terms: Tensor) -> None:
         """Logs a step.
@@ -211,9 +215,8 @@ class ClassifierModule(pl.LightningModule, ABC):
             shown = self._shown(self.lesion_evaluation, part)
             metrics |= {f"{part}/lesion/{name}": value for name, value in shown.items()}
         # From the deduplicated answers, so that no image counts twice under DDP.
-        log_probabilities = torch.from_numpy(found.probabilities).clamp_min(LOWEST_PROBABILITY).log()
-        loss = self.task_loss.cpu()(log_probabilities, torch.from_numpy(found.labels))
-        self.task_loss.to(self.device)
+        log_probabilities = torch.from_numpy(found.probabilities).clamp_min(LOWEST_PROBABILITY).log().float()
+        loss = self.task_loss(log_probabilities.to(self.device), torch.from_numpy(found.labels).to(self.device))
         metrics[f"{part}/loss"] = float(loss)
         self.log_dict(metrics, sync_dist=True, prog_bar=False)
         if part == "val":

@@ -112,6 +112,7 @@ class DistillModule(ClassifierModule):
         self._taps = FeatureTaps(self.student, student_taps, active=False) if feature else None
         self.regressors: Regressors | None = None
         self.teacher: FrozenTeacher | None = None
+        self._teacher_tap_names: list[str] = []
 
     @property
     def classifier(self) -> Backbone:
@@ -141,6 +142,8 @@ class DistillModule(ClassifierModule):
         tap = self.loss.feature is not None
         self.teacher = FrozenTeacher(self.teacher_ckpt, tap=tap, tap_names=self.teacher_taps)
         self._check_teacher(self.teacher)
+        if self.teacher.taps:
+            self._teacher_tap_names = list(self.teacher.taps.names)
         if self._taps and self.teacher.taps and self.regressors is None:
             self.regressors = Regressors(self._taps.channels, self.teacher.taps.channels)
 
@@ -236,8 +239,7 @@ class DistillModule(ClassifierModule):
             checkpoint[KEY]["student_taps"] = list(self._taps.names)
             checkpoint[KEY]["student_channels"] = [layer.in_channels for layer in convolutions]
             checkpoint[KEY]["teacher_channels"] = [layer.out_channels for layer in convolutions]
-            if self.teacher is not None and self.teacher.taps is not None:
-                checkpoint[KEY]["teacher_taps"] = list(self.teacher.taps.names)
+            checkpoint[KEY]["teacher_taps"] = self._teacher_tap_names
         if self.teacher_ckpt is not None:
             checkpoint[KEY]["teacher"] = Path(self.teacher_ckpt).name
 
@@ -246,5 +248,6 @@ class DistillModule(ClassifierModule):
         super().on_load_checkpoint(checkpoint)
         own = checkpoint.get(KEY, {})
         if "teacher_channels" in own and self.regressors is None:
+            self._teacher_tap_names = own["teacher_taps"]
             self.regressors = Regressors(own["student_channels"], own["teacher_channels"])
             self.regressors.to(self.device)
