@@ -163,7 +163,9 @@ class RunRecord(Callback):
         chosen = most_telling(found)[: self.max_pictures]
         pictures = [_shrink(data.crops.load(int(row)), self.picture_size) for row in found.index[chosen]]
         table = prediction_table(found, data.manifest).iloc[chosen].reset_index(drop=True)
-        log_table(trainer.loggers, "test/predictions", table, trainer.global_step, pictures)
+        # Files have them all in predictions.csv.
+        loggers = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]
+        log_table(loggers, "test/predictions", table, trainer.global_step, pictures)
         wrong = table[(table["label"] != "") & (table["label"] != table["prediction"])].head(_GRID)
         if len(wrong):
             titles = (wrong["label"] + ", not " + wrong["prediction"]).tolist()
@@ -192,7 +194,7 @@ class AugmentationPreview(Callback):
             samples = [data.train_set[int(place)] for place in places]
         titles = [data.class_names[int(sample["label"])] for sample in samples]
         images = [_picture(np.asarray(sample["image"])) for sample in samples]
-        show_figure(trainer, "train/augmented_crops", crop_grid(images, titles), file="augmented_crops")
+        show_figure(trainer, "train/augmented_crops", crop_grid(images, titles))
 
 
 class CurveFigures(Callback):
@@ -208,22 +210,20 @@ class CurveFigures(Callback):
             logger.save()
             metrics = Path(logger.log_dir) / "metrics.csv"
             if metrics.exists():
-                figure = training_curves(pd.read_csv(metrics))
-                show_figure(trainer, "train/training_curves", figure, file="training_curves")
+                show_figure(trainer, "train/training_curves", training_curves(pd.read_csv(metrics)))
                 return
 
 
-def show_figure(trainer: Trainer, name: str, figure: Figure, file: str | None = None) -> None:
+def show_figure(trainer: Trainer, name: str, figure: Figure) -> None:
     """Writes a figure into the run's folder and gives it to the loggers. Only the first process does.
 
     Args:
         trainer: Within any of its calls.
         name: Its name in the loggers, such as ``test/per_class``.
         figure: The figure.
-        file: Its name in ``figures/`` where that is not made from ``name``.
     """
     if trainer.is_global_zero:
-        save_figure(run_folder(trainer).figure(file or name), figure)
+        save_figure(run_folder(trainer).figure(name), figure)
         log_figure(trainer.loggers, name, figure, trainer.global_step)
 
 

@@ -99,6 +99,13 @@ class DataWaitBar(TQDMProgressBar):
         super().on_train_batch_end(*args, **kwargs)
         self._clock.ask()
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the epoch's values."""
+        # Lightning merges the processes' values where they are first read. Its bar reads them in the first process
+        # alone, which then waits for the others while these wait for it in the module's own hook.
+        _ = trainer.progress_bar_metrics
+        super().on_train_epoch_end(trainer, pl_module)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation is neither waiting nor stepping."""
         super().on_validation_end(trainer, pl_module)
@@ -240,9 +247,7 @@ def device_name(trainer: Trainer) -> str:
     return name if trainer.world_size == 1 else f"{name} x {trainer.world_size}"
 
 
-def estimate_lines(
-    seconds: float, step_seconds: float, *, on_cpu: bool, small_config: str | None
-) -> list[str]:
+def estimate_lines(seconds: float, step_seconds: float, *, on_cpu: bool, small_config: str | None) -> list[str]:
     """Says how long a fit will take, and warns where a CPU is too slow for it.
 
     Args:
@@ -292,7 +297,7 @@ def duration(seconds: float) -> str:
     Returns:
         Two units at most: ``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 3 h``.
     """
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 60:

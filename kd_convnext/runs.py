@@ -72,6 +72,10 @@ class RunFolder:
         """The test part's predictions."""
         return self.path / "predictions.csv"
 
+    def predictions_of(self, part: str) -> Path:
+        """What ``predict`` answered for a part (``all`` for the whole manifest)."""
+        return self.path / f"predictions_{part}.csv"
+
     @property
     def figures(self) -> Path:
         """Folder of the figures."""
@@ -90,10 +94,10 @@ class RunFolder:
             suffix: Of the file.
 
         Returns:
-            A path in ``figures``: test is what a run is judged by, so its prefix is left out
-            (``confusion_matrix.png``); another stage's is kept (``val_lesion_confusion_matrix.png``).
+            A path in ``figures``. A run has one training and is judged by its test, so these prefixes are left out
+            (``augmented_crops.png``, ``confusion_matrix.png``); another is kept (``val_confusion_matrix.png``).
         """
-        flat = re.sub(r"[^\w.-]+", "_", name.removeprefix("test/"))
+        flat = re.sub(r"[^\w.-]+", "_", name.removeprefix("train/").removeprefix("test/"))
         return self.figures / f"{flat}{suffix}"
 
 
@@ -211,9 +215,7 @@ def class_table(evaluation: "Evaluation") -> pd.DataFrame:
     """
     matrix, metrics, names = evaluation.confusion_matrix(), evaluation.metrics(), evaluation.class_names
     table = {"class": names, "support": matrix.sum(axis=1), "predicted": matrix.sum(axis=0)}
-    scores = {
-        score: [metrics[f"{score}/{name}"] for name in names] for score in ("precision", "recall", "f1")
-    }
+    scores = {score: [metrics[f"{score}/{name}"] for name in names] for score in ("precision", "recall", "f1")}
     return pd.DataFrame({**table, **scores})
 
 

@@ -45,9 +45,7 @@ def log_figure(loggers: Iterable[Logger], name: str, figure: Figure, step: int) 
 
 
 @rank_zero_only
-def log_images(
-    loggers: Iterable[Logger], name: str, images: Pictures, captions: Sequence[str], step: int
-) -> None:
+def log_images(loggers: Iterable[Logger], name: str, images: Pictures, captions: Sequence[str], step: int) -> None:
     """Gives pictures to every logger: to W&B one by one, to the others as a grid.
 
     Args:
@@ -181,9 +179,7 @@ def _sinks(loggers: Iterable[Logger]) -> Iterator[_Sink]:
 
 def _markdown(frame: pd.DataFrame) -> str:
     """Writes a table as Markdown, floats with four digits."""
-    shown = frame.head(_MARKDOWN_ROWS).map(
-        lambda cell: f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-    )
+    shown = frame.head(_MARKDOWN_ROWS).map(lambda cell: f"{cell:.4g}" if isinstance(cell, float) else str(cell))
     header = [[str(column) for column in frame.columns], ["---"] * frame.shape[1]]
     lines = [f"| {' | '.join(row)} |" for row in header + shown.to_numpy().tolist()]
     if len(frame) > _MARKDOWN_ROWS:
