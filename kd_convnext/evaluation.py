@@ -87,7 +87,7 @@ class Evaluation:
         known = self.labels != UNKNOWN
         if not known.any():
             return {}
-        collection = classification_metrics(len(self.class_names), prefix="")
+        collection = classification_metrics(len(self.class_names), prefix="", merge_processes=False)
         collection.update(torch.from_numpy(self.probabilities[known]), torch.from_numpy(self.labels[known]))
         values = collection.compute()
         found = {name: float(values[name]) for name in METRIC_NAMES}

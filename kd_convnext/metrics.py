@@ -80,7 +80,9 @@ class _MacroAUROC(MulticlassAUROC):
         return areas[(counts > 0) & (counts < labels.numel())].mean()
 
 
-def classification_metrics(num_classes: int, prefix: str = "val/") -> MetricCollection:
+def classification_metrics(
+    num_classes: int, prefix: str = "val/", *, merge_processes: bool = True
+) -> MetricCollection:
     """Builds the metrics of one part.
 
     Update with probabilities [N, K] and labels int64 [N] (positions 0..K-1). Under distributed training the
@@ -89,6 +91,7 @@ def classification_metrics(num_classes: int, prefix: str = "val/") -> MetricColl
     Args:
         num_classes: Classes of the model, K >= 2.
         prefix: Put before every name: ``train/``, ``val/``, ``test/`` or nothing.
+        merge_processes: Whether ``compute`` merges the states of all processes; then all must call it.
 
     Returns:
         A collection whose ``compute`` gives the names of :data:`METRIC_NAMES` behind the prefix: ``accuracy``
@@ -96,7 +99,7 @@ def classification_metrics(num_classes: int, prefix: str = "val/") -> MetricColl
         classes, absent ones count 0), ``f1_paper`` (harmonic mean of the two macros), ``auroc_macro`` (one
         against rest) and ``ece`` (expected calibration error, 15 bins of equal width, L1).
     """
-    options: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
+    options: dict[str, Any] = {"num_classes": num_classes, "validate_args": False, "sync_on_compute": merge_processes}
     per_class = ["precision_macro", "recall_macro", "f1_macro", "f1_paper"]
     return MetricCollection(
         {
