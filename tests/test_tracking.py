@@ -1,11 +1,9 @@
-import csv
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,11 +11,11 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
-from wandb_reader import OfflineRun, read_run
+from wandb_reader import OfflineRun, read_runs
 
-from kd_convnext import DistillModule, SpecimenDataModule, TeacherModule
+from kd_convnext import SpecimenDataModule, TeacherModule
 from kd_convnext.callbacks import (
     AugmentationPreview,
     CurveFigures,
@@ -26,39 +24,22 @@ from kd_convnext.callbacks import (
     RunRecord,
     most_telling,
 )
+from kd_convnext.cli import main
 from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation import Evaluation
 from kd_convnext.models.backbones import BackboneSpec
 from kd_convnext.runs import RunFolder
 from kd_convnext.tracking import log_confusion, log_figure, log_images, log_table
 
-CLASSES = ("AIS", "Grade 1", "MIA")
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
 SMALL = BackboneSpec(name="test_convnext", image_size=32)
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory) -> Path:
-    """Ten lesions of each of three classes, two photographs each: noise around the class's colour."""
-    folder = tmp_path_factory.mktemp("photographs")
-    rng = np.random.default_rng(0)
-    rows = [["image", "label", "lesion_id"]]
-    for label, name in enumerate(CLASSES):
-        for lesion in range(10):
-            for view in range(2):
-                pixels = rng.integers(0, 120, (36, 36, 3)).astype(np.uint8)
-                pixels[..., label] += 60
-                image = f"{label}-{lesion}-{view}.png"
-                cv2.imwrite(str(folder / image), pixels)
-                rows.append([image, name, f"{name}-{lesion}"])
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return folder / "manifest.csv"
 
 
 def specimens(manifest: Path) -> SpecimenDataModule:
     return SpecimenDataModule(
         str(manifest),
-        ratios=(0.6, 0.2, 0.2),
+        ratios=(0.5, 0.25, 0.25),
         cache_dir=str(manifest.parent / "cache"),
         upscaler="none",
         store_size=32,
@@ -85,51 +66,59 @@ def trainer_for(folder: Path, logger: Logger | list[Logger] | bool, **options) -
 
 
 @pytest.fixture(scope="module")
-def teacher_run(manifest, tmp_path_factory) -> RunFolder:
+def teacher_run(tiny_manifest, tmp_path_factory) -> RunFolder:
     """A teacher's fit and test with a CSV and a TensorBoard logger."""
     folder = tmp_path_factory.mktemp("teacher")
     seed_everything(1)
-    data = specimens(manifest)
+    data = specimens(tiny_manifest)
     loggers = [
         CSVLogger(folder, name=None, version=""),
         TensorBoardLogger(folder, name=None, version="tensorboard"),
     ]
     trainer = trainer_for(folder, loggers)
-    trainer.fit(TeacherModule(3, backbone=SMALL), datamodule=data)
+    trainer.fit(TeacherModule(5, backbone=SMALL), datamodule=data)
     trainer.test(datamodule=data, ckpt_path=str(folder / "checkpoints" / "best.ckpt"), verbose=False)
     return RunFolder(folder)
 
 
 @pytest.fixture(scope="module")
-def wandb_run(manifest, teacher_run, tmp_path_factory) -> OfflineRun:
-    """A student's fit and test with W&B, off-line."""
+def wandb_runs(tiny_manifest, teacher_run, tmp_path_factory) -> tuple[OfflineRun, OfflineRun]:
+    """A student's fit and test on the command line with ``configs/wandb.yaml``, off-line."""
     import wandb
 
     folder = tmp_path_factory.mktemp("student")
-    seed_everything(2)
-    data = specimens(manifest)
-    student = DistillModule(3, teacher_ckpt=str(teacher_run.best), student=SMALL)
-    logger = WandbLogger(project="test", save_dir=folder, offline=True)
-    trainer = trainer_for(folder, logger)
+    words = ["--config", str(CONFIGS / "kd_convnext_tiny.yaml"), "--config", str(CONFIGS / "wandb.yaml")]
+    words += [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_manifest.parent / 'cache'}"]
+    words += ["--data.ratios=[0.5,0.25,0.25]", "--data.upscaler=none", "--data.store_size=32", "--data.image_size=32"]
+    words += ["--data.batch_size=8", "--data.num_workers=0", f"--model.teacher_ckpt={teacher_run.best}"]
+    words += ["--model.student.name=test_convnext", "--model.student.pretrained=false", "--model.student.image_size=32"]
+    words += ["--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         patch.setenv("WANDB_DATA_DIR", str(folder))  # tables wait there to be uploaded, by default in the home
-        trainer.fit(student, datamodule=data)
-        trainer.test(datamodule=data, ckpt_path=str(folder / "checkpoints" / "best.ckpt"), verbose=False)
+        assert main(["fit", *words]) == 0
         wandb.finish()
-    return read_run(folder)
+        (run,) = map(RunFolder, (folder / "runs" / "kd_convnext_tiny").iterdir())
+        assert main(["test", "--config", str(run.config), "--ckpt_path", str(run.best)]) == 0
+        wandb.finish()
+    fitted, tested = read_runs(run.path)
+    return fitted, tested
 
 
 # ---- Weights & Biases
 
 
-def test_wandb_gets_config_and_every_loss_term(wandb_run):
-    assert wandb_run.config["alpha"] == 0.5
-    assert wandb_run.config["student"]["name"] == "test_convnext"
-    for term in ("loss", "loss_feature", "loss_soft", "loss_focal", "f1_macro"):
-        curve = wandb_run.curve(f"train/{term}")
+def test_wandb_gets_the_resolved_config_and_every_loss_term(wandb_runs):
+    fitted, tested = wandb_runs
+    model = fitted.config["config"]["model"]
+    assert model["class_path"].endswith("DistillModule")
+    assert model["init_args"]["student"]["name"] == "test_convnext"
+    assert fitted.config["config"]["data"]["batch_size"] == 8
+    for term in ("loss", "loss_feature", "loss_soft", "loss_focal", "accuracy", "f1_macro", "auroc_macro"):
+        curve = fitted.curve(f"train/{term}")
         assert len(curve) == 2 and all(math.isfinite(value) for value in curve), term
-    assert len(wandb_run.curve("val/f1_macro")) == 2
-    assert len(wandb_run.curve("test/f1_macro")) == 1
+    assert len(fitted.curve("val/f1_macro")) == 2
+    assert len(tested.curve("test/f1_macro")) == 1
 
 
 def picture(run: OfflineRun, name: str) -> np.ndarray:
@@ -138,37 +127,40 @@ def picture(run: OfflineRun, name: str) -> np.ndarray:
     return np.asarray(Image.open(run.media / path))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["train/augmented_crops", "val/confusion_matrix", "test/confusion_matrix", "test/lesion/confusion_matrix"],
-)
-def test_wandb_gets_pictures(wandb_run, name):
-    assert picture(wandb_run, name).std() > 0
+@pytest.mark.parametrize("name", ["train/augmented_crops", "train/training_curves"])
+def test_wandb_gets_pictures_of_a_fit(wandb_runs, name):
+    assert picture(wandb_runs[0], name).std() > 0
 
 
-def test_wandb_gets_the_confusion_matrix_as_its_chart(wandb_run):
-    table = wandb_run.table("test/confusion_matrix_chart_table")
+@pytest.mark.parametrize("name", ["test/confusion_matrix", "test/lesion/confusion_matrix", "test/reliability"])
+def test_wandb_gets_pictures_of_a_test(wandb_runs, name):
+    assert picture(wandb_runs[1], name).std() > 0
+
+
+def test_wandb_gets_the_confusion_matrix_as_its_chart(wandb_runs):
+    table = wandb_runs[1].table("test/confusion_matrix_chart_table")
     counts = {(row[0], row[1]): row[2] for row in table["data"]}
     assert set(counts) == {(true, predicted) for true in CLASSES for predicted in CLASSES}
-    assert sum(counts.values()) == 12
+    assert sum(counts.values()) == len(wandb_runs[1].table("test/predictions")["data"])
 
 
-def test_wandb_gets_the_per_class_table(wandb_run):
-    table = wandb_run.table("test/per_class_table")
+def test_wandb_gets_the_per_class_table(wandb_runs):
+    table = wandb_runs[1].table("test/per_class_table")
     assert table["columns"] == ["class", "support", "predicted", "precision", "recall", "f1"]
-    assert [row[:2] for row in table["data"]] == [[name, 4] for name in CLASSES]
+    assert tuple(row[0] for row in table["data"]) == CLASSES
+    labels = [row[3] for row in wandb_runs[1].table("test/predictions")["data"]]
+    assert [row[1] for row in table["data"]] == [labels.count(name) for name in CLASSES]
 
 
-def test_wandb_gets_predictions_with_pictures_wrong_ones_first(wandb_run):
-    table = wandb_run.table("test/predictions")
+def test_wandb_gets_predictions_with_pictures_wrong_ones_first(wandb_runs):
+    table = wandb_runs[1].table("test/predictions")
     assert table["columns"][:5] == ["picture", "image", "lesion_id", "label", "prediction"]
-    assert table["columns"][5:] == [f"prob_{name}" for name in CLASSES]
-    assert len(table["data"]) == 12
+    assert [name for name in table["columns"] if name.startswith("prob_")] == [f"prob_{name}" for name in CLASSES]
     right = [row[3] == row[4] for row in table["data"]]
     assert right == sorted(right)
     first = table["data"][0]
-    assert np.asarray(Image.open(wandb_run.stored[first[0]["path"]])).shape == (32, 32, 3)
-    assert sum(first[5:]) == pytest.approx(1, abs=1e-5)
+    assert np.asarray(Image.open(wandb_runs[1].stored[first[0]["path"]])).shape == (32, 32, 3)
+    assert sum(first[5:10]) == pytest.approx(1, abs=1e-5)
 
 
 def test_wandb_is_loaded_late_and_disabled_by_its_variable(tmp_path):
@@ -215,12 +207,13 @@ def test_metrics_and_predictions_agree(teacher_run):
     metrics = json.loads(teacher_run.metrics.read_text())
     table = pd.read_csv(teacher_run.predictions)
     probabilities = table[[f"prob_{name}" for name in CLASSES]].to_numpy()
-    assert list(table.columns) == ["image", "lesion_id", "label", "prediction", *(f"prob_{c}" for c in CLASSES)]
+    columns = ["image", "lesion_id", "label", "prediction", *(f"prob_{name}" for name in CLASSES)]
+    assert list(table.columns)[:9] == columns
     assert metrics["test/accuracy"] == pytest.approx((table["label"] == table["prediction"]).mean())
     assert list(table["prediction"]) == [CLASSES[answer] for answer in probabilities.argmax(axis=1)]
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     assert {"test/f1_macro", "test/recall/MIA", "test/lesion/f1_macro"} <= set(metrics)
-    assert metrics["test/lesion/support/AIS"] == 2
+    assert metrics["test/support/AIS"] == 2 * metrics["test/lesion/support/AIS"] > 0
 
 
 def test_environment_names_versions_and_device(teacher_run):
@@ -229,10 +222,10 @@ def test_environment_names_versions_and_device(teacher_run):
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-def test_validate_adds_its_metrics_beside_the_tests(teacher_run, manifest):
+def test_validate_adds_its_metrics_beside_the_tests(teacher_run, tiny_manifest):
     trainer = Trainer(logger=False, accelerator="cpu", callbacks=[RunRecord()], enable_progress_bar=False)
     module = TeacherModule.load_from_checkpoint(teacher_run.best)
-    trainer.validate(module, specimens(manifest), ckpt_path=str(teacher_run.best), verbose=False)
+    trainer.validate(module, specimens(tiny_manifest), ckpt_path=str(teacher_run.best), verbose=False)
     metrics = json.loads(teacher_run.metrics.read_text())
     assert {"test/f1_macro", "val/f1_macro"} <= set(metrics)
     assert (teacher_run.figures / "val_reliability.png").is_file()
@@ -245,7 +238,7 @@ def test_tensorboard_gets_pictures_and_tables(teacher_run):
         assert name in content
 
 
-def test_mistakes_are_shown_and_pictures_are_capped(teacher_run, manifest, tmp_path, monkeypatch):
+def test_mistakes_are_shown_and_pictures_are_capped(teacher_run, tiny_manifest, tmp_path, monkeypatch):
     tables = {}
     monkeypatch.setattr(
         "kd_convnext.callbacks.log_table",
@@ -257,13 +250,13 @@ def test_mistakes_are_shown_and_pictures_are_capped(teacher_run, manifest, tmp_p
     )
     module = TeacherModule.load_from_checkpoint(teacher_run.best)
     with torch.no_grad():  # one answer for everything
-        module.backbone.head_parameters()[-1].copy_(torch.tensor([100.0, 0.0, 0.0]))
-    trainer.test(module, specimens(manifest), verbose=False)
+        module.backbone.head_parameters()[-1].copy_(torch.tensor([100.0, 0.0, 0.0, 0.0, 0.0]))
+    trainer.test(module, specimens(tiny_manifest), verbose=False)
     table, pictures = tables["test/predictions"]
     assert len(table) == 5
-    assert set(table["prediction"]) == {"AIS"} and "AIS" not in set(table["label"])
+    assert set(table["prediction"]) == {"Grade 1"} and "Grade 1" not in set(table["label"])
     assert [picture.shape for picture in pictures] == [(16, 16, 3)] * 5
-    assert len(pd.read_csv(RunFolder(tmp_path).predictions)) == 12
+    assert len(pd.read_csv(RunFolder(tmp_path).predictions)) == 10
     assert (RunFolder(tmp_path).figures / "misclassified.png").is_file()
 
 
@@ -280,7 +273,7 @@ def test_other_data_than_ours_is_refused_in_words(tmp_path):
 
 def weights_after(manifest: Path, folder: Path, callbacks: list) -> torch.Tensor:
     seed_everything(3)
-    module = TeacherModule(3, backbone=SMALL)
+    module = TeacherModule(5, backbone=SMALL)
     trainer = Trainer(
         default_root_dir=folder,
         max_steps=3,
@@ -294,9 +287,9 @@ def weights_after(manifest: Path, folder: Path, callbacks: list) -> torch.Tensor
     return torch.cat([parameter.flatten() for parameter in module.parameters()])
 
 
-def test_callbacks_do_not_change_training(manifest, tmp_path):
-    bare = weights_after(manifest, tmp_path, [])
-    watched = weights_after(manifest, tmp_path, [AugmentationPreview(), RunRecord(), CurveFigures(), RunHeader()])
+def test_callbacks_do_not_change_training(tiny_manifest, tmp_path):
+    bare = weights_after(tiny_manifest, tmp_path, [])
+    watched = weights_after(tiny_manifest, tmp_path, [AugmentationPreview(), RunRecord(), CurveFigures(), RunHeader()])
     assert torch.equal(bare, watched)
 
 
@@ -305,7 +298,7 @@ def test_callbacks_do_not_change_training(manifest, tmp_path):
 
 def some_answers() -> Evaluation:
     probabilities = np.array([[0.6, 0.3, 0.1], [0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.4, 0.3, 0.3]])
-    return Evaluation("test", np.arange(4), np.array([0, 1, 2, -1]), probabilities, CLASSES)
+    return Evaluation("test", np.arange(4), np.array([0, 1, 2, -1]), probabilities, CLASSES[:3])
 
 
 def test_most_telling_are_sure_mistakes():

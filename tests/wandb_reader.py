@@ -44,9 +44,12 @@ class OfflineRun:
         return json.loads(self.stored[f"{name}.table.json"].read_text())
 
 
-def read_run(folder: Path) -> OfflineRun:
-    """Reads the one run in ``folder/wandb/offline-run-*``."""
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+def read_runs(folder: Path) -> list[OfflineRun]:
+    """Reads the runs in ``folder/wandb/offline-run-<time>-<id>``, oldest first."""
+    return [_read(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+
+
+def _read(file: Path) -> OfflineRun:
     run = OfflineRun(media=file.parent / "files")
     for payload in _records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
