@@ -89,7 +89,7 @@ def _run_tool(command: str, words: list[str]) -> None:
     with parsing(command):
         options = parser.parse_args(words)
     options.pop("config", None)
-    tool(**parser.instantiate_classes(options).as_dict())
+    tool(**options.as_dict())
 
 
 class parsing(contextlib.AbstractContextManager[None]):

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -103,6 +103,30 @@ def training_curves(frame: pd.DataFrame) -> Figure:
         panel.set_axis_off()
     if not found:
         panels[0].set_title("no curves were logged")
+    return figure
+
+
+def method_curves(frames: Mapping[str, pd.DataFrame], quantity: str) -> Figure:
+    """Draws one quantity of several runs over their epochs.
+
+    Args:
+        frames: Name of each run and its ``metrics.csv``.
+        quantity: A column such as ``val/f1_macro``; runs without it are left out.
+
+    Returns:
+        The figure, one line a run.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for name, frame in frames.items():
+        curve = _curve(frame, quantity, "epoch")
+        if curve is not None:
+            axes.plot(curve.index, curve, marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel=quantity)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
     return figure
 
 
