@@ -39,7 +39,7 @@ def test_duration_is_for_people(seconds, text):
 
 def test_a_long_fit_on_a_cpu_names_the_small_config():
     lines = estimate_lines(40_000, 7.2, on_cpu=True, small_config="configs/small_cpu/kd_convnext.yaml")
-    assert lines[0] == "Expected to take 11 h 7 min at most (7.2 s a step, measured)"
+    assert lines[0] == "The whole fit is expected to take 11 h 7 min (7.2 s a step, measured)"
     assert lines[1].startswith("Warning:")
     assert lines[1].endswith("kd-convnext fit --config configs/small_cpu/kd_convnext.yaml")
     assert "configs/small_cpu/" in estimate_lines(40_000, 7.2, on_cpu=True, small_config=None)[1]
@@ -134,7 +134,7 @@ def test_header_estimate_and_next_command_are_printed(tmp_path, capsys, monkeypa
         r"precision 32-true, folder run",
         lines[0],
     )
-    assert re.fullmatch(r"Expected to take 0 s at most \(\S+ s a step, measured\)", lines[1])
+    assert re.fullmatch(r"The whole fit is expected to take 0 s \(\S+ s a step, measured\)", lines[1])
     assert "configs/small_cpu/teacher.yaml" in lines[2]
     assert lines[3] == "Next:"
     assert "test --config run/config.yaml --ckpt_path run/" in lines[4]
@@ -152,6 +152,22 @@ def test_estimate_comes_after_three_steps_and_is_right(tmp_path, monkeypatch):
     assert left == 21
     step = float(re.search(r"\((\S+) s a step", line)[1])
     assert 0.05 < step < took / 4
+
+
+def test_estimate_knows_that_steps_get_slower_when_the_body_learns(tmp_path, monkeypatch):
+    class HeadFirst(Model):
+        head_epochs = 1
+
+        def on_train_epoch_start(self):
+            self.layer.weight.requires_grad_(self.current_epoch >= self.head_epochs)
+
+    told = []
+    monkeypatch.setattr(progress, "estimate_lines", lambda seconds, step, **_: told.append(seconds / step) or [])
+    options = {"limit_val_batches": 0, "enable_progress_bar": False, "enable_checkpointing": False}
+    fit(tmp_path, [RunHeader()], HeadFirst(), **options)
+    fit(tmp_path, [RunHeader()], Model(), **options)
+    # After three steps of 24: 5 more with the head alone, then 16 that cost three times as much.
+    assert told == pytest.approx([5 + 3 * 16, 21])
 
 
 def test_a_fit_of_two_steps_has_no_estimate(tmp_path, capsys):
