@@ -6,14 +6,18 @@ each the Python function of the same name. This module and the tools' ``--help``
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from kd_convnext._version import __version__
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+from kd_convnext.files import write_finding
 
 TRAINING = {
     "fit": "train a teacher, a baseline or a distilled student",
@@ -25,6 +29,7 @@ TOOLS = {
     "demo": ("kd_convnext.demo:demo", "the whole path on drawn specimens, in minutes on a CPU"),
     "prepare": ("kd_convnext.data.prepare:prepare", "check a manifest; crop, super-resolve and store its ROIs"),
 }
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 EXAMPLES = """\
 examples:
   kd-convnext demo
@@ -46,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # albumentations asks the network for newer versions when it is imported.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_help())
@@ -58,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KDConvNeXtError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(f"error: {write_finding(Path(error.filename or '.'), error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted: what is finished stays; the same command goes on from there", file=sys.stderr)
         return 130

@@ -176,7 +176,7 @@ class _Runs:
         from kd_convnext.optim import OptimSpec
 
         settings, data = self.settings, self.data
-        known = {"num_classes": data.num_classes, "class_names": data.class_names, "class_weights": data.class_weights}
+        known: dict[str, Any] = {"num_classes": data.num_classes, "class_names": data.class_names, "class_weights": data.class_weights}
         size = settings.image_size
         optim = OptimSpec(
             lr=settings.teacher_lr if method == "teacher" else settings.student_lr,

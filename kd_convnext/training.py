@@ -1,6 +1,7 @@
 """``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our data, modules and run folder."""
 
 import copy
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -79,6 +80,11 @@ class TrainingCLI(LightningCLI):
         Raises:
             KDConvNeXtError: Bad input.
         """
+        # What a run is and where it lies, our own header says in one line.
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*The number of training batches.*")

@@ -260,3 +260,14 @@ def test_skipped_photographs_are_counted_and_listed(tiny_manifest, at, capsys):
     assert main([*words, "--on_error=skip"]) == 0
     printed = capsys.readouterr()
     assert "broken.png" in printed.out + printed.err
+
+
+def test_a_full_disk_is_one_line(tiny_manifest, tiny_cache, at, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "last.ckpt")
+
+    monkeypatch.setattr("lightning.pytorch.trainer.trainer.Trainer.save_checkpoint", full)
+    words = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}", *TINY, *convnext("backbone")]
+    assert main(["fit", "--config", str(CONFIGS / "small_cpu" / "convnext.yaml"), *words]) == 2
+    err = capsys.readouterr().err
+    assert "last.ckpt" in err and "space" in err and "Traceback" not in err
