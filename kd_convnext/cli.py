@@ -53,17 +53,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(_help())
-        return 0
-    if words[0] == "--version":
-        print(f"kd-convnext {__version__}")
-        return 0
     try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_help(), flush=True)
+            return 0
+        if words[0] == "--version":
+            print(f"kd-convnext {__version__}")
+            return 0
         return _run(words[0], words[1:])
     except KDConvNeXtError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; nothing more may be written, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in _DISK:
             raise

@@ -1,8 +1,7 @@
 """The tool ``demo``: the whole path on drawn specimens, from photographs to a distilled student.
 
-The task is drawn, the training is real: nothing in the printed table is known beforehand. The teacher starts from
-weights pretrained on other drawn specimens with other labels (``assets/README.md``), so that it fine-tunes as the
-paper's does; both students start from scratch.
+The task is drawn, the training is real: nothing in the printed table is known beforehand. As in the paper, all networks
+fine-tune: they start from weights that learned to measure the structure of other drawn lesions (``assets/README.md``).
 """
 
 import math
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
 METHODS = {"teacher": "Swin (teacher)", "alone": "ConvNeXt alone", "distilled": "ConvNeXt distilled"}
 """The three networks: their folder, and their name in the table."""
 
+SWIN: dict[str, Any] = {"embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}
+CONVNEXT: dict[str, Any] = {"depths": [2, 2, 2, 2], "dims": [24, 48, 96, 160], "ls_init_value": 1.0}
+"""Arguments of timm's networks: a Swin and a ConvNeXt of about a million parameters."""
+
 COLUMNS = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_paper")
 
 
@@ -43,8 +46,6 @@ class DemoSettings:
         teacher_lr: Largest learning rate of the teacher.
         student_lr: Largest learning rate of the students.
         weight_decay: Of all three.
-        swin: Arguments of the teacher's Swin.
-        convnext: Arguments of the students' ConvNeXt.
     """
 
     image_size: int = 64
@@ -57,16 +58,6 @@ class DemoSettings:
     teacher_lr: float = 5e-4
     student_lr: float = 1e-3
     weight_decay: float = 0.05
-
-    @property
-    def swin(self) -> dict[str, Any]:
-        """Swin of 32 to 256 channels."""
-        return {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}
-
-    @property
-    def convnext(self) -> dict[str, Any]:
-        """ConvNeXt of 32 to 128 channels."""
-        return {"depths": [2, 2, 2, 2], "dims": [32, 64, 96, 128], "ls_init_value": 0.1}
 
 
 def demo(
@@ -133,11 +124,11 @@ class _Runs:
 
         pl.seed_everything(self.seed, verbose=False)
         run = RunFolder(self.folder.path / method)
-        print(f"\n{METHODS[method]}: fine-tuning" if method == "teacher" else f"\n{METHODS[method]}: training")
+        print(f"\n{METHODS[method]}: fine-tuning")
         trainer = self._trainer(run, method)
-        with as_file(files("kd_convnext") / "assets" / "demo_swin.safetensors") as weights:
-            module = self._module(method, str(weights))
-            trainer.fit(module, datamodule=self.data)
+        with as_file(files("kd_convnext") / "assets") as assets:
+            module = self._module(method, assets)
+        trainer.fit(module, datamodule=self.data)
         trainer.test(module, datamodule=self.data, ckpt_path=str(run.best), verbose=False)
         return module
 
@@ -169,14 +160,18 @@ class _Runs:
             log_every_n_steps=10,
         )
 
-    def _module(self, method: str, swin_weights: str) -> "ClassifierModule":
+    def _module(self, method: str, assets: Path) -> "ClassifierModule":
         from kd_convnext.models.backbones import BackboneSpec
         from kd_convnext.modules.distill import DistillModule
         from kd_convnext.modules.teacher import TeacherModule
         from kd_convnext.optim import OptimSpec
 
         settings, data = self.settings, self.data
-        known: dict[str, Any] = {"num_classes": data.num_classes, "class_names": data.class_names, "class_weights": data.class_weights}
+        known: dict[str, Any] = {
+            "num_classes": data.num_classes,
+            "class_names": data.class_names,
+            "class_weights": data.class_weights,
+        }
         size = settings.image_size
         optim = OptimSpec(
             lr=settings.teacher_lr if method == "teacher" else settings.student_lr,
@@ -185,13 +180,13 @@ class _Runs:
             warmup_epochs=1,
         )
         if method == "teacher":
-            swin = BackboneSpec(
-                "swin_tiny_patch4_window7_224", image_size=size, args=settings.swin, weights=swin_weights
-            )
+            start = str(assets / "demo_swin.safetensors")
+            swin = BackboneSpec("swin_tiny_patch4_window7_224", image_size=size, args=SWIN, weights=start)
             return TeacherModule(
                 **known, backbone=swin, finetune="head_first", head_epochs=settings.head_epochs, optim=optim
             )
-        convnext = BackboneSpec("convnext_atto", image_size=size, args=settings.convnext)
+        start = str(assets / "demo_convnext.safetensors")
+        convnext = BackboneSpec("convnext_atto", image_size=size, args=CONVNEXT, weights=start)
         if method == "alone":
             return TeacherModule(**known, backbone=convnext, optim=optim)
         teacher = RunFolder(self.folder.path / "teacher").best
@@ -211,7 +206,7 @@ def _summarise(folder: RunFolder, runs: _Runs, modules: "dict[str, ClassifierMod
         rows.append({"method": method, "repeat": 0, "seed": seed, **metrics})
     results = pd.DataFrame(rows)
     write_table(folder.path / "results.csv", results)
-    settings = asdict(runs.settings) | {"swin": runs.settings.swin, "convnext": runs.settings.convnext, "seed": seed}
+    settings = asdict(runs.settings) | {"swin": SWIN, "convnext": CONVNEXT, "seed": seed}
     folder.config.write_text(yaml.safe_dump(settings | {"ratios": list(runs.settings.ratios)}, sort_keys=False))
     _draw(folder, runs.data, modules)
     _print_table(results, runs.data)

@@ -80,9 +80,7 @@ class _MacroAUROC(MulticlassAUROC):
         return areas[(counts > 0) & (counts < labels.numel())].mean()
 
 
-def classification_metrics(
-    num_classes: int, prefix: str = "val/", *, merge_processes: bool = True
-) -> MetricCollection:
+def classification_metrics(num_classes: int, prefix: str = "val/", *, merge_processes: bool = True) -> MetricCollection:
     """Builds the metrics of one part.
 
     Update with probabilities [N, K] and labels int64 [N] (positions 0..K-1). Under distributed training the

@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from kd_convnext.callbacks import AugmentationPreview, CurveFigures, DataWaitBar, RunHeader, RunRecord
 from kd_convnext.cli import parsing
@@ -29,7 +30,7 @@ RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
 LINKED = ("num_classes", "class_names", "class_weights")
 """Arguments of the modules that come from the data."""
 
-CHECKPOINT_DEFAULTS = {
+CHECKPOINT_DEFAULTS: dict[str, Any] = {
     "monitor": "val/f1_macro",
     "mode": "max",
     "filename": "best",
@@ -100,7 +101,7 @@ class TrainingCLI(LightningCLI):
                 seed_everything_default=0,
                 trainer_defaults={"enable_model_summary": False},
                 parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", **options},
-                args=list(words),
+                args=_with_shipped_files(words),
             )
         except SystemExit as stop:
             if not stop.code:
@@ -108,7 +109,14 @@ class TrainingCLI(LightningCLI):
             raise
 
     def finish(self) -> int:
-        """Returns the exit code."""
+        """Closes the loggers' runs, so that another command of this process begins its own.
+
+        Returns:
+            The exit code.
+        """
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
         return 130 if self.trainer.interrupted else 0
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -208,6 +216,17 @@ class TrainingCLI(LightningCLI):
         return loggers or False
 
 
+def _with_shipped_files(words: Sequence[str]) -> list[str]:
+    """Finds ``configs/...`` in the installed package where there is no such file here."""
+    shipped = Path(str(files("kd_convnext")))
+    found = []
+    for word in words:
+        option, _, name = word.rpartition("=")
+        inside = name.startswith("configs/") and not Path(name).exists() and (shipped / name).is_file()
+        found.append(f"{option}={shipped / name}".lstrip("=") if inside else word)
+    return found
+
+
 def _folder(config: Namespace) -> RunFolder:
     if config.ckpt_path is not None:
         return run_of_checkpoint(config.ckpt_path)
@@ -219,8 +238,8 @@ def _folder(config: Namespace) -> RunFolder:
             remedy = f"Name another --trainer.default_root_dir, or go on with --ckpt_path {folder.last}."
             raise ConfigError(Finding(str(folder.path), "holds a run already", remedy))
     else:
-        files = config.get("config") or []
-        folder = new_run_folder("runs", config.name or (Path(str(files[0])).stem if files else "run"))
+        given = config.get("config") or []
+        folder = new_run_folder("runs", config.name or (Path(str(given[0])).stem if given else "run"))
     os.environ[RUN_FOLDER] = str(folder.path)
     return folder
 

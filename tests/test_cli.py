@@ -117,8 +117,7 @@ def test_resume_goes_on_in_the_same_folder(runs, tiny_manifest, tiny_cache, at):
     "config",
     sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")),
 )
-def test_every_shipped_configuration_runs(config, runs, tiny_manifest, tiny_cache, at, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+def test_every_shipped_configuration_runs(config, runs, tiny_manifest, tiny_cache, at):
     settings = yaml.safe_load((CONFIGS / config).read_text())
     words = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}", *TINY]
     base = ["--config", str(CONFIGS / config)]
@@ -236,6 +235,11 @@ def python(code, **environment):
         env={**os.environ, **environment},
         check=True,
     ).stdout
+
+
+def test_shipped_configurations_are_found_from_anywhere(capsys, at):
+    assert main(["fit", "--config", "configs/small_cpu/teacher.yaml", "--data.manifest=nowhere.csv"]) == 2
+    assert "nowhere.csv" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["prepare", "--help"], ["demo", "--help"]])
