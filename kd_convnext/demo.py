@@ -1,7 +1,8 @@
 """The tool ``demo``: the whole path on drawn specimens, from photographs to a distilled student.
 
 The task is drawn, the training is real: nothing in the printed table is known beforehand. As in the paper, all networks
-fine-tune: they start from weights that learned to measure the structure of other drawn lesions (``assets/README.md``).
+fine-tune: teacher and students start from weights that learned to name the classes of other drawn lesions
+(``assets/README.md``), and get new heads.
 """
 
 import math
@@ -257,9 +258,12 @@ def _print_table(results: Any, data: "SpecimenDataModule") -> None:
     ]
     chance = np.mean([f1_score(test, guess, average="macro", zero_division=0) for guess in guesses])
     right = np.mean([np.mean(guess == test) for guess in guesses])
-    table.add_row("chance (guessing by class frequency)", f"{right:.3f}", "", "", f"{chance:.3f}", "", style="dim")
+    table.add_row("chance (by frequency)", f"{right:.3f}", "", "", f"{chance:.3f}", "", style="dim")
     Console(width=max(100, Console().width)).print(table)
-    print("One split and one seed of drawn specimens: a difference of a few points between students is noise.")
+    print(
+        "All start from weights that have seen other drawn lesions of these classes. One split, one seed: a difference"
+    )
+    print("of a few points between the students is noise.")
 
 
 def _counts(lesions: list[int] | None) -> dict[str, int]:
@@ -285,5 +289,7 @@ def _quieten() -> None:
     import warnings
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*checkpoint.*directory.*exists.*")
