@@ -144,6 +144,11 @@ class RunRecord(Callback):
     def _record(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
         """Writes metrics and figures of the images and, where there are lesions, of those."""
         lesions = _evaluation(trainer, module, "lesion_evaluation")
+        if getattr(getattr(module, "card", None), "leak_allowed", False):
+            write_metrics(run_folder(trainer), {f"{found.part}/leak_allowed": 1.0})
+            say(
+                trainer, "Warning: lesions of the judged parts were in training (allow_leak): these results are no test"
+            )
         for prefix, evaluation in ((found.part, found), (f"{found.part}/lesion", lesions)):
             metrics = evaluation.metrics() if evaluation else {}
             if not evaluation or not metrics:

@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {write_finding(Path(error.filename or '.'), error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: what is finished stays; the same command goes on from there", file=sys.stderr)
+        how = "go on with --ckpt_path RUN/checkpoints/last.ckpt" if words[0] == "fit" else "give the command again"
+        print(f"interrupted: what is finished stays; {how}", file=sys.stderr)
         return 130
 
 

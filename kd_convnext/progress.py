@@ -284,8 +284,10 @@ def next_commands(ckpt_path: Path, config: Path, distill_config: str | None) -> 
     checkpoint = shlex.quote(shown(ckpt_path))
     lines = ["Next:", f"  kd-convnext test --config {shlex.quote(shown(config))} --ckpt_path {checkpoint}"]
     if distill_config:
-        student = shlex.quote(distill_config)
-        lines.append(f"  kd-convnext fit --config {student} --model.teacher_ckpt {checkpoint}")
+        # The student's configuration laid over this run's: same photographs, split and crops.
+        both = f"--config {shlex.quote(shown(config))} --config {shlex.quote(distill_config)}"
+        name = shlex.quote(Path(distill_config).stem)
+        lines.append(f"  kd-convnext fit {both} --name {name} --model.teacher_ckpt {checkpoint}")
     return lines
 
 

@@ -106,18 +106,20 @@ class TrainingCLI(LightningCLI):
         except SystemExit as stop:
             if not stop.code:
                 return None
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
             raise
 
     def finish(self) -> int:
         """Closes the loggers' runs, so that another command of this process begins its own.
 
         Returns:
-            The exit code.
+            The exit code, 0.
         """
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()
-        return 130 if self.trainer.interrupted else 0
+        return 0
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what a run has beside model, data and trainer, and links the model to the data."""

@@ -101,6 +101,11 @@ def test_next_command_is_printed_and_works(runs, tiny_manifest, tiny_cache, at, 
     following = [line.split() for line in printed.splitlines() if line.strip().startswith("kd-convnext")]
     assert [words[1] for words in following] == ["test", "fit"]
     assert main(following[0][1:]) == 0
+    smaller = [*convnext("student"), "--model.student.pretrained=false", "--trainer.limit_train_batches=1"]
+    assert main([*following[1][1:], *smaller, "--data.image_size=32", "--data.batch_size=8"]) == 0
+    (student,) = (at / "runs" / "kd_convnext_tiny").iterdir()
+    (teacher,) = (at / "runs" / "teacher_swin_tiny").iterdir()
+    assert (student / "split.csv").read_text() == (teacher / "split.csv").read_text()
 
 
 def test_resume_goes_on_in_the_same_folder(runs, tiny_manifest, tiny_cache, at):

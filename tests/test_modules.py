@@ -184,6 +184,10 @@ class TestAblation:
     def test_alone_needs_no_teacher(self, source, tmp_path):
         trainer(tmp_path, fast_dev_run=1).fit(student(source, feature=False, soft=False), datamodule=source)
 
+    def test_stages_need_all_terms(self, source):
+        with pytest.raises(ConfigError, match="joint"):
+            student(source, stages="sequential", soft=False)
+
     def test_stages_one_after_the_other(self, source, teacher_ckpt, tmp_path):
         module = student(source, teacher_ckpt, stages="sequential", stage_epochs=(1, 1))
         seen = []
@@ -282,6 +286,44 @@ class TestCheckpoint:
         module = DistillModule.load_from_checkpoint(student_ckpt)
         with pytest.raises(LeakError):
             trainer(tmp_path).test(module, datamodule=data(tiny_manifest, tiny_cache, split_index=1), verbose=False)
+
+    @pytest.mark.parametrize("group_by", ["image", "lesion", "patient"])
+    def test_its_own_split_is_no_leak(self, tiny_manifest, tiny_cache, tmp_path, group_by):
+        lines = tiny_manifest.read_text().splitlines()
+        manifest = tmp_path / "patients.csv"
+        # Two lesions a patient: a split by lesion divides patients, one by image divides lesions.
+        patients = [line.split(",")[2][:-1] + str(int(line.split(",")[2][-1]) // 2) for line in lines[1:]]
+        rows = [f"{tiny_manifest.parent}/{line},{who}" for line, who in zip(lines[1:], patients, strict=True)]
+        manifest.write_text("\n".join([lines[0] + ",patient_id", *rows]) + "\n")
+        own = data(manifest, tiny_cache, group_by=group_by)
+        fit = trainer(tmp_path, limit_train_batches=1)
+        fit.fit(teacher(own), datamodule=own)
+        fit.save_checkpoint(tmp_path / "own.ckpt")
+        trainer(tmp_path).test(TeacherModule.load_from_checkpoint(tmp_path / "own.ckpt"), datamodule=own, verbose=False)
+        resumed = trainer(tmp_path, epochs=2, limit_train_batches=1)
+        resumed.fit(teacher(own), datamodule=own, ckpt_path=tmp_path / "own.ckpt")
+        trainer(tmp_path, limit_train_batches=1).fit(student(own, tmp_path / "own.ckpt"), datamodule=own)
+
+    @pytest.mark.parametrize(
+        "other", [{"roi_margin": 0.2}, {"resize": "pad"}, {"image_size": 48}, {"upscaler": "none"}]
+    )
+    def test_is_not_judged_on_other_crops(self, student_ckpt, tiny_manifest, tiny_cache, tmp_path, other):
+        module = DistillModule.load_from_checkpoint(student_ckpt)
+        with pytest.raises(CheckpointError, match=r"config\.yaml"):
+            trainer(tmp_path).test(module, datamodule=data(tiny_manifest, tiny_cache, **other), verbose=False)
+
+    def test_is_judged_on_photographs_that_are_all_for_the_test(
+        self, student_ckpt, tiny_manifest, tiny_cache, tmp_path
+    ):
+        lines = tiny_manifest.read_text().splitlines()
+        manifest = tmp_path / "later.csv"
+        rows = [f"{tiny_manifest.parent}/{line},test".replace(",L", ",later") for line in lines[1:]]
+        manifest.write_text("\n".join([lines[0] + ",split", *rows]) + "\n")
+        later = data(manifest, tiny_cache)
+        assert later.class_weights == [1.0] * 5
+        module = DistillModule.load_from_checkpoint(student_ckpt)
+        (metrics,) = trainer(tmp_path).test(module, datamodule=later, verbose=False)
+        assert metrics["test/support/MIA"] == 12
 
     def test_start_weights_count_as_seen(self, student_ckpt, tiny_manifest, tiny_cache, tmp_path):
         other = data(tiny_manifest, tiny_cache, split_index=1)

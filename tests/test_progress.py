@@ -54,7 +54,8 @@ def test_next_commands_can_be_pasted(monkeypatch, tmp_path):
     best = "'runs/my run/checkpoints/best.ckpt'"
     assert lines[1].split("kd-convnext ")[1] == f"test --config 'runs/my run/config.yaml' --ckpt_path {best}"
     assert lines[2].split("kd-convnext ")[1] == (
-        f"fit --config configs/kd_convnext_tiny.yaml --model.teacher_ckpt {best}"
+        "fit --config 'runs/my run/config.yaml' --config configs/kd_convnext_tiny.yaml --name kd_convnext_tiny"
+        f" --model.teacher_ckpt {best}"
     )
     assert len(next_commands(run / "best.ckpt", run / "config.yaml", None)) == 2
 

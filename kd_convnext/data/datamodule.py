@@ -164,6 +164,9 @@ class SpecimenDataModule(pl.LightningDataModule):
     def class_weights(self) -> list[float]:
         """Inverse frequency of each class in the training part, mean 1 (alpha_t of the paper's Eq. 4)."""
         labels = self.manifest.labels[self.split.rows("train")]
+        if not len(labels):
+            # Photographs to be judged only; a fit refuses an empty training part by itself.
+            return [1.0] * self.num_classes
         return inverse_frequency(np.bincount(labels, minlength=self.num_classes).tolist())
 
     def setup(self, stage: str) -> None:
@@ -217,8 +220,8 @@ class SpecimenDataModule(pl.LightningDataModule):
         return self._loader(self.predict_set)
 
     def judged_groups(self, part: Part) -> Groups:
-        """Returns the hashes of everything in a part, to compare with what a network has seen."""
-        return group_hashes(self.manifest, self.split.rows(part))
+        """Returns the hashes of what the split keeps apart in a part, to compare with what a network has seen."""
+        return group_hashes(self.manifest, self.split.rows(part), _KEPT_APART[self.group_by])
 
     def card(self) -> DataCard:
         """Describes data and split for a checkpoint trained on them."""
@@ -272,6 +275,13 @@ class SpecimenDataModule(pl.LightningDataModule):
             **options,
         )
 
+
+# A split by lesion may divide a patient, one by photograph a lesion: that is the user's choice, not a leak.
+_KEPT_APART: dict[GroupBy, tuple[GroupBy, ...]] = {
+    "image": ("image",),
+    "lesion": ("lesion", "image"),
+    "patient": ("patient", "lesion", "image"),
+}
 
 _NEEDED: dict[str, tuple[str, ...]] = {
     "fit": ("train", "val"),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
@@ -113,12 +114,15 @@ def make_split(
     return Split(parts, index, seed, shares, group_by, _hash(manifest, parts))
 
 
-def group_hashes(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def group_hashes(
+    manifest: Manifest, rows: NDArray[np.int64], kinds: Sequence[GroupBy] = ("lesion", "patient", "image")
+) -> NDArray[np.int64]:
     """Hashes the lesions, patients and photographs of some rows, to find them again in another manifest.
 
     Args:
         manifest: The manifest.
         rows: Rows of it, int64.
+        kinds: What to hash.
 
     Returns:
         int64 [M], sorted, each once, 63 bits of the sha256 of "lesion:<id>", "patient:<id>", "image:<path>".
@@ -127,6 +131,7 @@ def group_hashes(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int6
     names = [
         f"{word}:{value}"
         for word, column in (("lesion", "lesion_id"), ("patient", "patient_id"), ("image", "image"))
+        if word in kinds
         for value in table[column].unique()
         if value
     ]

@@ -1,5 +1,6 @@
 """What every classifier here shares: evaluation, logging, leak checks, optimiser, and what its checkpoint says."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -95,6 +96,9 @@ class ClassifierModule(pl.LightningModule, ABC):
         if data is None:
             return
         self._check_classes(data)
+        if data.image_size != self.classifier.image_size:
+            what = f"the data gives {data.image_size} px, the network takes {self.classifier.image_size}"
+            raise ConfigError(Finding("--data.image_size", what, "Give both the same size."))
         seen = None if self.card is None else self.card.seen_groups
         leak = seen is not None and self._leaks("this checkpoint", self.card, data, ("val", "test"))
         earlier = self.card
@@ -142,8 +146,9 @@ class ClassifierModule(pl.LightningModule, ABC):
         head = [*network.head_parameters(), *self.fresh_parameters()]
         optimizer = build_optimizer(self.optim, network.body_parameters(), head)
         steps = float(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or -1
-        per_epoch = steps / epochs if epochs > 0 else float(self.trainer.num_training_batches)
+        # With max_steps alone the line above does not count the batches of an epoch.
+        self.trainer.fit_loop.setup_data()
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         schedule = build_schedule(
             self.optim, optimizer, steps=steps, steps_per_epoch=per_epoch, head_epochs=self.head_epochs
         )
@@ -177,8 +182,9 @@ class ClassifierModule(pl.LightningModule, ABC):
         self._check_judged("test")
 
     def on_predict_start(self) -> None:
-        """Refuses data of other classes."""
+        """Refuses data of other classes, and other crops."""
         self._check_classes(self.specimens)
+        self._check_crops(self.specimens)
 
     def on_validation_epoch_end(self) -> None:
         """Judges validation."""
@@ -250,9 +256,28 @@ class ClassifierModule(pl.LightningModule, ABC):
     def _check_judged(self, part: Source) -> None:
         data = self.specimens
         self._check_classes(data)
+        self._check_crops(data)
         if data is not None and self._leaks("this checkpoint", self.card, data, (part,)):
             assert self.card is not None
             self.card = self.card.having_seen(self.card.seen_groups, leak_allowed=True)
+
+    def _check_crops(self, data: SpecimenDataModule | None) -> None:
+        """Refuses other crops than those of the training: the answers would be worth nothing."""
+        if data is None or self.card is None:
+            return
+        now, then = data.card(), self.card
+        names = ("crop_identity", "image_size", "in_chans")
+        findings = [
+            Finding(
+                "this checkpoint",
+                f"its {name} was {getattr(then, name)}, the data's is {getattr(now, name)}",
+                "Use the config.yaml of its run (and the same Real-ESRGAN weights).",
+            )
+            for name in names
+            if getattr(now, name) != getattr(then, name)
+        ]
+        if findings:
+            raise CheckpointError(findings)
 
     @staticmethod
     def _leaks(who: str, card: DataCard | None, data: SpecimenDataModule, parts: Sequence[Source]) -> bool:

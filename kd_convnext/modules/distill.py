@@ -107,6 +107,9 @@ class DistillModule(ClassifierModule):
             SoftTargetLoss(temperature, scale_by_t2) if soft else None,
             FocalLoss(class_weights, gamma) if focal else None,
         )
+        if stages == "sequential" and not (feature and soft and focal and 0 < alpha < 1 and beta > 0):
+            what = "three stages one after the other need all three terms, each with a weight above 0"
+            raise ConfigError(Finding("--model.stages", what, "Use stages: joint to drop a term."))
         self.task_loss = FocalLoss(class_weights, gamma)
         # Registered here: hooks must be there before torch.compile sees the first batch.
         self._taps = FeatureTaps(self.student, student_taps, active=False) if feature else None
