@@ -1,0 +1,1 @@
+"""The paper's experiment: its cells, statistics, tables, figures and report."""
