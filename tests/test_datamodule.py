@@ -131,3 +131,20 @@ def test_given_split_has_no_repeats(tiny_manifest, tiny_cache, tmp_path, source)
     assert again.split.hash == source.split.hash
     with pytest.raises(SplitError):
         _ = data(path, tiny_cache, split_index=1).split
+
+
+def test_training_and_validation_shrink_a_crop_alike():
+    """Bilinear shrinking by 3 would let a fine grating through that averaging does not."""
+    grating = np.zeros((192, 192, 3), np.uint8)
+    grating[:, ::2] = 255
+    flat = Views(64, 3)(grating, 0)
+    drawn = [Views(64, 3, AugmentSpec(translate=0.0, crop=0.01))(grating, seed) for seed in range(20)]
+    assert flat.std() < 50
+    assert max(view.std() for view in drawn) < 50
+
+
+def test_whole_crops_are_padded_where_padding_is_asked_for():
+    tall = np.full((60, 30, 3), 200, np.uint8)
+    padded, stretched = (Views(60, 3, resize=resize)(tall, 0) for resize in ("pad", "stretch"))
+    assert (stretched == 200).all()
+    assert (padded[:, 15:45] == 200).all() and (padded[:, :15] == 0).all() and (padded[:, 45:] == 0).all()

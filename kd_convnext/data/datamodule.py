@@ -185,8 +185,8 @@ class SpecimenDataModule(pl.LightningDataModule):
             return
         self._fill(np.unique(np.concatenate(list(rows.values()))))
         labels = self.manifest.labels
-        still = Views(self.image_size, self.in_chans)
-        moving = Views(self.image_size, self.in_chans, self.augment)
+        still = Views(self.image_size, self.in_chans, resize=self.crop_spec.resize)
+        moving = Views(self.image_size, self.in_chans, self.augment, self.crop_spec.resize)
         for name, wanted in rows.items():
             kept = wanted[~np.isin(wanted, list(self.crops.failed))]
             if not len(kept):

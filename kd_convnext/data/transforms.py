@@ -58,16 +58,24 @@ class Views:
         in_chans: Channels of the result, 1 or 3.
     """
 
-    def __init__(self, image_size: int, in_chans: int, augment: AugmentSpec | None = None) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        in_chans: int,
+        augment: AugmentSpec | None = None,
+        resize: Literal["stretch", "pad"] = "stretch",
+    ) -> None:
         """Composes the steps.
 
         Args:
             image_size: Side of the square result in pixels.
             in_chans: 3 for RGB, 1 for luminance.
             augment: The random changes; ``None`` for validation and test.
+            resize: How crops that were kept whole (``store_size: null``) become square, as `CropSpec.resize`.
         """
         self.image_size = image_size
         self.in_chans = in_chans
+        self.resize = resize
         self.random = augment is not None
         steps = _augmentations(augment, image_size) if augment else []
         steps.append(A.Resize(image_size, image_size, interpolation=cv2.INTER_AREA))
@@ -87,12 +95,22 @@ class Views:
         """
         if crop.shape[0] != crop.shape[1]:
             # Only crops kept whole (`store_size: null`) are not square; a square window would cut more than asked.
-            crop = np.asarray(cv2.resize(crop, (max(crop.shape[:2]),) * 2, interpolation=cv2.INTER_LINEAR), np.uint8)
+            crop = _square(crop, self.resize)
         if self.random:
             # Not `set_random_seed`: it gives every step the same draw, so that flips would only come in pairs.
             self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         picture = np.asarray(self._compose(image=crop)["image"], dtype=np.uint8)
         return picture.reshape(self.image_size, self.image_size, self.in_chans)
+
+
+def _square(crop: Pixels, resize: Literal["stretch", "pad"]) -> Pixels:
+    height, width = crop.shape[:2]
+    side = max(height, width)
+    if resize == "stretch":
+        return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    edges = (top, side - height - top, left, side - width - left)
+    return np.asarray(cv2.copyMakeBorder(crop, *edges, cv2.BORDER_CONSTANT, value=0), np.uint8)
 
 
 def _augmentations(spec: AugmentSpec, image_size: int) -> list[A.BasicTransform]:
@@ -112,7 +130,7 @@ def _augmentations(spec: AugmentSpec, image_size: int) -> list[A.BasicTransform]
                 (image_size, image_size),
                 scale=(kept, 1.0),
                 ratio=(1.0, 1.0),
-                interpolation=cv2.INTER_LINEAR,
+                area_for_downscale="image",  # as validation and test are resized: no aliasing that only training sees
                 p=1.0,
             )
         )
