@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import platform
+import random
 import threading
 import time
-import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -27,13 +27,23 @@ from kd_convnext._version import __version__
 from kd_convnext.data.crops import CropSpec, enlarge, make_crop
 from kd_convnext.data.entries import Index, Stamp, entry_size, read_entry, write_entry
 from kd_convnext.data.manifest import Manifest
+from kd_convnext.data.prepared import PreparedCrops, PrepareSummary, crop_key, entry_path
 from kd_convnext.data.progress import progress_bar
 from kd_convnext.data.roi import Box, crop_roi, read_image
 from kd_convnext.data.super_resolution import Pixels
 from kd_convnext.errors import CacheError, Finding, KDConvNeXtError
 from kd_convnext.files import atomic_write, write_finding
 
-__all__ = ["CropCache", "CropSpec", "PrepareSummary", "PreparedCrops", "default_cache_dir", "make_crop"]
+__all__ = [
+    "CropCache",
+    "CropSpec",
+    "PrepareSummary",
+    "PreparedCrops",
+    "crop_key",
+    "default_cache_dir",
+    "entry_path",
+    "make_crop",
+]
 
 OnError = Literal["raise", "skip"]
 
@@ -42,25 +52,6 @@ def default_cache_dir() -> Path:
     """Returns ``$KD_CONVNEXT_CACHE``, else ``~/.cache/kd-convnext``."""
     named = os.environ.get("KD_CONVNEXT_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "kd-convnext"
-
-
-@dataclass(frozen=True)
-class PrepareSummary:
-    """What a filling did.
-
-    Attributes:
-        made: Crops made now.
-        found: Crops that were there already.
-        failed: Crops that could not be made.
-        bytes: Size on the disk of all crops asked for.
-        seconds: Time it took.
-    """
-
-    made: int
-    found: int
-    failed: int
-    bytes: int
-    seconds: float
 
 
 class Region(NamedTuple):
@@ -75,6 +66,22 @@ class Photograph(NamedTuple):
 
     path: Path
     regions: tuple[Region, ...]
+
+
+class Cut(NamedTuple):
+    """One region cut out: its row and box, the key of its entry, the crop uint8 RGB [h, w, 3]."""
+
+    region: Region
+    key: str
+    crop: Pixels
+
+
+class Reading(NamedTuple):
+    """What one photograph gave: its stamp before it was read, the crops, and the regions that failed."""
+
+    stamp: Stamp
+    cuts: tuple[Cut, ...]
+    failed: tuple[tuple[Region, Finding], ...]
 
 
 @dataclass(frozen=True)
@@ -109,76 +116,9 @@ class _Progress:
             self.bytes += size
             self.made += made
 
-    def fail(self, regions: Iterable[Region], error: KDConvNeXtError | OSError) -> None:
-        if isinstance(error, OSError):
-            reason = f"the photograph cannot be read ({error.strerror or error})"
-            finding = Finding("", reason, "Restore it, or leave such rows out with --on_error skip.")
-        else:
-            finding = error.findings[0]
+    def fail(self, region: Region, finding: Finding) -> None:
         with self.lock:
-            self.failed |= {region.row: finding for region in regions}
-
-
-@dataclass(frozen=True)
-class PreparedCrops:
-    """Crops ready to be loaded by the row of their manifest. Small and picklable, for loader workers.
-
-    Attributes:
-        folder: The cache's folder for this configuration.
-        spec: How the crops were made.
-        salt: The configuration's part of each key.
-        regions: Row to photograph and box.
-        keys: Row to entry; rows that failed have none.
-        failed: Rows that could not be made, with the reason.
-        summary: What the filling did.
-    """
-
-    folder: Path
-    spec: CropSpec
-    salt: str
-    regions: dict[int, tuple[Path, Box | None]]
-    keys: dict[int, str]
-    failed: dict[int, Finding]
-    summary: PrepareSummary
-
-    @property
-    def rows(self) -> npt.NDArray[np.int64]:
-        """Rows of the manifest that can be loaded, ascending, int64 [N]."""
-        return np.array(sorted(self.keys), np.int64)
-
-    def load(self, i: int) -> Pixels:
-        """Loads one crop. An entry that is gone or damaged since is made again from the photograph.
-
-        Args:
-            i: Row of the manifest (0-based position).
-
-        Returns:
-            uint8 RGB [S, S, 3], or [h * scale, w * scale, 3] where ``store_size`` is None.
-
-        Raises:
-            CacheError: The crop failed before, or its photograph is not the one that was prepared.
-            ManifestError: The photograph cannot be read any more.
-            KeyError: That row was not asked for.
-        """
-        if i in self.failed:
-            raise CacheError(self.failed[i])
-        path = entry_path(self.folder, self.keys[i])
-        pixels = read_entry(path, self.spec.store_size)
-        return self._make_again(i, path) if pixels is None else pixels
-
-    def _make_again(self, i: int, path: Path) -> Pixels:
-        photograph, box = self.regions[i]
-        crop = crop_roi(read_image(photograph), box, self.spec.roi_margin)
-        if crop_key(self.salt, crop) != self.keys[i]:
-            what = "has changed since its crops were prepared"
-            raise CacheError(Finding(str(photograph), what, "Start again, so that it is checked again."))
-        # On the CPU: a forked loader worker cannot use its parent's GPU.
-        pixels = enlarge(crop, self.spec, self.spec.build_upscaler())
-        try:
-            write_entry(path, pixels)
-        except CacheError as error:
-            warnings.warn(f"a crop made again could not be kept: {error}", stacklevel=3)
-        return pixels
+            self.failed[region.row] = finding
 
 
 class CropCache:
@@ -209,8 +149,8 @@ class CropCache:
             manifest: The photographs.
             rows: Positions in the manifest; None for all.
         """
-        with self._index() as index:
-            return self._survey(index, _photographs(manifest, rows))
+        with self.open_index() as index:
+            return self._survey(index, photographs_of(manifest, rows))
 
     def fill(
         self,
@@ -242,9 +182,9 @@ class CropCache:
             CacheError: Photographs that cannot be read or cropped, all of them; or no space, no permission.
         """
         start = time.perf_counter()
-        photographs = _photographs(manifest, rows)
+        photographs = photographs_of(manifest, rows)
         regions = {row: (path, box) for path, wanted in photographs for row, box in wanted}
-        with self._index() as index:
+        with self.open_index() as index:
             survey = Survey({}, 0, photographs) if verify else self._survey(index, photographs)
             state = _Progress(keys=dict(survey.found), bytes=survey.bytes)
             self._make_all(survey.missing, index, state, progress, verify)
@@ -259,9 +199,6 @@ class CropCache:
             seconds=time.perf_counter() - start,
         )
         return PreparedCrops(self.folder, self.spec, self.salt, regions, state.keys, failed, summary)
-
-    def _index(self) -> Index:
-        return Index(self.folder / "index", _versions() | {"device": self.device})
 
     def _survey(self, index: Index, photographs: Iterable[Photograph]) -> Survey:
         found: dict[int, str] = {}
@@ -290,8 +227,10 @@ class CropCache:
     ) -> None:
         if not missing:
             return
-        self._write_configuration()
+        self.write_configuration()
         total = sum(len(photograph.regions) for photograph in missing)
+        # Each process in an order of its own: those that fill one folder at once rarely meet on the same crop.
+        missing = tuple(random.Random().sample(missing, len(missing)))
         # Decoding and encoding overlap with the network, which takes one crop at a time.
         pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="crops")
         with progress_bar(total, progress) as advance:
@@ -305,26 +244,49 @@ class CropCache:
 
     def _make(self, photograph: Photograph, index: Index, state: _Progress, verify: bool) -> int:
         """Makes the missing crops of one photograph; returns how many were dealt with."""
+        reading = self.read(photograph)
+        for region, finding in reading.failed:
+            state.fail(region, finding)
+        for cut in reading.cuts:
+            if state.stop.is_set():
+                break
+            size, made = self._keep(entry_path(self.folder, cut.key), cut.crop, verify)
+            index.add(reading.stamp, cut.region.box, cut.key)
+            state.succeed(cut.region.row, cut.key, size, made)
+        return len(photograph.regions)
+
+    def read(self, photograph: Photograph) -> Reading:
+        """Decodes a photograph and cuts its regions out.
+
+        Args:
+            photograph: Its path, and the regions wanted.
+
+        Returns:
+            The crops with their keys, and what could not be cut, with the reason.
+        """
         path, regions = photograph
         try:
             stamp = Stamp.of(path)  # before reading: a photograph replaced meanwhile must not pass for this one
             image = read_image(path)
         except (KDConvNeXtError, OSError) as error:
-            state.fail(regions, error)
-            return len(regions)
+            return Reading(Stamp(str(path), 0, 0), (), tuple((region, _reason(error)) for region in regions))
+        cuts, failed = [], []
         for region in regions:
-            if state.stop.is_set():
-                break
             try:
                 crop = crop_roi(image, region.box, self.spec.roi_margin)
             except KDConvNeXtError as error:
-                state.fail([region], error)
-                continue
-            key = crop_key(self.salt, crop)
-            size, made = self._keep(entry_path(self.folder, key), crop, verify)
-            index.add(stamp, region.box, key)
-            state.succeed(region.row, key, size, made)
-        return len(regions)
+                failed.append((region, _reason(error)))
+            else:
+                cuts.append(Cut(region, crop_key(self.salt, crop), crop))
+        return Reading(stamp, tuple(cuts), tuple(failed))
+
+    def missing(self, key: str) -> bool:
+        """Tells whether an entry is not there, or is not whole at a glance."""
+        return entry_size(entry_path(self.folder, key), self.spec.store_size) is None
+
+    def open_index(self) -> Index:
+        """Opens the index, with a record of who writes."""
+        return Index(self.folder / "index", _versions() | {"device": self.device})
 
     def _keep(self, path: Path, crop: Pixels, verify: bool) -> tuple[int, bool]:
         """Returns the entry's size in bytes and whether it had to be made."""
@@ -334,7 +296,8 @@ class CropCache:
             return write_entry(path, enlarge(crop, self.spec, self.upscaler)), True
         return size, False
 
-    def _write_configuration(self) -> None:
+    def write_configuration(self) -> None:
+        """Leaves a readable record of the configuration in its folder (``config.json``)."""
         path = self.folder / "config.json"
         if path.is_file():
             return
@@ -345,32 +308,19 @@ class CropCache:
             raise CacheError(write_finding(path, error)) from error
 
 
-def crop_key(salt: str, crop: Pixels) -> str:
-    """Names a crop under a configuration.
-
-    Args:
-        salt: The configuration.
-        crop: uint8 RGB [h, w, 3] as cut from the photograph.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    digest = hashlib.sha256(f"{salt}\nRGB uint8 {crop.shape}\n".encode())
-    digest.update(crop.tobytes())
-    return digest.hexdigest()
-
-
-def entry_path(folder: Path, key: str) -> Path:
-    """Returns where an entry lies under a configuration's folder."""
-    return folder / key[:2] / f"{key}.png"
-
-
-def _photographs(manifest: Manifest, rows: npt.NDArray[Any] | None) -> tuple[Photograph, ...]:
+def photographs_of(manifest: Manifest, rows: npt.NDArray[Any] | None) -> tuple[Photograph, ...]:
     """Groups rows by photograph, in the order of the manifest."""
     wanted: dict[Path, list[Region]] = {}
     for row in range(len(manifest.table)) if rows is None else np.unique(rows).tolist():
         wanted.setdefault(manifest.image_path(row), []).append(Region(row, manifest.box(row)))
     return tuple(Photograph(path, tuple(regions)) for path, regions in wanted.items())
+
+
+def _reason(error: KDConvNeXtError | OSError) -> Finding:
+    if isinstance(error, KDConvNeXtError):
+        return error.findings[0]
+    reason = f"the photograph cannot be read ({error.strerror or error})"
+    return Finding("", reason, "Restore it, or leave such rows out with --on_error skip.")
 
 
 def _name_row(manifest: Manifest, row: int, finding: Finding) -> Finding:
