@@ -2,14 +2,16 @@
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import albumentations as A
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.errors import ConfigError, Finding
+
+if TYPE_CHECKING:
+    import albumentations as A
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -77,11 +79,7 @@ class Views:
         self.in_chans = in_chans
         self.resize = resize
         self.random = augment is not None
-        steps = _augmentations(augment, image_size) if augment else []
-        steps.append(A.Resize(image_size, image_size, interpolation=cv2.INTER_AREA))
-        if in_chans == 1:
-            steps.append(A.ToGray(num_output_channels=1, p=1.0))
-        self._compose = A.Compose(steps)
+        self._augment = _augmentations(augment, image_size) if augment else None
 
     def __call__(self, crop: Pixels, seed: int) -> Pixels:
         """Draws one view.
@@ -93,19 +91,40 @@ class Views:
         Returns:
             uint8 [image_size, image_size, in_chans].
         """
-        if crop.shape[0] != crop.shape[1]:
-            # Only crops kept whole (`store_size: null`) are not square; a square window would cut more than asked.
-            crop = _square(crop, self.resize)
-        if self.random:
+        crop = _squared(crop, self.resize)
+        if self._augment is not None:
             # Not `set_random_seed`: it gives every step the same draw, so that flips would only come in pairs.
-            self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        picture = np.asarray(self._compose(image=crop)["image"], dtype=np.uint8)
-        return picture.reshape(self.image_size, self.image_size, self.in_chans)
+            self._augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            crop = np.asarray(self._augment(image=crop)["image"], dtype=np.uint8)
+        return still_view(crop, self.image_size, self.in_chans, self.resize)
 
 
-def _square(crop: Pixels, resize: Literal["stretch", "pad"]) -> Pixels:
+def still_view(crop: Pixels, image_size: int, in_chans: int, resize: Literal["stretch", "pad"] = "stretch") -> Pixels:
+    """Brings a crop to the size and channels of a network, as validation, test and new photographs are seen.
+
+    Args:
+        crop: uint8 RGB [h, w, 3].
+        image_size: Side of the square result in pixels.
+        in_chans: 3 for RGB, 1 for luminance.
+        resize: How crops that were kept whole (``store_size: null``) become square, as `CropSpec.resize`.
+
+    Returns:
+        uint8 [image_size, image_size, in_chans].
+    """
+    picture = _squared(crop, resize)
+    if picture.shape[0] != image_size:
+        picture = np.asarray(cv2.resize(picture, (image_size,) * 2, interpolation=cv2.INTER_AREA), np.uint8)
+    if in_chans == 1:
+        picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)
+    return picture.reshape(image_size, image_size, in_chans)
+
+
+def _squared(crop: Pixels, resize: Literal["stretch", "pad"]) -> Pixels:
+    """Makes crops kept whole (`store_size: null`) square: of others a square window would cut more than asked."""
     height, width = crop.shape[:2]
     side = max(height, width)
+    if height == width:
+        return crop
     if resize == "stretch":
         return np.asarray(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
@@ -113,7 +132,10 @@ def _square(crop: Pixels, resize: Literal["stretch", "pad"]) -> Pixels:
     return np.asarray(cv2.copyMakeBorder(crop, *edges, cv2.BORDER_CONSTANT, value=0), np.uint8)
 
 
-def _augmentations(spec: AugmentSpec, image_size: int) -> list[A.BasicTransform]:
+def _augmentations(spec: AugmentSpec, image_size: int) -> "A.Compose":
+    # Seconds of import, which answering for one photograph does not need.
+    import albumentations as A
+
     steps: list[A.BasicTransform] = []
     if spec.horizontal_flip:
         steps.append(A.HorizontalFlip(p=spec.horizontal_flip))
@@ -134,4 +156,4 @@ def _augmentations(spec: AugmentSpec, image_size: int) -> list[A.BasicTransform]
                 p=1.0,
             )
         )
-    return steps
+    return A.Compose(steps)
