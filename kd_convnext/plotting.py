@@ -231,10 +231,10 @@ def as_picture(figure: Figure, dpi: float = 120.0) -> npt.NDArray[np.uint8]:
 
 
 def save_figure(path: Path, figure: Figure, dpi: float = 120.0) -> None:
-    """Writes a figure as PNG.
+    """Writes a figure, in the format of the file's ending.
 
     Args:
-        path: The file, replaced at once; missing folders are made.
+        path: The file (``.png``, ``.pdf``, ``.svg``), replaced at once; missing folders are made.
         figure: Any figure.
         dpi: Pixels an inch.
 
@@ -242,6 +242,6 @@ def save_figure(path: Path, figure: Figure, dpi: float = 120.0) -> None:
         ConfigError: The file cannot be written.
     """
     try:
-        atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+        atomic_write(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=dpi))
     except OSError as error:
         raise ConfigError(write_finding(path, error)) from error
