@@ -7,6 +7,7 @@ each the Python function of the same name. This module and the tools' ``--help``
 import contextlib
 import difflib
 import errno
+import inspect
 import os
 import sys
 import warnings
@@ -18,6 +19,7 @@ from typing import Any
 from kd_convnext._version import __version__
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.files import write_finding
+from kd_convnext.tool_configs import with_data_sections
 
 TRAINING = {
     "fit": "train a teacher, a baseline or a distilled student",
@@ -100,8 +102,9 @@ def _run_tool(command: str, words: list[str]) -> None:
     module, function = TOOLS[command][0].split(":")
     tool: Callable[..., Any] = getattr(import_module(module), function)
     parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", exit_on_error=False, description=tool.__doc__)
-    parser.add_argument("--config", action="config", help="Options from a YAML file.")
+    parser.add_argument("--config", action="config", help="Options from a YAML file, also from a fit's.")
     parser.add_function_arguments(tool, as_positional=False)
+    words = with_data_sections(words, inspect.signature(tool).parameters)
     with parsing(command):
         options = parser.parse_args(words)
     options.pop("config", None)

@@ -1,0 +1,56 @@
+"""A fit's configuration, read by a tool: the tool takes those options of its ``data`` section that it knows."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_convnext.errors import ConfigError, Finding
+
+
+def with_data_sections(words: Sequence[str], known: Collection[str]) -> list[str]:
+    """Replaces each ``--config FILE`` of a fit by the tool's options in it.
+
+    Args:
+        words: The command's words.
+        known: Names of the tool's options.
+
+    Returns:
+        The words, with the options of a fit's ``data`` section in place of its file. A file without such a section
+        stays: it holds the tool's own options.
+
+    Raises:
+        ConfigError: A file cannot be read, or is not YAML.
+    """
+    result: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            result.append(word)
+            continue
+        file = value if equals else next(rest, "")
+        options = _data_options(file)
+        if options is None:
+            result += ["--config", file]
+        else:
+            # The parser takes YAML text in place of a file's name.
+            result += ["--config", yaml.safe_dump({key: options[key] for key in options if key in known})]
+    return result
+
+
+def _data_options(file: str) -> dict[str, Any] | None:
+    """Returns the data section's options, or None where there is no such section."""
+    try:
+        content = yaml.safe_load(Path(file).read_text("utf-8"))
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+        raise ConfigError(Finding(f"--config {file}", what, "Name a YAML file.")) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(Finding(f"--config {file}", "is not YAML", "Name a YAML file.")) from error
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, dict):
+        return None
+    options = data.get("init_args", data)
+    return dict(options) if isinstance(options, dict) else {}
