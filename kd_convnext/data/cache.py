@@ -142,15 +142,36 @@ class CropCache:
         self.salt = json.dumps(self.identity, sort_keys=True)
         self.folder = root / hashlib.sha256(self.salt.encode()).hexdigest()[:16]
 
-    def survey(self, manifest: Manifest, rows: npt.NDArray[Any] | None = None) -> Survey:
+    def survey(self, manifest: Manifest, rows: npt.NDArray[Any] | None = None, *, verify: bool = False) -> Survey:
         """Looks up what is there, without decoding a photograph.
 
         Args:
             manifest: The photographs.
             rows: Positions in the manifest; None for all.
+            verify: Trusts nothing: everything counts as missing, to be looked at again.
         """
+        photographs = photographs_of(manifest, rows)
         with self.open_index() as index:
-            return self._survey(index, photographs_of(manifest, rows))
+            return Survey({}, 0, photographs) if verify else self._survey(index, photographs)
+
+    def require(self, manifest: Manifest, rows: npt.NDArray[Any] | None = None) -> None:
+        """Refuses to go on where crops are missing.
+
+        Args:
+            manifest: The photographs.
+            rows: Positions in the manifest; None for all.
+
+        Raises:
+            CacheError: Naming the photographs whose crops are missing.
+        """
+        missing = self.survey(manifest, rows).missing
+        if missing:
+            remedy = f"Run kd-convnext prepare --manifest {manifest.path} first, or choose --data.on_miss make."
+            raise CacheError(
+                Finding(_name_row(manifest, region.row, Finding("", "", "")).where, "its crop is not prepared", remedy)
+                for photograph in missing
+                for region in photograph.regions
+            )
 
     def fill(
         self,
@@ -244,7 +265,7 @@ class CropCache:
 
     def _make(self, photograph: Photograph, index: Index, state: _Progress, verify: bool) -> int:
         """Makes the missing crops of one photograph; returns how many were dealt with."""
-        reading = self.read(photograph)
+        reading = read_regions(photograph, self.spec, self.salt)
         for region, finding in reading.failed:
             state.fail(region, finding)
         for cut in reading.cuts:
@@ -255,46 +276,29 @@ class CropCache:
             state.succeed(cut.region.row, cut.key, size, made)
         return len(photograph.regions)
 
-    def read(self, photograph: Photograph) -> Reading:
-        """Decodes a photograph and cuts its regions out.
-
-        Args:
-            photograph: Its path, and the regions wanted.
-
-        Returns:
-            The crops with their keys, and what could not be cut, with the reason.
-        """
-        path, regions = photograph
-        try:
-            stamp = Stamp.of(path)  # before reading: a photograph replaced meanwhile must not pass for this one
-            image = read_image(path)
-        except (KDConvNeXtError, OSError) as error:
-            return Reading(Stamp(str(path), 0, 0), (), tuple((region, _reason(error)) for region in regions))
-        cuts, failed = [], []
-        for region in regions:
-            try:
-                crop = crop_roi(image, region.box, self.spec.roi_margin)
-            except KDConvNeXtError as error:
-                failed.append((region, _reason(error)))
-            else:
-                cuts.append(Cut(region, crop_key(self.salt, crop), crop))
-        return Reading(stamp, tuple(cuts), tuple(failed))
-
-    def missing(self, key: str) -> bool:
-        """Tells whether an entry is not there, or is not whole at a glance."""
-        return entry_size(entry_path(self.folder, key), self.spec.store_size) is None
-
     def open_index(self) -> Index:
         """Opens the index, with a record of who writes."""
         return Index(self.folder / "index", _versions() | {"device": self.device})
 
     def _keep(self, path: Path, crop: Pixels, verify: bool) -> tuple[int, bool]:
         """Returns the entry's size in bytes and whether it had to be made."""
-        side = self.spec.store_size
-        size = entry_size(path, side)
-        if size is None or (verify and read_entry(path, side) is None):
+        size = self.entry(path, verify)
+        if size is None:
             return write_entry(path, enlarge(crop, self.spec, self.upscaler)), True
         return size, False
+
+    def entry(self, path: Path, verify: bool = False) -> int | None:
+        """Looks for an entry.
+
+        Args:
+            path: See `entry_path`.
+            verify: Read every byte, instead of the two ends.
+
+        Returns:
+            Its size in bytes, or None where it has to be made.
+        """
+        size = entry_size(path, self.spec.store_size)
+        return None if size is None or (verify and read_entry(path, self.spec.store_size) is None) else size
 
     def write_configuration(self) -> None:
         """Leaves a readable record of the configuration in its folder (``config.json``)."""
@@ -306,6 +310,34 @@ class CropCache:
             atomic_write(path, lambda file: file.write(content))
         except OSError as error:
             raise CacheError(write_finding(path, error)) from error
+
+
+def read_regions(photograph: Photograph, spec: CropSpec, salt: str) -> Reading:
+    """Decodes a photograph and cuts its regions out.
+
+    Args:
+        photograph: Its path, and the regions wanted.
+        spec: How crops are made.
+        salt: The configuration's part of each key.
+
+    Returns:
+        The crops with their keys, and what could not be cut, with the reason.
+    """
+    path, regions = photograph
+    try:
+        stamp = Stamp.of(path)  # before reading: a photograph replaced meanwhile must not pass for this one
+        image = read_image(path)
+    except (KDConvNeXtError, OSError) as error:
+        return Reading(Stamp(str(path), 0, 0), (), tuple((region, _reason(error)) for region in regions))
+    cuts, failed = [], []
+    for region in regions:
+        try:
+            crop = crop_roi(image, region.box, spec.roi_margin)
+        except KDConvNeXtError as error:
+            failed.append((region, _reason(error)))
+        else:
+            cuts.append(Cut(region, crop_key(salt, crop), crop))
+    return Reading(stamp, tuple(cuts), tuple(failed))
 
 
 def photographs_of(manifest: Manifest, rows: npt.NDArray[Any] | None) -> tuple[Photograph, ...]:

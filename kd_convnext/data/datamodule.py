@@ -17,6 +17,8 @@ from kd_convnext.data.card import DataCard, Groups
 from kd_convnext.data.crops import CropSpec, Resize, UpscalerChoice
 from kd_convnext.data.dataset import SpecimenDataset, ViewSampler
 from kd_convnext.data.manifest import GroupBy, Manifest, Part, read_manifest
+from kd_convnext.data.packed import pack
+from kd_convnext.data.prepared import Crops, OnMiss
 from kd_convnext.data.splits import Split, group_hashes, make_split
 from kd_convnext.data.transforms import AugmentSpec, Views
 from kd_convnext.errors import ConfigError, Finding, ManifestError
@@ -63,6 +65,8 @@ class SpecimenDataModule(pl.LightningDataModule):
         sr_max_side: int | None = 512,
         store_size: int | None = 256,
         resize: Resize = "stretch",
+        packed: bool = False,
+        on_miss: OnMiss = "make",
         image_size: int = 224,
         in_chans: Literal[1, 3] = 3,
         augment: AugmentSpec | None = None,
@@ -91,6 +95,9 @@ class SpecimenDataModule(pl.LightningDataModule):
             sr_max_side: Longer crops are first reduced to this many pixels; null for never.
             store_size: Side of stored crops in pixels; null keeps the enlarged crop.
             resize: ``stretch`` crops to the square as the paper does, or ``pad`` them.
+            packed: Read all crops of the manifest from one memory-mapped file, made once from the cache.
+            on_miss: Whether a crop that is not in the cache, or whose entry is damaged, is made (``make``), or is an
+                error (``raise``) that says how to prepare it.
             image_size: Side of the network's input in pixels.
             in_chans: 3 for colour, 1 for grey.
             augment: The random changes of training; by default the paper's.
@@ -120,6 +127,7 @@ class SpecimenDataModule(pl.LightningDataModule):
             upscaler=upscaler,
             sr_weights=sr_weights,
         )
+        self.packed, self.on_miss = packed, on_miss
         self.image_size, self.in_chans, self.augment = image_size, in_chans, augment
         self.class_balanced, self.batch_size = class_balanced, batch_size
         self.num_workers = default_workers() if num_workers is None else num_workers
@@ -183,7 +191,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         rows = {name: self._rows(name) for name in _NEEDED[stage] if not hasattr(self, f"{name}_set")}
         if not rows:
             return
-        self._fill(np.unique(np.concatenate(list(rows.values()))))
+        crops = self._fill(np.unique(np.concatenate(list(rows.values()))))
         labels = self.manifest.labels
         still = Views(self.image_size, self.in_chans, resize=self.crop_spec.resize)
         moving = Views(self.image_size, self.in_chans, self.augment, self.crop_spec.resize)
@@ -193,7 +201,7 @@ class SpecimenDataModule(pl.LightningDataModule):
                 remedy = "Check the ratios, the `split` column, and the photographs."
                 raise ManifestError(Finding(self.path, f"the {name} part is empty", remedy))
             views = moving if name == "train" else still
-            setattr(self, f"{name}_set", SpecimenDataset(self.crops, kept, labels, views))
+            setattr(self, f"{name}_set", SpecimenDataset(crops, kept, labels, views))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns shuffled, augmented training batches; a last batch of one image is dropped."""
@@ -243,16 +251,22 @@ class SpecimenDataModule(pl.LightningDataModule):
             return self.split.rows(self.predict_part)
         return self.split.rows(cast(Part, name))
 
-    def _fill(self, rows: npt.NDArray[np.int64]) -> None:
-        root = default_cache_dir() if self.cache_dir is None else Path(self.cache_dir)
+    def _fill(self, rows: npt.NDArray[np.int64]) -> Crops:
+        """Makes sure that rows can be loaded; returns where from."""
+        root = default_cache_dir() if self.cache_dir is None else Path(self.cache_dir).expanduser()
         trainer = self.trainer
         device = "cuda" if trainer and trainer.strategy.root_device.type == "cuda" else "cpu"
         self.crop_spec = self.crop_spec.resolved()
         cache = CropCache(root, self.crop_spec, device)
+        if self.packed:
+            # Packed whole, so that all repeats of the split share the file.
+            rows = np.arange(len(self.manifest.table), dtype=np.int64)
+        if self.on_miss == "raise":
+            cache.require(self.manifest, rows)
         if trainer and trainer.world_size > 1:
             cache.fill(self.manifest, rows[trainer.global_rank :: trainer.world_size], on_error="skip")
             trainer.strategy.barrier("crops")
-        crops = cache.fill(self.manifest, rows, on_error=self.on_error)
+        crops = replace(cache.fill(self.manifest, rows, on_error=self.on_error), on_miss=self.on_miss)
         if hasattr(self, "crops"):
             earlier = self.crops
             crops = replace(
@@ -262,6 +276,15 @@ class SpecimenDataModule(pl.LightningDataModule):
                 failed=earlier.failed | crops.failed,
             )
         self.crops = crops
+        if not self.packed:
+            return crops
+        if trainer and trainer.local_rank != 0:
+            trainer.strategy.barrier("packed")
+            return pack(crops)
+        packed = pack(crops)
+        if trainer:
+            trainer.strategy.barrier("packed")
+        return packed
 
     def _loader(self, dataset: SpecimenDataset, **options: Any) -> DataLoader[Any]:
         trainer = self.trainer

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from kd_convnext.data.cache import PreparedCrops
+from kd_convnext.data.prepared import Crops
 from kd_convnext.data.transforms import Views
 
 
@@ -50,13 +50,11 @@ class SpecimenDataset(Dataset[Sample]):
         rows: int64 [N], rows of the manifest.
     """
 
-    def __init__(
-        self, crops: PreparedCrops, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], views: Views
-    ) -> None:
+    def __init__(self, crops: Crops, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], views: Views) -> None:
         """Binds the parts together.
 
         Args:
-            crops: Stored crops of the whole manifest.
+            crops: Where the crops come from.
             rows: int64 [N], the rows of this part.
             labels: int64 [M], labels of all rows of the manifest.
             views: How a crop becomes a picture.

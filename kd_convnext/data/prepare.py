@@ -1,21 +1,20 @@
 """The tool ``prepare``: from a manifest to a filled cache, or to what that would cost."""
 
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from kd_convnext.data.cache import CropCache, OnError, PrepareSummary, Survey, default_cache_dir
-from kd_convnext.data.crops import CropSpec, Resize, UpscalerChoice, enlarge, reduced_size, resize_to
-from kd_convnext.data.entries import encode
+from kd_convnext.data.cache import CropCache, OnError, PreparedCrops, PrepareSummary, default_cache_dir
+from kd_convnext.data.crops import CropSpec, Resize, UpscalerChoice
+from kd_convnext.data.estimate import duration, estimate, megabytes
 from kd_convnext.data.manifest import Manifest, read_manifest
-from kd_convnext.data.roi import crop_roi, read_image
-from kd_convnext.data.super_resolution import Pixels
-from kd_convnext.errors import Finding, KDConvNeXtError
+from kd_convnext.data.packed import discard_damaged
+from kd_convnext.data.preview import write_preview
+from kd_convnext.data.prune import find_unused, remove
+from kd_convnext.errors import Finding
 
-_TIMED_SIDE = 128  # pixels of the crop timed for an estimate: seconds even for RRDB
+_LISTED = 20  # files that pruning names
 
 
 def prepare(
@@ -30,7 +29,13 @@ def prepare(
     classes: Sequence[str] | None = None,
     on_error: OnError = "raise",
     device: str = "cpu",
+    devices: int = 1,
+    num_nodes: int = 1,
     verify: bool = False,
+    preview: int = 0,
+    prune: bool = False,
+    also: Sequence[str] = (),
+    yes: bool = False,
     dry_run: bool = False,
 ) -> PrepareSummary:
     """Crops, super-resolves and stores the regions of interest of a manifest: those that are missing.
@@ -47,7 +52,13 @@ def prepare(
         classes: Class names in the order of the model's outputs, where the default order is not wanted.
         on_error: raise reports unreadable photographs as an error; skip leaves them out and lists them.
         device: Where a network runs, as torch names it.
-        verify: Reads all photographs and entries again instead of trusting the index.
+        devices: Processes or GPUs on each host that share the work (Lightning's distributed engine where more than 1).
+        num_nodes: Hosts that share the work, each started by torchrun or SLURM.
+        verify: Reads all photographs and entries again instead of trusting the index, and makes bad entries anew.
+        preview: Draws so many crops beside their bicubic and super-resolved form, into the cache's folder.
+        prune: Afterwards lists the entries of this configuration that belong to no manifest given.
+        also: Further manifests whose entries `prune` keeps.
+        yes: Removes what `prune` lists.
         dry_run: Only says how many crops there are to make, and about what time and disk they take.
 
     Returns:
@@ -65,9 +76,30 @@ def prepare(
         sr_weights=sr_weights,
     )
     table = read_manifest(manifest, classes=classes, on_error=on_error)
-    cache = CropCache(Path(cache_dir).expanduser() if cache_dir else default_cache_dir(), spec, device)
+    root = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    if dry_run:
+        cache = CropCache(root, spec, device)
+        _announce(cache, table)
+        return estimate(cache, table)
+    made, look_again = 0, verify
+    if devices > 1 or num_nodes > 1:
+        from kd_convnext.data.ranks import fill_over_ranks
+
+        shared = fill_over_ranks(table, root, spec, device=device, devices=devices, num_nodes=num_nodes, verify=verify)
+        if shared is None:
+            return PrepareSummary(0, 0, 0, 0, 0.0)
+        made, look_again = shared, False  # the ranks have looked
+    cache = CropCache(root, spec, device)
     _announce(cache, table)
-    return _estimate(cache, table) if dry_run else _fill(cache, table, on_error, verify)
+    prepared = cache.fill(table, on_error=on_error, verify=look_again)
+    done = _report(prepared, made)
+    if verify and (damaged := discard_damaged(prepared)):
+        print(f"{damaged} was damaged and is removed; a fit with packed crops makes it again")
+    if preview:
+        print(f"preview: {write_preview(cache, table, preview)}")
+    if prune:
+        _prune(cache, [table, *(read_manifest(path) for path in also)], yes)
+    return done
 
 
 def _announce(cache: CropCache, manifest: Manifest) -> None:
@@ -76,15 +108,29 @@ def _announce(cache: CropCache, manifest: Manifest) -> None:
     _list_left_out("photographs of the manifest", manifest.skipped)
 
 
-def _fill(cache: CropCache, manifest: Manifest, on_error: OnError, verify: bool) -> PrepareSummary:
-    prepared = cache.fill(manifest, on_error=on_error, verify=verify)
+def _report(prepared: PreparedCrops, made: int) -> PrepareSummary:
+    """Sums up; ``made`` counts what other ranks have made before."""
     _list_left_out("crops", tuple(prepared.failed.values()))
-    done = prepared.summary
+    before = prepared.summary
+    done = replace(before, made=before.made + made, found=before.found - made)
     print(
         f"{done.made} made, {done.found} found, {done.failed} failed; "
-        f"{_megabytes(done.bytes)} in {_duration(done.seconds)}"
+        f"{megabytes(done.bytes)} in {duration(done.seconds)}"
     )
     return done
+
+
+def _prune(cache: CropCache, manifests: Sequence[Manifest], yes: bool) -> None:
+    unused = find_unused(cache, manifests)
+    for path in unused.files[:_LISTED]:
+        print(f"  {path.relative_to(cache.folder)}")
+    if len(unused.files) > _LISTED:
+        print(f"  ... and {len(unused.files) - _LISTED} more")
+    print(f"prune: {len(unused.files)} files of no manifest given, {megabytes(unused.bytes)} in {cache.folder}")
+    if unused.files and not yes:
+        print("nothing is removed without --yes true; --also MANIFEST keeps another manifest's entries")
+    elif unused.files:
+        print(f"{remove(unused)} removed")
 
 
 def _list_left_out(what: str, findings: Sequence[Finding]) -> None:
@@ -92,76 +138,3 @@ def _list_left_out(what: str, findings: Sequence[Finding]) -> None:
         print(f"{len(findings)} {what} left out:", file=sys.stderr)
         for finding in findings:
             print(f"  - {finding}", file=sys.stderr)
-
-
-def _estimate(cache: CropCache, manifest: Manifest) -> PrepareSummary:
-    """Times one small crop and multiplies."""
-    survey = cache.survey(manifest)
-    rows = [region.row for photograph in survey.missing for region in photograph.regions]
-    sizes = _crop_sizes(manifest, rows, cache.spec.roi_margin)
-    reduced = [reduced_size(height, width, cache.spec.sr_max_side) for height, width in sizes]
-    pixels = sum(height * width for height, width in reduced)
-    seconds, size = _measure(cache, survey, pixels, len(sizes))
-    print(f"dry run: {len(survey.found)} found, {len(sizes)} to make")
-    if sizes:
-        fewer = sum(before != after for before, after in zip(sizes, reduced, strict=True))
-        print(f"{fewer} of them are first reduced to {cache.spec.sr_max_side} px (sr_max_side)")
-        print(
-            f"about {_duration(seconds)} and {_megabytes(size)} "
-            f"(estimated from one crop of at most {_TIMED_SIDE} px, made and timed just now)"
-        )
-    return PrepareSummary(0, len(survey.found), 0, size, seconds)
-
-
-def _crop_sizes(manifest: Manifest, rows: list[int], margin: float) -> list[tuple[int, int]]:
-    """Returns (height, width) of crops, from the manifest alone."""
-    photographs = manifest.table.loc[rows, ["image_height", "image_width"]].to_numpy(int).tolist()
-    sizes = []
-    for row, (height, width) in zip(rows, photographs, strict=True):
-        box = manifest.box(row)
-        if box is not None:
-            dx, dy = round(margin * box.width), round(margin * box.height)
-            height = min(box.y + box.height + dy, height) - max(box.y - dy, 0)
-            width = min(box.x + box.width + dx, width) - max(box.x - dx, 0)
-        sizes.append((height, width))
-    return sizes
-
-
-def _measure(cache: CropCache, survey: Survey, pixels: int, crops: int) -> tuple[float, int]:
-    """Returns estimated (seconds, bytes) for so many network pixels and crops."""
-    if not crops:
-        return 0.0, 0
-    start = time.perf_counter()
-    crop = _first_crop(cache, survey)
-    reading = time.perf_counter() - start
-    crop = resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], _TIMED_SIDE))
-    cache.upscaler(crop)  # the first pass also sets the network up
-    start = time.perf_counter()
-    cache.upscaler(crop)
-    upscaling = time.perf_counter() - start
-    start = time.perf_counter()
-    size = len(encode(enlarge(crop, cache.spec, cache.upscaler), "0" * 64))
-    storing = max(0.0, time.perf_counter() - start - upscaling)
-    share = pixels / (crop.shape[0] * crop.shape[1])
-    stored = crops if cache.spec.store_size else share
-    return reading * len(survey.missing) + upscaling * share + storing * stored, round(size * stored)
-
-
-def _first_crop(cache: CropCache, survey: Survey) -> Pixels:
-    """Returns the first missing crop that can be read; a gray one where none can."""
-    for photograph in survey.missing:
-        try:
-            return crop_roi(read_image(photograph.path), photograph.regions[0].box, cache.spec.roi_margin)
-        except KDConvNeXtError:
-            continue  # the real run reports it
-    return np.full((_TIMED_SIDE, _TIMED_SIDE, 3), 127, np.uint8)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

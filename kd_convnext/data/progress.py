@@ -7,12 +7,13 @@ _QUIET_BELOW = 50
 
 
 @contextmanager
-def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, wanted: bool, title: str = "preparing crops") -> Iterator[Callable[[int], None]]:
     """Shows a progress bar on stderr with crops per second and the time left.
 
     Args:
         total: Crops to make.
         wanted: Whether a bar may be shown; short work shows none where the output is not a terminal.
+        title: What is being done.
 
     Yields:
         Advances the bar by a number of crops.
@@ -38,7 +39,7 @@ def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
 
     console = Console(stderr=True)
     shown = wanted and (console.is_terminal or total > _QUIET_BELOW)
-    columns = ("preparing crops", BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    columns = (title, BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not shown) as bar:
         task = bar.add_task("crops", total=total)
         yield lambda count: bar.advance(task, count)

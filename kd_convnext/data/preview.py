@@ -1,0 +1,103 @@
+"""Crops beside their bicubic and their super-resolved form, to be looked at before an hour is spent on all."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kd_convnext.data.cache import CropCache
+from kd_convnext.data.crops import reduced_size, resize_to
+from kd_convnext.data.manifest import Manifest
+from kd_convnext.data.roi import crop_roi, read_image
+from kd_convnext.data.super_resolution import BicubicUpscaler, Pixels
+from kd_convnext.errors import KDConvNeXtError
+
+
+class Comparison(NamedTuple):
+    """One crop in three forms, uint8 RGB: as cut (and reduced), enlarged bicubically, and as the upscaler does."""
+
+    title: str
+    crop: Pixels
+    bicubic: Pixels
+    upscaled: Pixels
+
+
+def write_preview(cache: CropCache, manifest: Manifest, count: int) -> Path:
+    """Draws some crops of every class in their three forms.
+
+    Args:
+        cache: Names crop and upscaler.
+        manifest: The photographs; those that cannot be read are passed over.
+        count: Crops to draw, the classes in turn.
+
+    Returns:
+        ``preview.png`` in the cache's folder.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    from kd_convnext.plotting import save_figure
+
+    comparisons = [compare(cache, manifest, row) for row in _readable(cache, manifest, count)]
+    path = cache.folder / "preview.png"
+    save_figure(path, preview_grid(comparisons, cache.upscaler.identity.name))
+    return path
+
+
+def compare(cache: CropCache, manifest: Manifest, row: int) -> Comparison:
+    """Makes the three forms of one crop.
+
+    Args:
+        cache: Names crop and upscaler.
+        manifest: The photographs.
+        row: Position in the manifest.
+
+    Raises:
+        ManifestError: The photograph cannot be read.
+    """
+    crop = crop_roi(read_image(manifest.image_path(row)), manifest.box(row), cache.spec.roi_margin)
+    crop = resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], cache.spec.sr_max_side))
+    label = manifest.class_names[manifest.labels[row]]
+    title = f"{label}, {crop.shape[1]} x {crop.shape[0]} px"
+    return Comparison(title, crop, BicubicUpscaler()(crop), cache.upscaler(crop))
+
+
+def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
+    """Draws one row a crop: as cut, bicubic, super-resolved.
+
+    Args:
+        comparisons: What to show.
+        upscaler: Title of the last column.
+
+    Returns:
+        The figure; pixels of the crop are shown as squares.
+    """
+    figure = Figure(figsize=(9.0, 3.1 * max(1, len(comparisons))), layout="constrained")
+    panels = figure.subplots(max(1, len(comparisons)), 3, squeeze=False)
+    for panel in panels.ravel():
+        panel.set_axis_off()
+    for row, comparison in zip(panels, comparisons, strict=False):
+        titles = (comparison.title, "bicubic x4", upscaler)
+        for panel, picture, title in zip(row, comparison[1:], titles, strict=True):
+            panel.imshow(picture, interpolation="nearest")
+            panel.set_title(title, fontsize=9)
+    return figure
+
+
+def _readable(cache: CropCache, manifest: Manifest, count: int) -> Iterator[int]:
+    """Yields rows whose photographs can be read, the classes in turn."""
+    rank = np.zeros(len(manifest), np.int64)  # the how-manieth of its class a row is
+    for label in range(len(manifest.class_names)):
+        mine = manifest.labels == label
+        rank[mine] = np.arange(mine.sum())
+    for row in np.lexsort((manifest.labels, rank)).tolist():
+        if count == 0:
+            return
+        try:
+            crop_roi(read_image(manifest.image_path(row)), manifest.box(row), cache.spec.roi_margin)
+        except KDConvNeXtError:
+            continue  # the filling has reported it
+        count -= 1
+        yield row
