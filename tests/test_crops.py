@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -45,7 +45,7 @@ def test_a_specification_travels_as_plain_values(weights):
     with pytest.raises(ConfigError, match="newer"):
         CropSpec.from_dict({"sharpen": 1})
     identity = json.loads(json.dumps(spec.identity()))
-    assert identity["upscaler"] == asdict(spec.build_upscaler().identity)
+    assert identity["upscaler"] == spec.build_upscaler().identity.to_dict()
     assert identity["upscaler"]["name"] == "spandrel"
     assert len(identity["upscaler"]["weights_sha256"]) == 64
 

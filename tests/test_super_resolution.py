@@ -228,7 +228,7 @@ def test_unusable_weights_are_named(tmp_path, srvgg):
 def test_missing_weights_device_and_package(tmp_path, srvgg_file, monkeypatch):
     with pytest.raises(UpscalerError, match="needs weights"):
         build_upscaler("spandrel", None)
-    with pytest.raises(UpscalerError, match="cannot be read"):
+    with pytest.raises(UpscalerError, match="there is no file"):
         build_upscaler("spandrel", tmp_path / "absent.pth")
     with pytest.raises(UpscalerError, match="--device"):
         build_upscaler("spandrel", srvgg_file, device="nonsense")

@@ -1,5 +1,6 @@
 """From a photograph and a box to the picture a classifier sees: crop, reduce, super-resolve, store size."""
 
+import math
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -8,9 +9,11 @@ from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from kd_convnext.data.roi import Box, crop_roi, read_image
-from kd_convnext.data.super_resolution import Pixels, Upscaler, UpscalerName, build_upscaler
+from kd_convnext.data.sr_weights import locate, weak_denoising
+from kd_convnext.data.super_resolution import PIXEL_BUDGET, Pixels, Upscaler, UpscalerName, build_upscaler
 from kd_convnext.errors import ConfigError, Finding, UpscalerError
 
 Resize = Literal["stretch", "pad"]
@@ -30,7 +33,12 @@ class CropSpec:
         store_size: Side of the stored square, in pixels; None keeps the enlarged crop as it is.
         resize: ``stretch`` to the square, as the paper does, or ``pad`` with black, keeping the proportions.
         upscaler: ``auto`` is ``spandrel`` where weights are given, else ``bicubic`` with a warning.
-        sr_weights: Path of official Real-ESRGAN weights; not used by ``bicubic`` and ``none``.
+        sr_weights: Official Real-ESRGAN weights, a path or a name of `kd_convnext.data.sr_weights`; not used by
+            ``bicubic`` and ``none``.
+        sr_denoise: Denoising strength, 0 to 1: the share of ``sr_weights`` in a blend with weights that denoise less;
+            None and 1 for no blend.
+        sr_wdn_weights: Weights that denoise less, a path or a name; by default what belongs to ``sr_weights``:
+            ``general-wdn-x4v3`` where that says ``general-x4v3``, in the same folder.
 
     Raises:
         ConfigError: A value that cannot work; all of them together.
@@ -42,12 +50,16 @@ class CropSpec:
     resize: Resize = "stretch"
     upscaler: UpscalerChoice = "auto"
     sr_weights: str | None = None
+    sr_denoise: float | None = None
+    sr_wdn_weights: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that cannot work."""
         findings = []
         if not 0 <= self.roi_margin <= 10:
             findings.append(("roi_margin", self.roi_margin, "Give a fraction of the box from 0 to 10."))
+        if self.sr_denoise is not None and not 0 <= self.sr_denoise <= 1:
+            findings.append(("sr_denoise", self.sr_denoise, "Give a strength from 0 to 1, or null."))
         for name, smallest in (("sr_max_side", 1), ("store_size", 1)):
             value = getattr(self, name)
             if value is not None and value < smallest:
@@ -64,12 +76,12 @@ class CropSpec:
         """Replaces ``auto`` and checks that the weights are there.
 
         Returns:
-            The same specification with a definite upscaler.
+            The same specification with a definite upscaler, and no blend where it would change nothing.
 
         Raises:
-            UpscalerError: The upscaler needs weights and none are given, or there is no such file.
+            UpscalerError: The upscaler needs weights and none are given, or files are missing: all of them.
         """
-        spec = self
+        spec = replace(self, sr_denoise=None if self.sr_denoise == 1 else self.sr_denoise)
         if self.upscaler == "auto":
             if self.sr_weights is None:
                 warnings.warn(
@@ -77,18 +89,38 @@ class CropSpec:
                     "(--sr_weights FILE super-resolves them, --upscaler bicubic silences this)",
                     stacklevel=2,
                 )
-            spec = replace(self, upscaler="bicubic" if self.sr_weights is None else "spandrel")
+            spec = replace(spec, upscaler="bicubic" if self.sr_weights is None else "spandrel")
         if spec.upscaler in ("spandrel", "realesrgan"):
-            remedy = "Give an official Real-ESRGAN file (.pth or .safetensors), or choose --upscaler bicubic."
-            if spec.sr_weights is None:
-                what = f"the upscaler {spec.upscaler!r} needs weights and none are given"
-                raise UpscalerError(Finding("--sr_weights", what, remedy))
-            if not Path(spec.sr_weights).expanduser().is_file():
-                raise UpscalerError(Finding("--sr_weights", f"there is no file {spec.sr_weights}", remedy))
+            findings: list[Finding] = []
+            for weights in spec.weights():
+                try:
+                    locate(weights)
+                except UpscalerError as error:
+                    findings += error.findings
+            if findings:
+                raise UpscalerError(findings)
         return spec
 
+    def weights(self) -> tuple[str, ...]:
+        """Returns the weights that a network needs, paths or names: ``sr_weights``, and those it is blended with.
+
+        Raises:
+            UpscalerError: None are given, or it is not known what to blend them with.
+        """
+        if self.sr_weights is None:
+            what = f"the upscaler {self.upscaler!r} needs weights and none are given"
+            remedy = "Give an official Real-ESRGAN file (.pth or .safetensors), or choose --upscaler bicubic."
+            raise UpscalerError(Finding("--sr_weights", what, remedy))
+        if self.sr_denoise is None or self.sr_denoise == 1:
+            return (self.sr_weights,)
+        weak = self.sr_wdn_weights or weak_denoising(self.sr_weights)
+        if weak is None:
+            what = f"{self.sr_weights} has no known counterpart that denoises less"
+            raise UpscalerError(Finding("--sr_denoise", what, "Name its file with --sr_wdn_weights, or leave it out."))
+        return self.sr_weights, weak
+
     def build_upscaler(self, device: str = "cpu") -> Upscaler:
-        """Returns the upscaler named here; the same one while the weights' file does not change.
+        """Returns the upscaler named here; the same one while the weights' files do not change.
 
         Args:
             device: Where a network runs, as torch names it.
@@ -97,10 +129,11 @@ class CropSpec:
             UpscalerError: The weights or the package are missing or not usable.
         """
         spec = self.resolved()
-        if spec.sr_weights is None or spec.upscaler in ("bicubic", "none"):
-            return _build_once(spec.upscaler, None, 0, device)
-        path = Path(spec.sr_weights).expanduser().absolute()
-        return _build_once(spec.upscaler, path, path.stat().st_mtime_ns, device)
+        if spec.upscaler in ("bicubic", "none"):
+            return _build_once(spec.upscaler, (), (), None, device)
+        files = tuple(locate(weights) for weights in spec.weights())
+        changed = tuple(file.stat().st_mtime_ns for file in files)
+        return _build_once(spec.upscaler, files, changed, spec.sr_denoise, device)
 
     def identity(self) -> dict[str, Any]:
         """Names everything but the crop itself that decides the stored pixels.
@@ -113,14 +146,15 @@ class CropSpec:
         Raises:
             UpscalerError: The weights or the package are missing or not usable.
         """
+        streamed = self.store_size is not None and (self.sr_max_side is None or self.sr_max_side**2 > PIXEL_BUDGET)
         return {
             "schema": SCHEMA_VERSION,
             "roi_margin": float(self.roi_margin),
             "sr_max_side": self.sr_max_side,
             "store_size": self.store_size,
             "resize": self.resize,
-            "interpolation": "area down, cubic up",
-            "upscaler": asdict(self.build_upscaler().identity),
+            "interpolation": "area down, cubic up" + (", by pieces above the budget" if streamed else ""),
+            "upscaler": self.build_upscaler().identity.to_dict(),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,8 +183,11 @@ _UPSCALERS = ("auto", *get_args(UpscalerName))
 
 
 @lru_cache(maxsize=4)
-def _build_once(name: UpscalerName, weights: Path | None, mtime_ns: int, device: str) -> Upscaler:
-    return build_upscaler(name, weights, device=device)
+def _build_once(
+    name: UpscalerName, files: tuple[Path, ...], mtimes_ns: tuple[int, ...], strength: float | None, device: str
+) -> Upscaler:
+    weights, weak = (*files, None, None)[:2]
+    return build_upscaler(name, weights, device=device, weak=weak, strength=1.0 if strength is None else strength)
 
 
 def make_crop(image: Pixels | Path | str, box: Box | None, spec: CropSpec, upscaler: Upscaler) -> Pixels:
@@ -183,17 +220,49 @@ def enlarge(crop: Pixels, spec: CropSpec, upscaler: Upscaler) -> Pixels:
     Returns:
         As `make_crop`.
     """
-    enlarged = upscaler(resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], spec.sr_max_side)))
-    size = spec.store_size
+    crop = resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], spec.sr_max_side))
+    size, scale = spec.store_size, upscaler.identity.scale
     if size is None:
-        return enlarged
+        return upscaler(crop)
     if spec.resize == "stretch":
-        return resize_to(enlarged, size, size)
-    height, width = _fit(enlarged.shape[0], enlarged.shape[1], size)
+        return _enlarge_to(crop, upscaler, size, size)
+    height, width = _fit(crop.shape[0] * scale, crop.shape[1] * scale, size)
     square = np.zeros((size, size, 3), np.uint8)
     top, left = (size - height) // 2, (size - width) // 2
-    square[top : top + height, left : left + width] = resize_to(enlarged, height, width)
+    square[top : top + height, left : left + width] = _enlarge_to(crop, upscaler, height, width)
     return square
+
+
+def _enlarge_to(crop: Pixels, upscaler: Upscaler, height: int, width: int) -> Pixels:
+    """Super-resolves a crop and brings it to a size; above the budget without ever holding the enlarged one."""
+    scale = upscaler.identity.scale
+    full = (crop.shape[0] * scale, crop.shape[1] * scale)
+    if crop.shape[0] * crop.shape[1] <= PIXEL_BUDGET or full[0] < height or full[1] < width:
+        return resize_to(upscaler(crop), height, width)
+    total = np.zeros((height, width, 3))
+    for top, left, pixels in upscaler.pieces(crop):
+        rows, down = _shares(top, top + pixels.shape[0], full[0] / height, height)
+        columns, across = _shares(left, left + pixels.shape[1], full[1] / width, width)
+        total[rows, columns] += np.einsum("yh,hwc,xw->yxc", down, pixels.astype(np.float32), across, optimize=True)
+    return total.round().clip(0, 255).astype(np.uint8)
+
+
+def _shares(start: int, stop: int, factor: float, count: int) -> tuple[slice, npt.NDArray[np.float32]]:
+    """Averaging by area along one axis: which of ``count`` cells pixels start..stop touch, and each one's share there.
+
+    Args:
+        start: First pixel.
+        stop: Behind the last one.
+        factor: Length of a cell in pixels.
+        count: Number of cells.
+
+    Returns:
+        The cells touched, and their shares, [cells, pixels]; over all pixels those of a cell sum to 1.
+    """
+    first, last = int(start / factor), min(count, math.ceil(stop / factor))
+    cells, pixels = np.arange(first, last)[:, None], np.arange(start, stop)
+    common = np.minimum((cells + 1) * factor, pixels + 1) - np.maximum(cells * factor, pixels)
+    return slice(first, last), (common.clip(0) / factor).astype(np.float32)
 
 
 def reduced_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:
