@@ -61,6 +61,8 @@ class SpecimenDataModule(pl.LightningDataModule):
         cache_dir: str | None = None,
         upscaler: UpscalerChoice = "auto",
         sr_weights: str | None = None,
+        sr_denoise: float | None = None,
+        sr_wdn_weights: str | None = None,
         roi_margin: float = 0.0,
         sr_max_side: int | None = 512,
         store_size: int | None = 256,
@@ -90,7 +92,9 @@ class SpecimenDataModule(pl.LightningDataModule):
             few_groups: What to do with a class of fewer than three groups.
             cache_dir: Where crops are stored; by default ``$KD_CONVNEXT_CACHE``, else ``~/.cache/kd-convnext``.
             upscaler: How crops are enlarged; ``auto`` is ``spandrel`` where ``sr_weights`` are given, else ``bicubic``.
-            sr_weights: Real-ESRGAN weights file.
+            sr_weights: Real-ESRGAN weights: a file, or the name of an official release that ``prepare`` has fetched.
+            sr_denoise: Denoising strength of general-x4v3, 0 to 1, by blending with its wdn weights; null for 1.
+            sr_wdn_weights: Weights to blend with; by default those that belong to ``sr_weights``.
             roi_margin: Added on each side of a box, as a fraction of that side.
             sr_max_side: Longer crops are first reduced to this many pixels; null for never.
             store_size: Side of stored crops in pixels; null keeps the enlarged crop.
@@ -126,6 +130,8 @@ class SpecimenDataModule(pl.LightningDataModule):
             resize=resize,
             upscaler=upscaler,
             sr_weights=sr_weights,
+            sr_denoise=sr_denoise,
+            sr_wdn_weights=sr_wdn_weights,
         )
         self.packed, self.on_miss = packed, on_miss
         self.image_size, self.in_chans, self.augment = image_size, in_chans, augment

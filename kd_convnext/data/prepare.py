@@ -12,6 +12,7 @@ from kd_convnext.data.manifest import Manifest, read_manifest
 from kd_convnext.data.packed import discard_damaged
 from kd_convnext.data.preview import write_preview
 from kd_convnext.data.prune import find_unused, remove
+from kd_convnext.data.sr_weights import download as download_weights
 from kd_convnext.errors import Finding
 
 _LISTED = 20  # files that pruning names
@@ -22,6 +23,8 @@ def prepare(
     cache_dir: str | None = None,
     upscaler: UpscalerChoice = "auto",
     sr_weights: str | None = None,
+    sr_denoise: float | None = None,
+    sr_wdn_weights: str | None = None,
     sr_max_side: int | None = 512,
     store_size: int | None = 256,
     resize: Resize = "stretch",
@@ -33,6 +36,7 @@ def prepare(
     num_nodes: int = 1,
     verify: bool = False,
     preview: int = 0,
+    download: bool = False,
     prune: bool = False,
     also: Sequence[str] = (),
     yes: bool = False,
@@ -44,7 +48,9 @@ def prepare(
         manifest: CSV file, or a folder with one folder per class.
         cache_dir: Where crops are kept; $KD_CONVNEXT_CACHE or ~/.cache/kd-convnext by default.
         upscaler: auto is spandrel where weights are given, else bicubic.
-        sr_weights: Official Real-ESRGAN weights (.pth or .safetensors).
+        sr_weights: Official Real-ESRGAN weights: a file (.pth or .safetensors) or a name (general-x4v3, x4plus, ...).
+        sr_denoise: Denoising strength of general-x4v3, 0 (keep noise) to 1, by blending with its wdn weights.
+        sr_wdn_weights: Weights to blend with; by default general-wdn-x4v3, or the file of that name beside the other.
         sr_max_side: Crops with a longer side, in pixels, are first reduced to it; null for never.
         store_size: Side of the stored square in pixels; null keeps the enlarged crop.
         resize: stretch to the square as the paper does, or pad with black.
@@ -56,6 +62,7 @@ def prepare(
         num_nodes: Hosts that share the work, each started by torchrun or SLURM.
         verify: Reads all photographs and entries again instead of trusting the index, and makes bad entries anew.
         preview: Draws so many crops beside their bicubic and super-resolved form, into the cache's folder.
+        download: Fetches the official weights that are named and not there yet.
         prune: Afterwards lists the entries of this configuration that belong to no manifest given.
         also: Further manifests whose entries `prune` keeps.
         yes: Removes what `prune` lists.
@@ -74,7 +81,11 @@ def prepare(
         resize=resize,
         upscaler=upscaler,
         sr_weights=sr_weights,
+        sr_denoise=sr_denoise,
+        sr_wdn_weights=sr_wdn_weights,
     )
+    if download:
+        download_weights(spec.weights())
     table = read_manifest(manifest, classes=classes, on_error=on_error)
     root = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
     if dry_run:
