@@ -178,7 +178,7 @@ def write_metrics(folder: RunFolder, metrics: Mapping[str, float]) -> None:
     merged = read_metrics(folder) | dict(metrics)
     clean = {name: float(value) if math.isfinite(value) else None for name, value in merged.items()}
     text = json.dumps(clean, indent=2, ensure_ascii=False) + "\n"
-    _write_text(folder.metrics, text)
+    write_text(folder.metrics, text)
 
 
 def read_metrics(folder: RunFolder) -> dict[str, float]:
@@ -253,7 +253,7 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
     Raises:
         ConfigError: The file cannot be written.
     """
-    _write_text(path, frame.to_csv(index=False, float_format="%.8g"))
+    write_text(path, frame.to_csv(index=False, float_format="%.8g"))
 
 
 def write_predictions(folder: RunFolder, evaluation: "Evaluation", manifest: "Manifest") -> None:
@@ -280,10 +280,20 @@ def write_environment(folder: RunFolder, environment: Mapping[str, object]) -> N
     Raises:
         ConfigError: The file cannot be written.
     """
-    _write_text(folder.environment, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder.environment, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file (UTF-8).
+
+    Args:
+        path: The file, replaced at once.
+        text: Its content.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+
     def write(file: BinaryIO) -> None:
         file.write(text.encode("utf-8"))
 

@@ -8,6 +8,7 @@ import numpy as np
 from kd_convnext.experiment.comparisons import Comparison, Pair, compare_pairs, make_pair
 from kd_convnext.experiment.parts import Division, read_divisions
 from kd_convnext.experiment.record import CellRecord
+from kd_convnext.experiment.reference import METHODS
 from kd_convnext.experiment.results import Arm, CellResult, group_arms, read_results
 from kd_convnext.experiment.statistics import Interval, Metric, intervals
 
@@ -94,7 +95,7 @@ def analyse(cells: Sequence[CellRecord], settings: Settings, best: str | None = 
         ConfigError: The cells are on different classes.
     """
     results = read_results(cells)
-    arms = group_arms(results)
+    arms = sorted(group_arms(results), key=_paper_order)
     tested = [arm for arm in arms if arm.record.family != "sweep"]
     methods = [arm for arm in tested if arm.record.family != "super_resolution"]
     divisions, remarks = read_divisions(results)
@@ -118,6 +119,12 @@ def analyse(cells: Sequence[CellRecord], settings: Settings, best: str | None = 
         divisions=tuple(divisions),
         remarks=tuple(remarks),
     )
+
+
+def _paper_order(arm: Arm) -> int:
+    """The paper's order where it has the method; others behind, as they come."""
+    known = list(METHODS)
+    return known.index(arm.record.method) if arm.record.method in known else len(known)
 
 
 def _cell_name(record: CellRecord) -> str:

@@ -195,17 +195,18 @@ def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
 
 def markdown(table: Table) -> str:
     """Writes a table as GitHub's Markdown; what would be markup in a name is not."""
-    lines = [f"## {_plain(table.title)}", ""]
+    lines = [f"## {plain(table.title)}", ""]
     lines += [
-        f"| {' | '.join(map(_plain, row))} |" for row in (table.columns, ("---",) * len(table.columns), *table.rows)
+        f"| {' | '.join(map(plain, row))} |" for row in (table.columns, ("---",) * len(table.columns), *table.rows)
     ]
-    return "\n".join([*lines, "", _plain(table.note), ""])
+    return "\n".join([*lines, "", plain(table.note), ""])
 
 
 _MEANS = "Mean ± standard deviation over the repeats, on test."
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Returns a text that Markdown shows as it is, in a table too."""
     for mark, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
         text = text.replace(mark, instead)
     return text

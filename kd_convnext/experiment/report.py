@@ -1,0 +1,161 @@
+"""One page that tells an experiment, or a run: self-contained HTML that needs no network and prints well."""
+
+import base64
+import io
+import math
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from kd_convnext._version import __version__
+from kd_convnext.experiment import checklist, reference, tables
+from kd_convnext.experiment.analysis import Analysis
+from kd_convnext.experiment.facts import DESCRIBED, describe, environments
+from kd_convnext.experiment.figures import NamedFigure
+from kd_convnext.experiment.parts import Division
+from kd_convnext.experiment.tables import Table
+from kd_convnext.runs import write_text
+
+FEW = 10
+"""Lesions below which a class's figures are called weak."""
+
+_PARTS = ("train", "val", "test")
+
+
+def write_report(path: Path, analysis: Analysis, figures: Sequence[NamedFigure]) -> None:
+    """Writes the page.
+
+    Args:
+        path: The HTML file, replaced at once.
+        analysis: The numbers.
+        figures: What ``all_figures`` drew.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    write_text(path, render(analysis, figures))
+
+
+def render(analysis: Analysis, figures: Sequence[NamedFigure]) -> str:
+    """Returns the page as text. Everything that comes from users' files is escaped."""
+    environment = Environment(
+        loader=PackageLoader("kd_convnext.experiment", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(_context(analysis, figures))
+
+
+def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, Any]:
+    comparisons = [*analysis.comparisons, *analysis.resolution]
+    named = len({arm.record.family for arm in analysis.arms} & {"ablation", "rival"}) > 0
+    return {
+        "settings": analysis.settings,
+        "version": __version__,
+        "made": date.today().isoformat(),
+        "question": _question(analysis),
+        "answers": tables.verdicts(comparisons),
+        "compared": bool(comparisons),
+        "cells": Counter("finished" if result.finished else "failed" for result in analysis.results),
+        "data_tables": [_division_table(division, analysis.class_names) for division in analysis.divisions],
+        "leaks": [_leak_line(division) for division in analysis.divisions],
+        "leaking": any(sum(division.leaks.values()) for division in analysis.divisions),
+        "methods": Table("", DESCRIBED, tuple(describe(arm) for arm in analysis.arms), ""),
+        "tables": tables.all_tables(analysis),
+        "figures": [(figure, _data_uri(figure.figure)) for figure in figures],
+        "best": analysis.best,
+        "chosen_by": analysis.chosen_by,
+        "limits": _limits(analysis),
+        "paper": reference.REMARKS if named else (),
+        "environments": environments(analysis.results),
+        "cell_table": _cell_table(analysis),
+        "failed": analysis.failed,
+        "remarks": analysis.remarks,
+        "checklist": checklist.filled(analysis),
+    }
+
+
+def _question(analysis: Analysis) -> str:
+    if analysis.of_family("ablation"):
+        return (
+            "Does a ConvNeXt that learns from a Swin Transformer, by logits, by features or by both, classify these "
+            "photographs better than the same network alone, than its teacher and than other networks? And is the "
+            "difference larger than what the choice of test lesions alone would make?"
+        )
+    if len(analysis.methods) > 1:
+        return f"How do these runs compare with {analysis.settings.baseline} on the same test photographs?"
+    return "How well does this network answer for the photographs of its test part, and how sure is that?"
+
+
+def _division_table(division: Division, class_names: Sequence[str]) -> Table:
+    names = class_names or sorted(set(division.table["label"]))
+    rows = [
+        (
+            name,
+            *(f"{division.photographs(part, name)} ({division.lesions(part, name)})" for part in _PARTS),
+            str(sum(division.photographs(part, name) for part in _PARTS)),
+        )
+        for name in names
+    ]
+    sums = (f"{division.photographs(part)} ({division.lesions(part)})" for part in _PARTS)
+    rows.append(("all", *sums, str(len(division.table))))
+    title = f"Repeat {division.repeat}: photographs (lesions) of each class and part"
+    note = f"Kept together by {division.group_by}. Split file sha256 {division.sha256[:16]}."
+    return Table(title, ("Class", "Training", "Validation", "Test", "Sum"), tuple(rows), note)
+
+
+def _leak_line(division: Division) -> str:
+    found = ", ".join(f"{count} {kind}" for kind, count in division.leaks.items())
+    ids = "" if division.known_lesions else " No row names its lesion: photographs of one lesion cannot be recognised."
+    return f"Repeat {division.repeat}: {found} in more than one part.{ids}"
+
+
+def _limits(analysis: Analysis) -> list[str]:
+    found = [
+        "For research. Not a medical device; nothing here may decide about a patient.",
+        "One collection of photographs, divided within itself: nothing is said of photographs from elsewhere.",
+        "Intervals and tests are about the choice of test lesions, for the networks as trained. Repeats share most of "
+        "their training lesions, so the standard deviation over repeats is smaller than that over new collections.",
+    ]
+    repeats = {result.record.repeat for result in analysis.results if result.finished and result.part == "test"}
+    if len(repeats) < 5:
+        found.append(f"{len(repeats)} of the paper's five repeats: little is known of how results vary between splits.")
+    if analysis.best is not None and len(analysis.best.answers):
+        counts = zip(analysis.class_names, analysis.best.lesions.per_class(), strict=True)
+        few = [f"{name} ({count})" for name, count in counts if count < FEW]
+        if few:
+            found.append(f"Classes with fewer than {FEW} tested lesions: {', '.join(few)}. Their figures are weak.")
+    if any(not division.known_lesions for division in analysis.divisions):
+        found.append("Lesions are unknown: every photograph counts as a lesion, so intervals are too narrow.")
+    if any(sum(division.leaks.values()) for division in analysis.divisions):
+        found.append("Lesions, patients or photographs are in more than one part: results are too good to be true.")
+    if analysis.failed:
+        found.append(f"{len(analysis.failed)} cells failed; comparisons use the repeats that both methods finished.")
+    return found
+
+
+def _cell_table(analysis: Analysis) -> Table:
+    splits = {division.repeat: division.sha256[:12] for division in analysis.divisions}
+    rows = []
+    for result in analysis.results:
+        record = result.record
+        shared = (record.title, record.setting, str(record.repeat), str(record.seed), record.config_hash[:12])
+        minutes = f"{record.seconds / 60:.1f}" if math.isfinite(record.seconds) else tables.NONE
+        rows.append((*shared, splits.get(record.repeat, tables.NONE), record.status, minutes))
+    columns = ("Method", "Setting", "Repeat", "Seed", "Configuration", "Split", "Status", "Minutes")
+    note = "Hashes are shortened; each cell's folder holds its configuration, split, predictions and environment."
+    return Table("Cells", columns, tuple(rows), note)
+
+
+def _data_uri(figure: Figure) -> str:
+    """Returns a figure as an image that is part of the page: drawn lines, sharp on paper."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg")
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode('ascii')}"
