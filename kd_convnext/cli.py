@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from kd_convnext._version import __version__
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
@@ -29,8 +29,13 @@ TRAINING = {
 }
 TOOLS = {
     "demo": ("kd_convnext.demo:demo", "the whole path on drawn specimens, in minutes on a CPU"),
+    "compare": ("kd_convnext.experiment.compare:compare", "tested runs side by side: tables, tests, figures, report"),
+    "report": ("kd_convnext.experiment.compare:report", "one tested run as a page that opens without network"),
     "prepare": ("kd_convnext.data.prepare:prepare", "check a manifest; crop, super-resolve and store its ROIs"),
 }
+POSITIONAL = {"compare": "runs", "report": "run"}
+"""The one parameter of a tool that is given without its name; a list takes one word or more."""
+
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 EXAMPLES = """\
 examples:
@@ -103,7 +108,12 @@ def _run_tool(command: str, words: list[str]) -> None:
     tool: Callable[..., Any] = getattr(import_module(module), function)
     parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", exit_on_error=False, description=tool.__doc__)
     parser.add_argument("--config", action="config", help="Options from a YAML file, also from a fit's.")
-    parser.add_function_arguments(tool, as_positional=False)
+    named = POSITIONAL.get(command)
+    parser.add_function_arguments(tool, as_positional=False, skip={named} if named else None)
+    if named:
+        many = get_origin(inspect.signature(tool).parameters[named].annotation) is list
+        count: dict[str, Any] = {"nargs": "+"} if many else {}
+        parser.add_argument(named, type=str, metavar=named.upper().removesuffix("S"), **count)
     words = with_data_sections(words, inspect.signature(tool).parameters)
     with parsing(command):
         options = parser.parse_args(words)
