@@ -31,7 +31,7 @@ def with_data_sections(words: Sequence[str], known: Collection[str]) -> list[str
             result.append(word)
             continue
         file = value if equals else next(rest, "")
-        options = _data_options(file)
+        options = data_options(file)
         if options is None:
             result += ["--config", file]
         else:
@@ -40,8 +40,18 @@ def with_data_sections(words: Sequence[str], known: Collection[str]) -> list[str
     return result
 
 
-def _data_options(file: str) -> dict[str, Any] | None:
-    """Returns the data section's options, or None where there is no such section."""
+def data_options(file: str) -> dict[str, Any] | None:
+    """Reads a fit's configuration.
+
+    Args:
+        file: The YAML file.
+
+    Returns:
+        The data section's options, or None where there is no such section.
+
+    Raises:
+        ConfigError: The file cannot be read, or is not YAML.
+    """
     try:
         content = yaml.safe_load(Path(file).read_text("utf-8"))
     except OSError as error:

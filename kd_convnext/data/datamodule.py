@@ -19,7 +19,7 @@ from kd_convnext.data.dataset import SpecimenDataset, ViewSampler
 from kd_convnext.data.manifest import GroupBy, Manifest, Part, read_manifest
 from kd_convnext.data.packed import pack
 from kd_convnext.data.prepared import Crops, OnMiss
-from kd_convnext.data.splits import Split, group_hashes, make_split
+from kd_convnext.data.splits import KEPT_APART, Split, group_hashes, make_split
 from kd_convnext.data.transforms import AugmentSpec, Views
 from kd_convnext.errors import ConfigError, Finding, ManifestError
 from kd_convnext.losses import inverse_frequency
@@ -235,7 +235,7 @@ class SpecimenDataModule(pl.LightningDataModule):
 
     def judged_groups(self, part: Part) -> Groups:
         """Returns the hashes of what the split keeps apart in a part, to compare with what a network has seen."""
-        return group_hashes(self.manifest, self.split.rows(part), _KEPT_APART[self.group_by])
+        return group_hashes(self.manifest, self.split.rows(part), KEPT_APART[self.group_by])
 
     def card(self) -> DataCard:
         """Describes data and split for a checkpoint trained on them."""
@@ -304,13 +304,6 @@ class SpecimenDataModule(pl.LightningDataModule):
             **options,
         )
 
-
-# A split by lesion may divide a patient, one by photograph a lesion: that is the user's choice, not a leak.
-_KEPT_APART: dict[GroupBy, tuple[GroupBy, ...]] = {
-    "image": ("image",),
-    "lesion": ("lesion", "image"),
-    "patient": ("patient", "lesion", "image"),
-}
 
 _NEEDED: dict[str, tuple[str, ...]] = {
     "fit": ("train", "val"),

@@ -19,6 +19,13 @@ from kd_convnext.errors import Finding, SplitError
 from kd_convnext.files import atomic_write
 
 PARTS: tuple[Part, ...] = get_args(Part)
+KEPT_APART: dict[GroupBy, tuple[GroupBy, ...]] = {
+    "image": ("image",),
+    "lesion": ("lesion", "image"),
+    "patient": ("patient", "lesion", "image"),
+}
+"""What no two parts share. A split by lesion may divide a patient, one by photograph a lesion: that is no leak."""
+
 _IDENTITY = ["image", "x", "y", "width", "height"]
 _WRITTEN = ["image", "label", "lesion_id", "patient_id", "x", "y", "width", "height"]
 
