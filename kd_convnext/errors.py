@@ -39,12 +39,14 @@ class KDConvNeXtError(Exception):
 
     exit_code = 2
 
-    def __init__(self, findings: Finding | Iterable[Finding]) -> None:
+    def __init__(self, findings: Finding | Iterable[Finding] | str) -> None:
         """Collects the findings of one check.
 
         Args:
-            findings: One finding or several.
+            findings: One finding or several; or the traceback's text by which torch hands on a loader worker's error.
         """
+        if isinstance(findings, str):
+            findings = _of_traceback(findings, type(self).__name__)
         self.findings = (findings,) if isinstance(findings, Finding) else tuple(findings)
         super().__init__(self._message())
 
@@ -60,6 +62,13 @@ class KDConvNeXtError(Exception):
     def __reduce__(self) -> tuple[type["KDConvNeXtError"], tuple[tuple[Finding, ...]]]:
         """Keeps the findings when the exception crosses a process border (loader workers, DDP ranks)."""
         return type(self), (self.findings,)
+
+
+def _of_traceback(text: str, name: str) -> Finding:
+    """Finds the message at the end of a traceback: ``...errors.CacheError: where: what. remedy``."""
+    where, _, rest = text.rpartition(f"{name}: ")[2].strip().partition(": ")
+    what, _, remedy = rest.partition(". ")
+    return Finding(where, what, remedy)
 
 
 class ManifestError(KDConvNeXtError):
@@ -88,3 +97,9 @@ class CacheError(KDConvNeXtError):
 
 class ConfigError(KDConvNeXtError):
     """An option has a value that cannot work."""
+
+
+class CellError(KDConvNeXtError):
+    """Cells of an experiment have failed; the others are done."""
+
+    exit_code = 1

@@ -14,9 +14,11 @@ from kd_convnext.data.roi import crop_roi, read_image
 from kd_convnext.data.super_resolution import BicubicUpscaler, Pixels
 from kd_convnext.errors import KDConvNeXtError
 
+_SHOWN = 96  # pixels of a crop's middle that are drawn
+
 
 class Comparison(NamedTuple):
-    """One crop in three forms, uint8 RGB: as cut (and reduced), enlarged bicubically, and as the upscaler does."""
+    """The middle of one crop in three forms, uint8 RGB: as cut (and reduced), enlarged bicubically, and upscaled."""
 
     title: str
     crop: Pixels
@@ -61,7 +63,7 @@ def compare(cache: CropCache, manifest: Manifest, row: int) -> Comparison:
     crop = resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], cache.spec.sr_max_side))
     label = manifest.class_names[manifest.labels[row]]
     title = f"{label}, {crop.shape[1]} x {crop.shape[0]} px"
-    return Comparison(title, crop, BicubicUpscaler()(crop), cache.upscaler(crop))
+    return Comparison(title, *(_centre(form, crop) for form in (crop, BicubicUpscaler()(crop), cache.upscaler(crop))))
 
 
 def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
@@ -84,6 +86,14 @@ def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
             panel.imshow(picture, interpolation="nearest")
             panel.set_title(title, fontsize=9)
     return figure
+
+
+def _centre(form: Pixels, crop: Pixels) -> Pixels:
+    """Cuts out the middle of the crop: pixels are what one wants to see."""
+    scale = form.shape[0] // crop.shape[0]
+    tops = [max(0, (side - _SHOWN) // 2) for side in crop.shape[:2]]
+    window = tuple(slice(top * scale, (top + _SHOWN) * scale) for top in tops)
+    return form[window]
 
 
 def _readable(cache: CropCache, manifest: Manifest, count: int) -> Iterator[int]:

@@ -1,5 +1,7 @@
 """Filling one cache over several devices and hosts, with Lightning's own engine: each crop is made by one rank."""
 
+import logging
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -50,6 +52,7 @@ def fill_over_ranks(
         CacheError: No space or no permission.
         UpscalerError: The weights or the device cannot be used.
     """
+    _quieten()
     writer = EntryWriter()
     trainer = pl.Trainer(
         accelerator={"cuda": "gpu"}.get(device, device),
@@ -95,6 +98,10 @@ class CropMaker(pl.LightningModule):
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         # A network on the CPU takes all cores itself; one on a GPU waits for decoding.
         return DataLoader(dataset, batch_size=1, collate_fn=_only, num_workers=0 if on_cpu else 4)
+
+    def transfer_batch_to_device(self, batch: Reading, device: torch.device, dataloader_idx: int) -> Reading:
+        """Leaves crops where they are: the upscaler moves them itself."""
+        return batch
 
     def predict_step(self, batch: Reading, batch_idx: int) -> Made:
         """Enlarges what is still missing of one photograph."""
@@ -164,9 +171,19 @@ class EntryWriter(BasePredictionWriter):
             self.index.add(prediction.stamp, cut.region.box, cut.key)
         self.advance(prediction.regions * trainer.world_size)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Closes what is open."""
+        self._open.close()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Closes what is open."""
         self._open.close()
+
+
+def _quieten() -> None:
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
 def _only(readings: list[Reading]) -> Reading:
