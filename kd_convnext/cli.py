@@ -19,6 +19,7 @@ from typing import Any, get_origin
 from kd_convnext._version import __version__
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.files import write_finding
+from kd_convnext.shipped import with_shipped_files
 from kd_convnext.tool_configs import with_data_sections
 
 TRAINING = {
@@ -29,6 +30,10 @@ TRAINING = {
 }
 TOOLS = {
     "demo": ("kd_convnext.demo:demo", "the whole path on drawn specimens, in minutes on a CPU"),
+    "paper": (
+        "kd_convnext.experiment.paper:paper",
+        "the paper's experiment: all methods, five splits, tables, report",
+    ),
     "compare": ("kd_convnext.experiment.compare:compare", "tested runs side by side: tables, tests, figures, report"),
     "report": ("kd_convnext.experiment.compare:report", "one tested run as a page that opens without network"),
     "prepare": ("kd_convnext.data.prepare:prepare", "check a manifest; crop, super-resolve and store its ROIs"),
@@ -114,9 +119,9 @@ def _run_tool(command: str, words: list[str]) -> None:
         many = get_origin(inspect.signature(tool).parameters[named].annotation) is list
         count: dict[str, Any] = {"nargs": "+"} if many else {}
         parser.add_argument(named, type=str, metavar=named.upper().removesuffix("S"), **count)
-    words = with_data_sections(words, inspect.signature(tool).parameters)
+    words = with_data_sections(with_shipped_files(words), inspect.signature(tool).parameters)
     with parsing(command):
-        options = parser.parse_args(words)
+        options = parser.instantiate(parser.parse_args(words))
     options.pop("config", None)
     tool(**options.as_dict())
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,13 @@ class RunHeader(Callback):
         self._clock: StepClock | None = None
         self._validation_batch: float | None = None
         self._validation_begun = 0.0
+
+    @property
+    def measured(self) -> tuple[float, float]:
+        """Seconds of a training step, with its wait for data, and of a validation batch; NaN before the first."""
+        clock = self._clock
+        step = (clock.waited + clock.worked) / clock.steps if clock and clock.steps else nan
+        return step, step * _FORWARD if self._validation_batch is None else self._validation_batch
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints device, precision, size and folder."""

@@ -5,7 +5,6 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from kd_convnext.files import atomic_write
 from kd_convnext.modules.base import ClassifierModule
 from kd_convnext.modules.checkpoint import KEY, read_checkpoint
 from kd_convnext.runs import RunFolder, new_run_folder, run_of_checkpoint
+from kd_convnext.shipped import with_shipped_files
 
 RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
 """How the first process of a machine tells the others it starts where the run lies."""
@@ -101,7 +101,7 @@ class TrainingCLI(LightningCLI):
                 seed_everything_default=0,
                 trainer_defaults={"enable_model_summary": False},
                 parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", **options},
-                args=_with_shipped_files(words),
+                args=with_shipped_files(words),
             )
         except SystemExit as stop:
             if not stop.code:
@@ -159,8 +159,9 @@ class TrainingCLI(LightningCLI):
         """Chooses the folder and points loggers and checkpoints into it."""
         config = self.config[self.subcommand]
         self._clean = copy.deepcopy(config)
-        # Typed again, the configuration begins a new run.
+        # Typed again, the configuration begins a new run in a folder of its own.
         self._clean.ckpt_path = None
+        self._clean.trainer.default_root_dir = None
         self.folder = _folder(config)
         config.trainer.default_root_dir = str(self.folder.path)
         if config.checkpoint.dirpath is None:
@@ -216,17 +217,6 @@ class TrainingCLI(LightningCLI):
             _keep_earlier(self.folder.path / "metrics.csv")
             loggers.append(CSVLogger(str(self.folder.path), name="", version=""))
         return loggers or False
-
-
-def _with_shipped_files(words: Sequence[str]) -> list[str]:
-    """Finds ``configs/...`` in the installed package where there is no such file here."""
-    shipped = Path(str(files("kd_convnext")))
-    found = []
-    for word in words:
-        option, _, name = word.rpartition("=")
-        inside = name.startswith("configs/") and not Path(name).exists() and (shipped / name).is_file()
-        found.append(f"{option}={shipped / name}".lstrip("=") if inside else word)
-    return found
 
 
 def _folder(config: Namespace) -> RunFolder:
