@@ -35,7 +35,7 @@ def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") ->
         The figure; single repeats are points on the bars.
     """
     names = list(next(iter(groups.values()), {}))
-    figure = Figure(figsize=(2.0 + 1.25 * max(1, len(groups)), 4.0), layout="constrained")
+    figure = Figure(figsize=(max(6.4, 2.0 + 1.25 * len(groups)), 4.0), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / max(1, len(names))
     for place, name in enumerate(names):
