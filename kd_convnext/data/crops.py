@@ -243,7 +243,8 @@ def _enlarge_to(crop: Pixels, upscaler: Upscaler, height: int, width: int) -> Pi
     for top, left, pixels in upscaler.pieces(crop):
         rows, down = _shares(top, top + pixels.shape[0], full[0] / height, height)
         columns, across = _shares(left, left + pixels.shape[1], full[1] / width, width)
-        total[rows, columns] += np.einsum("yh,hwc,xw->yxc", down, pixels.astype(np.float32), across, optimize=True)
+        lower = down @ pixels.reshape(len(pixels), -1).astype(np.float32)
+        total[rows, columns] += across @ lower.reshape(len(down), -1, 3)
     return total.round().clip(0, 255).astype(np.uint8)
 
 
