@@ -198,13 +198,14 @@ def _standing(cells: Sequence[Cell], out: Path) -> list[CellRecord]:
 
 
 def _write_outputs(grid: Grid, choice: Choice) -> None:
-    """Writes tables, figures and report of every cell of this description, wanted now or finished before."""
+    """Writes tables, figures and report of the wanted repeats, also of methods and settings finished before."""
     from kd_convnext.experiment.outputs import write_outputs
 
-    there = [int(path.parent.name.removeprefix("repeat")) for path in choice.out.glob(f"cells/*/*/*/{CELL_FILE}")]
-    records = _standing(whole(grid, choice, {*choice.repeats, *there}), choice.out)
-    if len(records) < len(there):
-        print(f"{len(there) - len(records)} cells of another configuration are left out of the tables", file=sys.stderr)
+    records = _standing(whole(grid, choice), choice.out)
+    there = [path.parent.name.removeprefix("repeat") for path in choice.out.glob(f"cells/*/*/*/{CELL_FILE}")]
+    stale = sum(int(repeat) in choice.repeats for repeat in there) - len(records)
+    if stale:
+        print(f"{stale} cells of another configuration are left out of the tables", file=sys.stderr)
     if not any(record.status == "finished" for record in records):
         print("No cell is finished: no tables are written", file=sys.stderr)
         return

@@ -364,14 +364,13 @@ def counted(repeats: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(range(repeats)) if isinstance(repeats, int) else tuple(repeats)
 
 
-def whole(grid: Grid, choice: Choice, repeats: Iterable[int]) -> list[Cell]:
-    """Lists every cell that the same description could have made, also those not wanted now."""
+def whole(grid: Grid, choice: Choice) -> list[Cell]:
+    """Lists every cell of the wanted repeats, also of methods and settings that are not wanted now."""
     return plan_cells(
         grid,
         replace(
             choice,
             methods=tuple(grid.methods),
-            repeats=tuple(sorted(set(repeats))),
             super_resolution=grid.super_resolution is not None,
             sweep=grid.sweep is not None,
         ),
