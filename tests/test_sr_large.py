@@ -14,7 +14,7 @@ from kd_convnext.data.crops import CropSpec, enlarge
 from kd_convnext.data.super_resolution import PIXEL_BUDGET, NetworkUpscaler, UpscalerIdentity, build_upscaler
 
 MEGABYTE = 2**20
-STREAMED_BOUND = 1300 * MEGABYTE
+STREAMED_BOUND = 1500 * MEGABYTE
 """Resident memory of a process that stores 256 px of a 24-megapixel crop, x4: with torch, but without the x4 image."""
 WHOLE_BOUND = 5600 * MEGABYTE
 """The same with ``store_size`` null: the x4 image is 1.15 GB, and its PNG is made of a copy of it."""

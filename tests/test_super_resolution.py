@@ -138,7 +138,7 @@ def test_bicubic_and_none():
 
 
 @needs_reference
-@pytest.mark.parametrize("size", [(1, 1), (3, 1), (10, 13), (32, 21)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (10, 13), (65, 77), pytest.param((256, 256), marks=pytest.mark.slow)])
 def test_rrdb_agrees_with_the_reference(rrdb_file, size):
     ours, theirs = (build_upscaler(name, rrdb_file) for name in ("spandrel", "realesrgan"))
     scale = 4 if "x4" in rrdb_file.name else 2
@@ -146,6 +146,21 @@ def test_rrdb_agrees_with_the_reference(rrdb_file, size):
     crop = _crop(*size)
     assert ours(crop).shape == (size[0] * scale, size[1] * scale, 3)
     assert np.abs(ours(crop).astype(int) - theirs(crop)).max() <= 1
+
+
+def test_rrdb_file_formats_give_the_same_pixels(rrdb_file, tmp_path):
+    crop = _crop(12, 15)
+    state = torch.load(rrdb_file, weights_only=True)["params_ema"]
+    other = {key: torch.zeros_like(value) for key, value in state.items()}
+    save_file(state, tmp_path / "rrdb.safetensors")
+    torch.save({"params": state}, tmp_path / "params.pth")
+    torch.save({"params": other, "params_ema": state}, tmp_path / "both.pth")
+    expected = build_upscaler("spandrel", rrdb_file)(crop)
+    assert expected.any()
+    for name in ("rrdb.safetensors", "params.pth", "both.pth"):
+        upscaler = build_upscaler("spandrel", tmp_path / name)
+        assert upscaler.identity.architecture == "ESRGAN"
+        assert np.array_equal(upscaler(crop), expected), name
 
 
 @needs_reference
