@@ -1,0 +1,1 @@
+"""From a checkpoint to answers for new photographs: predict, calibrate, abstain."""

@@ -1,0 +1,104 @@
+"""From labelled photographs to a calibration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_convnext.inference.calibration import Calibration, Level
+from kd_convnext.inference.calibration_data import Answers, CalibrationData
+from kd_convnext.inference.conformal import Few, fit_thresholds, weighted_threshold
+from kd_convnext.inference.gate import LARGEST_BANK, Distances, fit_gate
+from kd_convnext.inference.judge import Judgement, judge, lesions_of
+from kd_convnext.inference.prediction import Values
+from kd_convnext.inference.temperature import cross_fitted, fit_temperature, softmax
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user chose.
+
+    Attributes:
+        coverage: Of the prediction sets, for each class.
+        merged: Classes counted together.
+        few: What becomes of classes with too few lesions.
+        false_alarms: Share of ordinary photographs that the gate may stop.
+    """
+
+    coverage: float
+    merged: Sequence[tuple[str, ...]]
+    few: Few
+    false_alarms: float
+
+
+def fit_calibration(data: CalibrationData, answers: Answers, wishes: Wishes) -> Calibration:
+    """Fits temperature, thresholds and gate.
+
+    The thresholds stand on probabilities at temperature 1: the temperature is fitted on the same lesions, and scores
+    must not be made by what has seen them. Lesions have thresholds of their own, from the means of their photographs.
+
+    Args:
+        data: The checkpoint's data; the gate is built from its training part.
+        answers: Of labelled photographs whose lesions the training has not seen.
+        wishes: What the user chose.
+    """
+    gate = fit_gate(*_training(data))
+    pairs = zip(answers.appearances, answers.features, strict=True)
+    distances = [gate.distances(appearance, features) for appearance, features in pairs]
+    raw = softmax(answers.logits)
+    lesions = lesions_of(answers, raw, distances)
+    each = np.arange(len(lesions.labels)).astype(str)
+    known = lesions.labels >= 0
+    network = data.predictor.network
+    names = network.card.class_names
+    options: dict[str, Any] = {"coverage": wishes.coverage, "merged": wishes.merged, "few": wishes.few}
+    return Calibration(
+        checkpoint_sha256=network.info.checkpoint_sha256,
+        class_names=names,
+        temperature=fit_temperature(answers.logits, answers.labels, answers.groups),
+        tta=data.predictor.tta,
+        coverage=wishes.coverage,
+        few=wishes.few,
+        gate_false_alarms=wishes.false_alarms,
+        photograph=Level(
+            fit_thresholds(raw, answers.labels, answers.groups, names, **options),
+            _limits(distances, answers.groups, wishes.false_alarms),
+        ),
+        lesion=Level(
+            fit_thresholds(lesions.raw[known], lesions.labels[known], each[known], names, **options),
+            _limits(lesions.distances, each, wishes.false_alarms),
+        ),
+        gate=gate,
+        record={"manifest": data.manifest.name, "split_hash": network.card.split_hash},
+    )
+
+
+def judge_fit(calibration: Calibration, answers: Answers) -> Judgement:
+    """Judges a calibration on the photographs it was fitted on, with cross-fitted temperatures.
+
+    Args:
+        calibration: The result of `fit_calibration`.
+        answers: What it was fitted on. The thresholds have seen them: their coverage here is no evidence.
+    """
+    return judge(calibration, answers, "val", cross_fitted(answers.logits, answers.labels, answers.groups))
+
+
+def _training(data: CalibrationData) -> tuple[Values, npt.NDArray[np.float32]]:
+    rows = data.rows("train")
+    if len(rows) > LARGEST_BANK:
+        rows = np.sort(np.random.default_rng(0).choice(rows, LARGEST_BANK, replace=False))
+    trained = data.answers(rows)
+    return trained.appearances, trained.features
+
+
+def _limits(found: Sequence[Distances], groups: npt.NDArray[np.str_], false_alarms: float) -> Distances:
+    """Either distance may stop a photograph: each gets half of the false alarms (Bonferroni)."""
+    return Distances(*(_limit(column, groups, false_alarms / 2) for column in np.array(found).T))
+
+
+def _limit(scores: Values, groups: npt.NDArray[np.str_], false_alarms: float) -> float:
+    """Returns the distance that so many ordinary lesions exceed; the largest seen where there are too few of them."""
+    found = weighted_threshold(scores, groups, 1 - false_alarms)
+    return max(found if np.isfinite(found) else float(scores.max()), float(np.finfo(np.float32).tiny))
