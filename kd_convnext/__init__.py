@@ -7,6 +7,7 @@ from kd_convnext._version import __version__
 
 if TYPE_CHECKING:
     from kd_convnext.data.datamodule import SpecimenDataModule
+    from kd_convnext.inference.predictor import Predictor
     from kd_convnext.modules.distill import DistillModule
     from kd_convnext.modules.teacher import TeacherModule
 
@@ -15,9 +16,10 @@ _LAZY = {
     "SpecimenDataModule": "kd_convnext.data.datamodule",
     "TeacherModule": "kd_convnext.modules.teacher",
     "DistillModule": "kd_convnext.modules.distill",
+    "Predictor": "kd_convnext.inference.predictor",
 }
 
-__all__ = ["DistillModule", "SpecimenDataModule", "TeacherModule", "__version__"]
+__all__ = ["DistillModule", "Predictor", "SpecimenDataModule", "TeacherModule", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

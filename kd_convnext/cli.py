@@ -37,9 +37,10 @@ TOOLS = {
     "compare": ("kd_convnext.experiment.compare:compare", "tested runs side by side: tables, tests, figures, report"),
     "report": ("kd_convnext.experiment.compare:report", "one tested run as a page that opens without network"),
     "prepare": ("kd_convnext.data.prepare:prepare", "check a manifest; crop, super-resolve and store its ROIs"),
+    "classify": ("kd_convnext.inference.classify:classify", "answers for new photographs, from a checkpoint alone"),
     "calibrate": ("kd_convnext.inference.calibrate:calibrate", "temperature, prediction sets and gate of a checkpoint"),
 }
-POSITIONAL = {"compare": "runs", "report": "run"}
+POSITIONAL = {"classify": "photos", "compare": "runs", "report": "run"}
 """The one parameter of a tool that is given without its name; a list takes one word or more."""
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)

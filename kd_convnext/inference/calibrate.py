@@ -66,7 +66,7 @@ def calibrate(
     run = run_of_checkpoint(ckpt_path)
     source = source_of(run, manifest, cache_dir, sr_weights)
     predictor = Predictor.from_checkpoint(
-        ckpt_path, sr_weights=source.sr_weights, device=device, calibration="none", tta=tta
+        ckpt_path, sr_weights=source.sr_weights, device=device, calibration="none", tta=tta, per_pass=16
     )
     wishes = Wishes(coverage, _mergers(merge), few, gate_false_alarms)
     _check(predictor.network.card.class_names, wishes)

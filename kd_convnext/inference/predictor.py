@@ -16,7 +16,7 @@ from kd_convnext.data.crops import CropSpec, enlarge
 from kd_convnext.data.roi import Box, crop_roi, read_image
 from kd_convnext.data.super_resolution import Upscaler
 from kd_convnext.data.transforms import still_view
-from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, UpscalerError
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, ManifestError, UpscalerError
 from kd_convnext.inference.calibration import FILE, UNDECIDED, Calibration, read_calibration
 from kd_convnext.inference.gate import Distances, Features, appearance_of
 from kd_convnext.inference.network import Network, load_network
@@ -123,7 +123,7 @@ class Predictor:
         image = Path(image) if isinstance(image, str) else image
         (answer,) = self.predict_many([Photograph(image, box, lesion_id=lesion_id)])
         if isinstance(answer, Failure):
-            raise KDConvNeXtError(answer.finding)
+            raise ManifestError(answer.finding)
         return answer
 
     def predict_many(self, photographs: Iterable[Photograph]) -> Iterator[Prediction | Failure]:
