@@ -45,9 +45,9 @@ class Division:
         return {name: _divided(self.table, column) for name, column in _KINDS.items()}
 
     @property
-    def known_lesions(self) -> bool:
-        """Whether any row names its lesion; without, a photograph counts as a lesion."""
-        return bool((self.table["lesion_id"] != "").any())
+    def unnamed(self) -> int:
+        """Regions that do not name their lesion: each photograph then counts as one."""
+        return int((self.table["lesion_id"] == "").sum())
 
 
 _KINDS = {"lesions": "lesion", "patients": "patient_id", "photographs": "image"}

@@ -24,7 +24,7 @@ from kd_convnext.runs import write_text
 FEW = 10
 """Lesions below which a class's figures are called weak."""
 
-_PARTS = ("train", "val", "test")
+_PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def write_report(path: Path, analysis: Analysis, figures: Sequence[NamedFigure]) -> None:
@@ -64,7 +64,7 @@ def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, An
         "answers": tables.verdicts(comparisons),
         "compared": bool(comparisons),
         "cells": Counter("finished" if result.finished else "failed" for result in analysis.results),
-        "data_tables": [_division_table(division, analysis.class_names) for division in analysis.divisions],
+        "parts": _parts_table(analysis),
         "leaks": [_leak_line(division) for division in analysis.divisions],
         "leaking": any(sum(division.leaks.values()) for division in analysis.divisions),
         "methods": Table("", DESCRIBED, tuple(describe(arm) for arm in analysis.arms), ""),
@@ -94,27 +94,24 @@ def _question(analysis: Analysis) -> str:
     return "How well does this network answer for the photographs of its test part, and how sure is that?"
 
 
-def _division_table(division: Division, class_names: Sequence[str]) -> Table:
-    names = class_names or sorted(set(division.table["label"]))
-    rows = [
-        (
-            name,
-            *(f"{division.photographs(part, name)} ({division.lesions(part, name)})" for part in _PARTS),
-            str(sum(division.photographs(part, name) for part in _PARTS)),
-        )
-        for name in names
-    ]
-    sums = (f"{division.photographs(part)} ({division.lesions(part)})" for part in _PARTS)
-    rows.append(("all", *sums, str(len(division.table))))
-    title = f"Repeat {division.repeat}: photographs (lesions) of each class and part"
-    note = f"Kept together by {division.group_by}. Split file sha256 {division.sha256[:16]}."
-    return Table(title, ("Class", "Training", "Validation", "Test", "Sum"), tuple(rows), note)
+def _parts_table(analysis: Analysis) -> Table | None:
+    """Photographs and lesions of each class in each part of each repeat."""
+    if not analysis.divisions:
+        return None
+    names = analysis.class_names or sorted(set(analysis.divisions[0].table["label"]))
+    rows = []
+    for division in analysis.divisions:
+        for part, said in _PARTS.items():
+            cells = (f"{division.photographs(part, name)} ({division.lesions(part, name)})" for name in (*names, None))
+            rows.append((f"Repeat {division.repeat}, {said}", *cells))
+    note = "Regions of interest (photographs) and, in brackets, lesions."
+    return Table("Classes and parts", ("Part", *names, "all"), tuple(rows), note)
 
 
 def _leak_line(division: Division) -> str:
     found = ", ".join(f"{count} {kind}" for kind, count in division.leaks.items())
-    ids = "" if division.known_lesions else " No row names its lesion: photographs of one lesion cannot be recognised."
-    return f"Repeat {division.repeat}: {found} in more than one part.{ids}"
+    kept = f"Kept together by {division.group_by}; split file sha256 {division.sha256[:16]}."
+    return f"Repeat {division.repeat}: {found} in more than one part. {kept}"
 
 
 def _limits(analysis: Analysis) -> list[str]:
@@ -132,8 +129,12 @@ def _limits(analysis: Analysis) -> list[str]:
         few = [f"{name} ({count})" for name, count in counts if count < FEW]
         if few:
             found.append(f"Classes with fewer than {FEW} tested lesions: {', '.join(few)}. Their figures are weak.")
-    if any(not division.known_lesions for division in analysis.divisions):
-        found.append("Lesions are unknown: every photograph counts as a lesion, so intervals are too narrow.")
+    unnamed = max((division.unnamed for division in analysis.divisions), default=0)
+    if unnamed:
+        found.append(
+            f"{unnamed} photographs do not name their lesion. Each counts as a lesion of its own: leaks among them "
+            "cannot be seen, and intervals may be too narrow."
+        )
     if any(sum(division.leaks.values()) for division in analysis.divisions):
         found.append("Lesions, patients or photographs are in more than one part: results are too good to be true.")
     if analysis.failed:

@@ -113,7 +113,9 @@ def resolution(analysis: Analysis) -> Table | None:
     """Super-resolution against its controls (the claim of the paper's Fig. 3)."""
     if not analysis.resolution:
         return None
-    title = "Super-resolution switched (the claim of the paper's Fig. 3)"
+    others = sorted({found.against for found in analysis.resolution})
+    against = others[0] if len(others) == 1 else "the experiment's own setting"
+    title = f"Super-resolution switched, compared with {against} (the claim of the paper's Fig. 3)"
     return _comparison_table(analysis.resolution, title, analysis.settings.resamples)
 
 
@@ -182,15 +184,12 @@ def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
         comparisons: With one baseline.
 
     Returns:
-        One sentence a comparison and metric.
+        One sentence a comparison.
     """
-    sentences = []
-    for found in comparisons:
-        for metric in COMPARED:
-            one = found.differences[metric]
-            numbers = f"{_signed(one.value)}, 95 % interval {_span(one.interval, _signed)}"
-            sentences.append(f"{found.title} against {found.against}, {SHORT[metric]}: {one.verdict} ({numbers}).")
-    return sentences
+    return [
+        f"{found.title} against {found.against}: {'; '.join(_verdict(found, metric) for metric in COMPARED)}."
+        for found in comparisons
+    ]
 
 
 def markdown(table: Table) -> str:
@@ -235,13 +234,21 @@ def _means(arm: Arm, prefix: str = "") -> tuple[str, ...]:
     return (arm.title, str(len(arm.results)), *cells)
 
 
+def _verdict(found: Comparison, metric: Metric) -> str:
+    one = found.differences[metric]
+    numbers = f"{_signed(one.value)}, 95 % interval {_span(one.interval, _signed)}"
+    return f"{SHORT[metric]} {one.verdict} ({numbers})"
+
+
 def _comparison_table(comparisons: Sequence[Comparison], title: str, resamples: int) -> Table:
     rows = []
+    several = len({found.against for found in comparisons}) > 1
     for found in comparisons:
+        name = f"{found.title} against {found.against}" if several else found.title
         for metric in COMPARED:
             one = found.differences[metric]
-            shared = (f"{found.title} against {found.against}", str(found.lesions), str(found.photographs))
-            rows.append((*shared, SHORT[metric], *_difference(one), f"{found.gained} / {found.lost}", one.verdict))
+            counts = (f"{found.gained} / {found.lost}", str(found.lesions), str(found.photographs))
+            rows.append((name, SHORT[metric], one.verdict, *_difference(one), *counts))
     note = (
         "Differences on the photographs that both methods were tested on, all repeats together; 95 % intervals by "
         f"paired bootstrap over lesions ({resamples} resamples), once each for itself and once corrected so that all "
@@ -251,8 +258,8 @@ def _comparison_table(comparisons: Sequence[Comparison], title: str, resamples: 
         "corrected interval excludes 0 and the corrected p is below 0.05. Gained / lost: lesions with more / fewer "
         "right answers than the other method gave."
     )
-    heads = ("Method", "Lesions", "Photographs", "Metric", "Difference", "95 % interval", "corrected interval")
-    return Table(title, (*heads, "p", "corrected p", "Gained / lost", "Verdict"), tuple(rows), note)
+    heads = ("Method", "Metric", "Verdict", "Difference", "95 % interval", "corrected interval", "p", "corrected p")
+    return Table(title, (*heads, "Gained / lost", "Lesions", "Photographs"), tuple(rows), note)
 
 
 def _difference(one: Difference) -> tuple[str, ...]:
@@ -284,11 +291,11 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _span(interval: Interval, text: Callable[[float], str]) -> str:
+def _span(interval: Interval, text: Callable[[float], str], between: str = " to ") -> str:
     if math.isnan(interval.low):
         return NONE
-    return f"{text(interval.low)} to {text(interval.high)}"
+    return f"{text(interval.low)}{between}{text(interval.high)}"
 
 
 def _with_interval(value: float, interval: Interval, text: Callable[[float], str]) -> str:
-    return f"{text(value)} [{_span(interval, text)}]"
+    return f"{text(value)} [{_span(interval, text, ', ')}]"
