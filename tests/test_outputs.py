@@ -142,7 +142,7 @@ def test_an_incomplete_grid_with_failed_cells_is_reported(tmp_path):
     assert table["status"].tolist() == ["failed", "finished", "finished", "failed"]
     assert "it was not tested" in table["error"][0]
     assert table["error"][3] == "out of memory"
-    assert "Swin, repeat 0: out of memory" in text
+    assert "Swin, repeat 0 failed: out of memory" in text
     # Only the second split is left of the baseline, only the first of the other.
     assert "have no tested photograph in common: not compared" in text
 

@@ -100,9 +100,8 @@ def analyse(cells: Sequence[CellRecord], settings: Settings, best: str | None = 
     methods = [arm for arm in tested if arm.record.family != "super_resolution"]
     divisions, remarks = read_divisions(results)
     remarks = [
-        *(f"{_cell_name(result.record)}: {text}" for result in results for text in result.remarks),
+        *(f"{cell_name(result.record)}: {text}" for result in results for text in result.remarks),
         *remarks,
-        *(f"{_cell_name(result.record)}: {result.record.error}" for result in results if not result.finished),
     ]
     comparisons = _with_baseline(methods, settings, remarks)
     resolution = _with_own_setting(tested, settings)
@@ -127,7 +126,8 @@ def _paper_order(arm: Arm) -> int:
     return known.index(arm.record.method) if arm.record.method in known else len(known)
 
 
-def _cell_name(record: CellRecord) -> str:
+def cell_name(record: CellRecord) -> str:
+    """Names a cell in sentences."""
     setting = "" if record.setting == "default" else f", {record.setting}"
     return f"{record.title}{setting}, repeat {record.repeat}"
 

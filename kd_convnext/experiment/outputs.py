@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd_convnext.experiment.analysis import Analysis, Settings, analyse
+from kd_convnext.experiment.analysis import Analysis, Settings, analyse, cell_name
 from kd_convnext.experiment.figures import NamedFigure, all_figures
 from kd_convnext.experiment.record import CellRecord
 from kd_convnext.experiment.reference import REMARKS
@@ -71,8 +71,9 @@ def tables_text(analysis: Analysis) -> str:
     sentences = verdicts([*analysis.comparisons, *analysis.resolution])
     found += [*(f"- {plain(text)}" for text in sentences), ""] if sentences else []
     found += [markdown(table) for table in all_tables(analysis)] or ["No cell has a result yet.", ""]
-    if analysis.remarks:
-        found += ["## Remarks", "", *(f"- {plain(text)}" for text in analysis.remarks), ""]
+    failed = [f"{cell_name(record)} failed: {record.error}" for record in analysis.failed]
+    if analysis.remarks or failed:
+        found += ["## Remarks", "", *(f"- {plain(text)}" for text in (*analysis.remarks, *failed)), ""]
     if analysis.of_family("ablation", "rival"):
         found += ["## About the paper's values", "", *(f"- {text}" for text in REMARKS), ""]
     return "\n".join(found)

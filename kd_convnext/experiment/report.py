@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 
 from kd_convnext._version import __version__
 from kd_convnext.experiment import checklist, reference, tables
-from kd_convnext.experiment.analysis import Analysis
+from kd_convnext.experiment.analysis import Analysis, cell_name
 from kd_convnext.experiment.facts import DESCRIBED, describe, environments
 from kd_convnext.experiment.figures import NamedFigure
 from kd_convnext.experiment.parts import Division
 from kd_convnext.experiment.tables import Table
+from kd_convnext.files import sha256_of
 from kd_convnext.runs import write_text
 
 FEW = 10
@@ -76,7 +77,7 @@ def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, An
         "paper": reference.REMARKS if named else (),
         "environments": environments(analysis.results),
         "cell_table": _cell_table(analysis),
-        "failed": analysis.failed,
+        "failed": [f"{cell_name(record)}: {record.error}" for record in analysis.failed],
         "remarks": analysis.remarks,
         "checklist": checklist.filled(analysis),
     }
@@ -138,18 +139,18 @@ def _limits(analysis: Analysis) -> list[str]:
     if any(sum(division.leaks.values()) for division in analysis.divisions):
         found.append("Lesions, patients or photographs are in more than one part: results are too good to be true.")
     if analysis.failed:
-        found.append(f"{len(analysis.failed)} cells failed; comparisons use the repeats that both methods finished.")
+        found.append(f"Failed cells: {len(analysis.failed)}. Comparisons use the repeats that both methods finished.")
     return found
 
 
 def _cell_table(analysis: Analysis) -> Table:
-    splits = {division.repeat: division.sha256[:12] for division in analysis.divisions}
     rows = []
     for result in analysis.results:
         record = result.record
         shared = (record.title, record.setting, str(record.repeat), str(record.seed), record.config_hash[:12])
         minutes = f"{record.seconds / 60:.1f}" if math.isfinite(record.seconds) else tables.NONE
-        rows.append((*shared, splits.get(record.repeat, tables.NONE), record.status, minutes))
+        split = sha256_of(result.run.split)[:16] if result.run.split.exists() else tables.NONE
+        rows.append((*shared, split, record.status, minutes))
     columns = ("Method", "Setting", "Repeat", "Seed", "Configuration", "Split", "Status", "Minutes")
     note = "Hashes are shortened; each cell's folder holds its configuration, split, predictions and environment."
     return Table("Cells", columns, tuple(rows), note)
