@@ -5,8 +5,10 @@ import importlib.util
 import cv2
 import numpy as np
 import pytest
+import tiny
 from conftest import REPOSITORY
 
+from kd_convnext import TeacherModule
 from kd_convnext.cli import main
 from kd_convnext.data.crops import CropSpec
 from kd_convnext.data.super_resolution import build_upscaler
@@ -65,3 +67,15 @@ def test_prepare_takes_it_by_name_and_never_by_itself(tiny_manifest, tmp_path, c
     with pytest.warns(UserWarning, match="no Real-ESRGAN weights"):
         assert main(words) == 0
     assert "upscaler bicubic" in capsys.readouterr().out
+
+
+def test_a_checkpoint_made_with_it_crops_alike_anywhere(tiny_manifest, tmp_path, monkeypatch):
+    source = tiny.data(tiny_manifest, str(tmp_path / "cache"), upscaler="auto", sr_weights="drawn-specimens-x4")
+    trainer = tiny.trainer(tmp_path)
+    trainer.fit(tiny.teacher(source), datamodule=source)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KD_CONVNEXT_CACHE", str(tmp_path / "another home"))
+    card = TeacherModule.load_from_checkpoint(tmp_path / "a.ckpt").card
+    assert card.crop_identity["upscaler"]["name"] == "spandrel"
+    assert CropSpec.from_dict(dict(card.crop)).identity() == dict(card.crop_identity)
