@@ -39,6 +39,7 @@ TOOLS = {
     "prepare": ("kd_convnext.data.prepare:prepare", "check a manifest; crop, super-resolve and store its ROIs"),
     "classify": ("kd_convnext.inference.classify:classify", "answers for new photographs, from a checkpoint alone"),
     "calibrate": ("kd_convnext.inference.calibrate:calibrate", "temperature, prediction sets and gate of a checkpoint"),
+    "doctor": ("kd_convnext.doctor:doctor", "what this machine, folder or run lacks, with the remedy"),
 }
 POSITIONAL = {"classify": "photos", "compare": "runs", "report": "run"}
 """The one parameter of a tool that is given without its name; a list takes one word or more."""
