@@ -1,5 +1,8 @@
 import importlib.util
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
 from spandrel.architectures.ESRGAN import ESRGAN
 
+from kd_convnext.data.cores import crop_pool
 from kd_convnext.data.super_resolution import PIXEL_BUDGET, NetworkUpscaler, UpscalerIdentity, build_upscaler
 from kd_convnext.errors import UpscalerError
 from kd_convnext.files import sha256_of
@@ -250,3 +254,55 @@ def test_missing_weights_device_and_package(tmp_path, srvgg_file, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "realesrgan", None)
     with pytest.raises(UpscalerError, match="--upscaler spandrel"):
         build_upscaler("realesrgan", srvgg_file)
+
+
+def test_passes_side_by_side_stay_within_the_bound():
+    inside, most, lock = [0], [0], threading.Lock()
+
+    def forward(crop):
+        with lock:
+            inside[0] += crop.size // 3
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.01)
+        with lock:
+            inside[0] -= crop.size // 3
+        return crop
+
+    identity = UpscalerIdentity("spandrel", "Compact", 1, None, pixel_budget=900)
+    for bound, expected in ((0, 900), (250, 900), (400, 1000)):
+        most[0] = 0
+        network = NetworkUpscaler(identity, forward, in_flight=bound)
+        crops = [np.zeros((10, 10, 3), np.uint8)] * 12 + [np.zeros((30, 30, 3), np.uint8)] * 2
+        with ThreadPoolExecutor(4) as pool:
+            assert len(list(pool.map(network, crops))) == 14
+        assert most[0] <= expected, bound
+
+
+def test_a_pass_that_fails_makes_room_again():
+    crop = np.zeros((10, 10, 3), np.uint8)
+    results = iter([RuntimeError("out of memory"), crop])
+
+    def forward(crop):
+        result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    network = NetworkUpscaler(UpscalerIdentity("spandrel", "Compact", 1, None, pixel_budget=900), forward, in_flight=0)
+    with pytest.raises(RuntimeError):
+        network(crop)
+    assert network(crop).shape == crop.shape
+
+
+def test_a_filling_leaves_torchs_threads_as_they_were(srvgg_file, tmp_path):
+    before = torch.get_num_threads()
+    seen = []
+    network = build_upscaler("spandrel", srvgg_file)
+    try:
+        torch.set_num_threads(2)
+        with crop_pool(network) as pool:
+            seen = list(pool.map(lambda _: (time.sleep(0.05), torch.get_num_threads())[1], range(4)))
+        assert seen == [1] * 4
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext._version import __version__
+from kd_convnext.data.cores import crop_pool
 from kd_convnext.data.crops import CropSpec, enlarge, make_crop
 from kd_convnext.data.entries import Index, Stamp, entry_size, read_entry, write_entry
 from kd_convnext.data.manifest import Manifest
@@ -252,16 +253,13 @@ class CropCache:
         total = sum(len(photograph.regions) for photograph in missing)
         # Each process in an order of its own: those that fill one folder at once rarely meet on the same crop.
         missing = tuple(random.Random().sample(missing, len(missing)))
-        # Decoding and encoding overlap with the network, which takes one crop at a time.
-        pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="crops")
-        with progress_bar(total, progress) as advance:
+        with progress_bar(total, progress) as advance, crop_pool(self.upscaler) as pool:
             try:
                 futures = [pool.submit(self._make, photograph, index, state, verify) for photograph in missing]
                 for future in as_completed(futures):
                     advance(future.result())
             finally:
                 state.stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
 
     def _make(self, photograph: Photograph, index: Index, state: _Progress, verify: bool) -> int:
         """Makes the missing crops of one photograph; returns how many were dealt with."""

@@ -1,6 +1,5 @@
 """The way of the data in one LightningDataModule: manifest, split, crops, batches."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from kd_convnext.data.cache import CropCache, PreparedCrops, default_cache_dir
 from kd_convnext.data.card import DataCard, Groups
+from kd_convnext.data.cores import available_cores
 from kd_convnext.data.crops import CropSpec, Resize, UpscalerChoice
 from kd_convnext.data.dataset import SpecimenDataset, ViewSampler
 from kd_convnext.data.manifest import GroupBy, Manifest, Part, read_manifest
@@ -315,8 +315,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 
 def default_workers() -> int:
     """Returns how many loader processes this machine should run: one less than its cores, 1 to 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores - 1))
+    return min(8, max(1, available_cores() - 1))
 
 
 def _one_thread(worker: int) -> None:

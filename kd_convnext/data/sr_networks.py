@@ -76,7 +76,10 @@ def build_network(
     except (RuntimeError, AssertionError) as error:
         finding = Finding("--device", f"{device!r} cannot be used ({_line(error)})", "Use cpu.")
         raise UpscalerError(finding) from error
-    return NetworkUpscaler(identity, forward, 1 if compact else options["shuffle_factor"] or 1)
+    multiple = 1 if compact else options["shuffle_factor"] or 1
+    if device != "cpu":
+        return NetworkUpscaler(identity, forward, multiple, in_flight=0)  # one pass fills a GPU
+    return NetworkUpscaler(identity, forward, multiple)
 
 
 def _line(error: BaseException) -> str:

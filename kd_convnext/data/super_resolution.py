@@ -143,22 +143,29 @@ class BicubicUpscaler:
 class NetworkUpscaler:
     """A network that enlarges one crop at a time, within a pixel budget.
 
-    One crop a pass: batching does not pay on a CPU and would make pixels depend on the batch. One pass at a
-    time, whichever thread asks: a pass already uses all of torch's threads.
+    One crop a pass: batching does not pay on a CPU and would make pixels depend on the batch. Passes that several
+    threads ask for run side by side, as long as the pixels in flight stay within a bound: it bounds the memory.
     """
 
-    def __init__(self, identity: UpscalerIdentity, forward: Callable[[Pixels], Pixels], multiple: int = 1) -> None:
+    def __init__(
+        self,
+        identity: UpscalerIdentity,
+        forward: Callable[[Pixels], Pixels],
+        multiple: int = 1,
+        in_flight: int = 2 * PIXEL_BUDGET,
+    ) -> None:
         """Wraps a network.
 
         Args:
             identity: What decides the pixels, with the budget and the padding of tiles.
             forward: The network on uint8 RGB [h, w, 3] whose sides are multiples of ``multiple``.
             multiple: Sides that the network accepts; others are reflected up to it and cut afterwards.
+            in_flight: Pixels of all passes at once; one pass may always run.
         """
         self.identity = identity
         self._forward = forward
         self._multiple = multiple
-        self._one_at_a_time = threading.Lock()
+        self._gate = _Gate(in_flight)
 
     def __call__(self, crop: Pixels) -> Pixels:
         """Enlarges the crop; see `Upscaler`. An error in a tile is an error."""
@@ -183,8 +190,29 @@ class NetworkUpscaler:
             # cv2 reflects crops of any size, torch's reflection refuses those smaller than the padding.
             crop = np.asarray(cv2.copyMakeBorder(crop, 0, below, 0, right, cv2.BORDER_REFLECT_101), np.uint8)
         scale = self.identity.scale
-        with self._one_at_a_time, _threads_for(crop):
+        with self._gate.pass_of(crop.shape[0] * crop.shape[1]), _threads_for(crop):
             return self._forward(crop)[: height * scale, : width * scale]
+
+
+class _Gate:
+    """Lets passes through as long as their pixels stay within a bound."""
+
+    def __init__(self, bound: int) -> None:
+        self._bound, self._inside = bound, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def pass_of(self, pixels: int) -> Iterator[None]:
+        """Waits for room, and makes room afterwards."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._inside or self._inside + pixels <= self._bound)
+            self._inside += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= pixels
+                self._changed.notify_all()
 
 
 def _pieces(crop: Pixels, enlarge: Callable[[Pixels], Pixels], scale: int, budget: int, pad: int) -> Iterator[Piece]:
