@@ -50,6 +50,7 @@ def paper(
     workers: int = 1,
     sbatch: str = "--gres=gpu:1 --cpus-per-task=8",
     isolate: bool = True,
+    bootstrap: int = 2000,
     cell: int | None = None,
     collect: bool = False,
     dry_run: bool = False,
@@ -73,6 +74,7 @@ def paper(
         workers: Cells at a time on Ray.
         sbatch: Options of sbatch in the printed script.
         isolate: A process for each cell (some seconds each); without it a crash ends the experiment.
+        bootstrap: Resamples behind intervals and tests.
         cell: Run only the cell of this number (as --dry_run lists them) and write no tables.
         collect: Run nothing; write tables, figures and report of what is finished.
         dry_run: List the cells with the time and memory they are expected to take.
@@ -114,7 +116,7 @@ def paper(
         print(slurm_script(cells, folder / EXPERIMENT, folder, sbatch), end="")
         return PaperSummary(folder, ())
     records = _standing(cells, folder) if collect else _launch(cells, place, launcher, workers)
-    _write_outputs(grid, choice)
+    _write_outputs(grid, choice, bootstrap)
     _report_failed(records)
     return PaperSummary(folder, tuple(records))
 
@@ -197,7 +199,7 @@ def _standing(cells: Sequence[Cell], out: Path) -> list[CellRecord]:
     return records
 
 
-def _write_outputs(grid: Grid, choice: Choice) -> None:
+def _write_outputs(grid: Grid, choice: Choice, bootstrap: int) -> None:
     """Writes tables, figures and report of the wanted repeats, also of methods and settings finished before."""
     from kd_convnext.experiment.outputs import write_outputs
 
@@ -210,7 +212,15 @@ def _write_outputs(grid: Grid, choice: Choice) -> None:
         print("No cell is finished: no tables are written", file=sys.stderr)
         return
     command = f"kd-convnext paper --config {choice.out / EXPERIMENT} --out NEW_FOLDER"
-    write_outputs(choice.out, records, baseline=grid.baseline, seed=choice.seed, title=grid.title, command=command)
+    write_outputs(
+        choice.out,
+        records,
+        baseline=grid.baseline,
+        seed=choice.seed,
+        bootstrap=bootstrap,
+        title=grid.title,
+        command=command,
+    )
 
 
 def _report_failed(records: Sequence[CellRecord]) -> None:
