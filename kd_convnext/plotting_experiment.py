@@ -1,5 +1,6 @@
 """Figures of an experiment. Each function returns a matplotlib ``Figure``; none touches pyplot's global state."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,8 @@ def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") ->
         for x, bar in zip(at, bars, strict=True):
             axes.plot(np.full(len(bar.repeats), x), bar.repeats, "k.", markersize=3, alpha=0.6)
     turned = any(len(name) > 14 for name in groups)
-    axes.set_xticks(range(len(groups)), list(groups), rotation=20 if turned else 0, ha="right" if turned else "center")
+    ticks = [_wrapped(name) for name in groups]
+    axes.set_xticks(range(len(groups)), ticks, rotation=20 if turned else 0, ha="right" if turned else "center")
     axes.set(ylim=(0, 1.02), ylabel=label)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
@@ -75,10 +77,15 @@ def difference_plot(differences: Mapping[str, tuple[float, Span, Span]], label: 
         axes.plot(plain, (row, row), color="tab:blue", lw=4, alpha=0.6, label="95 % interval" if row == 0 else None)
         axes.plot(value, row, "o", color="black", markersize=4)
     axes.axvline(0, color="grey", linestyle="--", lw=1)
-    axes.set_yticks(range(len(differences)), list(differences))
+    axes.set_yticks(range(len(differences)), [_wrapped(name) for name in differences])
     axes.set_ylim(len(differences) - 0.5, -0.5)
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
     if differences:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
+
+
+def _wrapped(name: str) -> str:
+    """Breaks a long name into lines, so that it leaves room for the drawing."""
+    return "\n".join(part for line in name.split("\n") for part in textwrap.wrap(line, 24))

@@ -100,7 +100,18 @@ def _cells(runs: Sequence[str]) -> list[CellRecord]:
     used = Counter((cell.method, cell.repeat) for cell in cells)
     alike = {method for (method, _), times in used.items() if times > 1}
     # Two runs of one name on one split are no repeats: each stands for itself.
-    return [replace(cell, setting=str(cell.folder)) if cell.method in alike else cell for cell in cells]
+    tails = _tails([cell.folder for cell in cells if cell.method in alike])
+    return [replace(cell, setting=tails.get(cell.folder, cell.setting)) for cell in cells]
+
+
+def _tails(folders: Sequence[Path]) -> dict[Path, str]:
+    """Names folders by as few of their last parts as tell them apart."""
+    parts = {folder: folder.resolve().parts for folder in folders}
+    for length in range(1, max((len(names) for names in parts.values()), default=0) + 1):
+        tails = {folder: "/".join(names[-length:]) for folder, names in parts.items()}
+        if len(set(tails.values())) == len(folders):
+            return tails
+    return {}
 
 
 def _finding(folder: Path) -> Finding | None:
