@@ -30,6 +30,8 @@ class OfflineRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     media: Path = Path()
     stored: dict[str, Path] = field(default_factory=dict)
+    group: str = ""
+    name: str = ""
 
     def curve(self, name: str) -> list[float]:
         return [step[name] for step in self.history if name in step]
@@ -55,6 +57,7 @@ def _read(file: Path) -> OfflineRun:
         record = wandb_internal_pb2.Record()
         record.ParseFromString(payload)
         run.config |= _decoded(record.run.config.update) | _decoded(record.config.update)
+        run.group, run.name = record.run.run_group or run.group, record.run.display_name or run.name
         if record.history.item:
             run.history.append(_decoded(record.history.item))
         run.stored |= {entry.path: Path(entry.local_path) for entry in record.artifact.manifest.contents}
