@@ -47,3 +47,13 @@ def tiny_manifest(tmp_path_factory) -> Path:
 def tiny_cache(tmp_path_factory) -> str:
     """A crop cache shared by all tests of a session."""
     return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_manifest, tiny_cache, tmp_path_factory) -> Path:
+    """The checkpoint of a tiny teacher in its run folder, trained for one epoch, not calibrated."""
+    import tiny
+    from inference_tiny import make_run
+
+    source = tiny.data(tiny_manifest, tiny_cache)
+    return make_run(tmp_path_factory.mktemp("teacher"), source, tiny.teacher(source))

@@ -32,8 +32,8 @@ _READ_AHEAD = 8  # photographs decoded while the network is busy
 class Predictor:
     """A trained network with everything it needs to answer for a photograph.
 
-    The network always sees the same number of pictures at once (missing ones are black), so that an answer never
-    depends on what else was asked: to the last bit on one machine.
+    The network always sees the same number of pictures at once (missing ones are black), so that an answer does not
+    depend on what else was asked: to the last bit where that number is 1, as on a CPU, else to rounding.
 
     Attributes:
         network: The network.
