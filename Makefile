@@ -33,7 +33,7 @@ types: $(INSTALLED) ## mypy, strict
 
 bench: $(INSTALLED) ## run every script of benchmarks/
 	@found=no; \
-	for script in benchmarks/*.py; do \
+	for script in benchmarks/[a-z]*.py; do \
 		[ -f "$$script" ] || continue; \
 		found=yes; echo "== $$script"; $(VENV)/python "$$script" || exit 1; \
 	done; \
