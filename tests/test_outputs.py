@@ -168,7 +168,8 @@ def test_upscalers_are_compared_with_the_methods_own_setting(tmp_path):
         options = {"family": "super_resolution", "setting": "upscaler=none", "repeat": repeat}
         cells.append(fake_cell(folder, frame, method="kd_both", **options))
     _, text = written(tmp_path, cells)
-    found = rows_of(text, "Super-resolution switched")
+    assert [row[0] for row in rows_of(text, "Super-resolution switched")] == ["kd_both", "kd_both, upscaler=none"]
+    found = rows_of(text, "Differently enlarged crops compared with kd_both")
     assert {row[0] for row in found} == {"kd_both, upscaler=none"}
     assert {row[2] for row in found} == {"worse"}
     # The switched crops are no method of their own.
@@ -185,6 +186,7 @@ def test_the_search_is_judged_on_validation_only(tmp_path):
     table, text = written(tmp_path, cells)
     assert table["part"].tolist() == ["test", "val", "val", "val"]
     assert table["f1_macro"].tolist()[1:] == [0.3, 0.6, 0.4]
+    assert "on validation; the test part was not touched" in text
     assert [row[1] for row in rows_of(text, "Search over the loss")] == ["alpha=0.75", "alpha=0.5", "alpha=0.25"]
     assert len(rows_of(text, "95 % intervals")) == 1
 

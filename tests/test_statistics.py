@@ -71,13 +71,22 @@ def test_lesions_are_counted_by_name_and_class():
     assert found.per_class().tolist() == [1, 1]
 
 
-def test_a_resample_keeps_the_lesions_of_each_class():
+def test_a_resample_keeps_the_weight_of_each_class():
     strata = np.array([0, 1, 0, 0, 2, 1])
     weights = draw_weights(strata, 50, seed=0)
     for stratum in range(3):
-        assert (weights[:, strata == stratum].sum(axis=1) == (strata == stratum).sum()).all()
+        assert weights[:, strata == stratum].sum(axis=1) == pytest.approx((strata == stratum).sum())
+    assert (weights[:, 4] == 1).all()
     assert (weights == draw_weights(strata, 50, seed=0)).all()
     assert (weights != draw_weights(strata, 50, seed=1)).any()
+
+
+def test_few_lesions_do_not_make_intervals_too_narrow():
+    """The variance of a mean is s^2 / n with s^2 over n - 1, also for a class of three lesions."""
+    values = np.array([0.0, 1.0, 5.0])
+    drawn = draw_weights(np.zeros(3, dtype=np.int64), 40000, seed=0) @ values / 3
+    assert drawn.mean() == pytest.approx(values.mean(), rel=0.02)
+    assert drawn.var() == pytest.approx(values.var(ddof=1) / 3, rel=0.03)
 
 
 def test_resamples_are_sums_of_whole_lesions():

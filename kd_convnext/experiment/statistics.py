@@ -142,19 +142,26 @@ def scores(counts: npt.ArrayLike) -> dict[Metric, Floats]:
 def draw_weights(strata: npt.NDArray[np.int64], resamples: int, seed: int) -> Floats:
     """Draws bootstrap resamples of lesions, within each class as the splits were drawn.
 
+    Of a class with n lesions n - 1 are drawn and count n / (n - 1) times (Rao & Wu 1988): drawing n would make the
+    variance too small by (n - 1) / n, which is much where a class has few lesions.
+
     Args:
         strata: [L], class of each lesion.
         resamples: How many, B.
         seed: Of the drawing.
 
     Returns:
-        [B, L], how often each lesion occurs in each resample; a class keeps its number of lesions.
+        [B, L], the weight of each lesion in each resample; a class keeps its weight. A class with a single lesion
+        always has it: nothing is known of how it varies.
     """
     rng = np.random.default_rng(seed)
-    weights = np.zeros((resamples, len(strata)))
+    weights = np.ones((resamples, len(strata)))
     for stratum in np.unique(strata):
         (members,) = np.nonzero(strata == stratum)
-        weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
+        count = len(members)
+        if count > 1:
+            drawn = rng.multinomial(count - 1, np.full(count, 1 / count), size=resamples)
+            weights[:, members] = drawn * (count / (count - 1))
     return weights
 
 
