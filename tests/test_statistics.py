@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, permutation_test
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from kd_convnext.experiment.comparisons import compare_pairs, make_pair
+from kd_convnext.experiment.comparisons import Pair, compare_pairs, make_pair
 from kd_convnext.experiment.reference import CONFUSION, PER_CLASS
 from kd_convnext.experiment.results import lesion_names
 from kd_convnext.experiment.statistics import (
@@ -238,3 +238,33 @@ def test_regions_of_one_photograph_are_one_lesion_and_known_lesions_join():
     names = lesion_names(frame)
     assert names[0] == names[1] == names[2]
     assert len(set(names)) == 3
+
+
+def trial(rng, first, second, lesions=400, repeats=5):
+    """Two methods with these chances on overlapping test parts: photographs of a lesion alike, repeats mostly."""
+    shares = np.array([0.03, 0.09, 0.06, 0.25, 0.57])
+    labels = rng.choice(5, lesions, p=shares)
+    tested = rng.random((lesions, repeats)) < 0.1
+    labels, tested = labels[tested.any(axis=1)], tested[tested.any(axis=1)]
+    names = np.array([f"L{number}" for number in range(len(labels))])
+    sides = []
+    for chance in (first, second):
+        always = rng.random((len(labels), 1)) < chance
+        right = np.where(rng.random(tested.shape) < 0.8, always, rng.random(tested.shape) < chance)
+        guesses = np.where(right, labels[:, None], rng.integers(0, 5, tested.shape))
+        counts = np.zeros((len(labels), 5, 5), dtype=np.int64)
+        lesion, repeat = np.nonzero(tested)
+        np.add.at(counts, (lesion, labels[lesion], guesses[lesion, repeat]), 2)
+        sides.append(LesionCounts(names, counts))
+    (found,) = compare_pairs([Pair("first", "second", *sides, repeats)], 500, seed=0)
+    return [found.differences[metric].verdict for metric in ("accuracy", "f1_macro")]
+
+
+@pytest.mark.slow
+def test_equal_methods_are_rarely_and_unequal_ones_often_told_apart():
+    rng = np.random.default_rng(1)
+    equal = np.array([trial(rng, 0.7, 0.7) for _ in range(300)])
+    unequal = np.array([trial(rng, 0.85, 0.7) for _ in range(100)])
+    assert ((equal != "no difference shown").mean(axis=0) < 0.075).all()
+    assert ((unequal == "better").mean(axis=0) > 0.5).all()
+    assert not (unequal == "worse").any()
