@@ -48,7 +48,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 EXAMPLES = """\
 examples:
   kd-convnext demo
-  kd-convnext prepare --manifest photos/manifest.csv --sr_weights realesr-general-x4v3.pth
+  kd-convnext prepare --manifest photos/manifest.csv --sr_weights general-x4v3 --download true
   kd-convnext fit --config configs/teacher_swin_tiny.yaml --data.manifest photos/manifest.csv
   kd-convnext fit --config configs/kd_convnext_tiny.yaml --data.manifest photos/manifest.csv \\
       --model.teacher_ckpt runs/teacher_swin_tiny/TIME/checkpoints/best.ckpt
