@@ -251,3 +251,11 @@ def test_a_broken_file_makes_a_failed_cell(tmp_path):
     table, _ = written(tmp_path, cells)
     assert table["status"].tolist() == ["failed", "failed", "finished"]
     assert "lacks the columns lesion_id, prediction" in table["error"][0]
+
+
+def test_a_broken_split_file_is_told(tmp_path):
+    cells = grid(tmp_path, {"convnext": 0.6, "kd_both": 0.9}, repeats=1)
+    (cells[0].folder / "split.csv").write_text("image,split\nx,test\n")
+    _, text = written(tmp_path, cells)
+    assert "convnext, repeat 0: its split file cannot be read" in text
+    assert "Compared with convnext" in text

@@ -70,8 +70,11 @@ def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[
         if not result.finished or not result.run.split.exists():
             continue
         record, name = result.record, sha256_of(result.run.split)
-        if name not in found:
-            found[name] = _read(result, name)
+        try:
+            found[name] = found.get(name) or _read(result, name)
+        except (KeyError, ValueError) as error:
+            remarks.append(f"{record.title}, repeat {record.repeat}: its split file cannot be read ({error})")
+            continue
         users.setdefault(record.repeat, {}).setdefault(name, []).append(record.title)
         stray = _strays(result, found[name])
         if stray:
@@ -87,6 +90,7 @@ def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[
 
 def _read(result: CellResult, name: str) -> Division:
     table = pd.read_csv(result.run.split, dtype=str, keep_default_na=False)
+    table = table[["image", "label", "lesion_id", "patient_id", "split"]]
     table = table.assign(lesion=lesion_names(table))
     group_by = str(((result.config or {}).get("data") or {}).get("group_by", "lesion"))
     return Division(result.record.repeat, name, group_by, table)
