@@ -252,7 +252,7 @@ def test_shipped_configurations_are_found_from_anywhere(capsys, at):
     assert "nowhere.csv" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["prepare", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["prepare", "--help"], ["demo", "--help"], ["paper", "--help"]])
 def test_help_loads_no_torch(words):
     code = (
         "import sys\nfrom kd_convnext.cli import main\n"

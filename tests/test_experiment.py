@@ -81,6 +81,19 @@ def test_resuming_runs_nothing_twice_and_a_changed_cell_alone(finished, options,
     assert printed.count("1 finished cells") == 2 and "To run: about 0.0 s" in printed
 
 
+def test_a_cell_that_was_not_judged_yet_is_only_judged(finished):
+    out, words = finished
+    cell = cells(out)["swin/default/repeat1"]
+    before = (record(cell), (cell / "metrics.csv").read_text(), (cell / "predictions.csv").read_text())
+    trained = (cell / "checkpoints" / "best.ckpt").stat().st_mtime_ns
+    (cell / "cell.json").unlink()
+    (cell / "predictions.csv").unlink()
+    assert main([*words, "--resume=true", "--cell=2"]) == 0
+    assert (cell / "checkpoints" / "best.ckpt").stat().st_mtime_ns == trained
+    after = (record(cell), (cell / "metrics.csv").read_text(), (cell / "predictions.csv").read_text())
+    assert after[1:] == before[1:] and after[0]["status"] == "finished"
+
+
 def test_failed_cells_are_reported_and_stop_nothing(options, tmp_path, capsys):
     broken = description(baseline="convnext")
     broken["methods"]["swin"]["overlay"]["model"]["init_args"]["optim"] = {"lr": -1.0}
@@ -239,6 +252,13 @@ def test_the_slurm_script_submits_every_cell_students_after_teachers(options, tm
     task = students[students.index("--wrap") + 1]
     assert task.endswith("--resume true --cell $SLURM_ARRAY_TASK_ID")
     assert f"--config '{tmp_path}/o ut/experiment.yaml'" in task
+
+
+def test_the_shipped_experiment_is_found_from_anywhere(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["paper", "--config=configs/paper.yaml", *options, "--out=new", "--launcher=slurm"]) == 0
+    assert "Submits 40 cells" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "new" / "experiment.yaml").read_text())["repeats"] == 5
 
 
 def test_one_cell_of_a_number_runs_alone(finished, tmp_path, capsys):

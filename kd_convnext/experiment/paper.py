@@ -111,7 +111,16 @@ def paper(
         return _one(cells, cell, place)
     if not collect:
         _check_data(cells)
-        _write_experiment(folder, locals())
+        given: dict[str, object] = {
+            "manifest": manifest,
+            "methods": methods,
+            "repeats": repeats,
+            "seed": seed,
+            "bootstrap": bootstrap,
+        }
+        given |= {"super_resolution": super_resolution, "sweep": sweep, "overlays": overlays}
+        given |= {"cache_dir": cache_dir, "sr_weights": sr_weights, "grid": _plain(asdict(grid))}
+        _write_experiment(folder, given)
     if launcher == "slurm" and not collect:
         print(slurm_script(cells, folder / EXPERIMENT, folder, sbatch), end="")
         return PaperSummary(folder, ())
@@ -124,17 +133,17 @@ def paper(
 def _launch(cells: Sequence[Cell], place: Workplace, launcher: str, workers: int) -> list[CellRecord]:
     kept = sum(finished(cell, place.out) is not None for cell in cells)
     print(f"{len(cells)} cells, {kept} of them finished already; folder {place.out}", flush=True)
-    clock = _Clock(len(cells), len(cells) - kept)
+    clock = _Clock(len(cells))
     if launcher == "ray":
         return run_on_ray(cells, place, workers, clock.told)
     return run_serial(cells, place, clock.told)
 
 
 class _Clock:
-    """Says how each cell ended and how long the rest will take."""
+    """Says how each cell ended."""
 
-    def __init__(self, cells: int, to_run: int) -> None:
-        self.cells, self.done, self.left, self.seconds = cells, 0, to_run, [0.0]
+    def __init__(self, cells: int) -> None:
+        self.cells, self.done = cells, 0
 
     def told(self, record: CellRecord, seconds: float) -> None:
         self.done += 1
@@ -173,11 +182,7 @@ def _check_data(cells: Sequence[Cell]) -> None:
 
 def _write_experiment(folder: Path, options: dict[str, object]) -> None:
     """Writes the description that repeats this experiment: ``kd-convnext paper --config experiment.yaml``."""
-    names = ("manifest", "methods", "repeats", "seed", "super_resolution", "sweep", "cache_dir", "sr_weights")
-    values = {name: options[name] for name in (*names, "overlays")}
-    grid = options["grid"]
-    assert isinstance(grid, Grid)
-    text = yaml.safe_dump({**values, "grid": _plain(asdict(grid))}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
     atomic_write(folder / EXPERIMENT, lambda file: file.write(text.encode("utf-8")))
 
 
