@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
@@ -297,11 +297,18 @@ def _cropping(network: Network, sr_weights: str | None, device: str) -> tuple[Cr
         found = error.findings[0]
         raise UpscalerError(replace(found, remedy=f"{remedy} {found.remedy}")) from error
     now = spec.identity()
-    if differing := [name for name, value in card.crop_identity.items() if now.get(name) != value]:
-        name = differing[0]
-        what = f"crops would not be those of the training: {name} was {card.crop_identity[name]}, is {now.get(name)}"
-        raise UpscalerError(Finding("--sr_weights", what, remedy if digest else "Update kd-convnext."))
+    for name, then in card.crop_identity.items():
+        if not _agrees(then, now.get(name)):
+            what = f"crops would not be those of the training: {name} was {then}, is {now.get(name)}"
+            raise UpscalerError(Finding("--sr_weights", what, remedy if digest else "Update kd-convnext."))
     return spec, upscaler
+
+
+def _agrees(then: object, now: object) -> bool:
+    """Compares what a checkpoint says; it may be older than some of what is said today."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        return all(_agrees(value, now.get(name)) for name, value in then.items())
+    return then == now
 
 
 def _calibration(path: Path, asked: str | Path, network: Network) -> Calibration | None:
