@@ -22,7 +22,7 @@ NEIGHBOURS = 5
 LARGEST_BANK = 4096
 """More training photographs than this are sampled: the bank stays within megabytes."""
 
-_QUANTILES = (2, 10, 25, 50, 75, 90, 98)
+_QUANTILES = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
 _SIDE = 32
 _NO_CONTRAST = 1e-4  # a hundredth of the range: below the noise of a camera
 
@@ -99,8 +99,10 @@ def appearance_of(picture: npt.NDArray[np.uint8]) -> Values:
         float64 [12 C]: seven quantiles of each channel (lightness, a and b of CIELAB; or grey), then for each channel
         the logarithm of the mean squared contrast between neighbours at 32, 16, 8, 4 and 2 pixels a side.
     """
-    colours = cv2.cvtColor(picture, cv2.COLOR_RGB2LAB) if picture.shape[2] == 3 else picture
-    quantiles = np.percentile(np.asarray(colours).reshape(-1, picture.shape[2]), _QUANTILES, axis=0) / 255
+    channels = picture.shape[2]
+    colours = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2LAB) if channels == 3 else picture).reshape(-1, channels)
+    below = np.stack([np.bincount(colours[:, channel], minlength=256).cumsum() for channel in range(channels)])
+    quantiles = np.stack([np.searchsorted(counts, _QUANTILES * len(colours)) for counts in below]) / 255
     level = _halved(np.asarray(picture / 255, np.float32), _SIDE)
     contrasts = []
     while len(level) > 1:
