@@ -52,7 +52,7 @@ class Predictor:
         tta: bool = False,
         per_pass: int | None = None,
     ) -> None:
-        """Puts the parts together; use `from_checkpoint`.
+        """Puts the parts together; use `from_checkpoint` or `from_network`.
 
         Args:
             network: The network.
@@ -97,14 +97,41 @@ class Predictor:
             ConfigError: The device is not there, or ``tta`` is not as calibrated.
         """
         network = load_network(path, device)
-        spec, upscaler = _cropping(network, sr_weights, device)
         found = _calibration(Path(path).expanduser(), calibration, network)
         if found is not None and tta not in (None, found.tta):
             what = f"the calibration stands on answers with tta {str(found.tta).lower()}"
             remedy = "Leave --tta out, calibrate again with it, or give --calibration none."
             raise ConfigError(Finding("--tta", what, remedy))
         views = found.tta if found is not None else bool(tta)
-        return cls(network, spec, upscaler, found, tta=views, per_pass=per_pass)
+        return cls.from_network(network, found, sr_weights=sr_weights, tta=views, per_pass=per_pass)
+
+    @classmethod
+    def from_network(
+        cls,
+        network: Network,
+        calibration: Calibration | None = None,
+        *,
+        sr_weights: str | None = None,
+        tta: bool = False,
+        per_pass: int | None = None,
+    ) -> "Predictor":
+        """Finds the upscaler of a network's training.
+
+        Args:
+            network: The network, where it is to answer.
+            calibration: Of this network.
+            sr_weights: See `from_checkpoint`.
+            tta: Average over the mirror images of each photograph.
+            per_pass: Photographs that the network sees at once.
+
+        Returns:
+            The predictor.
+
+        Raises:
+            UpscalerError: The weights are missing, or are not those of the training.
+        """
+        spec, upscaler = _cropping(network, sr_weights, str(network.device))
+        return cls(network, spec, upscaler, calibration, tta=tta, per_pass=per_pass)
 
     def __call__(self, image: str | Path | Pixels, box: Box | None = None, lesion_id: str = "") -> Prediction:
         """Answers for one photograph.
@@ -137,7 +164,7 @@ class Predictor:
         """
         waiting: list[tuple[Photograph, Pixels | Failure]] = []
         pictures = 0
-        for photograph, picture in self._pictures(photographs):
+        for photograph, picture in self.pictures(photographs):
             waiting.append((photograph, picture))
             pictures += not isinstance(picture, Failure)
             if pictures == self._per_pass:
@@ -194,8 +221,15 @@ class Predictor:
             **vars(decision),
         )
 
-    def _pictures(self, photographs: Iterable[Photograph]) -> Iterator[tuple[Photograph, Pixels | Failure]]:
-        """Reads and crops ahead, in the order of the photographs; each file is decoded once for all its boxes."""
+    def pictures(self, photographs: Iterable[Photograph]) -> Iterator[tuple[Photograph, Pixels | Failure]]:
+        """Reads, crops and enlarges ahead of need; each file is decoded once for all its boxes.
+
+        Args:
+            photographs: See `predict_many`.
+
+        Yields:
+            Each photograph, in order, with what the network sees of it, uint8 [S, S, C], or why it sees nothing.
+        """
         jobs: deque[Future[list[tuple[Photograph, Pixels | Failure]]]] = deque()
         workers = min(4, os.cpu_count() or 1)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="photographs")
