@@ -7,6 +7,7 @@ import tiny
 import torch
 from inference_tiny import changed, copy_run, make_run
 from sklearn.metrics import roc_auc_score
+from wandb_reader import read_runs
 
 from kd_convnext import Predictor
 from kd_convnext.cli import main
@@ -79,6 +80,19 @@ def test_files_beside_the_checkpoint(calibrated):
     for part in ("val", "test"):
         for name in ("before", "after", "risk_coverage"):
             assert (calibrated.parent.parent / "figures" / f"calibration_{part}_{name}.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_scores_figures_and_coverage_go_to_wandb(run, tmp_path):
+    words = ["--coverage=0.5", "--test=true", "--wandb_project=specimens", "--out", str(tmp_path / "out")]
+    assert main(["calibrate", "--ckpt_path", str(run), *words]) == 0
+    (logged,) = read_runs(tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "calibration.json").read_text())["record"]
+    assert not (run.parent / "calibration.json").exists()
+    for part in ("val", "test"):
+        assert logged.curve(f"calibration/{part}/after_ece")[-1] == pytest.approx(found[part]["after"]["ece"])
+        assert len(logged.table(f"calibration/{part}/coverage")["data"]) == len(found[part]["coverage"])
+        assert logged.entry(f"calibration/{part}_risk_coverage")
 
 
 def test_thresholds_hold_on_the_lesions_they_come_from(calibrated, tiny_manifest):

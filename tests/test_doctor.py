@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
@@ -105,3 +108,16 @@ def test_checkpoint_with_calibration_and_a_leak(doctor, tiny_run, tmp_path):
     changed(tiny_run, checkpoint, leak_allowed=True)
     code, lines, _ = doctor("--ckpt_path", checkpoint)
     assert code == 2 and "another checkpoint" in line(lines, "checkpoint")
+
+
+def test_help_loads_no_torch():
+    code = (
+        "import sys\nfrom kd_convnext.cli import main\n"
+        "for tool in ('classify', 'calibrate', 'doctor'):\n"
+        "    try:\n        main([tool, '--help'])\n    except SystemExit:\n        pass\n"
+        "print([name for name in ('torch', 'timm', 'lightning', 'sklearn', 'scipy') if name in sys.modules])"
+    )
+    words = [sys.executable, "-c", code]
+    found = subprocess.run(words, capture_output=True, text=True, timeout=120, env=dict(os.environ), check=True)
+    assert found.stdout.strip().endswith("[]")
+    assert all(word in found.stdout for word in ("PHOTO [PHOTO ...]", "--coverage", "--sr_weights"))

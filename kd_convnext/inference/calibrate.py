@@ -9,6 +9,8 @@ from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.conformal import Few, check_options, lesions_needed
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from kd_convnext.inference.calibration import Calibration
     from kd_convnext.inference.fitting import Wishes
     from kd_convnext.inference.judge import Judgement
@@ -28,6 +30,7 @@ def calibrate(
     tta: bool = False,
     test: bool = False,
     out: str | None = None,
+    wandb_project: str | None = None,
     device: str = "cpu",
 ) -> Path:
     """Fits temperature, prediction sets and gate of a checkpoint, on the validation part of its own split.
@@ -49,6 +52,7 @@ def calibrate(
         tta: Average over the mirror images of each photograph; classify then does so too.
         test: Also judge the calibration on the test part.
         out: Folder for everything in place of the checkpoint's and the run's.
+        wandb_project: Also log scores, figures and coverage to this project of Weights & Biases.
         device: Where the network runs, as torch names it.
 
     Returns:
@@ -61,6 +65,7 @@ def calibrate(
     from kd_convnext.inference.fitting import Wishes, fit_calibration, judge_fit
     from kd_convnext.inference.judge import judge
     from kd_convnext.inference.predictor import Predictor
+    from kd_convnext.plotting import save_figure
     from kd_convnext.runs import RunFolder, run_of_checkpoint
 
     run = run_of_checkpoint(ckpt_path)
@@ -86,7 +91,11 @@ def calibrate(
     path = replace(calibration, record=record).write(Path(out) if out else Path(ckpt_path).expanduser().parent)
     _report(calibration, judgements)
     folder = RunFolder(Path(out)) if out else run
-    _draw(folder, judgements)
+    figures = _figures(judgements)
+    for name, figure in figures.items():
+        save_figure(folder.figures / f"calibration_{name}.png", figure)
+    if wandb_project is not None:
+        _log(wandb_project, folder, judgements, figures)
     print(f"Wrote {path} and figures in {folder.figures}")
     return path
 
@@ -151,13 +160,36 @@ def _report_judgement(part: str, found: "Judgement") -> None:
         print(f"  {item.class_name:<20} true class in {item.covered} of {item.lesions} sets ({interval})")
 
 
-def _draw(folder: "RunFolder", judgements: Mapping[str, "Judgement"]) -> None:
-    from kd_convnext.plotting import reliability_diagram, save_figure
+def _figures(judgements: Mapping[str, "Judgement"]) -> "dict[str, Figure]":
+    from kd_convnext.plotting import reliability_diagram
     from kd_convnext.plotting_inference import risk_coverage
 
+    figures = {}
     for part, found in judgements.items():
-        save_figure(folder.figures / f"calibration_{part}_before.png", reliability_diagram(found.before))
-        save_figure(folder.figures / f"calibration_{part}_after.png", reliability_diagram(found.after))
+        figures[f"{part}_before"] = reliability_diagram(found.before)
+        figures[f"{part}_after"] = reliability_diagram(found.after)
         confidence = found.lesions.probabilities.max(axis=1)
-        figure = risk_coverage(confidence, found.right, found.answered)
-        save_figure(folder.figures / f"calibration_{part}_risk_coverage.png", figure)
+        figures[f"{part}_risk_coverage"] = risk_coverage(confidence, found.right, found.answered)
+    return figures
+
+
+def _log(
+    project: str, folder: "RunFolder", judgements: Mapping[str, "Judgement"], figures: "Mapping[str, Figure]"
+) -> None:
+    """Logs a W&B run of its own, beside those of fit and test."""
+    import pandas as pd
+    from lightning.pytorch.loggers import WandbLogger
+
+    from kd_convnext.tracking import log_figure, log_table
+
+    name = "/".join(folder.path.absolute().parts[-2:])
+    logger = WandbLogger(project=project, name=name, save_dir=str(folder.path), job_type="calibrate")
+    for part, found in judgements.items():
+        summary = found.summary()
+        scores = {f"{when}_{name}": value for when in ("before", "after") for name, value in summary[when].items()}
+        scores |= {name: summary[name] for name in ("answered", "accuracy_answered", "stopped_by_gate")}
+        logger.log_metrics({f"calibration/{part}/{name}": value for name, value in scores.items() if value is not None})
+        log_table([logger], f"calibration/{part}/coverage", pd.DataFrame(summary["coverage"]), 0)
+    for name, figure in figures.items():
+        log_figure([logger], f"calibration/{name}", figure, 0)
+    logger.experiment.finish()
