@@ -11,12 +11,13 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 import yaml
 
+from kd_convnext.cli import main
 from kd_convnext.errors import ConfigError
-from kd_convnext.experiment.child import run_commands
 from kd_convnext.experiment.plan import Cell
 from kd_convnext.experiment.record import CELL_FILE, CellRecord, read_cell, write_cell
 from kd_convnext.files import atomic_write
@@ -34,7 +35,7 @@ class Workplace:
 
     Attributes:
         out: Folder of the experiment.
-        isolate: Each cell in a process of its own.
+        isolate: Each cell in processes of its own. Without, only one device can be used.
         group: W&B's group of the cells' runs.
     """
 
@@ -121,42 +122,40 @@ def _request(cell: Cell) -> str:
 def _run(commands: Sequence[Sequence[str]], folder: Path, place: Workplace) -> str | None:
     """Runs the commands with their output in the cell's log; returns what went wrong, in one line."""
     with (folder / LOG).open("a", encoding="utf-8") as log:
-        log.flush()
         start = log.tell()
-        code = _in_process(commands, folder, log, place) if place.isolate else _here(commands, log, place)
-    if code == 0:
-        return None
-    return _reason(code, folder / LOG, start)
+        for words in commands:
+            code = _in_process(words, log, place) if place.isolate else _here(words, log, place)
+            if code:
+                log.flush()
+                return _reason(code, folder / LOG, start)
+    return None
 
 
-def _in_process(commands: Sequence[Sequence[str]], folder: Path, log: object, place: Workplace) -> int:
-    request = folder / "commands.json"
-    _write_json(request, commands)
+def _in_process(words: Sequence[str], log: TextIO, place: Workplace) -> int:
+    """Runs one command: with several devices, each of their processes runs the same words again."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "kd_convnext.experiment.child", str(request)],
+        [sys.executable, "-m", "kd_convnext.experiment.child", *words],
         stdin=subprocess.PIPE,
-        stdout=log,  # type: ignore[call-overload]
+        stdout=log,
         stderr=subprocess.STDOUT,
         env={**os.environ, "WANDB_RUN_GROUP": place.group, "PYTHONUNBUFFERED": "1"},
     )
     try:
-        return int(child.wait())
+        return child.wait()
     except BaseException:
         child.kill()
         child.wait()
         raise
-    finally:
-        request.unlink(missing_ok=True)
 
 
-def _here(commands: Sequence[Sequence[str]], log: object, place: Workplace) -> int:
+def _here(words: Sequence[str], log: TextIO, place: Workplace) -> int:
     with (
-        contextlib.redirect_stdout(log),  # type: ignore[type-var]
-        contextlib.redirect_stderr(log),  # type: ignore[type-var]
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
         _environment("WANDB_RUN_GROUP", place.group),
     ):
         try:
-            code = run_commands(commands)
+            code = main(words)
         except Exception:
             # Whatever a cell raises ends this cell only.
             traceback.print_exc()

@@ -73,7 +73,7 @@ def paper(
         launcher: One cell after the other, on Ray, or a printed script for SLURM.
         workers: Cells at a time on Ray.
         sbatch: Options of sbatch in the printed script.
-        isolate: A process for each cell (some seconds each); without it a crash ends the experiment.
+        isolate: Processes of its own for each cell (some seconds each); without, a crash ends the experiment.
         bootstrap: Resamples behind intervals and tests.
         cell: Run only the cell of this number (as --dry_run lists them) and write no tables.
         collect: Run nothing; write tables, figures and report of what is finished.
