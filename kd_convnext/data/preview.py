@@ -15,6 +15,7 @@ from kd_convnext.data.super_resolution import BicubicUpscaler, Pixels
 from kd_convnext.errors import KDConvNeXtError
 
 _SHOWN = 96  # pixels of a crop's middle that are drawn
+_CONTEXT = 64  # pixels around it that the upscaler sees as well
 
 
 class Comparison(NamedTuple):
@@ -63,7 +64,12 @@ def compare(cache: CropCache, manifest: Manifest, row: int) -> Comparison:
     crop = resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], cache.spec.sr_max_side))
     label = manifest.class_names[manifest.labels[row]]
     title = f"{label}, {crop.shape[1]} x {crop.shape[0]} px"
-    return Comparison(title, *(_centre(form, crop) for form in (crop, BicubicUpscaler()(crop), cache.upscaler(crop))))
+    part, (top, left) = _middle(crop, _CONTEXT)
+    forms = []
+    for form in (part, BicubicUpscaler()(part), cache.upscaler(part)):
+        scale = form.shape[0] // part.shape[0]
+        forms.append(form[top * scale : (top + _SHOWN) * scale, left * scale : (left + _SHOWN) * scale])
+    return Comparison(title, *forms)
 
 
 def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
@@ -88,12 +94,12 @@ def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
     return figure
 
 
-def _centre(form: Pixels, crop: Pixels) -> Pixels:
-    """Cuts out the middle of the crop: pixels are what one wants to see."""
-    scale = form.shape[0] // crop.shape[0]
-    tops = [max(0, (side - _SHOWN) // 2) for side in crop.shape[:2]]
-    window = tuple(slice(top * scale, (top + _SHOWN) * scale) for top in tops)
-    return form[window]
+def _middle(crop: Pixels, margin: int) -> tuple[Pixels, tuple[int, int]]:
+    """Cuts out the middle of a crop with a margin; returns it and where the middle begins in it."""
+    starts = [max(0, (side - _SHOWN) // 2) for side in crop.shape[:2]]
+    top, left = (max(0, start - margin) for start in starts)
+    cut = crop[top : starts[0] + _SHOWN + margin, left : starts[1] + _SHOWN + margin]
+    return np.ascontiguousarray(cut), (starts[0] - top, starts[1] - left)
 
 
 def _readable(cache: CropCache, manifest: Manifest, count: int) -> Iterator[int]:

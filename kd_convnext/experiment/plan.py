@@ -25,7 +25,7 @@ CellKey = tuple[str, str, int]
 """Method, setting, repeat."""
 
 _DISTILL = "DistillModule"
-_FILES = ("weights", "sr_weights", "manifest")
+_FILES = ("weights", "sr_weights", "sr_wdn_weights", "manifest")
 _WHERE = ("cache_dir", "num_workers", "logger", "enable_progress_bar", "default_root_dir")
 """Options that say where and how a cell runs, not what it computes; they are left out of its hash."""
 
