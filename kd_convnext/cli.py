@@ -38,10 +38,15 @@ TOOLS = {
     "report": ("kd_convnext.experiment.compare:report", "one tested run as a page that opens without network"),
     "prepare": ("kd_convnext.data.prepare:prepare", "check a manifest; crop, super-resolve and store its ROIs"),
     "classify": ("kd_convnext.inference.classify:classify", "answers for new photographs, from a checkpoint alone"),
+    "explain": ("kd_convnext.inference.explain:explain", "heat maps over photographs, and training cases like them"),
     "calibrate": ("kd_convnext.inference.calibrate:calibrate", "temperature, prediction sets and gate of a checkpoint"),
+    "export": (
+        "kd_convnext.inference.export:export",
+        "a checkpoint as an ONNX, OpenVINO or torch file, compared with it",
+    ),
     "doctor": ("kd_convnext.doctor:doctor", "what this machine, folder or run lacks, with the remedy"),
 }
-POSITIONAL = {"classify": "photos", "compare": "runs", "report": "run"}
+POSITIONAL = {"classify": "photos", "explain": "photos", "compare": "runs", "report": "run"}
 """The one parameter of a tool that is given without its name; a list takes one word or more."""
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -52,7 +57,9 @@ examples:
   kd-convnext fit --config configs/teacher_swin_tiny.yaml --data.manifest photos/manifest.csv
   kd-convnext fit --config configs/kd_convnext_tiny.yaml --data.manifest photos/manifest.csv \\
       --model.teacher_ckpt runs/teacher_swin_tiny/TIME/checkpoints/best.ckpt
-  kd-convnext test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt"""
+  kd-convnext test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
+  kd-convnext calibrate --ckpt_path RUN/checkpoints/best.ckpt
+  kd-convnext classify photo.jpg --ckpt_path RUN/checkpoints/best.ckpt --out answers"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pandas as pd
@@ -86,7 +87,11 @@ def test_files_beside_the_checkpoint(calibrated):
 def test_scores_figures_and_coverage_go_to_wandb(run, tmp_path):
     words = ["--coverage=0.5", "--test=true", "--wandb_project=specimens", "--out", str(tmp_path / "out")]
     assert main(["calibrate", "--ckpt_path", str(run), *words]) == 0
-    (logged,) = read_runs(tmp_path / "out")
+    for _ in range(100):  # wandb's own process may still be writing when the run is finished
+        (logged,) = read_runs(tmp_path / "out")
+        if len(logged.history) == 10:
+            break
+        time.sleep(0.1)
     found = json.loads((tmp_path / "out" / "calibration.json").read_text())["record"]
     assert not (run.parent / "calibration.json").exists()
     for part in ("val", "test"):
@@ -164,10 +169,15 @@ class TestRefused:
         with pytest.raises(CheckpointError, match="not those the checkpoint was trained with"):
             calibrate(str(run))
 
-    def test_no_photographs_known(self, run):
-        (run.parent.parent / "config.yaml").unlink()
-        with pytest.raises(ConfigError, match="--manifest"):
-            calibrate(str(run))
+    def test_no_photographs_known(self, run, tmp_path, capsys):
+        config = (run.parent.parent / "config.yaml").rename(tmp_path / "config.yaml")
+        words = ["calibrate", "--ckpt_path", str(run)]
+        assert main(words) == 2 and "--manifest" in capsys.readouterr().err
+        assert main([*words, "--config", str(config)]) == 0
+
+    def test_folder_that_is_not_empty(self, run, tmp_path, capsys):
+        assert main(["calibrate", "--ckpt_path", str(run), "--out", str(tmp_path)]) == 2
+        assert "--overwrite true" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         "word", ["--coverage=1", "--merge=Grade 1+Grade 9", "--merge=AIS", "--gate_false_alarms=0", "--few=some"]

@@ -30,6 +30,7 @@ def calibrate(
     tta: bool = False,
     test: bool = False,
     out: str | None = None,
+    overwrite: bool = False,
     wandb_project: str | None = None,
     device: str = "cpu",
 ) -> Path:
@@ -52,6 +53,7 @@ def calibrate(
         tta: Average over the mirror images of each photograph; classify then does so too.
         test: Also judge the calibration on the test part.
         out: Folder for everything in place of the checkpoint's and the run's.
+        overwrite: Write into an --out that is not empty.
         wandb_project: Also log scores, figures and coverage to this project of Weights & Biases.
         device: Where the network runs, as torch names it.
 
@@ -66,8 +68,10 @@ def calibrate(
     from kd_convnext.inference.judge import judge
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.plotting import save_figure
-    from kd_convnext.runs import RunFolder, run_of_checkpoint
+    from kd_convnext.runs import RunFolder, require_empty, run_of_checkpoint
 
+    if out is not None:
+        require_empty(Path(out), permitted=overwrite, option="--overwrite true")
     run = run_of_checkpoint(ckpt_path)
     source = source_of(run, manifest, cache_dir, sr_weights)
     predictor = Predictor.from_checkpoint(
@@ -188,7 +192,8 @@ def _log(
         summary = found.summary()
         scores = {f"{when}_{name}": value for when in ("before", "after") for name, value in summary[when].items()}
         scores |= {name: summary[name] for name in ("answered", "accuracy_answered", "stopped_by_gate")}
-        logger.log_metrics({f"calibration/{part}/{name}": value for name, value in scores.items() if value is not None})
+        known = {f"calibration/{part}/{name}": value for name, value in scores.items() if value is not None}
+        logger.log_metrics(known, 0)
         log_table([logger], f"calibration/{part}/coverage", pd.DataFrame(summary["coverage"]), 0)
     for name, figure in figures.items():
         log_figure([logger], f"calibration/{name}", figure, 0)
