@@ -99,6 +99,10 @@ class ConfigError(KDConvNeXtError):
     """An option has a value that cannot work."""
 
 
+class ExportError(KDConvNeXtError):
+    """An exported network does not answer as its checkpoint does."""
+
+
 class CellError(KDConvNeXtError):
     """Cells of an experiment have failed; the others are done."""
 
