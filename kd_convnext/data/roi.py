@@ -107,11 +107,30 @@ def crop_roi(image: NDArray[np.uint8], box: Box | None, margin: float = 0.0) -> 
         ManifestError: The box is empty or not wholly inside the photograph.
         ConfigError: The margin is negative or not a number.
     """
+    region = region_of(box, margin, *image.shape[:2])
+    return image[region.y : region.y + region.height, region.x : region.x + region.width].copy()
+
+
+def region_of(box: Box | None, margin: float, height: int, width: int) -> Box:
+    """Finds the part of a photograph that `crop_roi` cuts out.
+
+    Args:
+        box: See `crop_roi`.
+        margin: See `crop_roi`.
+        height: Of the photograph in pixels.
+        width: Of the photograph in pixels.
+
+    Returns:
+        The part, in pixels.
+
+    Raises:
+        ManifestError: See `crop_roi`.
+        ConfigError: See `crop_roi`.
+    """
     if not (math.isfinite(margin) and margin >= 0):
         raise ConfigError(Finding("roi_margin", f"{margin} is not a margin", "Use 0 or a small fraction, such as 0.1."))
     if box is None:
-        return image.copy()
-    height, width = image.shape[:2]
+        return Box(0, 0, width, height)
     inside = box.x >= 0 and box.y >= 0 and box.x + box.width <= width and box.y + box.height <= height
     if box.width < 1 or box.height < 1 or not inside:
         what = f"{box} does not lie inside the photograph of {width} x {height} pixels"
@@ -119,7 +138,7 @@ def crop_roi(image: NDArray[np.uint8], box: Box | None, margin: float = 0.0) -> 
     dx, dy = round(margin * box.width), round(margin * box.height)
     left, top = max(box.x - dx, 0), max(box.y - dy, 0)
     right, bottom = min(box.x + box.width + dx, width), min(box.y + box.height + dy, height)
-    return image[top:bottom, left:right].copy()
+    return Box(left, top, right - left, bottom - top)
 
 
 def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
