@@ -89,23 +89,20 @@ def prepare(
     table = read_manifest(manifest, classes=classes, on_error=on_error)
     root = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
     if dry_run:
-        cache = CropCache(root, spec, device)
-        _announce(cache, table)
-        return estimate(cache, table)
-    made, look_again = 0, verify
-    if devices > 1 or num_nodes > 1:
+        return estimate(_opened(root, spec, device, table), table)
+    alone, made = devices == num_nodes == 1, 0
+    if not alone:
         from kd_convnext.data.ranks import fill_over_ranks
 
         shared = fill_over_ranks(table, root, spec, device=device, devices=devices, num_nodes=num_nodes, verify=verify)
         if shared is None:
             return PrepareSummary(0, 0, 0, 0, 0.0)
-        made, look_again = shared, False  # the ranks have looked
-    cache = CropCache(root, spec, device)
-    _announce(cache, table)
-    prepared = cache.fill(table, on_error=on_error, verify=look_again)
+        made = shared
+    cache = _opened(root, spec, device, table)
+    prepared = cache.fill(table, on_error=on_error, verify=verify and alone)  # other ranks have verified already
     done = _report(prepared, made)
-    if verify and (damaged := discard_damaged(prepared)):
-        print(f"{damaged} was damaged and is removed; a fit with packed crops makes it again")
+    if verify:
+        _discard_damaged(prepared)
     if preview:
         print(f"preview: {write_preview(cache, table, preview)}")
     if prune:
@@ -113,10 +110,13 @@ def prepare(
     return done
 
 
-def _announce(cache: CropCache, manifest: Manifest) -> None:
+def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> CropCache:
+    """Opens the cache and says what it is about."""
+    cache = CropCache(root, spec, device)
     name = cache.upscaler.identity
     print(f"{len(manifest)} crops, upscaler {name.name} ({name.architecture}, x{name.scale}), {cache.folder}")
     _list_left_out("photographs of the manifest", manifest.skipped)
+    return cache
 
 
 def _report(prepared: PreparedCrops, made: int) -> PrepareSummary:
@@ -129,6 +129,12 @@ def _report(prepared: PreparedCrops, made: int) -> PrepareSummary:
         f"{megabytes(done.bytes)} in {duration(done.seconds)}"
     )
     return done
+
+
+def _discard_damaged(prepared: PreparedCrops) -> None:
+    damaged = discard_damaged(prepared)
+    if damaged:
+        print(f"{damaged} was damaged and is removed; a fit with packed crops makes it again")
 
 
 def _prune(cache: CropCache, manifests: Sequence[Manifest], yes: bool) -> None:
