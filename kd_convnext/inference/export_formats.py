@@ -97,8 +97,11 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     assert made is not None  # only the old exporter, which writes a file at once, returns nothing
     model = made.model_proto
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]  # names of modules, lines of source
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del graph.value_info[:]  # would still call it otherwise
     onnx.checker.check_model(model)
     onnx.save_model(model, path)
 
@@ -164,7 +167,7 @@ def read_words(path: Path) -> dict[str, Any]:
         model = openvino.Core().read_model(path)
         if not model.has_rt_info([KEY]):
             return {}
-        return {name: json.loads(value.astype(str)) for name, value in model.get_rt_info([KEY]).value.items()}
+        return {name: json.loads(value) for name, value in model.get_rt_info([KEY]).value.items()}
     extra = {f"{KEY}.json": ""}
     torch.export.load(path, extra_files=extra)
     return dict(json.loads(extra[f"{KEY}.json"]))

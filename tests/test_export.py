@@ -1,0 +1,201 @@
+import io
+import json
+import pickletools
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from inference_tiny import make_run
+
+from kd_convnext import Predictor
+from kd_convnext.cli import main
+from kd_convnext.inference import export as tool
+from kd_convnext.inference import export_formats as formats
+from kd_convnext.inference.temperature import softmax
+
+FORMATS = ("onnx", "openvino", "torch")
+
+
+def export(checkpoint, out, *words):
+    return main(["export", "--ckpt_path", str(checkpoint), "--out", str(out), *words])
+
+
+def file_in(folder):
+    (found,) = (path for path in folder.iterdir() if path.suffix in (".onnx", ".xml", ".pt2"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def student(tiny_manifest, tiny_cache, tmp_path_factory):
+    """A tiny ConvNeXt in its run folder, calibrated."""
+    source = tiny.data(tiny_manifest, tiny_cache)
+    module = tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC)
+    checkpoint = make_run(tmp_path_factory.mktemp("student"), source, module)
+    assert main(["calibrate", "--ckpt_path", str(checkpoint), "--coverage=0.5"]) == 0
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def exported(student, tmp_path_factory):
+    """Folder of each format, made through the command line."""
+    root = tmp_path_factory.mktemp("exported")
+    for name in FORMATS:
+        assert export(student, root / name, f"--format={name}") == 0
+    return {name: root / name for name in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def predictor(student):
+    return Predictor.from_checkpoint(student)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(5).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+class TestFormats:
+    def test_answers_as_torch_for_any_number_of_pictures(self, exported, predictor, pictures, name):
+        run = formats.load(file_in(exported[name]), threads=1)
+        logits, _ = predictor.outputs(list(pictures.transpose(0, 2, 3, 1)))
+        expected = softmax(logits, predictor.calibration.temperature)
+        for count in (1, 2, 7):
+            found = run(pictures[:count])
+            assert found[0].shape == found[1].shape == (count, 5)
+            assert np.abs(found[0] - logits[:count]).max() < 1e-4
+            assert np.abs(found[1] - expected[:count]).max() < 1e-5
+
+    def test_says_what_it_is(self, exported, predictor, name):
+        said = formats.read_words(file_in(exported[name]))
+        calibration, card = predictor.calibration, predictor.network.card
+        assert said["class_names"] == list(card.class_names)
+        assert said["input"]["shape"] == ["batch", 3, 32, 32] and said["input"]["type"] == "uint8"
+        assert said["normalisation"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+        assert said["crop"]["store_size"] == 40 and said["crop"]["upscaler"] == "bicubic"
+        assert said["temperature"] == calibration.temperature
+        limits = said["prediction_set"]["photograph"]
+        assert [np.inf if limits[key] is None else limits[key] for key in card.class_names] == list(
+            calibration.photograph.classes.values
+        )
+        assert said["model"]["checkpoint_sha256"] == predictor.network.info.checkpoint_sha256
+        beside = json.loads((exported[name] / "model.json").read_text())
+        assert {key: beside[key] for key in said} == said
+        assert beside["compared"]["largest_difference"] < 1e-4 and beside["compared"]["agreement"] == 1
+        assert beside["compared"]["labelled"] == 30  # the training has seen the other 30
+        assert beside["compared"]["accuracy"] == beside["compared"]["accuracy_checkpoint"]
+
+    def test_holds_no_pickle_and_no_path(self, exported, name):
+        for path in exported[name].iterdir():
+            for content in parts(path.read_bytes()):
+                assert not is_pickle(content), path
+                for trace in (b"site-packages", str(tool.__file__.rpartition("/")[0]).encode(), b"data.pkl"):
+                    assert trace not in content, path
+
+
+def parts(content):
+    """A file, or everything in it where it is an archive, or an archive in an archive."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return [content]
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    return [part for name in archive.namelist() for part in parts(archive.read(name))]
+
+
+def is_pickle(content):
+    try:
+        return len(list(pickletools.genops(content))) > 1
+    except Exception:
+        return False
+
+
+def test_the_search_for_pickles_finds_those_of_torch(tmp_path):
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "usual.pt2")
+    assert any(is_pickle(part) for part in parts((tmp_path / "usual.pt2").read_bytes()))
+
+
+def test_onnx_takes_any_batch_by_name_and_holds_its_weights(exported):
+    model = onnx.load(exported["onnx"] / "model.onnx", load_external_data=False)
+    (images,) = model.graph.input
+    shape = [axis.dim_param or axis.dim_value for axis in images.type.tensor_type.shape.dim]
+    assert images.name == "images" and shape == ["batch", 3, 32, 32]
+    assert [output.name for output in model.graph.output] == ["logits", "probabilities"]
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+
+
+@pytest.mark.parametrize("name", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_float_pixels_and_mirror_images(tiny_run, student, tmp_path, pictures, name):
+    """A ConvNeXt, and slowly a Swin, whose shifted windows take the exporters a quarter of a minute."""
+    checkpoint = student if name == "torch" else tiny_run
+    words = (f"--format={name}", "--pixels=float32", "--tta=true", "--calibration=none", "--samples=4")
+    assert export(checkpoint, tmp_path / "out", *words) == 0
+    predictor = Predictor.from_checkpoint(checkpoint, calibration="none", tta=True)
+    logits, _ = predictor.outputs(list(pictures.transpose(0, 2, 3, 1)))
+    found = formats.load(file_in(tmp_path / "out"))(np.float32(pictures / 255))
+    assert np.abs(found[0] - logits).max() < 1e-4
+    said = formats.read_words(file_in(tmp_path / "out"))
+    assert said["mirror_images_inside"] and said["temperature"] is None and said["prediction_set"] is None
+
+
+def test_checkpoint_without_its_run_is_compared_on_drawn_specimens(student, tmp_path, capsys):
+    checkpoint = tmp_path / "alone.ckpt"
+    checkpoint.write_bytes(student.read_bytes())
+    assert export(checkpoint, tmp_path / "out", "--format=torch", "--samples=5") == 0
+    assert "5 drawn specimens" in capsys.readouterr().out
+    compared = json.loads((tmp_path / "out" / "model.json").read_text())["compared"]
+    assert compared["labelled"] == 0 and compared["accuracy"] is None
+
+
+@pytest.mark.parametrize("name", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_int8_says_what_it_costs(student, tmp_path, capsys, name):
+    assert export(student, tmp_path / "out", f"--format={name}", "--int8=true") == 0
+    assert "On 30 labelled ones: accuracy" in capsys.readouterr().out
+    compared = json.loads((tmp_path / "out" / "model.json").read_text())["compared"]
+    assert 0 < compared["largest_difference"] < 0.05 and compared["agreement"] > 0.8
+    assert 0 <= compared["accuracy"] <= 1 and compared["f1_macro_checkpoint"] is not None
+    assert formats.read_words(file_in(tmp_path / "out"))["precision"] == "int8"
+    weights = (tmp_path / "out" / ("model.onnx" if name == "onnx" else "model.xml")).read_bytes()
+    assert b"MatMulInteger" in weights if name == "onnx" else b'element_type="i8"' in weights
+
+
+class TestRefused:
+    def test_a_file_that_answers_otherwise_is_not_kept(self, student, tmp_path, capsys, monkeypatch):
+        """The network is changed between the tracing and the comparison."""
+        traced = formats.traced
+
+        def changed(network, pixels):
+            program = traced(network, pixels)
+            name = "backbone.network.head.fc.bias"
+            program.state_dict[name] = torch.nn.Parameter(program.state_dict[name] + torch.eye(5)[0] * 0.01)
+            return program
+
+        monkeypatch.setattr(formats, "traced", changed)
+        before = set(tmp_path.iterdir())
+        assert export(student, tmp_path / "out" / "deep", "--format=torch") == 2
+        err = capsys.readouterr().err
+        assert "from the checkpoint's" in err and "Nothing was written" in err
+        assert not (tmp_path / "out" / "deep").exists()
+        assert {path.name for path in tmp_path.iterdir()} - {path.name for path in before} <= {"out"}
+
+    def test_missing_package_is_named_before_any_work(self, student, tmp_path, capsys, monkeypatch):
+        found = formats.find_spec
+        monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "openvino" else found(name))
+        assert export(student, tmp_path / "out", "--format=openvino") == 2
+        err = capsys.readouterr().err
+        assert "openvino" in err and "pip install 'kd-convnext[export]'" in err and len(err.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+    def test_options_that_cannot_work(self, student, tmp_path, capsys):
+        assert export(student, tmp_path / "out", "--format=torch", "--int8=true", "--samples=0") == 2
+        err = capsys.readouterr().err
+        assert "--int8" in err and "--samples" in err
+
+    def test_folder_that_is_not_empty(self, student, tmp_path, capsys):
+        (tmp_path / "mine.txt").touch()
+        assert export(student, tmp_path, "--format=torch") == 2
+        assert "--overwrite true" in capsys.readouterr().err
+        assert export(student, tmp_path, "--format=torch", "--overwrite=true", "--samples=2") == 0
+        assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "model.pt2", "model.json"}
