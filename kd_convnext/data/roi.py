@@ -63,7 +63,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     path = Path(path)
     with _naming(path), _pixel_limit(), path.open("rb") as file, Image.open(file) as image:
         _refuse_too_large(image.size)
-        return _as_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _as_rgb(image)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -151,7 +152,7 @@ def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
         picture = image.convert("RGBA")
         paper = Image.new("RGBA", picture.size, "white")
         image = Image.alpha_composite(paper, picture)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _gray16_as_rgb(values: NDArray[np.generic]) -> NDArray[np.uint8]:
