@@ -1,22 +1,35 @@
 import io
 import json
 import pickletools
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import tiny
 import torch
+from conftest import REPOSITORY
 from inference_tiny import make_run
+from PIL import Image
 
 from kd_convnext import Predictor
 from kd_convnext.cli import main
 from kd_convnext.inference import export as tool
 from kd_convnext.inference import export_formats as formats
+from kd_convnext.inference.deployed import Deployed
 from kd_convnext.inference.temperature import softmax
 
 FORMATS = ("onnx", "openvino", "torch")
+WITHOUT = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("torch", "cv2", "onnx", "pandas", "kd_convnext")))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a script that cannot import any of these."""
 
 
 def export(checkpoint, out, *words):
@@ -161,18 +174,35 @@ def test_int8_says_what_it_costs(student, tmp_path, capsys, name):
     assert b"MatMulInteger" in weights if name == "onnx" else b'element_type="i8"' in weights
 
 
+def test_example_without_torch_answers_as_classify(exported, student, tiny_manifest, tmp_path):
+    """Same words; numbers as near as an export must be (a pixel in ten thousand may differ by one level)."""
+    photos = [str(tiny_manifest.parent / f"{number}_{number}_0.png") for number in range(5)]
+    pixels = np.random.default_rng(3).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    for size, name in (((90, 70), "turned.jpg"), ((900, 700), "large.jpg")):
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.fromarray(pixels).resize(size).save(tmp_path / name, exif=exif)
+        photos.append(str(tmp_path / name))
+    script, model = REPOSITORY / "docs/examples/onnx_only.py", exported["onnx"] / "model.onnx"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, script, model, *photos], capture_output=True, text=True, check=True
+    )
+    assert main(["classify", *photos, "--ckpt_path", str(student), "--out", str(tmp_path / "out")]) == 0
+    expected = pd.read_csv(tmp_path / "out" / "answers.csv", keep_default_na=False)
+    found = pd.read_csv(io.StringIO(done.stdout), keep_default_na=False)
+    assert len(found) == 7 and set(expected["prediction_set"]) != {""}
+    for column in found.columns:
+        if column.startswith("prob"):
+            assert found[column].to_numpy() == pytest.approx(expected[column].to_numpy(), abs=1e-4)
+        else:
+            assert found[column].tolist() == expected[column].tolist()
+
+
 class TestRefused:
     def test_a_file_that_answers_otherwise_is_not_kept(self, student, tmp_path, capsys, monkeypatch):
-        """The network is changed between the tracing and the comparison."""
+        """An export that would forget the calibration."""
         traced = formats.traced
-
-        def changed(network, pixels):
-            program = traced(network, pixels)
-            name = "backbone.network.head.fc.bias"
-            program.state_dict[name] = torch.nn.Parameter(program.state_dict[name] + torch.eye(5)[0] * 0.01)
-            return program
-
-        monkeypatch.setattr(formats, "traced", changed)
+        monkeypatch.setattr(formats, "traced", lambda network, pixels: traced(Deployed(network.backbone, 3.0), pixels))
         before = set(tmp_path.iterdir())
         assert export(student, tmp_path / "out" / "deep", "--format=torch") == 2
         err = capsys.readouterr().err
