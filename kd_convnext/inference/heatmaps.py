@@ -15,6 +15,9 @@ from kd_convnext.models.backbones import Backbone, Stage
 FEWEST_CELLS = 7
 """A map of fewer cells a side points nowhere: ConvNeXt and Swin have 7 at 224 px in their last stage."""
 
+STEPS = 16
+"""Gradients on the way (Gauss-Legendre)."""
+
 Heat = npt.NDArray[np.float32]
 """[h, w], 0 to 1."""
 
@@ -53,11 +56,13 @@ def explaining_stage(backbone: Backbone, reduction: int | None = None) -> Stage:
 
 
 def heat_maps(backbone: Backbone, images: Tensor, classes: Tensor, stage: Stage) -> npt.NDArray[np.float32]:
-    """Finds the evidence for a class in each picture (HiResCAM: Draelos, Carin 2020, arXiv:2011.08891).
+    """Finds the evidence for a class in each picture.
 
-    Activations times gradients of the class's logit, summed over channels, negative sums set to 0. Where the network
-    averages its last maps and then classifies, this is Grad-CAM; before that, Grad-CAM's averaged gradients lose where
-    the evidence lies, and this does not.
+    Integrated gradients of the class's logit at a stage's output, from a picture of one colour (its own mean) to the
+    picture itself, summed over channels, negative sums set to 0: Grad-CAM with gradients averaged along the way
+    (Sundararajan et al. 2017; Integrated Grad-CAM, Sattarzadeh et al. 2021, arXiv:2102.07805). The sums before that add
+    up to how much the logit rises. Gradients at the picture alone say little here: ConvNeXt and Swin normalise each
+    place right after a stage, so that activations times gradients all but cancel.
 
     Args:
         backbone: The network, in evaluation mode.
@@ -68,17 +73,33 @@ def heat_maps(backbone: Backbone, images: Tensor, classes: Tensor, stage: Stage)
     Returns:
         float32 [B, h, w], the largest value of each map 1; a map of zeros where nothing speaks for the class.
     """
-    from captum.attr import LayerGradientXActivation
+    sums = evidence(backbone, images, classes, stage).clamp(min=0)
+    largest = sums.amax(dim=(1, 2), keepdim=True)
+    return np.asarray((sums / torch.where(largest > 0, largest, 1.0)).numpy(), dtype=np.float32)
 
-    layer = backbone.network.get_submodule(stage.name)
+
+def evidence(backbone: Backbone, images: Tensor, classes: Tensor, stage: Stage) -> Tensor:
+    """Computes the sums of `heat_maps`, of both signs.
+
+    Args:
+        backbone: See there.
+        images: See there.
+        classes: See there.
+        stage: See there.
+
+    Returns:
+        float32 [B, h, w] on the CPU; each adds up to the logit's difference between picture and plain colour.
+    """
+    from captum.attr import LayerIntegratedGradients
+
     device = backbone.mean.device
     # Lightning tests in inference mode, where nothing has a gradient.
     with torch.inference_mode(False), torch.enable_grad():
-        pictures = (images.to(device).clone().float() / 255).requires_grad_()
-        evidence = LayerGradientXActivation(backbone, layer).attribute(pictures, target=classes.to(device).clone())
-    sums = evidence.sum(dim=-1 if stage.channels_last else 1).clamp(min=0).detach().float().cpu()
-    largest = sums.amax(dim=(1, 2), keepdim=True)
-    return np.asarray((sums / torch.where(largest > 0, largest, 1.0)).numpy(), dtype=np.float32)
+        pictures = images.to(device).clone().float() / 255
+        plain = pictures.mean(dim=(2, 3), keepdim=True).expand_as(pictures).contiguous()
+        method = LayerIntegratedGradients(backbone, backbone.network.get_submodule(stage.name))
+        found = method.attribute(pictures, plain, target=classes.to(device).clone(), n_steps=STEPS)
+    return found.detach().sum(dim=-1 if stage.channels_last else 1).float().cpu()
 
 
 def peak_of(heat: Heat) -> Peak | None:
