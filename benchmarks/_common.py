@@ -14,7 +14,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("torch", "opencv-python-headless", "albumentations", "spandrel", "realesrgan", "lightning", "timm")
+PACKAGES = (
+    "torch",
+    "opencv-python-headless",
+    "albumentations",
+    "spandrel",
+    "realesrgan",
+    "lightning",
+    "timm",
+    "onnxruntime",
+    "openvino",
+)
 
 
 @dataclass(frozen=True)
