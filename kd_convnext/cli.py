@@ -44,6 +44,8 @@ TOOLS = {
         "kd_convnext.inference.export:export",
         "a checkpoint as an ONNX, OpenVINO or torch file, compared with it",
     ),
+    "card": ("kd_convnext.inference.model_card:card", "a run's model card: data, results, calibration, limits"),
+    "publish": ("kd_convnext.inference.publish:publish", "a checkpoint and its card for the Hugging Face hub"),
     "doctor": ("kd_convnext.doctor:doctor", "what this machine, folder or run lacks, with the remedy"),
 }
 POSITIONAL = {"classify": "photos", "explain": "photos", "compare": "runs", "report": "run"}

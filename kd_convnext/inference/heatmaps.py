@@ -98,7 +98,7 @@ def evidence(backbone: Backbone, images: Tensor, classes: Tensor, stage: Stage) 
         pictures = images.to(device).clone().float() / 255
         plain = pictures.mean(dim=(2, 3), keepdim=True).expand_as(pictures).contiguous()
         method = LayerIntegratedGradients(backbone, backbone.network.get_submodule(stage.name))
-        found = method.attribute(pictures, plain, target=classes.to(device).clone(), n_steps=STEPS)
+        found: Tensor = method.attribute(pictures, plain, target=classes.to(device).clone(), n_steps=STEPS)
     return found.detach().sum(dim=-1 if stage.channels_last else 1).float().cpu()
 
 
