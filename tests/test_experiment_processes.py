@@ -126,6 +126,6 @@ def test_cells_of_an_experiment_are_one_group_in_wandb(options, tmp_path):
     assert main([*words, "--cell=1", "--resume=true"]) == 0
     swin, convnext = "swin_tiny_patch4_window7_224", "convnext_tiny"
     for method, networks in (("swin", swin), ("kd_both", f"{convnext}_from_{swin}")):
-        runs = read_runs(out / "cells" / method / "default" / "repeat0")
-        assert runs and {run.group for run in runs} == {"trial"}
+        runs = read_runs(out / "cells" / method / "default" / "repeat0", 2)
+        assert {run.group for run in runs} == {"trial"}
         assert {run.name for run in runs} == {f"{networks}/{method}/default/repeat0"}

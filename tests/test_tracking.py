@@ -36,11 +36,11 @@ CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
 SMALL = BackboneSpec(name="test_convnext", image_size=32)
 
 
-def specimens(manifest: Path) -> SpecimenDataModule:
+def specimens(manifest: Path, cache: str | Path) -> SpecimenDataModule:
     return SpecimenDataModule(
         str(manifest),
         ratios=(0.5, 0.25, 0.25),
-        cache_dir=str(manifest.parent / "cache"),
+        cache_dir=str(cache),
         upscaler="none",
         store_size=32,
         image_size=32,
@@ -66,11 +66,11 @@ def trainer_for(folder: Path, logger: Logger | list[Logger] | bool, **options) -
 
 
 @pytest.fixture(scope="module")
-def teacher_run(tiny_manifest, tmp_path_factory) -> RunFolder:
+def teacher_run(tiny_manifest, tiny_cache, tmp_path_factory) -> RunFolder:
     """A teacher's fit and test with a CSV and a TensorBoard logger."""
     folder = tmp_path_factory.mktemp("teacher")
     seed_everything(1)
-    data = specimens(tiny_manifest)
+    data = specimens(tiny_manifest, tiny_cache)
     loggers = [
         CSVLogger(folder, name=None, version=""),
         TensorBoardLogger(folder, name=None, version="tensorboard"),
@@ -88,7 +88,7 @@ def wandb_runs(tiny_manifest, teacher_run, tmp_path_factory) -> tuple[OfflineRun
 
     folder = tmp_path_factory.mktemp("student")
     words = ["--config", str(CONFIGS / "kd_convnext_tiny.yaml"), "--config", str(CONFIGS / "wandb.yaml")]
-    words += [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_manifest.parent / 'cache'}"]
+    words += [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={folder / 'cache'}"]
     words += ["--data.ratios=[0.5,0.25,0.25]", "--data.upscaler=none", "--data.store_size=32", "--data.image_size=32"]
     words += ["--data.batch_size=8", "--data.num_workers=0", f"--model.teacher_ckpt={teacher_run.best}"]
     words += ["--model.student.name=test_convnext", "--model.student.pretrained=false", "--model.student.image_size=32"]
@@ -101,7 +101,7 @@ def wandb_runs(tiny_manifest, teacher_run, tmp_path_factory) -> tuple[OfflineRun
         (run,) = map(RunFolder, (folder / "runs" / "kd_convnext_tiny").iterdir())
         assert main(["test", "--config", str(run.config), "--ckpt_path", str(run.best)]) == 0
         wandb.finish()
-    fitted, tested = read_runs(run.path)
+    fitted, tested = read_runs(run.path, 2)
     return fitted, tested
 
 
@@ -163,6 +163,17 @@ def test_wandb_gets_predictions_with_pictures_wrong_ones_first(wandb_runs):
     assert sum(first[5:10]) == pytest.approx(1, abs=1e-5)
 
 
+def test_wandb_gets_heat_maps_of_a_test(wandb_runs):
+    assert picture(wandb_runs[1], "test/heat_maps").std() > 0
+
+
+def test_wandb_gets_split_checkpoint_and_results_as_artifacts(wandb_runs):
+    fitted, tested = wandb_runs
+    assert {"split.csv", "best.ckpt"} <= set(fitted.stored)
+    assert {"metrics.json", "predictions.csv"} <= set(tested.stored)
+    assert fitted.stored["best.ckpt"].stat().st_size > 10_000
+
+
 def test_wandb_is_loaded_late_and_disabled_by_its_variable(tmp_path):
     program = f"""
 import os, sys
@@ -222,10 +233,10 @@ def test_environment_names_versions_and_device(teacher_run):
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-def test_validate_adds_its_metrics_beside_the_tests(teacher_run, tiny_manifest):
+def test_validate_adds_its_metrics_beside_the_tests(teacher_run, tiny_manifest, tiny_cache):
     trainer = Trainer(logger=False, accelerator="cpu", callbacks=[RunRecord()], enable_progress_bar=False)
     module = TeacherModule.load_from_checkpoint(teacher_run.best)
-    trainer.validate(module, specimens(tiny_manifest), ckpt_path=str(teacher_run.best), verbose=False)
+    trainer.validate(module, specimens(tiny_manifest, tiny_cache), ckpt_path=str(teacher_run.best), verbose=False)
     metrics = json.loads(teacher_run.metrics.read_text())
     assert {"test/f1_macro", "val/f1_macro"} <= set(metrics)
     assert (teacher_run.figures / "val_reliability.png").is_file()
@@ -238,7 +249,7 @@ def test_tensorboard_gets_pictures_and_tables(teacher_run):
         assert name in content
 
 
-def test_mistakes_are_shown_and_pictures_are_capped(teacher_run, tiny_manifest, tmp_path, monkeypatch):
+def test_mistakes_are_shown_and_pictures_are_capped(teacher_run, tiny_manifest, tiny_cache, tmp_path, monkeypatch):
     tables = {}
     monkeypatch.setattr(
         "kd_convnext.callbacks.log_table",
@@ -251,7 +262,7 @@ def test_mistakes_are_shown_and_pictures_are_capped(teacher_run, tiny_manifest, 
     module = TeacherModule.load_from_checkpoint(teacher_run.best)
     with torch.no_grad():  # one answer for everything
         module.backbone.head_parameters()[-1].copy_(torch.tensor([100.0, 0.0, 0.0, 0.0, 0.0]))
-    trainer.test(module, specimens(tiny_manifest), verbose=False)
+    trainer.test(module, specimens(tiny_manifest, tiny_cache), verbose=False)
     table, pictures = tables["test/predictions"]
     assert len(table) == 5
     assert set(table["prediction"]) == {"Grade 1"} and "Grade 1" not in set(table["label"])
@@ -283,7 +294,7 @@ def weights_after(manifest: Path, folder: Path, callbacks: list) -> torch.Tensor
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    trainer.fit(module, datamodule=specimens(manifest))
+    trainer.fit(module, datamodule=specimens(manifest, folder / "cache"))
     return torch.cat([parameter.flatten() for parameter in module.parameters()])
 
 

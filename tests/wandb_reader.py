@@ -7,6 +7,7 @@ piece. https://github.com/google/leveldb/blob/main/doc/log_format.md
 
 import json
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from wandb.proto import wandb_internal_pb2
 
 _HEADER, _BLOCK, _PIECE = 7, 32768, 7
 _WHOLE, _LAST = 1, 4
+_PATIENCE = 120  # seconds
 
 
 @dataclass
@@ -32,6 +34,7 @@ class OfflineRun:
     stored: dict[str, Path] = field(default_factory=dict)
     group: str = ""
     name: str = ""
+    finished: bool = False
 
     def curve(self, name: str) -> list[float]:
         return [step[name] for step in self.history if name in step]
@@ -46,9 +49,19 @@ class OfflineRun:
         return json.loads(self.stored[f"{name}.table.json"].read_text())
 
 
-def read_runs(folder: Path) -> list[OfflineRun]:
-    """Reads the runs in ``folder/wandb/offline-run-<time>-<id>``, oldest first."""
-    return [_read(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+def read_runs(folder: Path, count: int) -> list[OfflineRun]:
+    """Reads the runs in ``folder/wandb/offline-run-<time>-<id>``, oldest first.
+
+    wandb writes in a process of its own and may not be done when a run is finished: waits until ``count`` runs are.
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        runs = [_read(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+        finished = sum(run.finished for run in runs)
+        if finished >= count:
+            return runs
+        assert time.monotonic() < until, f"{finished} of {count} runs are finished in {folder}"
+        time.sleep(0.2)
 
 
 def _read(file: Path) -> OfflineRun:
@@ -58,6 +71,7 @@ def _read(file: Path) -> OfflineRun:
         record.ParseFromString(payload)
         run.config |= _decoded(record.run.config.update) | _decoded(record.config.update)
         run.group, run.name = record.run.run_group or run.group, record.run.display_name or run.name
+        run.finished |= record.HasField("exit")
         if record.history.item:
             run.history.append(_decoded(record.history.item))
         run.stored |= {entry.path: Path(entry.local_path) for entry in record.artifact.manifest.contents}
