@@ -57,12 +57,15 @@ class Ratio:
         return None if self.target is None else self.ratio >= self.target
 
 
-def interleaved(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
+def interleaved(
+    sides: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, np.ndarray]:
     """Times each side once a round, in turn, after one round that does not count.
 
     Args:
         sides: Name to what is timed.
         rounds: Rounds that count.
+        clock: In seconds.
 
     Returns:
         Name to seconds, float64 [rounds].
@@ -70,10 +73,10 @@ def interleaved(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(rounds + 1):
         for name, run in sides.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if round_number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: np.array(values) for name, values in seconds.items()}
 
 

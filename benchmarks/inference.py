@@ -28,11 +28,11 @@ from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 from kd_convnext.modules.checkpoint import FORMAT_VERSION, KEY
 
 SPEC = BackboneSpec(name="convnext_tiny")
+Clock = Callable[[], float]
 CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
 WORK = 8.9e9
 """FLOP of ConvNeXt-T for one 224 px image."""
 
-THREADS = 2
 PRODUCT = "matrix product"
 MEGAPIXELS = {1: (1152, 864), 12: (4000, 3000)}
 FP32, INT8 = 1.6, 1.1
@@ -43,27 +43,34 @@ def main() -> None:
     """Measures and prints."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--photo", type=Path, help="a photograph for the whole path; a drawn texture by default")
+    parser.add_argument("--threads", type=int, default=2, help="of every runtime")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="processor time instead of the clock's; for a busy machine, --threads 1"
+    )
     options = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
     torch.manual_seed(0)
     rounds = 40 if options.full else 7
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         backbone = build_backbone(SPEC, len(CLASSES)).eval().requires_grad_(False)
         checkpoint = saved(backbone, folder / "best.ckpt")
-        ratios, notes = runtimes(backbone, folder, rounds, options.full)
-        found, more = whole_path(checkpoint, folder, options.photo, rounds)
-        ratios += [*found, start(checkpoint, folder, 7 if options.full else 3)]
-    report(f"ConvNeXt-T, one 224 px image, {THREADS} threads, fp32 unless said", ratios, notes + more, options.json)
+        ratios, notes = runtimes(backbone, folder, rounds, clock, options.full)
+        found, more = whole_path(checkpoint, folder, options.photo, rounds, clock)
+        ratios += [*found, start(checkpoint, folder, 7 if options.full else 3, options.cpu_time)]
+    kind = ", processor time" if options.cpu_time else ""
+    title = f"ConvNeXt-T, one 224 px image, threads: {options.threads}{kind}, fp32 unless said"
+    report(title, ratios, notes + more, options.json)
 
 
-def runtimes(backbone: Backbone, folder: Path, rounds: int, full: bool) -> tuple[list[Ratio], list[str]]:
+def runtimes(backbone: Backbone, folder: Path, rounds: int, clock: Clock, full: bool) -> tuple[list[Ratio], list[str]]:
     """Compares all runtimes with the rate of a matrix product."""
     image = picture(224).transpose(2, 0, 1)[None].copy()
     files = exported(backbone, folder, image)
     sides: dict[str, Callable[[], object]] = {}
     for name, path in files.items():
-        run = load(path, THREADS)
+        run = load(path, torch.get_num_threads())
         sides[name] = lambda run=run: run(image)
     tensor = torch.from_numpy(image)
     sides["torch eager"] = torch.inference_mode()(lambda: backbone(tensor))
@@ -73,7 +80,7 @@ def runtimes(backbone: Backbone, folder: Path, rounds: int, full: bool) -> tuple
     product = torch.randn(1024, 1024)
     products = round(WORK / (2 * 1024**3))
     sides[PRODUCT] = lambda: [torch.mm(product, product) for _ in range(products)]
-    seconds = interleaved(sides, rounds)
+    seconds = interleaved(sides, rounds, clock)
     seconds[PRODUCT] *= WORK / (products * 2 * 1024**3)
     targets = {"OpenVINO": 1 / FP32, "OpenVINO int8": 1 / INT8}
     ratios = [
@@ -111,7 +118,9 @@ def exported(backbone: Backbone, folder: Path, image: np.ndarray) -> dict[str, P
     return files
 
 
-def whole_path(checkpoint: Path, folder: Path, photo: Path | None, rounds: int) -> tuple[list[Ratio], list[str]]:
+def whole_path(
+    checkpoint: Path, folder: Path, photo: Path | None, rounds: int, clock: Clock
+) -> tuple[list[Ratio], list[str]]:
     """Compares file to answer with the network alone, and with decoding and the network."""
     predictor = Predictor.from_checkpoint(checkpoint)
     batch = torch.from_numpy(picture(224).transpose(2, 0, 1)[None].copy())
@@ -125,7 +134,7 @@ def whole_path(checkpoint: Path, folder: Path, photo: Path | None, rounds: int) 
             "network alone": lambda: predictor.network(batch),
             "decoding": lambda file=file: read_image(file),
         }
-        seconds = interleaved(sides, rounds)
+        seconds = interleaved(sides, rounds, clock)
         seconds["decoding + network"] = seconds["decoding"] + seconds["network alone"]
         name = f"{megapixels} megapixels"
         alone, both = (1 / 1.3, None) if megapixels == 1 else (None, 1 / 1.5)
@@ -136,9 +145,9 @@ def whole_path(checkpoint: Path, folder: Path, photo: Path | None, rounds: int) 
     return ratios, [*notes, "targets: 1.3 times the network at 1 megapixel, 1.5 times decoding + network at 12"]
 
 
-def start(checkpoint: Path, folder: Path, rounds: int) -> Ratio:
+def start(checkpoint: Path, folder: Path, rounds: int, cpu_time: bool) -> Ratio:
     """Compares `classify` for one image, a process of its own, with importing torch and timm."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     words = ["classify", str(folder / "1.jpg"), "--ckpt_path", str(checkpoint), "--overwrite=true"]
     sides = {
         "classify": [sys.executable, "-m", "kd_convnext.cli", *words, "--out", str(folder / "out")],
@@ -150,6 +159,7 @@ def start(checkpoint: Path, folder: Path, rounds: int) -> Ratio:
             for name, command in sides.items()
         },
         rounds,
+        (lambda: sum(os.times()[2:4])) if cpu_time else time.perf_counter,  # of children that have ended
     )
     return compared("start, one photograph", seconds, *sides, 0.5)
 
