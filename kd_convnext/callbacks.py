@@ -9,12 +9,13 @@ import sys
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 
 from kd_convnext._version import __version__
 from kd_convnext.data.datamodule import SpecimenDataModule
+from kd_convnext.data.transforms import still_view
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation import Evaluation
 from kd_convnext.plotting import (
@@ -43,7 +45,10 @@ from kd_convnext.runs import (
     write_predictions,
     write_table,
 )
-from kd_convnext.tracking import log_confusion, log_figure, log_table
+from kd_convnext.tracking import log_confusion, log_figure, log_files, log_table
+
+if TYPE_CHECKING:
+    from kd_convnext.models.backbones import Backbone
 
 __all__ = ["AugmentationPreview", "CurveFigures", "DataWaitBar", "RunHeader", "RunRecord", "run_folder"]
 
@@ -89,7 +94,14 @@ class RunRecord(Callback):
     figures; at the end of ``validate`` metrics and figures.
     """
 
-    def __init__(self, max_pictures: int = 200, picture_size: int = 96, log_validation: bool = False) -> None:
+    def __init__(
+        self,
+        max_pictures: int = 200,
+        picture_size: int = 96,
+        log_validation: bool = False,
+        heat_maps: int = 0,
+        artifacts: bool = False,
+    ) -> None:
         """Sets what the loggers get.
 
         Args:
@@ -97,8 +109,13 @@ class RunRecord(Callback):
                 right ones from the least sure on. ``predictions.csv`` always has all. 0 for no table.
             picture_size: Longer side of the table's pictures, in pixels.
             log_validation: Give the loggers the confusion matrix of every validation during a fit.
+            heat_maps: Test photographs to show with the evidence for the predicted class over them, in the table's
+                order; each costs about fifty forward passes.
+            artifacts: Give W&B split and best checkpoint of a fit, and metrics, predictions and report of a test.
         """
         super().__init__()
+        self.heat_maps = heat_maps
+        self.artifacts = artifacts
         self.max_pictures = max_pictures
         self.picture_size = picture_size
         self.log_validation = log_validation
@@ -110,6 +127,13 @@ class RunRecord(Callback):
         folder, data = run_folder(trainer), _data(trainer)
         data.split.write(folder.split, data.manifest)
         write_environment(folder, environment(trainer))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives W&B the split and the best checkpoint, if asked for."""
+        if self.artifacts and trainer.is_global_zero:
+            folder = run_folder(trainer)
+            log_files(trainer.loggers, "split", "split", [folder.split])
+            log_files(trainer.loggers, "checkpoint", "model", [folder.best])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records ``validate``; within a fit gives the loggers the confusion matrix, if asked for."""
@@ -130,6 +154,11 @@ class RunRecord(Callback):
         self._record(trainer, pl_module, found)
         if self.max_pictures:
             self._show_predictions(trainer, found)
+        if self.heat_maps:
+            self._show_heat_maps(trainer, pl_module, found)
+        if self.artifacts:
+            folder = run_folder(trainer)
+            log_files(trainer.loggers, "results", "report", [folder.metrics, folder.predictions, folder.report])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the answers: ``predictions_<part>.csv``."""
@@ -175,6 +204,26 @@ class RunRecord(Callback):
         if len(wrong):
             titles = (wrong["label"] + ", not " + wrong["prediction"]).tolist()
             show_figure(trainer, "test/misclassified", crop_grid(pictures[: len(wrong)], titles))
+
+    def _show_heat_maps(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
+        """Shows where the evidence for the predicted classes lies, the surest mistakes first."""
+        # timm imports wandb wherever it is installed; runs without heat maps do without.
+        from kd_convnext.inference.heatmaps import explaining_stage, heat_maps, overlay, spread_over
+
+        data, backbone = _data(trainer), cast("Backbone", module.classifier)
+        crop_spec, pictures, titles = data.crops.spec, [], []
+        for place in most_telling(found)[: self.heat_maps]:
+            crop = data.crops.load(int(found.index[place]))
+            seen = still_view(crop, backbone.image_size, backbone.in_chans, crop_spec.resize)
+            images = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None]
+            predicted = int(found.predictions[place])
+            (heat,) = heat_maps(backbone, images, torch.tensor([predicted]), explaining_stage(backbone))
+            padded = crop_spec.resize == "pad"
+            pictures.append(overlay(crop, spread_over(heat, *crop.shape[:2], padded=padded)))
+            label = int(found.labels[place])
+            wrong = f" ({found.class_names[label]})" if label not in (predicted, -1) else ""
+            titles.append(f"{found.class_names[predicted]}{wrong}")
+        show_figure(trainer, "test/heat_maps", crop_grid(pictures, titles))
 
 
 class AugmentationPreview(Callback):

@@ -91,6 +91,27 @@ def log_confusion(loggers: Iterable[Logger], name: str, evaluation: "Evaluation"
         sink.confusion(name, evaluation, step)
 
 
+@rank_zero_only
+def log_files(loggers: Iterable[Logger], name: str, kind: str, files: Sequence[Path]) -> None:
+    """Gives files to W&B as a versioned artifact; other loggers have them in the run's folder.
+
+    Args:
+        loggers: ``trainer.loggers``; may be empty.
+        name: Of the artifact; W&B's run id is put before it, so that runs do not version each other's.
+        kind: W&B's type, such as ``model`` or ``split``.
+        files: Those that exist are taken; without any there is no artifact.
+    """
+    found = [file for file in files if file.is_file()]
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and found:
+            import wandb
+
+            artifact = wandb.Artifact(f"{logger.experiment.id}-{name}", type=kind)
+            for file in found:
+                artifact.add_file(str(file))
+            logger.experiment.log_artifact(artifact)
+
+
 class _Sink(ABC):
     """One logger's way to keep what is not a number."""
 
