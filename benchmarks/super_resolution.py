@@ -3,7 +3,6 @@
 import os
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from _common import Ratio, arguments, compared, interleaved, report
 from spandrel.architectures.Compact import Compact
 
+from kd_convnext.data.cores import crop_pool, memory_kept
 from kd_convnext.data.super_resolution import Pixels, build_upscaler
 
 SIDES = (128, 256)
@@ -58,8 +58,12 @@ def against_the_reference(weights: Path, side: int, threads: int, rounds: int) -
         for _ in range(products):
             torch.mm(product, product)
 
+    def as_prepare_does() -> None:
+        with memory_kept():
+            ours(crop)
+
     seconds = interleaved(
-        {"ours": lambda: ours(crop), "RealESRGANer": lambda: theirs(crop), "matrix product": multiply}, rounds
+        {"ours": as_prepare_does, "RealESRGANer": lambda: theirs(crop), "matrix product": multiply}, rounds
     )
     name = f"{side} px, {threads} thread" + "s" * (threads > 1)
     share = seconds["matrix product"] * (work / (products * 2 * 1024**3))
@@ -85,7 +89,8 @@ def over_cores(weights: Path, side: int, cores: int, rounds: int) -> Ratio:
             upscaler(crop)
 
     def side_by_side() -> None:
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        torch.set_num_threads(cores)
+        with crop_pool(upscaler) as pool:
             list(pool.map(upscaler, crops))
 
     seconds = interleaved({f"{cores} with one thread": side_by_side, f"one with {cores} threads": together}, rounds)
