@@ -79,7 +79,7 @@ def build_network(
     multiple = 1 if compact else options["shuffle_factor"] or 1
     if device != "cpu":
         return NetworkUpscaler(identity, forward, multiple, in_flight=0)  # one pass fills a GPU
-    # A pass of RRDB takes eight times the memory of SRVGG's: large crops one at a time.
+    # A pass of RRDB takes several times the memory of SRVGG: large crops one at a time.
     return NetworkUpscaler(identity, forward, multiple, in_flight=2 * PIXEL_BUDGET if compact else PIXEL_BUDGET)
 
 
