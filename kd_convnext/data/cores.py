@@ -10,9 +10,11 @@ from kd_convnext.data.super_resolution import NetworkUpscaler, Upscaler
 
 _MOST_WORKERS = 4
 
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # numbers of glibc's mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # numbers of glibc's mallopt
 _KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1}
-_DEFAULT = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 128 * 1024, _ARENA_MAX: 0}
+# Touching them ends glibc's own adapting for good, so they are left where it arrives in a process that uses tensors:
+# its starting values would slow down a training that follows.
+_AFTERWARDS = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _ARENA_MAX: 0}
 
 
 def available_cores() -> int:
@@ -68,7 +70,7 @@ def memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        for option, value in _DEFAULT.items():
+        for option, value in _AFTERWARDS.items():
             tune(option, value)
         trim(0)
 
