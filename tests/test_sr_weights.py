@@ -12,7 +12,7 @@ import torch
 from spandrel.architectures.Compact import Compact
 
 from kd_convnext.cli import main
-from kd_convnext.data import sr_weights
+from kd_convnext.data import sr_networks, sr_weights
 from kd_convnext.data.crops import CropSpec
 from kd_convnext.data.sr_networks import _blended, _load
 from kd_convnext.data.sr_weights import PACKAGED, RELEASES, Release, locate, weak_denoising, weights_dir
@@ -252,8 +252,7 @@ def test_the_packaged_network_is_found_anywhere(tmp_path, monkeypatch):
 
 @pytest.mark.realdata
 def test_a_blend_of_the_real_weights_agrees_with_the_reference(shared_dir):
-    engine = pytest.importorskip("kd_convnext.data.sr_networks")
-    with engine._reference_importable():
+    with sr_networks._reference_importable():
         realesrgan = pytest.importorskip("realesrgan")
         from realesrgan.archs.srvgg_arch import SRVGGNetCompact
     strong = shared_dir / "weights" / "realesr-general-x4v3-fp16src.pth"
