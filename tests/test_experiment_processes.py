@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from experiment_tiny import CONFIGS, cells, description, record, write
 from wandb_reader import read_runs
 
@@ -16,6 +17,17 @@ from kd_convnext.cli import main
 
 pytestmark = pytest.mark.slow
 PATIENCE = 240
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """One thread here and in every process begun: sums over other numbers of threads round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +109,8 @@ def test_a_killed_cell_is_a_failed_cell(options, tmp_path):
     assert found == {"swin/default/repeat0": "failed", "swin/default/repeat1": "finished"}
 
 
-def test_ray_gives_the_results_of_the_serial_run(options, straight, tmp_path, monkeypatch):
+def test_ray_gives_the_results_of_the_serial_run(options, straight, tmp_path):
     pytest.importorskip("ray")
-    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     out = tmp_path / "out"
     assert main(["paper", *options, "--repeats=2", f"--out={out}", "--launcher=ray", "--workers=2"]) == 0
     assert (out / "results.csv").read_text() == straight

@@ -83,10 +83,11 @@ def test_an_error_in_a_piece_is_an_error():
 
 
 CHILD = """
-import resource, sys
+import sys
 from kd_convnext.cli import main
+from kd_convnext.machine import peak_memory
 assert main(["prepare", *sys.argv[1:]]) == 0
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", peak_memory())
 """
 
 

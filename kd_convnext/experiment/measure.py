@@ -1,12 +1,12 @@
 """A fit of a few steps that tells what they took: ``python -m kd_convnext.experiment.measure fit ...``."""
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Sequence
 
 from kd_convnext.errors import KDConvNeXtError
+from kd_convnext.machine import peak_memory
 
 
 def measure(words: Sequence[str]) -> dict[str, float]:
@@ -30,14 +30,12 @@ def measure(words: Sequence[str]) -> dict[str, float]:
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     (header,) = (callback for callback in callbacks if isinstance(callback, RunHeader))
     step, batch = header.measured
-    # Linux counts kilobytes, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
     worked = step * cli.trainer.global_step + batch * 4
     return {
         "step": step,
         "batch": batch,
         "start": max(0.0, time.perf_counter() - begun - worked),
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "memory": peak_memory(),
         "gpu_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
     }
 
