@@ -55,9 +55,9 @@ def count_flops(run: Callable[[], object]) -> FlopCount:
         return flops
 
     def backward(gradient: Sequence[int], images: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any) -> int:
-        transposed, groups, wanted = rest[4], rest[6], rest[7]
+        transposed, groups, wanted = rest[4], rest[6], int(rest[7][0]) + int(rest[7][1])
         # Each product of the forward pass comes again in either gradient, with one factor exchanged.
-        flops = convolution_flops(images if transposed else gradient, weight) * (wanted[0] + wanted[1])
+        flops = convolution_flops(images if transposed else gradient, weight) * wanted
         grouped[f"{_GROUPED}_backward"] += flops if groups > 1 else 0
         return flops
 
@@ -85,7 +85,7 @@ def convolution_flops(places: Sequence[int], weight: Sequence[int]) -> int:
     Returns:
         Two for each product, those with padding included.
     """
-    return 2 * places[0] * prod(places[2:]) * prod(weight)
+    return 2 * places[0] * int(prod(places[2:])) * int(prod(weight))
 
 
 def _name(operator: Any) -> str:
