@@ -15,7 +15,7 @@ from kd_convnext.data.cache import CropCache, PreparedCrops, default_cache_dir
 from kd_convnext.data.card import DataCard, Groups
 from kd_convnext.data.cores import available_cores
 from kd_convnext.data.crops import CropSpec, Resize, UpscalerChoice
-from kd_convnext.data.dataset import SpecimenDataset, ViewSampler
+from kd_convnext.data.dataset import SpecimenDataset, View, ViewSampler
 from kd_convnext.data.manifest import GroupBy, Manifest, Part, read_manifest
 from kd_convnext.data.packed import pack
 from kd_convnext.data.prepared import Crops, OnMiss
@@ -76,6 +76,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         batch_size: int = 32,
         num_workers: int | None = None,
         view_seed: int = 0,
+        views: int | None = None,
         predict_part: Literal["all", "train", "val", "test"] = "all",
         allow_leak: bool = False,
     ) -> None:
@@ -109,6 +110,8 @@ class SpecimenDataModule(pl.LightningDataModule):
             batch_size: Images a batch and process.
             num_workers: Loader processes; by default as the cores allow, at most 8.
             view_seed: Decides order and augmentation of training.
+            views: Augmented views of each crop: one an epoch, in turn; null for new ones in every epoch. A number lets
+                a teacher's answers be stored (``--model.teacher_cache``).
             predict_part: What ``predict`` answers for.
             allow_leak: Go on where lesions of a judged part were in training of the network or its teacher.
 
@@ -117,7 +120,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         """
         super().__init__()
         augment = augment or AugmentSpec()
-        _check(image_size, batch_size, num_workers)
+        _check(image_size, batch_size, num_workers, views)
         self.path, self.classes, self.on_error = manifest, classes, on_error
         self.group_by: GroupBy = group_by
         self.ratios, self.split_seed, self.split_index = ratios, split_seed, split_index
@@ -137,7 +140,8 @@ class SpecimenDataModule(pl.LightningDataModule):
         self.image_size, self.in_chans, self.augment = image_size, in_chans, augment
         self.class_balanced, self.batch_size = class_balanced, batch_size
         self.num_workers = default_workers() if num_workers is None else num_workers
-        self.view_seed, self.predict_part, self.allow_leak = view_seed, predict_part, allow_leak
+        self.view_seed, self.views = view_seed, views
+        self.predict_part, self.allow_leak = predict_part, allow_leak
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -216,6 +220,7 @@ class SpecimenDataModule(pl.LightningDataModule):
             self.train_set,
             seed=self.view_seed,
             class_balanced=self.class_balanced,
+            views=self.views,
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
         )
@@ -232,6 +237,10 @@ class SpecimenDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Returns the rows of ``predict_part`` in order."""
         return self._loader(self.predict_set)
+
+    def view_loader(self, views: Sequence[View]) -> DataLoader[Any]:
+        """Returns batches of chosen views of the training part, in their order."""
+        return self._loader(self.train_set, sampler=views)
 
     def judged_groups(self, part: Part) -> Groups:
         """Returns the hashes of what the split keeps apart in a part, to compare with what a network has seen."""
@@ -325,11 +334,12 @@ def _one_thread(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _check(image_size: int, batch_size: int, num_workers: int | None) -> None:
+def _check(image_size: int, batch_size: int, num_workers: int | None, views: int | None) -> None:
     values: Sequence[tuple[str, int, int]] = (
         ("image_size", image_size, 8),
         ("batch_size", batch_size, 1),
         ("num_workers", 0 if num_workers is None else num_workers, 0),
+        ("views", 1 if views is None else views, 1),
     )
     findings = [
         Finding(f"--data.{name}", f"{value} is too small", f"Use at least {least}.")

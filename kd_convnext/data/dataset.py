@@ -1,17 +1,19 @@
 """Crops as tensors, and the order in which training sees them."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from kd_convnext.data.prepared import Crops
+from kd_convnext.data.teacher_answers import TeacherAnswers
 from kd_convnext.data.transforms import Pixels, Views
 
 
@@ -22,19 +24,25 @@ class Batch(TypedDict):
         image: uint8 [B, C, H, W]; networks normalise on the device.
         label: int64 [B], positions in the class names.
         index: int64 [B], rows of the manifest.
+        teacher_logits: float16 [B, K], where the teacher's answers are stored.
+        teacher_maps: float16 [B, C, H, W] of each tapped stage, where they are stored.
     """
 
     image: Tensor
     label: Tensor
     index: Tensor
+    teacher_logits: NotRequired[Tensor]
+    teacher_maps: NotRequired[list[Tensor]]
 
 
 class Sample(TypedDict):
-    """One element of a batch: image uint8 [C, H, W], label and row of the manifest."""
+    """One element of a batch: image uint8 [C, H, W], label and row of the manifest, and what the teacher said."""
 
     image: Tensor
     label: int
     index: int
+    teacher_logits: NotRequired[Tensor]
+    teacher_maps: NotRequired[list[Tensor]]
 
 
 class View(NamedTuple):
@@ -49,7 +57,10 @@ class SpecimenDataset(Dataset[Sample]):
 
     Attributes:
         rows: int64 [N], rows of the manifest.
+        answers: What the teacher said about views, to be loaded with them; None where it is asked live.
     """
+
+    answers: TeacherAnswers | None = None
 
     def __init__(self, crops: Crops, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], views: Views) -> None:
         """Binds the parts together.
@@ -73,12 +84,17 @@ class SpecimenDataset(Dataset[Sample]):
         """Loads one crop.
 
         Args:
-            key: A position in 0..N-1, or a position with the seed of a view.
+            key: A position in 0..N-1, or a position with the seed of a view; stored answers come with views alone.
         """
         position, seed = key if isinstance(key, View) else View(key, key)
         row = int(self.rows[position])
         picture = self.views(self.crops.load(row), seed)
-        return {"image": channels_first(picture), "label": int(self.labels[position]), "index": row}
+        sample: Sample = {"image": channels_first(picture), "label": int(self.labels[position]), "index": row}
+        if self.answers is not None and isinstance(key, View):
+            logits, maps = self.answers.load(self.crops.key(row), seed)
+            sample["teacher_logits"] = torch.from_numpy(logits)
+            sample["teacher_maps"] = [torch.from_numpy(values) for values in maps]
+        return sample
 
 
 def channels_first(picture: Pixels) -> Tensor:
@@ -95,6 +111,23 @@ def channels_first(picture: Pixels) -> Tensor:
     return torch.from_numpy(planes)
 
 
+def view_seeds(seed: int, rows: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Names a limited number of views of each crop.
+
+    Args:
+        seed: Decides all of them.
+        rows: int64 [N], rows of the manifest: the same views whatever the split.
+        numbers: int64 [N], which view of each.
+
+    Returns:
+        int64 [N] in 0..2**32-1.
+    """
+    mixed = pd.util.hash_array(np.full(len(rows), seed, np.uint64))
+    for values in (rows, numbers):
+        mixed = pd.util.hash_array(mixed + values.astype(np.uint64))
+    return (mixed >> np.uint64(32)).astype(np.int64)
+
+
 class ViewSampler(DistributedSampler[View]):
     """Shuffles (or balances) training, and names the view of every crop.
 
@@ -108,6 +141,7 @@ class ViewSampler(DistributedSampler[View]):
         *,
         seed: int,
         class_balanced: bool = False,
+        views: int | None = None,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -117,10 +151,13 @@ class ViewSampler(DistributedSampler[View]):
             dataset: The training part.
             seed: Decides order and views.
             class_balanced: Draw with replacement, every class equally often; else each crop once an epoch.
+            views: How many views there are of each crop: one an epoch in turn, or by chance where classes are
+                balanced. None for new ones in every epoch.
             num_replicas: Processes that share an epoch.
             rank: This process, 0..num_replicas-1.
         """
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.rows, self.views = dataset.rows, views
         self.weights: Tensor | None = None
         if class_balanced:
             counts = np.bincount(dataset.labels)
@@ -137,5 +174,8 @@ class ViewSampler(DistributedSampler[View]):
         order = order.repeat(-(-self.total_size // count))[: self.total_size]
         # Drawn for the whole epoch, so that the views do not depend on the number of processes.
         seeds = torch.randint(2**32, (self.total_size,), generator=generator)
+        if self.views is not None:
+            numbers = torch.full_like(order, self.epoch) if self.weights is None else seeds
+            seeds = torch.from_numpy(view_seeds(self.seed, self.rows[order], (numbers % self.views).numpy()))
         mine = slice(self.rank, self.total_size, self.num_replicas)
         return map(View, order[mine].tolist(), seeds[mine].tolist())

@@ -75,6 +75,10 @@ class PackedCrops:
             self._checked[place] = True
         return pixels
 
+    def key(self, i: int) -> str:
+        """Names the crop of a row, as `PreparedCrops.key`."""
+        return self.crops.key(i)
+
     def __getstate__(self) -> dict[str, object]:
         """Leaves the open file behind."""
         return {**self.__dict__, "_records": None, "_checked": None}

@@ -24,6 +24,9 @@ class Crops(Protocol):
     def load(self, i: int) -> Pixels:
         """Loads the crop of a row of the manifest: uint8 RGB [S, S, 3]."""
 
+    def key(self, i: int) -> str:
+        """Names the crop of a row: a hash of its pixels and of how it is stored."""
+
 
 @dataclass(frozen=True)
 class PrepareSummary:
@@ -98,6 +101,10 @@ class PreparedCrops:
             remedy = "Run kd-convnext prepare with --verify true, or choose --data.on_miss make."
             raise CacheError(Finding(str(path), f"the stored crop of {self.regions[i][0]} is gone or damaged", remedy))
         return self._make_again(i, path)
+
+    def key(self, i: int) -> str:
+        """Names the crop of a row: a hash of its pixels and of how it is stored."""
+        return self.keys[i]
 
     def _make_again(self, i: int, path: Path) -> Pixels:
         photograph, box = self.regions[i]

@@ -1,8 +1,9 @@
 """The paper's augmentation in albumentations, drawn anew but reproducibly for every view of a crop."""
 
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
@@ -84,6 +85,16 @@ class Views:
         self.random = augment is not None
         self._spec = augment
         self._augment = _augmentations(augment, image_size) if augment and augment.engine == "albumentations" else None
+
+    def identity(self) -> dict[str, Any]:
+        """Returns, as plain values, all that decides which picture a crop and a seed give."""
+        engine = self._spec.engine if self._spec else "opencv"
+        drawn_by = {"opencv": cv2.__version__, "numpy": np.__version__}
+        if engine == "albumentations":
+            drawn_by["albumentations"] = version("albumentations")
+        augment = asdict(self._spec) if self._spec else None
+        sizes = {"image_size": self.image_size, "in_chans": self.in_chans, "resize": self.resize}
+        return {**sizes, "augment": augment, "drawn_by": drawn_by}
 
     def __call__(self, crop: Pixels, seed: int) -> Pixels:
         """Draws one view.

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from kd_convnext.data.card import check_leak
+from kd_convnext.data.datamodule import SpecimenDataModule
 from kd_convnext.data.dataset import Batch
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 from kd_convnext.losses import (
@@ -24,6 +25,7 @@ from kd_convnext.modules.base import ClassifierModule
 from kd_convnext.modules.checkpoint import KEY
 from kd_convnext.modules.frozen import ARGUMENT, FrozenTeacher
 from kd_convnext.modules.specs import spec_of
+from kd_convnext.modules.teaching import stored_answers
 from kd_convnext.optim import OptimSpec
 
 PAPER_STUDENT = BackboneSpec(name="convnext_tiny")
@@ -45,6 +47,7 @@ class DistillModule(ClassifierModule):
         class_names: list[str] | None = None,
         class_weights: list[float] | None = None,
         teacher_ckpt: str | None = None,
+        teacher_cache: bool = False,
         student: BackboneSpec | None = None,
         feature: bool = True,
         soft: bool = True,
@@ -69,6 +72,8 @@ class DistillModule(ClassifierModule):
             class_names: Their names in the order of the outputs; taken from the data.
             class_weights: alpha_t of Eq. 4; taken from the data.
             teacher_ckpt: Checkpoint of a trained :class:`TeacherModule`; needed by ``feature`` and ``soft``.
+            teacher_cache: Ask the teacher once for each of ``data.views`` views of each crop, before training, and keep
+                its answers beside the crops for every run with the same teacher, views and taps.
             student: The student; by default ConvNeXt-T at 224 px from scratch.
             feature: Keep the feature term (Eq. 1).
             soft: Keep the soft-target term (Eq. 3).
@@ -95,7 +100,7 @@ class DistillModule(ClassifierModule):
         super().__init__(num_classes, class_names, optim)
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "arguments")}
         self.keep_hyperparameters(**arguments)
-        self.teacher_ckpt = teacher_ckpt
+        self.teacher_ckpt, self.teacher_cache = teacher_ckpt, teacher_cache
         self.student = build_backbone(student, num_classes)
         self.start_from(student)
         self.stages, self.stage_epochs = stages, stage_epochs
@@ -127,7 +132,7 @@ class DistillModule(ClassifierModule):
         return [] if self.regressors is None else list(self.regressors.parameters())
 
     def setup(self, stage: str) -> None:
-        """Loads the teacher for a fit, and checks that it may teach here.
+        """Loads the teacher for a fit, checks that it may teach here, and lets it answer if answers are stored.
 
         Args:
             stage: Only ``fit`` needs the teacher.
@@ -137,7 +142,12 @@ class DistillModule(ClassifierModule):
             ConfigError: The teacher's checkpoint is not given.
             LeakError: The teacher was trained on lesions of the validation or test part.
         """
-        if stage != "fit" or not (self.loss.feature or self.loss.soft):
+        if stage != "fit":
+            return
+        data = self.specimens
+        if data is not None:
+            data.train_set.answers = None  # perhaps another teacher's, of an earlier fit
+        if not (self.loss.feature or self.loss.soft):
             return
         if self.teacher_ckpt is None:
             remedy = "Train a teacher first and give its best.ckpt, or set feature: false and soft: false."
@@ -149,6 +159,8 @@ class DistillModule(ClassifierModule):
             self._teacher_tap_names = list(self.teacher.taps.names)
         if self._taps and self.teacher.taps and self.regressors is None:
             self.regressors = Regressors(self._taps.channels, self.teacher.taps.channels)
+        if self.teacher_cache:
+            self._store_answers(self.teacher, data)
 
     def _check_teacher(self, teacher: FrozenTeacher) -> None:
         findings = []
@@ -169,6 +181,14 @@ class DistillModule(ClassifierModule):
             judged = data.judged_groups(part)
             check_leak(teacher.card.seen_groups, judged, who=who, part=part, allow=data.allow_leak)
 
+    def _store_answers(self, teacher: FrozenTeacher, data: SpecimenDataModule | None) -> None:
+        # Not later: before the fit's first hook Lightning starts the loader's workers, with the data as it is then.
+        if data is None or data.views is None:
+            what = "the views of the training must be limited, so that each can be answered beforehand"
+            remedy = "Give --data.views a number (as many as there are epochs changes nothing else), or leave it off."
+            raise ConfigError(Finding("--model.teacher_cache", what, remedy))
+        data.train_set.answers = stored_answers(teacher, data, self.trainer)
+
     def on_fit_start(self) -> None:
         """Takes the card of the data and of the teacher, and moves the teacher to the student."""
         super().on_fit_start()
@@ -178,6 +198,8 @@ class DistillModule(ClassifierModule):
         taught = self.teacher.card
         if self.card is not None and taught is not None:
             self.card = self.card.having_seen(taught.seen_groups, taught.leak_allowed or self._teacher_leaks())
+        if self.teacher_cache:
+            self.teacher = None  # it has answered
 
     def _teacher_leaks(self) -> bool:
         data, teacher = self.specimens, self.teacher
@@ -190,26 +212,34 @@ class DistillModule(ClassifierModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss of a batch, a scalar."""
-        terms, logits = self.distil(batch["image"], batch["label"])
+        terms, logits = self.distil(
+            batch["image"], batch["label"], batch.get("teacher_logits"), batch.get("teacher_maps")
+        )
         total = self._in_stage(terms)
         self.log_training(total, logits, batch["label"], feature=terms.feature, soft=terms.soft, focal=terms.focal)
         return total
 
-    def distil(self, images: Tensor, labels: Tensor) -> tuple[LossTerms, Tensor]:
-        """Runs teacher and student and compares them.
+    def distil(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor | None = None,
+        teacher_maps: list[Tensor] | None = None,
+    ) -> tuple[LossTerms, Tensor]:
+        """Runs the student, and the teacher where its answers are not given, and compares them.
 
         Args:
             images: [B, C, H, W], uint8 0..255 or floating 0..1.
             labels: int64 [B].
+            teacher_logits: [B, K], where they are known.
+            teacher_maps: [B, C, H, W] of each tapped stage, where they are known.
 
         Returns:
             The terms of Eq. 5, and the student's logits [B, K].
         """
-        teacher_logits: Tensor | None = None
-        teacher_maps: list[Tensor] = []
         if self.teacher is not None:
             teacher_logits, teacher_maps = self.teacher(images)
-        if self._taps is None or self.regressors is None:
+        if self._taps is None or self.regressors is None or teacher_maps is None:
             logits = self(images)
             return self.loss(logits, labels, teacher_logits=teacher_logits), logits
         with self._taps:

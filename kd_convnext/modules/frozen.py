@@ -1,5 +1,7 @@
 """The teacher while it teaches: fixed, without gradients, outside the student's module tree."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 import torch
@@ -52,6 +54,21 @@ class FrozenTeacher:
         self.class_names = module.class_names
         self.card: DataCard | None = module.card
         self.taps = FeatureTaps(self.backbone, tap_names) if tap else None
+        self._architecture = json.dumps(checkpoint["hyper_parameters"]["backbone"], sort_keys=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of architecture and weights, as they are now: a move to another type changes it."""
+        digest = hashlib.sha256(self._architecture.encode())
+        for name, value in self.backbone.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.backbone.mean.device
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves the network to where the student is, and to its type."""
