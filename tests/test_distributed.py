@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_cli import CONFIGS, OFFLINE, SMALL_SWIN, TINY, convnext
@@ -37,6 +38,12 @@ def test_distillation_on_two_processes(tiny_manifest, tmp_path):
     (teacher,) = (tmp_path / "runs" / "teacher_swin_tiny").iterdir()
     student = ["--config", str(CONFIGS / "kd_convnext_tiny.yaml"), *convnext("student")]
     student += ["--model.student.pretrained=false", f"--model.teacher_ckpt={teacher}/checkpoints/best.ckpt"]
+    run(tmp_path, "fit", *student, *data, "--data.views=2", "--model.teacher_cache=true", "--name=stored")
+    shards = [np.load(path) for path in (tmp_path / "cache" / "teacher").glob("*/*.npy")]
+    assert len(shards) == 2  # each process asked for its share
+    (stored,) = (tmp_path / "runs" / "stored").iterdir()
+    images = (pd.read_csv(stored / "split.csv")["split"] == "train").sum()
+    assert len(np.unique(np.concatenate([shard["view"] for shard in shards]))) == 2 * images
     run(tmp_path, "fit", *student, *data)
     (folder,) = (tmp_path / "runs" / "kd_convnext_tiny").iterdir()
     metrics = [judged(tmp_path, folder, devices) for devices in (2, 1)]
