@@ -197,11 +197,12 @@ def warn_of_mixed_ids(table: pd.DataFrame, place: str) -> None:
     }
     for column, hint in advice.items():
         known = table[table[column] != ""]
-        kinds = known.groupby(lesion[known.index])[column].agg(["nunique", "unique"])
-        mixed = kinds[kinds["nunique"] > 1]
+        kinds = known.groupby(lesion[known.index])[column].nunique()
+        mixed = kinds[kinds > 1]
         if len(mixed):
             word = "labels" if column == "label" else "patients"
-            example = f"{mixed.index[0]!r}: {', '.join(mixed['unique'].iloc[0])}"
+            first = known.loc[lesion[known.index] == mixed.index[0], column].unique()
+            example = f"{mixed.index[0]!r}: {', '.join(first)}"
             message = f"{place}: {len(mixed)} of {len(kinds)} lesions have several {word} (first {example})"
             warnings.warn(f"{message}. {hint}.", stacklevel=3)
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from kd_convnext.errors import Finding, ManifestError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 _PROGRESS_FROM = 2000  # files; fewer are done before a bar could be read
+_HANDFUL = 64  # files a task at most
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -92,8 +94,12 @@ def _digest(path: Path) -> bytes | None:
 
 def _in_parallel(function: Callable[[_Item], _Result], items: Sequence[_Item], description: str) -> list[_Result]:
     """Maps over threads (the work is mostly waiting for the disk), with a bar on a terminal."""
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        results = pool.map(function, items)
+    threads = min(32, 4 * (os.cpu_count() or 1))
+    # By the handful: a million waiting tasks would take gigabytes.
+    count = min(_HANDFUL, -(-len(items) // (4 * threads))) or 1
+    handfuls = (items[start : start + count] for start in range(0, len(items), count))
+    with ThreadPoolExecutor(threads) as pool:
+        results = chain.from_iterable(pool.map(lambda handful: [function(item) for item in handful], handfuls))
         if len(items) > _PROGRESS_FROM and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import track

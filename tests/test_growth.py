@@ -1,0 +1,42 @@
+"""Long manifests: what is done by the handful gives what is done one by one."""
+
+import hashlib
+
+import pytest
+from PIL import Image
+
+from kd_convnext.data import photographs
+from kd_convnext.data.photographs import first_of_same_bytes, inspect_files
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 37, 200])
+@pytest.mark.parametrize("handful", [1, 3, 64])
+def test_files_are_inspected_in_order(tmp_path, monkeypatch, count, handful):
+    monkeypatch.setattr(photographs, "_HANDFUL", handful)
+    monkeypatch.setattr(photographs.os, "cpu_count", lambda: 1)
+    paths = [tmp_path / f"{number}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        if number % 7 == 3:
+            path.write_bytes(b"no picture")
+        elif number % 7 != 5:  # absent
+            Image.new("RGB", (2 + number % 5, 3 + number), (number % 2, 0, 0)).save(path)
+    found = inspect_files(paths)
+    assert [(file.width, file.height) for file in found] == [
+        (0, 0) if number % 7 in (3, 5) else (2 + number % 5, 3 + number) for number in range(count)
+    ]
+    assert [file.size for file in found] == [
+        path.stat().st_size if file.width else 0 for path, file in zip(paths, found, strict=True)
+    ]
+    assert [str(path) in str(file.problem) for path, file in zip(paths, found, strict=True)] == [
+        not file.width for file in found
+    ]
+
+
+def test_copies_are_found_wherever_they_lie(tmp_path, monkeypatch):
+    monkeypatch.setattr(photographs, "_HANDFUL", 2)
+    paths = [tmp_path / f"{number}.bin" for number in range(90)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number % 40, 1, 2]))
+    copies = first_of_same_bytes(paths, [3] * len(paths))
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in paths]
+    assert copies == {number: digests.index(digest) for number, digest in enumerate(digests)}
