@@ -51,7 +51,7 @@ class FeatureTaps:
                                                        features = taps.pop()
 
     The second catches nothing outside its block (validation, prediction). Reading empties the taps: no
-    activation outlives its step.
+    activation outlives its step. ``run`` does both in one call, for training steps.
 
     Attributes:
         names: The tapped modules, in the order of the features.
@@ -99,6 +99,28 @@ class FeatureTaps:
                 f"no features of {', '.join(missing)}: run the backbone with active taps before each pop()"
             )
         return {name: caught[name] for name in self.names}
+
+    def run(self, backbone: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Runs the backbone and returns its maps beside its logits, whether the taps are active or not.
+
+        A function of its inputs alone, which ``torch.compile`` traces whole: were the maps left in the taps, they
+        would become outputs of the graph, kept and given gradients.
+
+        Args:
+            backbone: The tapped backbone, or a module that calls it once.
+            images: What it takes.
+
+        Returns:
+            Its output, and the maps [B, C, H, W] in the order of ``names``.
+        """
+        store = self._store
+        active, features = store.active, store.features
+        store.active, store.features = True, {}
+        try:
+            logits = backbone(images)
+            return logits, list(self.pop().values())
+        finally:
+            store.active, store.features = active, features
 
     def remove(self) -> None:
         """Takes the hooks off the network and forgets what was caught."""

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from kd_convnext.compiled import Compile, FastPath, plan_compile
 from kd_convnext.data.card import DataCard, check_leak
 from kd_convnext.data.datamodule import SpecimenDataModule
 from kd_convnext.data.dataset import Batch
@@ -29,6 +30,7 @@ class ClassifierModule(pl.LightningModule, ABC):
     """A network that classifies specimens, with everything around it but its training loss.
 
     Attributes:
+        compile_asked: Whether a fit compiles its steps: True, False, or ``auto``.
         class_names: Names in the order of the outputs; empty until a data module or a checkpoint tells them.
         card: What the network knows of its data; None before training.
         evaluation: Answers of the last validation, test or prediction, per image.
@@ -37,13 +39,16 @@ class ClassifierModule(pl.LightningModule, ABC):
 
     task_loss: nn.Module
 
-    def __init__(self, num_classes: int, class_names: Sequence[str] | None, optim: OptimSpec) -> None:
+    def __init__(
+        self, num_classes: int, class_names: Sequence[str] | None, optim: OptimSpec, compile_asked: Compile = "auto"
+    ) -> None:
         """Prepares the common parts.
 
         Args:
             num_classes: Number of classes, K.
             class_names: Their names in the order of the outputs.
             optim: Optimiser and schedule.
+            compile_asked: Whether a fit compiles its steps; ``auto`` where it should pay.
 
         Raises:
             ConfigError: The number of names is not K.
@@ -55,12 +60,14 @@ class ClassifierModule(pl.LightningModule, ABC):
         self.class_names = tuple(class_names or ())
         self.num_classes = num_classes
         self.optim = optim
+        self.compile_asked: Compile = compile_asked
         self.card: DataCard | None = None
         self.evaluation: Evaluation | None = None
         self.lesion_evaluation: Evaluation | None = None
         self._train_metrics = classification_metrics(num_classes, prefix="train/")
         self._answers = PredictionStore(num_classes)
         self._seed = 0
+        self._fast: FastPath | None = None
 
     @property
     @abstractmethod
@@ -90,8 +97,10 @@ class ClassifierModule(pl.LightningModule, ABC):
     # ---- training
 
     def on_fit_start(self) -> None:
-        """Takes the card of the data, refusing leaks and other classes."""
+        """Takes the card of the data, refusing leaks and other classes; chooses how steps run."""
         self._seed = torch.initial_seed() % 2**31
+        plan = plan_compile(self.compile_asked, self.trainer)
+        self._fast = FastPath(self, cuda_graphs=plan.cuda_graphs) if plan.on else None
         data = self.specimens
         if data is None:
             return
@@ -120,6 +129,24 @@ class ClassifierModule(pl.LightningModule, ABC):
         if batch_idx == 0:
             torch.manual_seed((self._seed + 1_000_003 * self.current_epoch + self.global_rank) % 2**63)
 
+    def run_step(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Runs what a training step computes, compiled where the fit was planned so.
+
+        Args:
+            function: From ``inputs`` to tensors, the objective first; see :class:`FastPath`.
+            *inputs: Tensors, in tuples and lists.
+
+        Returns:
+            What the function returns.
+        """
+        return function(*inputs) if self._fast is None else self._fast(function, *inputs)
+
+    def on_train_end(self) -> None:
+        """Lets compiled graphs go."""
+        if self._fast is not None:
+            self._fast.close()
+            self._fast = None
+
     def log_training(self, loss: Tensor, logits: Tensor, labels: Tensor, **terms: Tensor) -> None:
         """Logs a step.
 
@@ -144,7 +171,9 @@ class ClassifierModule(pl.LightningModule, ABC):
         """Builds optimiser and schedule from ``optim``."""
         network = self.classifier
         head = [*network.head_parameters(), *self.fresh_parameters()]
-        optimizer = build_optimizer(self.optim, network.body_parameters(), head)
+        # Fused, an optimiser unscales float16 gradients by itself, which cannot be combined with clipping them.
+        fused = self.trainer.precision != "16-mixed" or not self.trainer.gradient_clip_val
+        optimizer = build_optimizer(self.optim, network.body_parameters(), head, fused=fused)
         steps = float(self.trainer.estimated_stepping_batches)
         # With max_steps alone the line above does not count the batches of an epoch.
         self.trainer.fit_loop.setup_data()

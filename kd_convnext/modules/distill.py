@@ -5,6 +5,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
+from kd_convnext.compiled import Compile
 from kd_convnext.data.card import check_leak
 from kd_convnext.data.datamodule import SpecimenDataModule
 from kd_convnext.data.dataset import Batch
@@ -64,6 +65,7 @@ class DistillModule(ClassifierModule):
         student_taps: list[str] | None = None,
         teacher_taps: list[str] | None = None,
         optim: OptimSpec | None = None,
+        compile: Compile = "auto",
     ) -> None:
         """Builds the student; the teacher is loaded when fitting begins.
 
@@ -90,6 +92,7 @@ class DistillModule(ClassifierModule):
             student_taps: Modules of the student to tap; by default its four stages.
             teacher_taps: Modules of the teacher to tap; by default its four stages.
             optim: Optimiser and schedule; by default the paper's.
+            compile: Whether a fit compiles its steps; ``auto`` on a GPU, where the fit is long enough to pay for it.
 
         Raises:
             ConfigError: A value that cannot work.
@@ -97,7 +100,7 @@ class DistillModule(ClassifierModule):
         """
         student = PAPER_STUDENT if student is None else spec_of(BackboneSpec, student)
         optim = spec_of(OptimSpec, optim)
-        super().__init__(num_classes, class_names, optim)
+        super().__init__(num_classes, class_names, optim, compile)
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "arguments")}
         self.keep_hyperparameters(**arguments)
         self.teacher_ckpt, self.teacher_cache = teacher_ckpt, teacher_cache
@@ -212,9 +215,8 @@ class DistillModule(ClassifierModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss of a batch, a scalar."""
-        terms, logits = self.distil(
-            batch["image"], batch["label"], batch.get("teacher_logits"), batch.get("teacher_maps")
-        )
+        inputs = batch["image"], batch["label"], batch.get("teacher_logits"), batch.get("teacher_maps")
+        terms, logits = self.run_step(self.distil, *inputs)
         total = self._in_stage(terms)
         self.log_training(total, logits, batch["label"], feature=terms.feature, soft=terms.soft, focal=terms.focal)
         return total
@@ -242,9 +244,8 @@ class DistillModule(ClassifierModule):
         if self._taps is None or self.regressors is None or teacher_maps is None:
             logits = self(images)
             return self.loss(logits, labels, teacher_logits=teacher_logits), logits
-        with self._taps:
-            logits = self(images)
-        mapped = self.regressors(list(self._taps.pop().values()), teacher_maps)
+        logits, maps = self._taps.run(self, images)
+        mapped = self.regressors(maps, teacher_maps)
         terms = self.loss(
             logits,
             labels,

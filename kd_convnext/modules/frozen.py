@@ -88,5 +88,4 @@ class FrozenTeacher:
         if images.shape[-1] != size or images.shape[-2] != size:
             images = images.float() / 255 if images.dtype == torch.uint8 else images
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        logits = self.backbone(images)
-        return logits, list(self.taps.pop().values()) if self.taps else []
+        return self.taps.run(self.backbone, images) if self.taps else (self.backbone(images), [])

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kd_convnext.compiled import Compile
 from kd_convnext.data.dataset import Batch
 from kd_convnext.losses import FocalLoss
 from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
@@ -30,6 +31,7 @@ class TeacherModule(ClassifierModule):
         finetune: Literal["head_first", "full", "head_only"] = "full",
         head_epochs: int = 5,
         optim: OptimSpec | None = None,
+        compile: Compile = "auto",
     ) -> None:
         """Builds the network.
 
@@ -43,13 +45,14 @@ class TeacherModule(ClassifierModule):
             finetune: ``full``; ``head_first`` (the head alone for ``head_epochs``, then everything); ``head_only``.
             head_epochs: Epochs of the head alone.
             optim: Optimiser and schedule; by default the paper's.
+            compile: Whether a fit compiles its steps; ``auto`` on a GPU, where the fit is long enough to pay for it.
 
         Raises:
             ConfigError: A value that cannot work.
             CheckpointError: The start weights cannot be used.
         """
         backbone, optim = spec_of(BackboneSpec, backbone), spec_of(OptimSpec, optim)
-        super().__init__(num_classes, class_names, optim)
+        super().__init__(num_classes, class_names, optim, compile)
         self.keep_hyperparameters(
             num_classes=num_classes,
             class_names=class_names,
@@ -60,6 +63,7 @@ class TeacherModule(ClassifierModule):
             finetune=finetune,
             head_epochs=head_epochs,
             optim=optim,
+            compile=compile,
         )
         self.backbone = build_backbone(backbone, num_classes)
         self.start_from(backbone)
@@ -82,10 +86,23 @@ class TeacherModule(ClassifierModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss of a batch, a scalar."""
-        logits = self(batch["image"])
-        loss: Tensor = self.task_loss(logits.float(), batch["label"])
+        loss: Tensor
+        loss, logits = self.run_step(self.judged, batch["image"], batch["label"])
         self.log_training(loss, logits, batch["label"])
         return loss
+
+    def judged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Classifies images and compares the answers with their labels.
+
+        Args:
+            images: [B, C, H, W], uint8 0..255 or floating 0..1.
+            labels: int64 [B].
+
+        Returns:
+            The loss, a scalar, and the logits [B, K].
+        """
+        logits = self(images)
+        return self.task_loss(logits.float(), labels), logits
 
 
 def build_task_loss(kind: TaskLoss, class_weights: Sequence[float] | None, gamma: float) -> nn.Module:
