@@ -64,7 +64,7 @@ def plan_compile(asked: Compile, trainer: Trainer) -> CompilePlan:
     on_cuda = trainer.strategy.root_device.type == "cuda"
     steps = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
     if asked != "auto":
-        on, reason = asked, "as asked"
+        on, reason = asked, "as given"
     elif not on_cuda:
         on, reason = False, "no gain in training on a CPU" if _on_cpu(trainer) else "only for NVIDIA GPUs"
     elif not _has_triton(trainer.strategy.root_device):

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgressBar
 
+from kd_convnext.machine import machine_line
 from kd_convnext.runs import RunFolder
 
 LONG_ON_CPU = 2 * 3600.0
@@ -158,9 +159,10 @@ class RunHeader(Callback):
         return step, step * _FORWARD if self._validation_batch is None else self._validation_batch
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints device, precision, size and folder."""
+        """Prints device, precision, size and folder, and what is made of the machine."""
         self._clock, self._validation_batch = None, None
         say(trainer, header_line(trainer, pl_module))
+        say(trainer, machine_line(trainer, pl_module))
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Measures a validation batch in the sanity check."""

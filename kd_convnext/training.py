@@ -10,15 +10,17 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 
 from kd_convnext.callbacks import AugmentationPreview, CurveFigures, DataWaitBar, RunHeader, RunRecord
+from kd_convnext.checkpoints import BackgroundWriter, RunCheckpoint
 from kd_convnext.cli import parsing
 from kd_convnext.data.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.files import atomic_write
+from kd_convnext.machine import best_precision, device_kind
 from kd_convnext.modules.base import ClassifierModule
 from kd_convnext.modules.checkpoint import KEY, read_checkpoint
 from kd_convnext.runs import RunFolder, new_run_folder, run_of_checkpoint
@@ -27,6 +29,9 @@ from kd_convnext.shipped import with_shipped_files
 RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
 """How the first process of a machine tells the others it starts where the run lies."""
 
+PRECISION = "KD_CONVNEXT_PRECISION"
+"""How it tells them the arithmetic it has chosen, so that all compute alike."""
+
 LINKED = ("num_classes", "class_names", "class_weights")
 """Arguments of the modules that come from the data."""
 
@@ -34,7 +39,7 @@ CHECKPOINT_DEFAULTS: dict[str, Any] = {
     "monitor": "val/f1_macro",
     "mode": "max",
     "filename": "best",
-    "save_last": True,
+    "save_weights_only": True,
     "auto_insert_metric_name": False,
     "enable_version_counter": False,
 }
@@ -124,7 +129,7 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what a run has beside model, data and trainer, and links the model to the data."""
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run's folder below runs/.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
         parser.add_lightning_class_args(RunRecord, "record")
         parser.add_lightning_class_args(RunHeader, "header")
@@ -156,13 +161,17 @@ class TrainingCLI(LightningCLI):
             self.config = self.parser.parse_object({command: {"model": model}}, self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Chooses the folder and points loggers and checkpoints into it."""
+        """Chooses folder and precision, and points loggers and checkpoints into the folder."""
         config = self.config[self.subcommand]
         self._clean = copy.deepcopy(config)
         # Typed again, the configuration begins a new run in a folder of its own.
         self._clean.ckpt_path = None
         self._clean.trainer.default_root_dir = None
         self.folder = _folder(config)
+        trainer = config.trainer
+        # Judging stays in float32, so that a checkpoint's answers do not depend on the machine.
+        if self.subcommand == "fit" and trainer.precision is None and not trainer.plugins:
+            trainer.precision = _precision(device_kind(trainer.accelerator))
         config.trainer.default_root_dir = str(self.folder.path)
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(self.folder.checkpoints)
@@ -207,7 +216,9 @@ class TrainingCLI(LightningCLI):
         if trainer.get("fast_dev_run"):
             callbacks = []
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
-        return super().instantiate_trainer(logger=self._loggers(trainer.logger), **kwargs)
+        return super().instantiate_trainer(
+            logger=self._loggers(trainer.logger), plugins=_plugins(trainer.plugins, trainer.strategy), **kwargs
+        )
 
     def _loggers(self, asked: Any) -> list[Logger] | bool:
         if asked is False:
@@ -236,6 +247,14 @@ def _folder(config: Namespace) -> RunFolder:
     return folder
 
 
+def _precision(device: str) -> str:
+    """Chooses as the machine's first process did."""
+    if not _first_process() and PRECISION in os.environ:
+        return os.environ[PRECISION]
+    os.environ[PRECISION] = best_precision(device).value
+    return os.environ[PRECISION]
+
+
 def _first_process() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
@@ -257,6 +276,14 @@ def _refuse_linked(words: Sequence[str]) -> None:
             if word.split("=")[0] in (f"--model.{name}", f"--model.init_args.{name}"):
                 remedy = "Leave it out; --data.classes names the classes."
                 raise ConfigError(Finding(f"--model.{name}", "it comes from the data", remedy))
+
+
+def _plugins(asked: Any, strategy: Any) -> list[Any]:
+    """Adds the writer of checkpoints, where the strategy writes whole ones and nobody chose another."""
+    plugins = asked if isinstance(asked, list) else [] if asked is None else [asked]
+    plain = isinstance(strategy, str) and strategy.startswith(("auto", "ddp"))
+    taken = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+    return [*plugins, BackgroundWriter()] if plain and not taken else plugins
 
 
 def _as_list(loggers: Any) -> list[Any]:

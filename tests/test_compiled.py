@@ -117,8 +117,8 @@ def test_only_long_fits_on_gpus_compile_by_themselves(monkeypatch):
     monkeypatch.setattr(compiled, "_has_triton", lambda device: True)
     assert str(plan_compile("auto", Fake())) == "compile on (GPU with Triton, CUDA graphs)"
     assert str(plan_compile("auto", Fake("cpu"))) == "compile off (no gain in training on a CPU)"
-    assert str(plan_compile(True, Fake("cpu"))) == "compile on (as asked)"
-    assert str(plan_compile(False, Fake())) == "compile off (as asked)"
+    assert str(plan_compile(True, Fake("cpu"))) == "compile on (as given)"
+    assert str(plan_compile(False, Fake())) == "compile off (as given)"
     assert str(plan_compile("auto", Fake(estimated_stepping_batches=500))).startswith("compile off (500 steps")
     # Their gradients outlive the next batch's forward pass, or the batch is work enough.
     for other in (Fake(batch=256), Fake(accumulate_grad_batches=2), Fake(world_size=2)):

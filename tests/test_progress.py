@@ -135,12 +135,13 @@ def test_header_estimate_and_next_command_are_printed(tmp_path, capsys, monkeypa
         r"precision 32-true, folder run",
         lines[0],
     )
-    assert re.fullmatch(r"The whole fit is expected to take 0 s \(\S+ s a step, measured\)", lines[1])
-    assert "configs/small_cpu/teacher.yaml" in lines[2]
-    assert lines[3] == "Next:"
-    assert "test --config run/config.yaml --ckpt_path run/" in lines[4]
-    assert "--model.teacher_ckpt run/" in lines[5]
-    assert len(lines) == 6
+    assert re.fullmatch(r"Machine: \d+ cores?, no GPU: precision 32-true \(.+\)", lines[1])
+    assert re.fullmatch(r"The whole fit is expected to take 0 s \(\S+ s a step, measured\)", lines[2])
+    assert "configs/small_cpu/teacher.yaml" in lines[3]
+    assert lines[4] == "Next:"
+    assert "test --config run/config.yaml --ckpt_path run/" in lines[5]
+    assert "--model.teacher_ckpt run/" in lines[6]
+    assert len(lines) == 7
 
 
 def test_estimate_comes_after_three_steps_and_is_right(tmp_path, monkeypatch):
@@ -149,7 +150,7 @@ def test_estimate_comes_after_three_steps_and_is_right(tmp_path, monkeypatch):
     begun = time.perf_counter()
     fit(tmp_path, [RunHeader()], Model(pause=0.05), enable_progress_bar=False, enable_checkpointing=False)
     took = time.perf_counter() - begun
-    (line, left) = seen[1]
+    (line, left) = seen[2]
     assert left == 21
     step = float(re.search(r"\((\S+) s a step", line)[1])
     assert 0.05 < step < took / 4
@@ -173,7 +174,7 @@ def test_estimate_knows_that_steps_get_slower_when_the_body_learns(tmp_path, mon
 
 def test_a_fit_of_two_steps_has_no_estimate(tmp_path, capsys):
     fit(tmp_path, [RunHeader()], max_steps=2, enable_progress_bar=False, enable_checkpointing=False)
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_bar_shows_the_wait_for_data_and_what_is_left(tmp_path, capsys):
