@@ -136,10 +136,10 @@ class _Runs:
 
     def _trainer(self, run: RunFolder, method: str) -> "pl.Trainer":
         import lightning.pytorch as pl
-        from lightning.pytorch.callbacks import ModelCheckpoint
         from lightning.pytorch.loggers import CSVLogger
 
         from kd_convnext.callbacks import AugmentationPreview, CurveFigures, DataWaitBar, RunRecord
+        from kd_convnext.checkpoints import BackgroundWriter, RunCheckpoint
         from kd_convnext.training import CHECKPOINT_DEFAULTS
 
         epochs = self.settings.teacher_epochs if method == "teacher" else self.settings.student_epochs
@@ -150,12 +150,13 @@ class _Runs:
             default_root_dir=str(run.path),
             logger=CSVLogger(str(run.path), name="", version=""),
             callbacks=[
-                ModelCheckpoint(dirpath=str(run.checkpoints), **CHECKPOINT_DEFAULTS),
+                RunCheckpoint(dirpath=str(run.checkpoints), **CHECKPOINT_DEFAULTS),
                 AugmentationPreview(),
                 RunRecord(),
                 CurveFigures(),
                 DataWaitBar(),
             ],
+            plugins=[BackgroundWriter()],
             gradient_clip_val=1.0,
             num_sanity_val_steps=0,
             enable_model_summary=False,

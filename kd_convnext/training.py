@@ -153,6 +153,9 @@ class TrainingCLI(LightningCLI):
             raise ConfigError(Finding("--ckpt_path", f"{command} needs a checkpoint", remedy))
         checkpoint = read_checkpoint(path)
         if command == "fit":
+            if "optimizer_states" not in checkpoint:
+                what = "holds a network, not the state of its training"
+                raise ConfigError(Finding(f"--ckpt_path {path}", what, "Give the last.ckpt of the run."))
             return
         settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in LINKED}
         model = {"class_path": f"kd_convnext.{checkpoint[KEY]['kind']}", "init_args": settings}
