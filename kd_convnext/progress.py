@@ -18,6 +18,9 @@ LONG_ON_CPU = 2 * 3600.0
 """Seconds above which a fit on a CPU comes with a warning."""
 
 _LOG_REFRESH = 25
+_VALUES_EVERY = 0.2
+"""Seconds between two looks at what the bar shows: each waits for a GPU's queue."""
+
 _FORWARD = 1 / 3
 """Share of a training step that is its forward pass, where it was not measured (8.98 of 26.7 GFLOPs for ConvNeXt-T)."""
 
@@ -79,6 +82,7 @@ class DataWaitBar(TQDMProgressBar):
         super().__init__(refresh_rate=rate, leave=leave)
         self._clock = StepClock()
         self._begun, self._first_batch = 0.0, 0
+        self._looked, self._values = 0.0, dict[str, int | str | float | dict[str, float]]()
 
     def on_train_start(self, *args: Any) -> None:
         """Starts the clock of the whole fit, after the sanity check."""
@@ -106,6 +110,7 @@ class DataWaitBar(TQDMProgressBar):
         # Lightning merges the processes' values where they are first read. Its bar reads them in the first process
         # alone, which then waits for the others while these wait for it in the module's own hook.
         _ = trainer.progress_bar_metrics
+        self._looked = 0.0
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,7 +122,9 @@ class DataWaitBar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Adds ``data_wait`` and ``left`` to what the module shows in the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
+        if time.perf_counter() - self._looked < _VALUES_EVERY:
+            return self._values
+        metrics = self._values = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         done = _batches_done(trainer) - self._first_batch
         if trainer.training and done > 0:
@@ -126,6 +133,7 @@ class DataWaitBar(TQDMProgressBar):
             left = pace * batches_left(trainer)
             if left < float("inf"):
                 metrics["left"] = duration(left)
+        self._looked = time.perf_counter()
         return metrics
 
 

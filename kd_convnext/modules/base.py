@@ -65,6 +65,7 @@ class ClassifierModule(pl.LightningModule, ABC):
         self.evaluation: Evaluation | None = None
         self.lesion_evaluation: Evaluation | None = None
         self._train_metrics = classification_metrics(num_classes, prefix="train/")
+        self._trained: list[tuple[Tensor, Tensor]] = []
         self._answers = PredictionStore(num_classes)
         self._seed = 0
         self._fast: FastPath | None = None
@@ -156,7 +157,8 @@ class ClassifierModule(pl.LightningModule, ABC):
             labels: int64 [B].
             **terms: Further terms, logged as ``train/loss_<name>``.
         """
-        self._train_metrics.update(logits.detach().float().softmax(dim=1), labels)
+        # Counted at the epoch's end: counting waits for a GPU.
+        self._trained.append((logits.detach().float().softmax(dim=1), labels))
         named = {"train/loss": loss.detach()}
         named |= {f"train/loss_{name}": value.detach() for name, value in terms.items()}
         self.log("train/loss_step", named["train/loss"], prog_bar=True, logger=True, on_step=True, on_epoch=False)
@@ -164,6 +166,9 @@ class ClassifierModule(pl.LightningModule, ABC):
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's metrics."""
+        probabilities, labels = (torch.cat(parts) for parts in zip(*self._trained, strict=True))
+        self._trained = []
+        self._train_metrics.update(probabilities, labels)
         self.log_dict(self._train_metrics.compute(), sync_dist=True)
         self._train_metrics.reset()
 
