@@ -111,6 +111,7 @@ def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
         "coverage": calibration.coverage,
         "lesions": dict(zip(classes.class_names, classes.lesions, strict=True)),
         "guaranteed": dict(zip(classes.class_names, classes.guaranteed, strict=True)),
+        "crossed": dict(zip(classes.class_names, classes.crossed, strict=False)),
         "merged": [list(group) for group in classes.merged],
         "few": calibration.few,
         "gate_false_alarms": calibration.gate_false_alarms,

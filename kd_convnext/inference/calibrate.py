@@ -5,6 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.conformal import Few, check_options, lesions_needed
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from kd_convnext.inference.calibration import Calibration
+    from kd_convnext.inference.conformal import Coverage
     from kd_convnext.inference.fitting import Wishes
     from kd_convnext.inference.judge import Judgement
     from kd_convnext.runs import RunFolder
@@ -26,6 +29,7 @@ def calibrate(
     coverage: float = 0.9,
     merge: str | None = None,
     few: Few = "include",
+    also: str | None = None,
     gate_false_alarms: float = 0.05,
     tta: bool = False,
     test: bool = False,
@@ -49,6 +53,8 @@ def calibrate(
         merge: Classes counted together where one alone has too few lesions: "Grade 1+Grade 3", several with commas.
         few: What becomes of a class with too few lesions; include it in every set, or judge it by the pooled threshold
             of all classes, which promises nothing for that class.
+        also: Checkpoints of other repeats of the split, with commas. Lesions that they have held out are counted in
+            where a class has too few: near the coverage as far as the networks are alike, without a proven bound.
         gate_false_alarms: Share of ordinary photographs that the gate may stop.
         tta: Average over the mirror images of each photograph; classify then does so too.
         test: Also judge the calibration on the test part.
@@ -63,8 +69,9 @@ def calibrate(
     Raises:
         KDConvNeXtError: The checkpoint, its data or an option cannot be used, or there would be a leak.
     """
-    from kd_convnext.inference.calibration_data import further_data, own_data, refuse_leak, source_of
-    from kd_convnext.inference.fitting import Wishes, fit_calibration, judge_fit
+    from kd_convnext.inference.calibration_data import Answers, further_data, own_data, refuse_leak, source_of
+    from kd_convnext.inference.cross import held_out_by
+    from kd_convnext.inference.fitting import Wishes, checked_transfer, fit_calibration, judge_fit
     from kd_convnext.inference.judge import judge
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.plotting import save_figure
@@ -84,16 +91,20 @@ def calibrate(
     answers = data.answers(data.rows("val"))
     if extra_manifest is not None:
         further = further_data(predictor, extra_manifest, source, data)
-        answers = answers.and_(further.answers(further.rows("val")))
-    calibration = fit_calibration(data, answers, wishes)
+        answers = Answers.of([answers, further.answers(further.rows("val"))])
+    others = held_out_by([path.strip() for path in also.split(",")], data, source) if also else []
+    calibration = fit_calibration(data, answers, wishes, others)
+    transfer = checked_transfer(calibration, answers, others)
     judgements = {"val": judge_fit(calibration, answers)}
     if test:
         refuse_leak(data, "test")
         judgements["test"] = judge(calibration, data.answers(data.rows("test")), "test")
     summaries = {part: found.summary() for part, found in judgements.items()}
-    record = {**calibration.record, **asdict(predictor.network.info), "extra_manifest": extra_manifest, **summaries}
+    crossed = {"also": also, "transfer": asdict(transfer) if transfer else None}
+    record = {**calibration.record, **asdict(predictor.network.info), "extra_manifest": extra_manifest, **crossed}
+    record |= summaries
     path = replace(calibration, record=record).write(Path(out) if out else Path(ckpt_path).expanduser().parent)
-    _report(calibration, judgements)
+    _report(calibration, judgements, transfer)
     folder = RunFolder(Path(out)) if out else run
     figures = _figures(judgements)
     for name, figure in figures.items():
@@ -116,7 +127,7 @@ def _check(class_names: Sequence[str], wishes: "Wishes") -> None:
         raise ConfigError(Finding("--gate_false_alarms", what, "Give for example 0.05."))
 
 
-def _report(calibration: "Calibration", judgements: Mapping[str, "Judgement"]) -> None:
+def _report(calibration: "Calibration", judgements: Mapping[str, "Judgement"], transfer: "Coverage | None") -> None:
     from kd_convnext.inference.judge import scores_line
     from kd_convnext.inference.temperature import scores
 
@@ -127,6 +138,8 @@ def _report(calibration: "Calibration", judgements: Mapping[str, "Judgement"]) -
         after = f"{part}, after" + (" (cross-fitted)" if part == "val" else "")
         print(scores_line(after, scores(found.after)))
     _report_sets(calibration)
+    if transfer is not None:
+        _report_transfer(calibration, transfer)
     for part, found in judgements.items():
         _report_judgement(part, found)
 
@@ -135,17 +148,31 @@ def _report_sets(calibration: "Calibration") -> None:
     classes = calibration.lesion.classes
     needed = lesions_needed(calibration.coverage)
     print(f"Prediction sets at {calibration.coverage:.0%} coverage of each class ({needed} lesions needed)")
-    for name, count, promised in zip(classes.class_names, classes.lesions, classes.guaranteed, strict=True):
+    crossed = classes.crossed or (0,) * len(classes.class_names)
+    columns = (classes.class_names, classes.lesions, classes.guaranteed, crossed)
+    for name, count, promised, with_others in zip(*columns, strict=True):
         group = next((group for group in classes.merged if name in group), ())
         together = f", together with {', '.join(other for other in group if other != name)}" if group else ""
         without = "judged with all classes" if calibration.few == "pooled" else "in every set"
         verdict = "promised" if promised else f"NO guarantee: {without}"
+        if with_others:
+            verdict = f"NO guarantee: about, by {with_others} lesions with those that other networks have held out"
         print(f"  {name:<20} {count:>4} lesions: {verdict}{together}")
-    if not all(classes.guaranteed) and calibration.few == "include":
+    if calibration.few == "include" and not all(np.isfinite(classes.values)):
         print(
             "  A class in every set leaves hardly an answer without abstaining. Ways out: more labelled lesions "
-            '(--extra_manifest FILE), a merger (--merge "A+B"), or --few pooled.'
+            '(--extra_manifest FILE), a merger (--merge "A+B"), lesions that the checkpoints of other repeats have '
+            "held out (--also FILE,FILE), or --few pooled."
         )
+
+
+def _report_transfer(calibration: "Calibration", found: "Coverage") -> None:
+    print(
+        f"  Thresholds from other networks' lesions alone hold the true class in {found.covered} of {found.lesions} "
+        f"of its own (95 % interval {found.low:.2f} to {found.high:.2f}, asked for {calibration.coverage:.2f})"
+    )
+    if found.high < calibration.coverage:
+        print("  WARNING: the networks are not alike; leave --also out")
 
 
 def _report_judgement(part: str, found: "Judgement") -> None:

@@ -15,7 +15,7 @@ from kd_convnext.inference.gate import Distances, Gate
 from kd_convnext.inference.prediction import NOT_CALIBRATED, Values
 
 FILE = "calibration.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _REMEDY = "Run kd-convnext calibrate --ckpt_path {ckpt}, or classify with --calibration none."
 
@@ -90,16 +90,26 @@ class Calibration:
         """
         inside = level.classes.sets(probabilities[None])[0]
         chosen = tuple(name for name, held in zip(self.class_names, inside, strict=True) if held)
-        unlike = {
-            "colour and texture": distances.appearance / level.gate.appearance,
-            "the network's features": distances.features / level.gate.features,
-        }
-        reasons = [f"unlike the training photographs in {what}" for what, ratio in unlike.items() if ratio > 1]
-        if not chosen:
-            reasons.append(f"no class is plausible at {self.coverage:.0%} coverage")
-        elif len(chosen) > 1:
-            reasons.append(f"{len(chosen)} classes cannot be ruled out at {self.coverage:.0%} coverage")
+        unlike = {name: far / limit for name, far, limit in zip(distances._fields, distances, level.gate, strict=True)}
+        words = self.reasons()
+        reasons = [words[name] for name, ratio in unlike.items() if ratio > 1]
+        if len(chosen) != 1:
+            reasons.append(words["several" if chosen else "none"].format(count=len(chosen)))
         return Decision(chosen, max(unlike.values()), bool(reasons), tuple(reasons))
+
+    def reasons(self) -> dict[str, str]:
+        """Returns the words for each reason to abstain.
+
+        Returns:
+            Of a distance by its name in `Distances`, of a set without a class ``none``, and of one with more than one
+            ``several``, where ``{count}`` is to be filled in.
+        """
+        return {
+            "appearance": "unlike the training photographs in colour and texture",
+            "features": "unlike the training photographs in the network's features",
+            "none": f"no class is plausible at {self.coverage:.0%} coverage",
+            "several": f"{{count}} classes cannot be ruled out at {self.coverage:.0%} coverage",
+        }
 
     def write(self, folder: Path) -> Path:
         """Writes both files.

@@ -1,6 +1,7 @@
 """The photographs a checkpoint is calibrated on: those of its own split, which its training has not seen."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,10 @@ class Answers:
     labels: Rows
     groups: npt.NDArray[np.str_]
 
-    def and_(self, other: "Answers") -> "Answers":
-        """Returns both."""
-        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
-        return Answers(*(np.concatenate(pair) for pair in pairs))
+    @classmethod
+    def of(cls, parts: Sequence["Answers"]) -> "Answers":
+        """Returns all of several."""
+        return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
 
 
 def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_weights: str | None) -> Source:

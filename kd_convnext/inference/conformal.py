@@ -9,7 +9,7 @@ conformal prediction, Lee, Barber, Willett 2023, arXiv:2306.06342). A threshold 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,28 @@ Scores = npt.NDArray[np.float64]
 
 _ROUNDING = 1e-9  # n weights of 1 / (n + 1) do not sum exactly
 
+MARGIN = 1e-5
+"""A threshold is the very score of some photograph, which another runtime's rounding must not push out of its set."""
+
+
+class Held(NamedTuple):
+    """Answers for labelled rows that the network behind each has not been fitted on.
+
+    Attributes:
+        probabilities: float64 [N, K].
+        labels: int64 [N], positions of the classes.
+        groups: str [N], the lesion of each row.
+    """
+
+    probabilities: Scores
+    labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.str_]
+
+    @classmethod
+    def of(cls, parts: "Sequence[Held]") -> "Held":
+        """Returns all of several. A lesion that several networks answered for has several rows, and counts once."""
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
 
 @dataclass(frozen=True)
 class ClassThresholds:
@@ -33,6 +55,8 @@ class ClassThresholds:
         values: K thresholds of ``1 - p``; infinite where the class is in every set.
         lesions: K counts of the calibration lesions of each class.
         guaranteed: K times whether the coverage is promised, for the class or for what it is merged with.
+        crossed: K counts of the lesions that a threshold stands on together with those that other networks have held
+            out; near the coverage by experience, not promised. 0 where no others were needed, or too few are there.
         merged: Classes that share a threshold; the promise then holds for them together.
     """
 
@@ -41,6 +65,7 @@ class ClassThresholds:
     lesions: tuple[int, ...]
     guaranteed: tuple[bool, ...]
     merged: tuple[tuple[str, ...], ...] = ()
+    crossed: tuple[int, ...] = ()
 
     def sets(self, probabilities: Scores) -> npt.NDArray[np.bool_]:
         """Returns which classes are in the prediction sets.
@@ -51,7 +76,12 @@ class ClassThresholds:
         Returns:
             bool [N, K].
         """
-        return np.asarray(1 - probabilities <= np.array(self.values))
+        return np.asarray(1 - probabilities <= np.array(self.limits))
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """The thresholds as they are applied, with the margin for rounding."""
+        return tuple(value + MARGIN for value in self.values)
 
 
 def weighted_threshold(scores: Scores, groups: npt.NDArray[np.str_], coverage: float) -> float:
@@ -89,6 +119,7 @@ def fit_thresholds(
     coverage: float = 0.9,
     merged: Sequence[Sequence[str]] = (),
     few: Few = "include",
+    others: Held | None = None,
 ) -> ClassThresholds:
     """Finds the threshold of every class.
 
@@ -101,6 +132,8 @@ def fit_thresholds(
         coverage: How often a set must hold the true class, in 0..1 exclusive, for each class by itself.
         merged: Classes to be counted together, each at most once.
         few: What to do with a class (or a merger) that has too few lesions.
+        others: Of lesions that other networks of the same recipe have held out, with the same names for the same
+            lesions. They are counted in where a class (or a merger) has too few lesions without them. See `cross`.
 
     Returns:
         The thresholds.
@@ -109,20 +142,38 @@ def fit_thresholds(
         ConfigError: The coverage is not between 0 and 1, or a merger names an unknown class or one twice.
     """
     check_options(class_names, coverage, merged)
-    scores = 1 - probabilities[np.arange(len(labels)), labels]
+    own = Held(probabilities, labels, groups)
+    both = own if others is None else Held.of([own, others])
     category = {name: (name,) for name in class_names} | {name: tuple(group) for group in merged for name in group}
     position = {name: number for number, name in enumerate(class_names)}
-    values, lesions, guaranteed = [], [], []
+    values, lesions, guaranteed, crossed = [], [], [], []
     for number, name in enumerate(class_names):
-        rows = np.isin(labels, [position[member] for member in category[name]])
-        threshold = weighted_threshold(scores[rows], groups[rows], coverage)
+        members = [position[member] for member in category[name]]
+        threshold, _ = _threshold(own, members, coverage)
         lesions.append(len(np.unique(groups[labels == number])))
         guaranteed.append(bool(np.isfinite(threshold)))
-        if not guaranteed[-1] and few == "pooled":
-            threshold = weighted_threshold(scores, groups, coverage)
+        count = 0
+        if not guaranteed[-1]:
+            threshold, count = _threshold(both, members, coverage)
+        crossed.append(count if np.isfinite(threshold) else 0)
+        if not np.isfinite(threshold) and few == "pooled":
+            threshold, _ = _threshold(own, range(len(class_names)), coverage)
         values.append(threshold)
-    together = tuple(tuple(group) for group in merged)
-    return ClassThresholds(tuple(class_names), tuple(values), tuple(lesions), tuple(guaranteed), together)
+    return ClassThresholds(
+        class_names=tuple(class_names),
+        values=tuple(values),
+        lesions=tuple(lesions),
+        guaranteed=tuple(guaranteed),
+        merged=tuple(tuple(group) for group in merged),
+        crossed=tuple(crossed),
+    )
+
+
+def _threshold(held: Held, members: Sequence[int], coverage: float) -> tuple[float, int]:
+    """Returns the threshold of some classes together, and on how many lesions it stands."""
+    rows = np.isin(held.labels, members)
+    scores = 1 - held.probabilities[rows, held.labels[rows]]
+    return weighted_threshold(scores, held.groups[rows], coverage), len(np.unique(held.groups[rows]))
 
 
 def check_options(class_names: Sequence[str], coverage: float, merged: Sequence[Sequence[str]]) -> None:

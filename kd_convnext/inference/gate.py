@@ -22,9 +22,14 @@ NEIGHBOURS = 5
 LARGEST_BANK = 4096
 """More training photographs than this are sampled: the bank stays within megabytes."""
 
-_QUANTILES = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
-_SIDE = 32
-_NO_CONTRAST = 1e-4  # a hundredth of the range: below the noise of a camera
+QUANTILES = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
+"""Which of each channel's levels are taken."""
+
+SIDE = 32
+"""Contrasts are those of the picture at this side and below."""
+
+NO_CONTRAST = 1e-4
+"""A hundredth of the range, squared: below the noise of a camera."""
 
 
 class Distances(NamedTuple):
@@ -61,9 +66,12 @@ class Gate:
             features: float32 [D], the network's penultimate features.
         """
         whitened = (appearance - self.mean) @ self.whitening
-        similar = self.bank @ _unit(features)
-        nearest = float(np.sort(similar)[-min(NEIGHBOURS, len(similar))])
-        return Distances(float(np.linalg.norm(whitened)), float(np.sqrt(max(0.0, 2.0 - 2.0 * nearest))))
+        direction = _unit(features)
+        similar = self.bank @ direction
+        # The cosine tells which is the fifth; of a small distance its rounding would leave nothing.
+        fifth = self.bank[np.argsort(similar)[-min(NEIGHBOURS, len(similar))]]
+        apart = np.linalg.norm(np.subtract(direction, fifth, dtype=np.float64))
+        return Distances(float(np.linalg.norm(whitened)), float(apart))
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Returns its arrays by name."""
@@ -102,13 +110,13 @@ def appearance_of(picture: npt.NDArray[np.uint8]) -> Values:
     channels = picture.shape[2]
     colours = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2LAB) if channels == 3 else picture).reshape(-1, channels)
     below = np.stack([np.bincount(colours[:, channel], minlength=256).cumsum() for channel in range(channels)])
-    quantiles = np.stack([np.searchsorted(counts, _QUANTILES * len(colours)) for counts in below]) / 255
-    level = _halved(np.asarray(picture / 255, np.float32), _SIDE)
+    quantiles = np.stack([np.searchsorted(counts, QUANTILES * len(colours)) for counts in below]) / 255
+    level = _halved(np.asarray(picture / 255, np.float32), SIDE)
     contrasts = []
     while len(level) > 1:
         coarser = _halved(level, len(level) // 2)
         detail = level - coarser.repeat(2, axis=0).repeat(2, axis=1)
-        contrasts.append(np.log(_NO_CONTRAST + (detail**2).mean(axis=(0, 1), dtype=np.float64)))
+        contrasts.append(np.log(NO_CONTRAST + (detail**2).mean(axis=(0, 1), dtype=np.float64)))
         level = coarser
     return np.concatenate([quantiles.ravel(), *contrasts])
 

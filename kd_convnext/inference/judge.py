@@ -9,7 +9,7 @@ import numpy.typing as npt
 from kd_convnext.evaluation import Evaluation, Source
 from kd_convnext.inference.calibration import Calibration, Decision
 from kd_convnext.inference.calibration_data import Answers
-from kd_convnext.inference.conformal import Coverage, observed_coverage
+from kd_convnext.inference.conformal import Coverage, Held, observed_coverage
 from kd_convnext.inference.gate import Distances
 from kd_convnext.inference.prediction import Values, mean_rows
 from kd_convnext.inference.temperature import Scores, scores, softmax
@@ -24,12 +24,19 @@ class Lesions:
         probabilities: float64 [L, K], mean calibrated probabilities.
         distances: L mean distances.
         labels: int64 [L]; -1 where photographs of a lesion are labelled differently.
+        names: str [L].
     """
 
     raw: Values
     probabilities: Values
     distances: tuple[Distances, ...]
     labels: npt.NDArray[np.int64]
+    names: npt.NDArray[np.str_]
+
+    def held(self) -> Held:
+        """Returns what thresholds are found from."""
+        known = self.labels >= 0
+        return Held(self.raw[known], self.labels[known], self.names[known])
 
 
 def lesions_of(answers: Answers, probabilities: Values, distances: list[Distances]) -> Lesions:
@@ -50,6 +57,7 @@ def lesions_of(answers: Answers, probabilities: Values, distances: list[Distance
         probabilities=np.stack([mean_rows(list(probabilities[rows])) for rows in members]),
         distances=tuple(Distances(*mean_rows(list(spread[rows])).tolist()) for rows in members),
         labels=np.array([found.pop() if len(found) == 1 else -1 for found in labels], np.int64),
+        names=names,
     )
 
 

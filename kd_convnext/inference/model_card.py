@@ -214,13 +214,15 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
     if calibration is None:
         return None
     classes = calibration.lesion.classes
+    crossed = [name for name, count in zip(classes.class_names, classes.crossed, strict=False) if count]
     pairs = list(zip(classes.class_names, classes.guaranteed, strict=True))
     return {
         "temperature": calibration.temperature,
         "coverage": calibration.coverage,
         "gate_false_alarms": calibration.gate_false_alarms,
         "promised": [name for name, promised in pairs if promised],
-        "without": [name for name, promised in pairs if not promised],
+        "crossed": crossed,
+        "without": [name for name, promised in pairs if not promised and name not in crossed],
     }
 
 
