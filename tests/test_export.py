@@ -4,15 +4,18 @@ import pickletools
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pandas as pd
 import pytest
 import tiny
 import torch
 from conftest import REPOSITORY
-from inference_tiny import make_run
+from inference_tiny import copy_run, make_run
 from PIL import Image
 
 from kd_convnext import Predictor
@@ -20,6 +23,9 @@ from kd_convnext.cli import main
 from kd_convnext.inference import export as tool
 from kd_convnext.inference import export_formats as formats
 from kd_convnext.inference.deployed import Deployed
+from kd_convnext.inference.deployed_gate import DeployedGate
+from kd_convnext.inference.gate import appearance_of, fit_gate
+from kd_convnext.inference.prediction import Photograph
 from kd_convnext.inference.temperature import softmax
 
 FORMATS = ("onnx", "openvino", "torch")
@@ -37,7 +43,7 @@ def export(checkpoint, out, *words):
 
 
 def file_in(folder):
-    (found,) = (path for path in folder.iterdir() if path.suffix in (".onnx", ".xml", ".pt2"))
+    (found,) = (path for path in folder.iterdir() if path.name in ("model.onnx", "model.xml", "model.pt2"))
     return found
 
 
@@ -76,11 +82,14 @@ class TestFormats:
         run = formats.load(file_in(exported[name]), threads=1)
         logits, _ = predictor.outputs(list(pictures.transpose(0, 2, 3, 1)))
         expected = softmax(logits, predictor.calibration.temperature)
+        distances, gate_scores = gated(predictor, pictures)
         for count in (1, 2, 7):
             found = run(pictures[:count])
             assert found[0].shape == found[1].shape == (count, 5)
             assert np.abs(found[0] - logits[:count]).max() < 1e-4
             assert np.abs(found[1] - expected[:count]).max() < 1e-5
+            assert found[2] == pytest.approx(gate_scores[:count], rel=1e-4)
+            assert found[3] == pytest.approx(distances[:count], rel=1e-4)
 
     def test_says_what_it_is(self, exported, predictor, name):
         said = formats.read_words(file_in(exported[name]))
@@ -92,12 +101,16 @@ class TestFormats:
         assert said["temperature"] == calibration.temperature
         limits = said["prediction_set"]["photograph"]
         assert [np.inf if limits[key] is None else limits[key] for key in card.class_names] == list(
-            calibration.photograph.classes.values
+            calibration.photograph.classes.limits
         )
+        for level in ("photograph", "lesion"):
+            assert said["gate"][level] == getattr(calibration, level).gate._asdict()
+        assert said["abstain"]["reasons"] == calibration.reasons()
         assert said["model"]["checkpoint_sha256"] == predictor.network.info.checkpoint_sha256
         beside = json.loads((exported[name] / "model.json").read_text())
         assert {key: beside[key] for key in said} == said
         assert beside["compared"]["largest_difference"] < 1e-4 and beside["compared"]["agreement"] == 1
+        assert beside["compared"]["gate_difference"] < 1e-4 and beside["compared"]["decisions"] == 1
         assert beside["compared"]["labelled"] == 30  # the training has seen the other 30
         assert beside["compared"]["accuracy"] == beside["compared"]["accuracy_checkpoint"]
 
@@ -107,6 +120,15 @@ class TestFormats:
                 assert not is_pickle(content), path
                 for trace in (b"site-packages", str(tool.__file__.rpartition("/")[0]).encode(), b"data.pkl"):
                     assert trace not in content, path
+
+
+def gated(predictor, pictures):
+    """What the gate of `classify` says of pictures [N, C, S, S]."""
+    pictures = pictures.transpose(0, 2, 3, 1)
+    _, features = predictor.outputs(list(pictures))
+    pairs = zip(pictures, features, strict=True)
+    distances = [predictor.calibration.gate.distances(appearance_of(picture), row) for picture, row in pairs]
+    return np.array(distances), np.max(np.array(distances) / predictor.calibration.photograph.gate, axis=1)
 
 
 def parts(content):
@@ -135,7 +157,8 @@ def test_onnx_takes_any_batch_by_name_and_holds_its_weights(exported):
     (images,) = model.graph.input
     shape = [axis.dim_param or axis.dim_value for axis in images.type.tensor_type.shape.dim]
     assert images.name == "images" and shape == ["batch", 3, 32, 32]
-    assert [output.name for output in model.graph.output] == ["logits", "probabilities"]
+    named = [output.name for output in model.graph.output]
+    assert named == ["logits", "probabilities", "gate_score", "gate_distances"]
     assert not any(tensor.external_data for tensor in model.graph.initializer)
 
 
@@ -148,9 +171,72 @@ def test_float_pixels_and_mirror_images(tiny_run, student, tmp_path, pictures, n
     predictor = Predictor.from_checkpoint(checkpoint, calibration="none", tta=True)
     logits, _ = predictor.outputs(list(pictures.transpose(0, 2, 3, 1)))
     found = formats.load(file_in(tmp_path / "out"))(np.float32(pictures / 255))
-    assert np.abs(found[0] - logits).max() < 1e-4
+    assert len(found) == 2 and np.abs(found[0] - logits).max() < 1e-4
     said = formats.read_words(file_in(tmp_path / "out"))
     assert said["mirror_images_inside"] and said["temperature"] is None and said["prediction_set"] is None
+    assert said["gate"] is None and said["abstain"]["rule"] == "always"
+
+
+class TestGate:
+    """Abstaining without this package."""
+
+    @pytest.mark.slow
+    def test_of_mirror_images_is_that_of_classify(self, student, tmp_path, pictures):
+        checkpoint = copy_run(student, tmp_path / "run")
+        assert main(["calibrate", "--ckpt_path", str(checkpoint), "--coverage=0.5", "--tta=true"]) == 0
+        words = ("--format=torch", "--pixels=float32", "--samples=4")
+        assert export(checkpoint, tmp_path / "out", *words) == 0
+        found = formats.load(file_in(tmp_path / "out"))(np.float32(pictures / 255))
+        assert found[2] == pytest.approx(gated(Predictor.from_checkpoint(checkpoint), pictures)[1], rel=1e-4)
+
+    @pytest.mark.parametrize(("side", "channels"), [(16, 3), (32, 3), (50, 3), (224, 3), (48, 1)])
+    def test_distances_in_operations_of_a_graph(self, side, channels):
+        rng = np.random.default_rng(side)
+        coarse = rng.integers(0, 256, (40, 9, 9, channels), np.uint8)
+        seen = np.stack([cv2.resize(picture, (side, side)).reshape(side, side, channels) for picture in coarse])
+        features = rng.gamma(2.0, 1.0, (40, 24)).astype(np.float32)
+        appearances = np.stack([appearance_of(picture) for picture in seen])
+        gate = fit_gate(appearances[:30], features[:30])
+        expected = [gate.distances(*pair) for pair in zip(appearances, features, strict=True)]
+        images = torch.from_numpy(np.ascontiguousarray(seen.transpose(0, 3, 1, 2)))
+        for given in (images, images / 255):
+            found = DeployedGate(gate, side)(given, torch.from_numpy(features)).numpy()
+            assert found == pytest.approx(np.array(expected), rel=1e-5)
+
+    def test_colours_are_those_of_opencv_to_the_last_level(self):
+        """Two million colours; all 16.7 million agreed when this was written."""
+        colours = np.random.default_rng(0).integers(0, 256, (1024, 2048, 3), np.uint8)
+        gate = fit_gate(np.random.default_rng(1).normal(0, 1, (9, 36)), np.ones((9, 4), np.float32))
+        images = torch.from_numpy(colours.transpose(2, 0, 1).copy())[None].float()
+        found = DeployedGate(gate, 32).lab(images)[0].numpy().transpose(1, 2, 0)
+        assert np.array_equal(found, cv2.cvtColor(colours, cv2.COLOR_RGB2LAB))
+
+
+@pytest.mark.parametrize(
+    ("options", "channels"),
+    [pytest.param({"resize": "pad", "store_size": 64}, 3, marks=pytest.mark.slow), ({"upscaler": "none"}, 1)],
+)
+def test_whole_photographs_are_cropped_by_a_graph(tiny_manifest, tiny_cache, tmp_path, options, channels):
+    source = tiny.data(tiny_manifest, tiny_cache, **options, in_chans=channels, sr_max_side=60)
+    spec = tiny.BackboneSpec(name="convnext_tiny", image_size=32, in_chans=channels, args=tiny.CONVNEXT)
+    checkpoint = make_run(tmp_path / "run", source, tiny.teacher(source, backbone=spec))
+    assert export(checkpoint, tmp_path / "out", "--pixels=float32", "--samples=2") == 0
+    predictor = Predictor.from_checkpoint(checkpoint)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "crop.onnx")
+    for height, width in ((9, 30), (60, 61), (333, 80)):
+        pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        (_, expected), *_ = predictor.pictures([Photograph(pixels)])
+        (found,) = session.run(None, {"photograph": pixels})
+        off = np.abs(np.rint(found[0].transpose(1, 2, 0) * 255) - expected)
+        assert off.max() <= 1 and off.mean() < 0.05
+
+
+@pytest.mark.slow
+def test_crops_that_a_network_enlarges_have_no_graph(tiny_manifest, tiny_cache, tmp_path):
+    source = tiny.data(tiny_manifest, tiny_cache, upscaler="spandrel", sr_weights="drawn-specimens-x4")
+    checkpoint = make_run(tmp_path / "run", source, tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC))
+    assert export(checkpoint, tmp_path / "out", "--samples=2") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "model.json"}
 
 
 def test_checkpoint_without_its_run_is_compared_on_drawn_specimens(student, tmp_path, capsys):
@@ -175,34 +261,50 @@ def test_int8_says_what_it_costs(student, tmp_path, capsys, name):
 
 
 def test_example_without_torch_answers_as_classify(exported, student, tiny_manifest, tmp_path):
-    """Same words; numbers as near as an export must be (a pixel in ten thousand may differ by one level)."""
-    photos = [str(tiny_manifest.parent / f"{number}_{number}_0.png") for number in range(5)]
+    """The same CSV for a folder: the same words, abstaining and why included, and numbers to the sixth digit."""
+    folder = tmp_path / "photographs"
+    (folder / "more").mkdir(parents=True)
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes((tiny_manifest.parent / f"{number}_{number}_0.png").read_bytes())
     pixels = np.random.default_rng(3).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    for size, name in (((90, 70), "turned.jpg"), ((900, 700), "large.jpg")):
+    for size, name in (((90, 70), "turned.jpg"), ((900, 700), "more/large.jpg"), ((9, 30), "small.png")):
         exif = Image.Exif()
         exif[274] = 6
-        Image.fromarray(pixels).resize(size).save(tmp_path / name, exif=exif)
-        photos.append(str(tmp_path / name))
-    script, model = REPOSITORY / "docs/examples/onnx_only.py", exported["onnx"] / "model.onnx"
+        Image.fromarray(pixels).resize(size).save(folder / name, exif=exif)
+    script = REPOSITORY / "docs/examples/onnx_only.py"
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, script, model, *photos], capture_output=True, text=True, check=True
+        [sys.executable, "-c", WITHOUT, script, exported["onnx"], folder], capture_output=True, text=True, check=True
     )
-    assert main(["classify", *photos, "--ckpt_path", str(student), "--out", str(tmp_path / "out")]) == 0
+    assert main(["classify", str(folder), "--ckpt_path", str(student), "--out", str(tmp_path / "out")]) == 0
     expected = pd.read_csv(tmp_path / "out" / "answers.csv", keep_default_na=False)
     found = pd.read_csv(io.StringIO(done.stdout), keep_default_na=False)
-    assert len(found) == 7 and set(expected["prediction_set"]) != {""}
+    assert found.columns.tolist() == expected.columns.tolist() and len(found) == 8
+    assert any("unlike the training photographs" in reasons for reasons in expected["reasons"])
+    assert set(expected["prediction_set"]) != {""}
     for column in found.columns:
-        if column.startswith("prob"):
-            assert found[column].to_numpy() == pytest.approx(expected[column].to_numpy(), abs=1e-4)
+        if column.startswith(("prob", "gate")):
+            assert found[column].to_numpy() == pytest.approx(expected[column].to_numpy(), rel=1e-5)
         else:
             assert found[column].tolist() == expected[column].tolist()
 
 
+def test_example_has_thirty_lines():
+    text = (REPOSITORY / "docs/examples/onnx_only.py").read_text().rpartition('"""')[2]
+    assert len([line for line in text.splitlines() if line]) <= 30
+
+
 class TestRefused:
-    def test_a_file_that_answers_otherwise_is_not_kept(self, student, tmp_path, capsys, monkeypatch):
-        """An export that would forget the calibration."""
-        traced = formats.traced
-        monkeypatch.setattr(formats, "traced", lambda network, pixels: traced(Deployed(network.backbone, 3.0), pixels))
+    @pytest.mark.parametrize("forgotten", ["limits", "gate"])
+    def test_a_file_that_answers_otherwise_is_not_kept(
+        self, student, predictor, tmp_path, capsys, monkeypatch, forgotten
+    ):
+        traced, own = formats.traced, predictor.calibration
+        other = {
+            "limits": replace(own, photograph=replace(own.photograph, gate=own.lesion.gate._replace(features=1.0))),
+            "gate": None,
+        }[forgotten]
+        wrong = Deployed(predictor.network.backbone, other)
+        monkeypatch.setattr(formats, "traced", lambda network, pixels: traced(wrong, pixels))
         before = set(tmp_path.iterdir())
         assert export(student, tmp_path / "out" / "deep", "--format=torch") == 2
         err = capsys.readouterr().err

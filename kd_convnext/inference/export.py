@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LARGEST_DIFFERENCE = 1e-4
 """Between the probabilities of a float32 export and those of the checkpoint, on any photograph."""
 
+LARGEST_GATE_DIFFERENCE = 1e-3
+"""Between their gate scores, where 1 is what passes; above that, as a share of the score."""
+
 
 def export(
     ckpt_path: str,
@@ -37,13 +40,15 @@ def export(
 ) -> Path:
     """Writes the network of a checkpoint as a file that answers without this package.
 
-    Normalisation, temperature and mirror images are inside; crops, class names and thresholds are described in the file
-    and in a JSON beside it. No format holds a pickle. The file is loaded again and must give the checkpoint's
-    probabilities within 1e-4 and always its class, for one photograph and for several at once; else nothing is left.
+    Normalisation, temperature, mirror images and, of a calibrated checkpoint, the gate are inside; crops, class names,
+    thresholds and the rule for abstaining are described in the file and in a JSON beside it. No format holds a pickle.
+    The file is loaded again and must give the checkpoint's probabilities within 1e-4, its gate scores within 1e-3 and
+    always its class, for one photograph and for several at once; else nothing is left.
 
     Args:
         ckpt_path: The checkpoint: a teacher, a baseline or a distilled student.
-        out: Folder of model.onnx, model.xml and .bin, or model.pt2, and of model.json.
+        out: Folder of model.onnx, model.xml and .bin, or model.pt2, and of model.json; beside model.onnx, where no
+            network enlarges the crops, crop.onnx from whole photographs to its input.
         format: For ONNX Runtime, OpenVINO or torch.export.load.
         int8: Whole-number products where they pay, and what they cost; not for torch.
         pixels: Type of the input; uint8 0..255 or float32 0..1.
@@ -63,6 +68,7 @@ def export(
         KDConvNeXtError: The checkpoint, the photographs, a package or an option cannot be used.
     """
     from kd_convnext.inference.deployed import words_of
+    from kd_convnext.inference.export_crop import can_crop, write_crop
     from kd_convnext.inference.export_formats import FILES, check_packages
     from kd_convnext.inference.export_samples import samples_of
     from kd_convnext.inference.predictor import Predictor
@@ -80,10 +86,12 @@ def export(
     with _staged(folder) as place:
         found = _write(predictor, place, wish, words, shown)
         made = [place / f"model{ending}" for ending in FILES[format]]
+        if format == "onnx" and can_crop(predictor):
+            made.append(write_crop(predictor, pixels, place))
         _describe(place / "model.json", words, made, found, shown)
         folder.mkdir(exist_ok=True)
         kept = [file.replace(folder / file.name) for file in (*made, place / "model.json")]
-    _report(kept[0], kept[:-1], found, shown)
+    _report(kept, found, shown)
     return kept[0]
 
 
@@ -121,8 +129,8 @@ def _write(predictor: "Predictor", place: Path, wish: _Wish, words: "Words", sho
     from kd_convnext.inference.deployed import Deployed
     from kd_convnext.inference.export_int8 import write_dynamic, write_static
 
-    temperature = predictor.calibration.temperature if predictor.calibration else 1.0
-    program = formats.traced(Deployed(predictor.network.backbone, temperature, predictor.tta), wish.pixels)
+    deployed = Deployed(predictor.network.backbone, predictor.calibration, predictor.tta)
+    program = formats.traced(deployed, wish.pixels)
     exact, whole = place / "float32.onnx", place / "int8.onnx"
 
     def compared(path: Path) -> "Compared":
@@ -151,11 +159,13 @@ def _write(predictor: "Predictor", place: Path, wish: _Wish, words: "Words", sho
 
 def _near(found: "Compared") -> "Compared":
     """Refuses answers that are not the checkpoint's."""
-    if found.largest_difference < LARGEST_DIFFERENCE and found.agreement == 1:
+    gate = found.gate_difference or 0.0
+    if found.largest_difference < LARGEST_DIFFERENCE and gate < LARGEST_GATE_DIFFERENCE and found.agreement == 1:
         return found
     what = (
         f"the file's probabilities are up to {found.largest_difference:.2g} from the checkpoint's, "
-        f"the class is the same in {found.agreement:.1%} of {found.photographs} photographs"
+        f"its gate scores up to {gate:.2g}, the class is the same in {found.agreement:.1%} of {found.photographs} "
+        "photographs"
     )
     raise ExportError(Finding("--format", what, "Nothing was written. Choose another --format, and report this."))
 
@@ -169,13 +179,15 @@ def _describe(path: Path, words: "Words", files: list[Path], found: "Compared", 
     path.write_text(json.dumps({**words.content, **facts}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _report(path: Path, files: list[Path], found: "Compared", shown: "Samples") -> None:
+def _report(files: list[Path], found: "Compared", shown: "Samples") -> None:
     size = sum(file.stat().st_size for file in files) / 1e6
-    print(f"Wrote {path} ({size:.1f} MB) and model.json")
+    print(f"Wrote {files[0]}, {', '.join(file.name for file in files[1:])} ({size:.1f} MB)")
     print(
         f"Compared with the checkpoint on {shown.source}: largest difference of a probability "
         f"{found.largest_difference:.2g}, same class in {found.agreement:.1%}"
     )
+    if found.gate_difference is not None:
+        print(f"Largest difference of a gate score {found.gate_difference:.2g}, same decision in {found.decisions:.1%}")
     if found.labelled:
         pairs = ((found.accuracy, found.accuracy_checkpoint), (found.f1_macro, found.f1_macro_checkpoint))
         (accuracy, f1) = (f"{own:.3f} (checkpoint {before:.3f})" for own, before in pairs)

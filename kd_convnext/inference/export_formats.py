@@ -17,9 +17,8 @@ from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.deployed import INPUT, KEY, OUTPUTS, Deployed, PixelType, Words
 
 Format = Literal["onnx", "openvino", "torch"]
-Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
-Runner = Callable[[npt.NDArray[Any]], Outputs]
-"""Takes [B, C, S, S] in the file's type, gives logits and probabilities, each [B, K]."""
+Runner = Callable[[npt.NDArray[Any]], tuple[npt.NDArray[np.float32], ...]]
+"""Takes [B, C, S, S] in the file's type, gives what `Deployed` does."""
 
 FILES: dict[Format, tuple[str, ...]] = {"onnx": (".onnx",), "openvino": (".xml", ".bin"), "torch": (".pt2",)}
 """Endings of what each format writes; the first one is what is loaded."""
@@ -89,7 +88,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
         made = torch.onnx.export(
             program,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
+            output_names=list(OUTPUTS[: len(program.graph_signature.user_outputs)]),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -181,7 +180,7 @@ def _onnx(path: Path, threads: int | None) -> Runner:
     if threads:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: tuple(session.run(list(OUTPUTS), {INPUT: images}))
+    return lambda images: tuple(session.run(None, {INPUT: images}))
 
 
 def _openvino(path: Path, threads: int | None) -> Runner:
@@ -193,9 +192,11 @@ def _openvino(path: Path, threads: int | None) -> Runner:
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = openvino.Core().compile_model(path, "CPU", settings)
 
-    def run(images: npt.NDArray[Any]) -> Outputs:
+    names = OUTPUTS[: len(compiled.outputs)]
+
+    def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
         found = compiled(images)
-        return found[OUTPUTS[0]], found[OUTPUTS[1]]
+        return tuple(found[name] for name in names)
 
     return run
 
@@ -204,10 +205,9 @@ def _torch(path: Path, threads: int | None) -> Runner:
     with _quiet():
         module = torch.export.load(path).module()
 
-    def run(images: npt.NDArray[Any]) -> Outputs:
+    def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
         with torch.inference_mode():
-            logits, probabilities = module(torch.from_numpy(images))
-        return logits.numpy(), probabilities.numpy()
+            return tuple(values.numpy() for values in module(torch.from_numpy(images)))
 
     return run
 

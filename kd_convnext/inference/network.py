@@ -57,10 +57,7 @@ class Network:
         self.backbone = backbone.eval().requires_grad_(False)
         self.card = card
         self.info = info
-        self._features: list[Tensor] = []
-        head = cast(Any, backbone.network).get_classifier()
-        head = head[0] if isinstance(head, tuple | list | nn.ModuleList) else head
-        head.register_forward_pre_hook(self._keep)
+        self._features = watched_features(backbone)
 
     @property
     def device(self) -> torch.device:
@@ -83,8 +80,25 @@ class Network:
             features = self._features.pop()
         return logits.float().cpu(), features.flatten(1).float().cpu()
 
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._features[:] = inputs[:1]
+
+def watched_features(backbone: Backbone) -> list[Tensor]:
+    """Watches what the last linear layer sees.
+
+    Args:
+        backbone: The network.
+
+    Returns:
+        A list that holds it, and nothing else, after each pass.
+    """
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[:] = inputs[:1]
+
+    head = cast(Any, backbone.network).get_classifier()
+    head = head[0] if isinstance(head, tuple | list | nn.ModuleList) else head
+    head.register_forward_pre_hook(keep)
+    return seen
 
 
 def load_network(path: str | Path, device: str = "cpu") -> Network:
