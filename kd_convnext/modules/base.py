@@ -176,8 +176,9 @@ class ClassifierModule(pl.LightningModule, ABC):
         """Builds optimiser and schedule from ``optim``."""
         network = self.classifier
         head = [*network.head_parameters(), *self.fresh_parameters()]
-        # Fused, an optimiser unscales float16 gradients by itself, which cannot be combined with clipping them.
-        fused = self.trainer.precision != "16-mixed" or not self.trainer.gradient_clip_val
+        # Under mixed precision Lightning clips the gradients of no optimiser that could unscale them by itself.
+        mixed = str(self.trainer.precision).endswith("-mixed")
+        fused = not (mixed and self.trainer.gradient_clip_val)
         optimizer = build_optimizer(self.optim, network.body_parameters(), head, fused=fused)
         steps = float(self.trainer.estimated_stepping_batches)
         # With max_steps alone the line above does not count the batches of an epoch.
