@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from kd_convnext._version import __version__
 from kd_convnext.data.datamodule import SpecimenDataModule
 from kd_convnext.data.transforms import still_view
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.evaluation import Evaluation
 from kd_convnext.plotting import (
     confusion_matrix,
@@ -110,7 +110,8 @@ class RunRecord(Callback):
             picture_size: Longer side of the table's pictures, in pixels.
             log_validation: Give the loggers the confusion matrix of every validation during a fit.
             heat_maps: Test photographs to show with the evidence for the predicted class over them, in the table's
-                order; each costs about fifty forward passes.
+                order, and beside each that of the teacher, where its checkpoint is at hand; each map costs about
+                fifty forward passes.
             artifacts: Give W&B split and best checkpoint of a fit, and metrics, predictions and report of a test.
         """
         super().__init__()
@@ -206,24 +207,25 @@ class RunRecord(Callback):
             show_figure(trainer, "test/misclassified", crop_grid(pictures[: len(wrong)], titles))
 
     def _show_heat_maps(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
-        """Shows where the evidence for the predicted classes lies, the surest mistakes first."""
+        """Shows where the evidence for the predicted classes lies, the surest mistakes first, and the teacher's."""
         # timm imports wandb wherever it is installed; runs without heat maps do without.
-        from kd_convnext.inference.heatmaps import explaining_stage, heat_maps, overlay, spread_over
+        from kd_convnext.inference.explanation import evidence_over, resized
 
-        data, backbone = _data(trainer), cast("Backbone", module.classifier)
-        crop_spec, pictures, titles = data.crops.spec, [], []
+        data, backbone, teacher = _data(trainer), cast("Backbone", module.classifier), _teacher(trainer, module)
+        resize, pictures, titles = data.crops.spec.resize, [], []
         for place in most_telling(found)[: self.heat_maps]:
             crop = data.crops.load(int(found.index[place]))
-            seen = still_view(crop, backbone.image_size, backbone.in_chans, crop_spec.resize)
-            images = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None]
-            predicted = int(found.predictions[place])
-            (heat,) = heat_maps(backbone, images, torch.tensor([predicted]), explaining_stage(backbone))
-            padded = crop_spec.resize == "pad"
-            pictures.append(overlay(crop, spread_over(heat, *crop.shape[:2], padded=padded)))
-            label = int(found.labels[place])
+            seen = still_view(crop, backbone.image_size, backbone.in_chans, resize)
+            predicted, label = int(found.predictions[place]), int(found.labels[place])
+            pictures.append(evidence_over(backbone, seen, predicted, crop, padded=resize == "pad"))
             wrong = f" ({found.class_names[label]})" if label not in (predicted, -1) else ""
             titles.append(f"{found.class_names[predicted]}{wrong}")
-        show_figure(trainer, "test/heat_maps", crop_grid(pictures, titles))
+            if teacher is not None:
+                seen = resized(seen, teacher.image_size)
+                pictures.append(evidence_over(teacher, seen, predicted, crop, padded=resize == "pad"))
+                titles.append(f"teacher, {found.class_names[predicted]}")
+        together = 1 if teacher is None else 2
+        show_figure(trainer, "test/heat_maps", crop_grid(pictures, titles, together))
 
 
 class AugmentationPreview(Callback):
@@ -328,6 +330,21 @@ def _data(trainer: Trainer) -> SpecimenDataModule:
         remedy = "Pass datamodule=SpecimenDataModule(...), or leave this callback out."
         raise ConfigError(Finding("trainer", "was given other data than a SpecimenDataModule", remedy))
     return data
+
+
+def _teacher(trainer: Trainer, module: LightningModule) -> "Backbone | None":
+    """Loads the teacher of a distilled student, where its checkpoint is at hand."""
+    from kd_convnext.inference.network import load_network
+
+    path = getattr(module, "teacher_ckpt", None)
+    if path is None or not Path(path).is_file():
+        return None
+    try:
+        with torch.inference_mode(False):  # its weights take part in gradients
+            return load_network(path, str(module.device)).backbone
+    except KDConvNeXtError as error:
+        say(trainer, f"Heat maps are shown without the teacher's: {error}")
+        return None
 
 
 def _evaluation(trainer: Trainer, module: LightningModule, name: str) -> Evaluation | None:

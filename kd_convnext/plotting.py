@@ -162,17 +162,18 @@ def per_class_bars(evaluation: "Evaluation") -> Figure:
     return figure
 
 
-def crop_grid(images: Sequence[npt.NDArray[np.uint8]], titles: Sequence[str]) -> Figure:
+def crop_grid(images: Sequence[npt.NDArray[np.uint8]], titles: Sequence[str], together: int = 1) -> Figure:
     """Shows pictures in a nearly square grid, each under its title.
 
     Args:
         images: N times uint8 [H, W, 3], RGB; sizes may differ.
         titles: N titles.
+        together: So many that follow each other are kept in one row.
 
     Returns:
         The figure.
     """
-    columns = max(1, math.ceil(math.sqrt(len(images))))
+    columns = together * max(1, math.ceil(math.sqrt(len(images)) / together))
     rows = max(1, math.ceil(len(images) / columns))
     figure = Figure(figsize=(1.8 * columns, 2.0 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -9,6 +9,7 @@ from inference_tiny import make_run
 from PIL import Image
 from scipy.stats import spearmanr
 
+from kd_convnext import callbacks
 from kd_convnext.cli import main
 from kd_convnext.demo import CONVNEXT, SWIN
 from kd_convnext.errors import ConfigError
@@ -27,6 +28,7 @@ from kd_convnext.inference.network import load_network
 from kd_convnext.inference.prediction import Photograph
 from kd_convnext.inference.predictor import Predictor
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
+from kd_convnext.plotting import crop_grid
 
 ASSETS = files("kd_convnext") / "assets"
 SPECS = {
@@ -295,3 +297,30 @@ def test_on_drawn_specimens_the_maps_fall_on_the_tumour(tmp_path):
     assert 0.65 < np.mean(areas) < 0.78
     assert student_rate >= 0.9
     assert teacher_rate >= 0.82
+
+
+def test_record_of_a_test_shows_the_teacher_beside_the_student(
+    tiny_run, tiny_manifest, tiny_cache, tmp_path, monkeypatch
+):
+    """While its file is there; the test itself never needs it."""
+    shown = []
+    monkeypatch.setattr(callbacks, "crop_grid", lambda *given: shown.append(given) or crop_grid(*given))
+    source = tiny.data(tiny_manifest, tiny_cache)
+    teacher = tmp_path / "teacher.ckpt"
+    teacher.write_bytes(tiny_run.read_bytes())
+    record = callbacks.RunRecord(max_pictures=0, heat_maps=2)
+    for content in (tiny_run.read_bytes(), b"damaged", None):
+        teacher.unlink()
+        if content is not None:
+            teacher.write_bytes(content)
+        trainer = tiny.trainer(tmp_path, callbacks=[record])
+        trainer.test(tiny.student(source, teacher), datamodule=source, verbose=False)
+    (pictures, titles, together), *others = shown
+    assert together == 2 and len(pictures) == 4
+    for own, other in (titles[:2], titles[2:]):
+        assert other == f"teacher, {own.split(' (')[0]}"
+    assert all(picture.shape == (40, 40, 3) for picture in pictures)
+    assert not np.array_equal(pictures[0], pictures[1])
+    for pictures_alone, _, together in others:
+        assert together == 1 and np.array_equal(pictures_alone, pictures[::2])
+    assert len(others) == 2 and (tmp_path / "figures" / "heat_maps.png").is_file()

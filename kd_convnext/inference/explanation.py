@@ -17,6 +17,7 @@ from kd_convnext.inference.network import Network
 from kd_convnext.inference.prediction import Failure, Photograph, Pixels, Values
 from kd_convnext.inference.predictor import Predictor
 from kd_convnext.inference.temperature import softmax
+from kd_convnext.models.backbones import Backbone
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ class Explainer:
         crop = image[region.y : region.y + region.height, region.x : region.x + region.width]
         views = [self._view(network, picture, probabilities, target, crop, region)]
         if self.teacher is not None:
-            seen = _resized(picture, self.teacher.backbone.image_size)
+            seen = resized(picture, self.teacher.backbone.image_size)
             answer = softmax(self.teacher(torch.from_numpy(seen).permute(2, 0, 1)[None])[0].double().numpy()[0])
             views.append(self._view(self.teacher, seen, answer, target, crop, region))
         alike = self.cases.nearest(features[0], self.neighbours) if self.cases is not None else []
@@ -174,13 +175,36 @@ class Explainer:
         )
 
 
-def _resized(picture: Pixels, size: int) -> Pixels:
-    """Shows a teacher of another size the picture as during distillation."""
+def resized(picture: Pixels, size: int) -> Pixels:
+    """Shows a teacher of another size the picture as during distillation.
+
+    Args:
+        picture: uint8 [S, S, C], as the student sees it.
+        size: Side of the teacher's input.
+    """
     if picture.shape[0] == size:
         return picture
     values = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None].float()
-    resized = F.interpolate(values, (size, size), mode="bilinear", antialias=True)[0]
-    return np.asarray(resized.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+    seen = F.interpolate(values, (size, size), mode="bilinear", antialias=True)[0]
+    return np.asarray(seen.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def evidence_over(backbone: Backbone, picture: Pixels, target: int, crop: Pixels, *, padded: bool) -> Pixels:
+    """Draws where a network's evidence for a class lies.
+
+    Args:
+        backbone: The network, in evaluation mode.
+        picture: uint8 [S, S, C], as it sees the crop.
+        target: Position of the class.
+        crop: uint8 RGB [H, W, 3].
+        padded: Whether the network sees the crop with borders that keep its proportions.
+
+    Returns:
+        uint8 RGB [H, W, 3].
+    """
+    images = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None]
+    (heat,) = heat_maps(backbone, images, torch.tensor([target]), explaining_stage(backbone))
+    return overlay(crop, spread_over(heat, *crop.shape[:2], padded=padded))
 
 
 def _view_entry(view: View, class_names: Sequence[str], target: str) -> dict[str, Any]:
