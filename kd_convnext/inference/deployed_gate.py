@@ -38,9 +38,9 @@ class DeployedGate(nn.Module):
         constants = {
             "mean": gate.mean,
             "whitening": gate.whitening,
-            "bank": gate.bank,
+            "bank": gate.bank[:, :, None],
             "wanted": wanted.astype(np.float32),
-            "shrinking": shrinking,
+            "shrinking": shrinking[:, :, None],
             "gamma": _gamma(),
             "cube_root": _cube_root(),
         }
@@ -74,7 +74,7 @@ class DeployedGate(nn.Module):
         directions = features / _length(features)[:, None].clamp_min(torch.finfo(torch.float32).tiny)
         similar = _product(self.bank, directions[:, :, None])[:, :, 0]
         found = similar.topk(min(NEIGHBOURS, len(self.bank)), dim=1).indices[:, -1]
-        return _length(directions - self.bank[found])
+        return _length(directions - self.bank[found].flatten(1))
 
     def _quantiles(self, levels: Tensor) -> Tensor:
         """Returns the quantiles of each channel, [B, C * 7] float64 0..1."""
@@ -108,11 +108,11 @@ class DeployedGate(nn.Module):
 
 
 def _product(matrix: Tensor, values: Tensor) -> Tensor:
-    """Returns matrix [M, N] times each of values [B, N, P].
+    """Returns matrix [M, N, 1] times each of values [B, N, P].
 
     As a convolution: int8 exports round matrix products, and the gate must keep its numbers.
     """
-    return functional.conv1d(values, matrix[:, :, None])
+    return functional.conv1d(values, matrix)
 
 
 def _length(values: Tensor) -> Tensor:
