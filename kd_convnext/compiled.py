@@ -128,6 +128,9 @@ class FastPath:
         assert self._compiled is not None
         if not self._cuda_graphs:
             return self._compiled(*inputs)
+        # The last step's gradients, no longer needed, lie in memory that is about to be written.
+        for parameter in self._parameters:
+            parameter.grad = None
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         # The next replay writes into the same memory.
         return tree_map_only(Tensor, torch.clone, self._compiled(*inputs))

@@ -16,6 +16,7 @@ from typing import Literal
 from kd_convnext._version import __version__
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.files import atomic_write, write_finding
+from kd_convnext.machine import best_precision
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 
@@ -141,7 +142,8 @@ def _torch(device: str | None) -> Iterator[Check]:
         verdict: Verdict = "FAIL" if device and device != "cpu" else "WARN"
         remedy = "Small networks train on a CPU (configs/small_cpu/); the paper's sizes want a GPU and its driver."
         yield Check("gpu", verdict, "none that torch can use", remedy)
-        yield Check("precision", "PASS", "32-true on the CPU; bf16 is mostly slower there")
+        best = best_precision("cpu")
+        yield Check("precision", "PASS", f"{best.value} on the CPU ({best.reason})")
         return
     name = torch.cuda.get_device_name(device or 0)
     memory = torch.cuda.get_device_properties(device or 0).total_memory / 1e9
