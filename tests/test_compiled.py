@@ -244,3 +244,14 @@ def test_a_teacher_compiled_by_the_real_compiler(source, tmp_path):
     fast = fitted(lambda: make(True), source, tmp_path / "fast")
     assert counters["stats"]["unique_graphs"] == 1
     check_same(plain, fast, 1e-6)
+
+
+@pytest.mark.slow
+def test_stored_answers_of_the_teacher(tiny_manifest, tiny_cache, teacher_ckpt, tmp_path, quick):
+    runs = []
+    for on in (False, True):
+        views = data(tiny_manifest, tiny_cache, views=1)
+        make = student(views, teacher_ckpt, teacher_cache=True, compile=on)
+        runs.append(fitted(lambda module=make: module, views, tmp_path / str(on)))
+    assert counters["stats"]["unique_graphs"] == 1
+    check_same(*runs, 1e-6)
