@@ -17,11 +17,12 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 
 from kd_convnext._version import __version__
+from kd_convnext.compiled import plan_compile
 from kd_convnext.data.datamodule import SpecimenDataModule
 from kd_convnext.data.transforms import still_view
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
@@ -279,8 +280,19 @@ def show_figure(trainer: Trainer, name: str, figure: Figure) -> None:
         figure: The figure.
     """
     if trainer.is_global_zero:
-        save_figure(run_folder(trainer).figure(name), figure)
-        log_figure(trainer.loggers, name, figure, trainer.global_step)
+        folder = run_folder(trainer)
+        save_figure(folder.figure(name), figure)
+        log_figure(_elsewhere(trainer, folder), name, figure, trainer.global_step)
+
+
+def _elsewhere(trainer: Trainer, folder: RunFolder) -> list[Logger]:
+    """Leaves out the CSV logger of the folder itself: it would draw the same file again."""
+    here = folder.path.absolute()
+    return [
+        logger
+        for logger in trainer.loggers
+        if not (isinstance(logger, CSVLogger) and Path(logger.log_dir).absolute() == here)
+    ]
 
 
 def most_telling(evaluation: Evaluation) -> npt.NDArray[np.intp]:
@@ -304,8 +316,10 @@ def environment(trainer: Trainer) -> dict[str, object]:
         trainer: At the start of a fit.
 
     Returns:
-        Start time, command, device, precision, processes, Python, platform, and package versions.
+        Start time, command, device, precision, how steps were planned to run, processes, Python, platform, and package
+        versions.
     """
+    asked = getattr(trainer.lightning_module, "compile_asked", None)
     versions = {"kd-convnext": __version__}
     for package in _PACKAGES:
         try:
@@ -317,6 +331,7 @@ def environment(trainer: Trainer) -> dict[str, object]:
         "command": sys.argv,
         "device": device_name(trainer),
         "precision": trainer.precision,
+        "steps": None if asked is None else str(plan_compile(asked, trainer)),
         "processes": trainer.world_size,
         "python": platform.python_version(),
         "platform": platform.platform(),

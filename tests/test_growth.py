@@ -1,11 +1,16 @@
-"""Long manifests: what is done by the handful gives what is done one by one."""
+"""What is done by the handful, or once, gives what is done one by one, or each time."""
 
 import hashlib
 
 import pytest
+import tiny
+from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
 from PIL import Image
 
+from kd_convnext.callbacks import show_figure
 from kd_convnext.data import photographs
+from kd_convnext.data.manifest import Manifest, read_manifest
 from kd_convnext.data.photographs import first_of_same_bytes, inspect_files
 
 
@@ -40,3 +45,24 @@ def test_copies_are_found_wherever_they_lie(tmp_path, monkeypatch):
     copies = first_of_same_bytes(paths, [3] * len(paths))
     digests = [hashlib.sha256(path.read_bytes()).digest() for path in paths]
     assert copies == {number: digests.index(digest) for number, digest in enumerate(digests)}
+
+
+def test_groups_are_worked_out_once(tiny_manifest, monkeypatch):
+    manifest = read_manifest(tiny_manifest)
+    first = {kind: manifest.groups(kind) for kind in ("lesion", "image")}
+    monkeypatch.setattr(Manifest, "_named", None)
+    assert manifest.groups("lesion") is first["lesion"]
+    assert len(set(first["lesion"])) == 30 and len(set(first["image"])) == 60
+    with pytest.raises(ValueError, match="read-only"):
+        first["lesion"][0] = "other"
+
+
+def test_a_figure_is_drawn_once_into_a_runs_folder(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: drawn.append(file.write(b"png")))
+    loggers = [CSVLogger(tmp_path / "run", name="", version=""), CSVLogger(tmp_path / "other", name="", version="")]
+    trainer = tiny.trainer(tmp_path / "run", logger=loggers)
+    show_figure(trainer, "train/curves", Figure())
+    assert len(drawn) == 2
+    for folder in ("run", "other"):
+        assert (tmp_path / folder / "figures" / "curves.png").read_bytes() == b"png"

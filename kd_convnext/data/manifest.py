@@ -81,8 +81,21 @@ class Manifest:
             group_by: What must not be divided.
 
         Returns:
-            str [N], such as "lesion:L7", "patient:P3" or "image:images/a.jpg": the largest unit's first name.
+            str [N], such as "lesion:L7", "patient:P3" or "image:images/a.jpg": the largest unit's first name. Not
+            writable: worked out once.
         """
+        if group_by not in self._groups:
+            names = self._named(group_by)
+            names.setflags(write=False)
+            self._groups[group_by] = names
+        return self._groups[group_by]
+
+    @cached_property
+    def _groups(self) -> dict[GroupBy, NDArray[np.str_]]:
+        return {}
+
+    def _named(self, group_by: GroupBy) -> NDArray[np.str_]:
+        """Finds the connected rows and names them."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
