@@ -82,6 +82,18 @@ def test_files_beside_the_checkpoint(calibrated):
             assert (calibrated.parent.parent / "figures" / f"calibration_{part}_{name}.png").stat().st_size > 5000
 
 
+def test_calibration_of_an_earlier_version_is_read(calibrated, run, tiny_manifest):
+    for name in ("calibration.json", "calibration.safetensors"):
+        (run.parent / name).write_bytes((calibrated.parent / name).read_bytes())
+    state = json.loads((run.parent / "calibration.json").read_text()) | {"format_version": 1}
+    for level in ("photograph", "lesion"):
+        del state[level]["classes"]["crossed"]
+    (run.parent / "calibration.json").write_text(json.dumps(state))
+    photo = tiny_manifest.parent / "0_0_0.png"
+    then, now = (Predictor.from_checkpoint(checkpoint)(photo) for checkpoint in (run, calibrated))
+    assert (then.prediction_set, then.reasons) == (now.prediction_set, now.reasons)
+
+
 @pytest.mark.slow
 def test_scores_figures_and_coverage_go_to_wandb(run, tmp_path):
     words = ["--coverage=0.5", "--test=true", "--wandb_project=specimens", "--out", str(tmp_path / "out")]
