@@ -1,23 +1,36 @@
-"""An epoch of crops, decoded, augmented and batched, from the cache and from the enlarged images themselves.
+"""Crops for a fit: an epoch of them by itself, and how long a quick student waits for them.
 
-One process, one core. The x4 images are what upstream tools leave behind; they are read, resized and augmented as a
-training script that starts from them would.
+An epoch: decoded, augmented and batched in one process on one core, from the cache and from the enlarged images
+themselves. The x4 images are what upstream tools leave behind; they are read, resized and augmented as a training
+script that starts from them would.
+
+A fit: ConvNeXt-atto at 96 px, trained by Lightning on all cores, with each way of loading, and with the same batches
+ready in memory. Each in a process of its own, in turn.
 """
 
+import argparse
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import albumentations as A
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from _common import arguments, compared, interleaved, report
-from torch.utils.data import default_collate
+from _figures import Figure, tell
+from torch.utils.data import DataLoader, default_collate
 
 from kd_convnext.data.cache import CropCache, CropSpec, PreparedCrops
+from kd_convnext.data.cores import available_cores
+from kd_convnext.data.datamodule import default_workers
 from kd_convnext.data.dataset import channels_first
 from kd_convnext.data.manifest import read_manifest
 from kd_convnext.data.packed import pack
@@ -26,12 +39,19 @@ from kd_convnext.data.synthetic import draw_specimens
 from kd_convnext.data.transforms import AugmentSpec, Views
 
 SIZE, BATCH, PAPER = 224, 32, 2221
+FIT_BATCH = 32
 
 
 def main() -> None:
     """Measures and prints."""
-    options = arguments(__doc__ or "").parse_args()
-    count, rounds = (PAPER, 5) if options.full else (300, 3)
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--one_fit", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one_fit:
+        way, manifest = options.one_fit
+        print(json.dumps(one_fit(manifest, **json.loads(way))))
+        return
+    count, rounds = (PAPER, 5) if options.full else (200, 3)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -48,6 +68,7 @@ def main() -> None:
             "x4 images": lambda: epoch_of_files(originals, count),
         }
         seconds = interleaved(sides, rounds)
+        found = fits(folder, list(WAYS) if options.full else BRIEFLY, 3 if options.full else 1)
     ratios = [
         compared("epoch", seconds, "cache, opencv", "x4 images", 4.0),
         compared("epoch", seconds, "cache, opencv", "decoding alone", 1 / 1.1),
@@ -57,7 +78,127 @@ def main() -> None:
     ]
     notes = [f"{count} crops, {SIZE} px, batches of {BATCH}, one core, page cache warm"]
     notes += [f"{side}: {count / float(np.median(values)):.0f} crops a second" for side, values in seconds.items()]
+    figures, more = of_fits(found)
     report("Feeding", ratios, notes, options.json)
+    # A file of its own: both are whole records.
+    path = options.json and options.json.with_stem(f"{options.json.stem}_fit")
+    tell("Feeding a fit of ConvNeXt-atto at 96 px, batches of 32", figures, [], more, path)
+
+
+WAYS: dict[str, dict[str, object]] = {
+    "ready tensors": {"ready": True, "num_workers": 0},
+    "cache, albumentations (default)": {},
+    "cache, opencv": {"engine": "opencv"},
+    "packed, opencv": {"engine": "opencv", "packed": True},
+    "packed, opencv, no worker": {"engine": "opencv", "packed": True, "num_workers": 0},
+}
+RECOMMENDED = "packed, opencv"
+BRIEFLY = ("ready tensors", "cache, albumentations (default)", RECOMMENDED, "packed, opencv, no worker")
+
+
+def fits(folder: Path, ways: Sequence[str], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Fits with each way of loading, in turn; returns what each fit measured."""
+    manifest = many_regions(folder / "more")
+    known = read_manifest(manifest)
+    crops = CropCache(folder / "cache", CropSpec(upscaler="bicubic")).fill(known, np.arange(len(known)), progress=False)
+    pack(crops, progress=False)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for name in list(ways) * rounds:
+        words = ["--one_fit", json.dumps({"folder": str(folder), **WAYS[name]}), str(manifest)]
+        done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stdout + done.stderr)
+        found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return found
+
+
+def many_regions(folder: Path) -> Path:
+    """Draws photographs and lists four regions of each: enough steps an epoch without drawing for minutes."""
+    lesions = dict.fromkeys(("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA"), 12)
+    manifest = draw_specimens(folder, seed=1, lesions_per_class=lesions)
+    table = pd.read_csv(manifest)
+    regions = pd.concat([table.assign(width=table["width"] - 4 * number) for number in range(4)])
+    regions.to_csv(folder / "regions.csv", index=False)
+    return folder / "regions.csv"
+
+
+def one_fit(
+    manifest: str,
+    *,
+    folder: str,
+    engine: Literal["albumentations", "opencv"] = "albumentations",
+    packed: bool = False,
+    ready: bool = False,
+    num_workers: int | None = None,
+) -> dict[str, float]:
+    """Fits for two epochs; returns the second's share of time spent waiting for batches, and its images a second."""
+    import lightning.pytorch as pl
+
+    from kd_convnext import SpecimenDataModule, TeacherModule
+    from kd_convnext.models.backbones import BackboneSpec
+    from kd_convnext.progress import StepClock
+
+    class Clock(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                self.clock = StepClock()  # the loader's processes have started
+            elif trainer.current_epoch:
+                self.clock.ask()
+
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+            if trainer.current_epoch:
+                self.clock.start()
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+            if trainer.current_epoch:
+                self.clock.end()
+
+    data = SpecimenDataModule(
+        manifest,
+        cache_dir=f"{folder}/cache",
+        upscaler="bicubic",
+        image_size=96,
+        batch_size=FIT_BATCH,
+        augment=AugmentSpec(engine=engine),
+        packed=packed,
+        num_workers=num_workers,
+    )
+    module = TeacherModule(data.num_classes, backbone=BackboneSpec("convnext_atto", image_size=96))
+    clock = Clock()
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        limit_val_batches=0,
+        default_root_dir=folder,
+        enable_model_summary=False,
+        callbacks=[clock],
+        **options,  # type: ignore[arg-type]
+    )
+    if ready:
+        batch = {"image": torch.randint(0, 256, (FIT_BATCH, 3, 96, 96), dtype=torch.uint8)}
+        batch |= {"label": torch.arange(FIT_BATCH) % data.num_classes, "index": torch.arange(FIT_BATCH)}
+        steps = -(-len(data.split.rows("train")) // FIT_BATCH)
+        trainer.fit(module, DataLoader([batch] * steps, batch_size=None))
+    else:
+        trainer.fit(module, datamodule=data)
+    passed = clock.clock.waited + clock.clock.worked
+    return {"share": clock.clock.wait_share, "rate": clock.clock.steps * FIT_BATCH / passed}
+
+
+def of_fits(found: dict[str, list[dict[str, float]]]) -> tuple[list[Figure], list[str]]:
+    """Sums up the fits."""
+    figures = []
+    base = [each["rate"] for each in found["ready tensors"]]
+    for name, rounds in found.items():
+        shares, rates = ([each[key] for each in rounds] for key in ("share", "rate"))
+        target = 5.0 if name == RECOMMENDED else None
+        figures.append(Figure(f"{name}: waiting", 100 * float(np.median(shares)), "%", at_most=target))
+        figures.append(Figure(f"{name}: images a second", float(np.median(rates)), ""))
+        if name != "ready tensors":
+            ratios = [rate / each for rate, each in zip(rates, base, strict=True)]
+            figures.append(Figure(f"{name}: speed against ready tensors", 100 * float(np.median(ratios)), "%"))
+    return figures, [f"{available_cores()} cores, {default_workers()} loader processes by default"]
 
 
 def prepared(folder: Path, count: int) -> tuple[PreparedCrops, list[Path]]:
@@ -122,4 +263,5 @@ if __name__ == "__main__":
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     start = time.perf_counter()
     main()
-    print(f"{time.perf_counter() - start:.0f} s in all")
+    if "--one_fit" not in sys.argv:
+        print(f"{time.perf_counter() - start:.0f} s in all")
