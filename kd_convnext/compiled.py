@@ -150,7 +150,7 @@ class FastPath:
                     del objective
         except Exception as error:
             # Compilers fail in many ways: no C compiler, an operation they do not know, too little memory.
-            said = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+            said = " ".join(f"{type(error).__name__}: {error}".split("\n\n")[0].split())[:200]
             text = f"the training step cannot be compiled and runs plainly instead ({said}); compile: off does not try"
             warnings.warn(text, stacklevel=2)
             self._compiled, self._given_up = None, True
