@@ -146,15 +146,15 @@ def loader_grid(folder: Path, count: int) -> tuple[Grid, float]:
     dataset = SpecimenDataset(
         packed, known, np.zeros(len(files), np.int64), Views(SIZE, 3, AugmentSpec(engine="opencv"))
     )
-    views = [View(number % len(files), number) for number in range(count)]
     batches = (8, 16, 32, 64)
     rows: list[list[object]] = []
-    for workers in (0, 1, 2):
+    for workers in (0, 1, 2, *(more for more in (4, 8, 15) if more < (os.cpu_count() or 1))):
         speeds: list[object] = []
+        views = [View(number % len(files), number) for number in range(count * max(1, workers // 2))]
         for batch in batches:
             loader = DataLoader(dataset, batch, sampler=views, num_workers=workers, persistent_workers=workers > 0)  # type: ignore[arg-type]
             seconds = [_seconds(lambda loader=loader: sum(1 for _ in loader)) for _ in range(2)]
-            speeds.append(round(count / seconds[1]))
+            speeds.append(round(len(views) / seconds[1]))
             del loader
         rows.append([f"{workers} worker processes", *speeds])
     title = f"Loader alone, images of {SIZE} px a second (packed, opencv), on {os.cpu_count()} cores"
