@@ -16,7 +16,7 @@ def description(**changes) -> dict:
     data = {"ratios": [0.5, 0.25, 0.25], "store_size": 40, "image_size": 32, "batch_size": 8, "num_workers": 0}
     common = {
         "data": {"upscaler": "bicubic", **data},
-        "trainer": {"accelerator": "cpu", "max_epochs": 1, "limit_train_batches": 2},
+        "trainer": {"accelerator": "cpu", "precision": "32-true", "max_epochs": 1, "limit_train_batches": 2},
     }
     methods = {
         "swin": method("Swin", "teacher_swin_tiny.yaml", backbone=TEACHER),

@@ -12,7 +12,7 @@ import pytest
 from test_cli import CONFIGS, OFFLINE, SMALL_SWIN, TINY, convnext
 
 pytestmark = pytest.mark.slow
-TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.precision=32-true"]
 
 
 def run(folder, *words):
