@@ -22,7 +22,7 @@ test: lint types ## lint, types and the suite without its slow part, under 12 mi
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: $(INSTALLED) ## notebooks, other processes, long runs
-	$(VENV)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED) ## ruff: rules and format
 	$(VENV)/ruff check .

@@ -16,25 +16,26 @@ class RunCheckpoint(ModelCheckpoint):
     go back to its best epoch.
     """
 
-    def __init__(self, save_last: bool = True, last_every: float = 30.0, **kwargs: Any) -> None:
+    def __init__(self, save_last: bool = True, last_share: float = 0.02, **kwargs: Any) -> None:
         """Sets what is written.
 
         Args:
             save_last: Write ``last.ckpt`` too, with the optimiser's state, after an epoch and at the end.
-            last_every: Seconds between two ``last.ckpt`` at least; a fit that is killed loses no more than these and
-                an epoch. The first and the one at the end are always written.
+            last_share: Of the time, what writing ``last.ckpt`` may take. It is written after every epoch, as long as
+                that suffices, else less often; the first and the one at the end always.
             **kwargs: As Lightning's ``ModelCheckpoint``.
         """
         super().__init__(save_last=False, **kwargs)
-        self.newest, self.last_every = save_last, last_every
+        self.newest, self.last_share = save_last, last_share
         self._written: float | None = None
+        self._took = 0.0
         self._step = -1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the best, if it is; then the newest, if it is time."""
         super().on_train_epoch_end(trainer, pl_module)
         # One clock decides for all processes.
-        due = self._written is None or time.monotonic() - self._written >= self.last_every
+        due = self._written is None or (time.monotonic() - self._written) * self.last_share >= self._took
         self._write(trainer, due=trainer.strategy.broadcast(due))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,8 +49,10 @@ class RunCheckpoint(ModelCheckpoint):
             return
         assert self.dirpath is not None  # since setup
         self.last_model_path = str(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+        begun = time.monotonic()
         trainer.save_checkpoint(self.last_model_path, weights_only=False)
         self._written, self._step = time.monotonic(), trainer.global_step
+        self._took = self._written - begun
 
 
 class BackgroundWriter(AsyncCheckpointIO):

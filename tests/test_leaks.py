@@ -65,7 +65,7 @@ def fit(manifest: str, cache: str, folder: str) -> None:
         "enable_checkpointing": True,
         "plugins": [BackgroundWriter()],
         "callbacks": [
-            RunCheckpoint(dirpath=f"{folder}/checkpoints", last_every=0.0, **CHECKPOINT_DEFAULTS),
+            RunCheckpoint(dirpath=f"{folder}/checkpoints", last_share=1e9, **CHECKPOINT_DEFAULTS),
             *(RunRecord(), RunHeader(), AugmentationPreview(), CurveFigures(), DataWaitBar(), Watch()),
         ],
     }
