@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +69,7 @@ class Turns(pl.Callback):
     def __init__(self, fit: Callable[["Turns"], None]) -> None:
         """Starts the fit and waits for the end of its first step."""
         self._asked, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._over, self._error = False, None
+        self._over, self._error, self._threads = False, None, torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, args=(fit,), daemon=True)
         self._thread.start()
         self._await()
@@ -93,6 +92,7 @@ class Turns(pl.Callback):
         trainer.should_stop = self._over
 
     def _run(self, fit: Callable[["Turns"], None]) -> None:
+        torch.set_num_threads(self._threads)  # counted for each thread
         try:
             fit(self)
         except BaseException as error:  # said by the thread that waits
@@ -301,10 +301,3 @@ class _Permuted(nn.Module):
 
 def _use(layer: nn.Module, values: Tensor) -> None:
     layer(values)
-
-
-def seconds_of(step: Step) -> float:
-    """Times one step."""
-    begin = time.perf_counter()
-    step()
-    return time.perf_counter() - begin

@@ -5,9 +5,11 @@ torchdistill is left out where it is not installed; ``pip install --no-deps torc
 
 import logging
 import os
+import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from kd_convnext import TeacherModule
 from kd_convnext.models.backbones import BackboneSpec
 from kd_convnext.optim import OptimSpec
 
+Clock = Callable[[], float]
 FIT, BARE = "our fit", "teacher + student, bare"
 TARGETS = {BARE: 1.06, "by hand": 1.02, "timm's task": 1.04, "torchdistill": 1.0}
 """How many times the other side our fit's step may take."""
@@ -45,26 +48,31 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--teacher", default="swin_tiny_patch4_window7_224")
     parser.add_argument("--student", default="convnext_tiny")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every side")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="processor time instead of the clock's; for a busy machine, --threads 1"
+    )
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("torchdistill").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     rounds = 25 if options.full else 4
+    clock = time.process_time if options.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as name:
         specs = (BackboneSpec(name=spec, image_size=options.size) for spec in (options.teacher, options.student))
         setting = Setting(Path(name), options.batch, options.size, *specs)
         # The bars are drawn, but several at once cannot be read.
         with (Path(name) / "bars.txt").open("w") as bars, redirect_stdout(bars):
-            ratios, notes = live(setting, rounds)
-            more, other = stored(setting, rounds)
-    threads = torch.get_num_threads()
-    title = (
-        f"A step, {options.teacher} to {options.student}, {options.size} px, batch {options.batch}, {threads} threads"
-    )
+            ratios, notes = live(setting, rounds, clock)
+            more, other = stored(setting, rounds, clock)
+    kind = ", processor time" if options.cpu_time else ""
+    where = f"{options.size} px, batch {options.batch}, threads: {options.threads}{kind}, fp32"
+    title = f"A step, {options.teacher} to {options.student}, {where}"
     report(title, ratios + more, notes + other, options.json)
 
 
-def live(setting: Setting, rounds: int) -> tuple[list[Ratio], list[str]]:
+def live(setting: Setting, rounds: int, clock: Clock) -> tuple[list[Ratio], list[str]]:
     """Compares distillation with the teacher at work."""
     teacher, student = bare(setting)
     fit = lightning_side(setting, lambda: ours(setting), "live")
@@ -75,7 +83,7 @@ def live(setting: Setting, rounds: int) -> tuple[list[Ratio], list[str]]:
         sides["torchdistill"] = torchdistill_box(setting)
     except ImportError:
         notes.append("torchdistill is not installed: left out")
-    seconds = interleaved(sides, rounds)
+    seconds = interleaved(sides, rounds, clock)
     fit.close()
     seconds[BARE] = seconds["teacher"] + seconds["student"]
     others = [name for name in TARGETS if name in seconds]
@@ -83,7 +91,7 @@ def live(setting: Setting, rounds: int) -> tuple[list[Ratio], list[str]]:
     return ratios, notes + [said(seconds, FIT, name, TARGETS[name]) for name in others]
 
 
-def stored(setting: Setting, rounds: int) -> tuple[list[Ratio], list[str]]:
+def stored(setting: Setting, rounds: int, clock: Clock) -> tuple[list[Ratio], list[str]]:
     """Compares distillation from stored answers with training the student alone."""
     views = {"views": 1}
     plain = lambda: TeacherModule(5, backbone=setting.student, optim=OptimSpec(lr=1e-5))  # noqa: E731
@@ -94,7 +102,7 @@ def stored(setting: Setting, rounds: int) -> tuple[list[Ratio], list[str]]:
         ),
         "stored logits, maps": lightning_side(setting, lambda: ours(setting, teacher_cache=True), "b", **views),
     }
-    seconds = interleaved(sides, rounds)
+    seconds = interleaved(sides, rounds, clock)
     for side in sides.values():
         side.close()
     names = list(sides)[1:]
@@ -112,6 +120,9 @@ def said(seconds: dict[str, np.ndarray], name: str, other: str, target: float) -
 
 if __name__ == "__main__":
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        # The fits live in threads of their own; with arenas of their own each large tensor would cost page faults.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"MALLOC_ARENA_MAX": "1"})
     start = time.perf_counter()
     main()
     print(f"{time.perf_counter() - start:.0f} s in all")
