@@ -181,7 +181,8 @@ class TrainingCLI(LightningCLI):
         for logger in _as_list(config.trainer.logger):
             options = logger.init_args
             if "save_dir" in options and str(options.save_dir) in (".", "None"):
-                options.save_dir = str(self.folder.path)
+                # W&B writes in a process of its own, whose working directory is that of the first run of this one.
+                options.save_dir = str(self.folder.path.absolute())
             if "project" in options and options.get("name") is None:
                 options.name = "/".join(self.folder.path.parts[-2:])
 

@@ -94,8 +94,10 @@ def wandb_runs(tiny_manifest, teacher_run, tmp_path_factory) -> tuple[OfflineRun
     words += ["--model.student.name=test_convnext", "--model.student.pretrained=false", "--model.student.image_size=32"]
     words += ["--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
         patch.setenv("WANDB_DATA_DIR", str(folder))  # tables wait there to be uploaded, by default in the home
+        # W&B's own process keeps the working directory of the first run, from wherever that was.
+        wandb.init(mode="offline", dir=tmp_path_factory.mktemp("elsewhere")).finish()
+        patch.chdir(folder)
         assert main(["fit", *words]) == 0
         wandb.finish()
         (run,) = map(RunFolder, (folder / "runs" / "kd_convnext_tiny").iterdir())

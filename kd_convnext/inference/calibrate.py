@@ -214,7 +214,7 @@ def _log(
     from kd_convnext.tracking import log_figure, log_table
 
     name = "/".join(folder.path.absolute().parts[-2:])
-    logger = WandbLogger(project=project, name=name, save_dir=str(folder.path), job_type="calibrate")
+    logger = WandbLogger(project=project, name=name, save_dir=str(folder.path.absolute()), job_type="calibrate")
     for part, found in judgements.items():
         summary = found.summary()
         scores = {f"{when}_{name}": value for when in ("before", "after") for name, value in summary[when].items()}
