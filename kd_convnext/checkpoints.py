@@ -66,3 +66,8 @@ class BackgroundWriter(AsyncCheckpointIO):
         """Waits for the one before, then copies and begins to write."""
         self.teardown()
         super().save_checkpoint(*args, **kwargs)
+
+    def remove_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Waits until the file that takes its place is whole, then removes the old one."""
+        self.teardown()
+        super().remove_checkpoint(*args, **kwargs)

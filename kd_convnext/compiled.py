@@ -153,7 +153,7 @@ class FastPath:
             said = " ".join(f"{type(error).__name__}: {error}".split("\n\n")[0].split())[:200]
             text = f"the training step cannot be compiled and runs plainly instead ({said}); compile: off does not try"
             warnings.warn(text, stacklevel=2)
-            self._compiled, self._given_up = None, True
+            self.close()
         return not self._given_up
 
     def close(self) -> None:

@@ -1,12 +1,13 @@
 """``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our data, modules and run folder."""
 
 import copy
+import json
 import logging
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -174,7 +175,8 @@ class TrainingCLI(LightningCLI):
         trainer = config.trainer
         # Judging stays in float32, so that a checkpoint's answers do not depend on the machine.
         if self.subcommand == "fit" and trainer.precision is None and not trainer.plugins:
-            trainer.precision = _precision(device_kind(trainer.accelerator))
+            earlier = _earlier_precision(self.folder) if config.ckpt_path is not None else None
+            trainer.precision = earlier or _precision(device_kind(trainer.accelerator))
         config.trainer.default_root_dir = str(self.folder.path)
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(self.folder.checkpoints)
@@ -249,6 +251,13 @@ def _folder(config: Namespace) -> RunFolder:
         folder = new_run_folder("runs", config.name or (Path(str(given[0])).stem if given else "run"))
     os.environ[RUN_FOLDER] = str(folder.path)
     return folder
+
+
+def _earlier_precision(folder: RunFolder) -> str | None:
+    """Finds what a fit that is resumed has computed in: it goes on so, whatever the machine."""
+    if not folder.environment.is_file():
+        return None
+    return cast("str | None", json.loads(folder.environment.read_text()).get("precision"))
 
 
 def _precision(device: str) -> str:

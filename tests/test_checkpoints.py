@@ -68,6 +68,14 @@ def test_a_fit_resumed_from_the_newest_ends_where_an_unbroken_one_does(tiny_mani
         assert read(folder, "best.ckpt")["epoch"] == 0
 
 
+def test_a_finished_epoch_is_resumed_by_steps(tiny_manifest, tiny_cache, tmp_path):
+    scores = (0.1, 0.2, 0.3, 0.4)
+    fit(tmp_path, tiny_manifest, tiny_cache, 2, scores)
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    module, _ = fit(tmp_path, tiny_manifest, tiny_cache, -1, scores, ckpt_path=last, max_steps=7)
+    assert module.trainer.global_step == 7 and not module._trained
+
+
 def test_the_newest_is_not_written_more_often_than_asked(tiny_manifest, tiny_cache, tmp_path):
     written = []
 

@@ -1,5 +1,7 @@
 """The teacher's answers, stored once: the same losses, never stale, never another picture's, lost by no interrupt."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny
@@ -104,9 +106,12 @@ def test_stored_with_the_command_line(tiny_manifest, cache, tmp_path, teacher_ck
 
 
 def test_each_answer_belongs_to_its_picture(tiny_manifest, cache, tmp_path, teacher_ckpt):
-    _, _, source = fit(tiny_manifest, cache, tmp_path, teacher_ckpt, stored=True, epochs=1)
-    part = source.train_set
-    teacher = FrozenTeacher(str(teacher_ckpt), tap=True)
+    source = tiny.data(tiny_manifest, cache, views=VIEWS)
+    trainer = tiny.trainer(tmp_path, epochs=VIEWS)
+    source.trainer = trainer
+    source.setup("fit")
+    part, teacher = source.train_set, FrozenTeacher(str(teacher_ckpt), tap=True)
+    part.answers = stored_answers(teacher, source, trainer)
     for number in range(VIEWS):
         seeds = view_seeds(source.view_seed, part.rows, np.full(len(part), number)).tolist()
         for position, seed in enumerate(seeds[::5]):
@@ -120,6 +125,41 @@ def test_each_answer_belongs_to_its_picture(tiny_manifest, cache, tmp_path, teac
         part[tiny_view(0, seeds[1])]  # another crop's view
     keys = {part.crops.key(int(row)) for row in part.rows}
     assert len({view_name(key, seed) for key in keys for seed in range(100)}) == 100 * len(keys)
+
+
+def test_processes_that_come_late_make_their_own_share(tiny_manifest, cache, tmp_path, teacher_ckpt, asked):
+    source = tiny.data(tiny_manifest, cache, views=VIEWS)
+    plain = source.trainer = tiny.trainer(tmp_path, epochs=VIEWS)
+    source.setup("fit")
+    told = []
+
+    def run(rank, barrier, broadcast):
+        strategy = SimpleNamespace(root_device=torch.device("cpu"), broadcast=broadcast, barrier=barrier)
+        of_plain = {name: getattr(plain, name) for name in ("precision_plugin", "precision", "max_epochs")}
+        trainer = SimpleNamespace(
+            global_rank=rank,
+            world_size=2,
+            is_global_zero=rank == 0,
+            progress_bar_callback=None,
+            strategy=strategy,
+            **of_plain,
+        )
+        return stored_answers(FrozenTeacher(str(teacher_ckpt), tap=False), source, trainer)
+
+    # The second looks when the first has written its share already.
+    second = lambda *_: run(1, lambda *_: None, lambda missing: told[0])  # noqa: E731
+    run(0, second, lambda missing: told.append(missing) or missing)
+    assert sum(asked) == 2 + VIEWS * len(source.train_set)
+
+
+def test_no_more_views_are_asked_about_than_the_fit_has_epochs(tiny_manifest, cache, tmp_path, teacher_ckpt, asked):
+    many = {"views": 50}
+    _, _, source = fit(tiny_manifest, cache, tmp_path / "a", teacher_ckpt, stored=True, epochs=2, data=many)
+    assert sum(asked) == 1 + 2 * len(source.train_set)
+    assert source.train_set.answers is None  # the next fit may be another network's
+    asked.clear()
+    fit(tiny_manifest, cache, tmp_path / "b", teacher_ckpt, stored=True, epochs=3, data=many)
+    assert sum(asked) == 1 + len(source.train_set)
 
 
 def tiny_view(position, seed):

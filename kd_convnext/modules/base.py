@@ -119,6 +119,7 @@ class ClassifierModule(pl.LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Frees the body once the head had its epochs."""
+        self._trained = []  # an interrupted fit may have left some
         # Under DDP every parameter must keep its gradient: there the schedule alone holds the body still.
         if self.head_epochs and self.trainer.world_size == 1:
             learns = self.current_epoch >= self.head_epochs
@@ -166,6 +167,8 @@ class ClassifierModule(pl.LightningModule, ABC):
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's metrics."""
+        if not self._trained:
+            return  # resumed at the very end of an epoch
         probabilities, labels = (torch.cat(parts) for parts in zip(*self._trained, strict=True))
         self._trained = []
         self._train_metrics.update(probabilities, labels)

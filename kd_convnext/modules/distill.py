@@ -210,8 +210,10 @@ class DistillModule(ClassifierModule):
         return self._leaks(ARGUMENT, teacher.card, data, ("val", "test"))
 
     def on_fit_end(self) -> None:
-        """Lets the teacher go."""
+        """Lets the teacher go, and its answers."""
         self.teacher = None
+        if self.specimens is not None:
+            self.specimens.train_set.answers = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss of a batch, a scalar."""

@@ -46,8 +46,9 @@ def stored_answers(teacher: FrozenTeacher, data: SpecimenDataModule, trainer: pl
         teacher.to(trainer.strategy.root_device, torch.get_default_dtype())
     kind = _kind(teacher, fingerprint, data, trainer)
     answers = TeacherAnswers(kind.folder(data.crops.folder.parent), kind)
-    views, names = _all_views(data)
-    missing = np.flatnonzero(answers.missing(names))
+    views, names = _all_views(data, trainer.max_epochs)
+    # One process looks, before any writes: all must divide the same list.
+    missing = trainer.strategy.broadcast(np.flatnonzero(answers.missing(names)))
     if len(missing):
         say(trainer, answers.require_space(len(missing)))
         mine = missing[trainer.global_rank :: trainer.world_size]
@@ -75,12 +76,16 @@ def _kind(teacher: FrozenTeacher, fingerprint: str, data: SpecimenDataModule, tr
     )
 
 
-def _all_views(data: SpecimenDataModule) -> tuple[list[View], list[int]]:
+def _all_views(data: SpecimenDataModule, epochs: int | None) -> tuple[list[View], list[int]]:
     """Lists every view that training can ask for, and its name; whole epochs one after the other."""
+    # One view an epoch, in turn; balanced classes draw any of them.
+    numbers = data.views or 0
+    if epochs is not None and epochs > 0 and not data.class_balanced:
+        numbers = min(numbers, epochs)
     part = data.train_set
     keys = [part.crops.key(row) for row in part.rows.tolist()]
     views, names = [], []
-    for number in range(data.views or 0):
+    for number in range(numbers):
         seeds = view_seeds(data.view_seed, part.rows, np.full(len(part), number)).tolist()
         views += [View(position, seed) for position, seed in enumerate(seeds)]
         names += [view_name(key, seed) for key, seed in zip(keys, seeds, strict=True)]
