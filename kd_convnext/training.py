@@ -222,9 +222,9 @@ class TrainingCLI(LightningCLI):
         if trainer.get("fast_dev_run"):
             callbacks = []
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
-        return super().instantiate_trainer(
-            logger=self._loggers(trainer.logger), plugins=_plugins(trainer.plugins, trainer.strategy), **kwargs
-        )
+        loggers = self._loggers(trainer.logger)
+        plugins = _plugins(trainer.plugins, trainer.strategy, loggers)
+        return super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
 
     def _loggers(self, asked: Any) -> list[Logger] | bool:
         if asked is False:
@@ -291,15 +291,18 @@ def _refuse_linked(words: Sequence[str]) -> None:
                 raise ConfigError(Finding(f"--model.{name}", "it comes from the data", remedy))
 
 
-def _plugins(asked: Any, strategy: Any) -> list[Any]:
+def _plugins(asked: Any, strategy: Any, loggers: list[Logger] | bool) -> list[Any]:
     """Adds the writer of checkpoints, where the strategy writes whole ones and nobody chose another."""
-    plugins = asked if isinstance(asked, list) else [] if asked is None else [asked]
+    # A logger that keeps checkpoints (`log_model`) reads a file as soon as it has been saved.
+    if any(getattr(logger, "_log_model", False) for logger in loggers or ()):  # type: ignore[union-attr]
+        return _as_list(asked)
+    plugins = _as_list(asked)
     plain = isinstance(strategy, str) and strategy.startswith(("auto", "ddp"))
     taken = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
     return [*plugins, BackgroundWriter()] if plain and not taken else plugins
 
 
-def _as_list(loggers: Any) -> list[Any]:
-    if loggers in (None, True, False):
+def _as_list(given: Any) -> list[Any]:
+    if given in (None, True, False):
         return []
-    return loggers if isinstance(loggers, list) else [loggers]
+    return given if isinstance(given, list) else [given]

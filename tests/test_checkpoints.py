@@ -1,11 +1,14 @@
 """best.ckpt and last.ckpt: what is in them, when they are written, and that a fit resumes from the newest."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from kd_convnext import training
 from kd_convnext.checkpoints import BackgroundWriter, RunCheckpoint
 from kd_convnext.cli import main
 from kd_convnext.training import CHECKPOINT_DEFAULTS
@@ -86,6 +89,13 @@ def test_the_newest_is_not_written_more_often_than_asked(tiny_manifest, tiny_cac
 
     fit(tmp_path, tiny_manifest, tiny_cache, 4, (0.5, 0.1, 0.6, 0.2), last_share=0.0, plugins=[Watch()])
     assert written == [("best.ckpt", 2), ("last.ckpt", 2), ("best.ckpt", 6), ("last.ckpt", 8)]
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(False, 1), ("all", 0)])
+def test_a_logger_that_keeps_checkpoints_finds_them_written(kept, expected):
+    logger = SimpleNamespace(_log_model=kept)
+    found = training._plugins(None, "auto", [logger])
+    assert sum(isinstance(plugin, BackgroundWriter) for plugin in found) == expected
 
 
 def test_what_is_written_is_the_state_of_the_call(tmp_path):
