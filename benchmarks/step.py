@@ -44,7 +44,7 @@ STORED = 1.05
 def main() -> None:
     """Measures and prints."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--teacher", default="swin_tiny_patch4_window7_224")
     parser.add_argument("--student", default="convnext_tiny")
