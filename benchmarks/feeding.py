@@ -136,7 +136,7 @@ def one_fit(
 
     from kd_convnext import SpecimenDataModule, TeacherModule
     from kd_convnext.models.backbones import BackboneSpec
-    from kd_convnext.progress import StepClock
+    from kd_convnext.pace import StepClock
 
     class Clock(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -25,7 +25,7 @@ from _figures import Figure, Grid, tell
 
 from kd_convnext.cli import main as command_line
 from kd_convnext.data.synthetic import draw_specimens
-from kd_convnext.progress import StepClock
+from kd_convnext.pace import StepClock
 
 SMALL = Path(__file__).resolve().parent.parent / "configs" / "small_cpu"
 CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")

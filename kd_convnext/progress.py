@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgressBar
 
 from kd_convnext.machine import machine_line
+from kd_convnext.pace import StepClock, batches_done, batches_left, duration, validation_batches_left
 from kd_convnext.runs import RunFolder
 
 LONG_ON_CPU = 2 * 3600.0
@@ -23,44 +24,6 @@ _VALUES_EVERY = 0.2
 
 _FORWARD = 1 / 3
 """Share of a training step that is its forward pass, where it was not measured (8.98 of 26.7 GFLOPs for ConvNeXt-T)."""
-
-
-class StepClock:
-    """Splits the time of training into waiting for data and working.
-
-    Attributes:
-        waited: Seconds spent waiting for batches (loading, augmentation, transfer).
-        worked: Seconds spent in steps.
-        steps: Finished steps.
-    """
-
-    def __init__(self) -> None:
-        """Starts at zero."""
-        self.waited, self.worked, self.steps = 0.0, 0.0, 0
-        self._mark = time.perf_counter()
-
-    def ask(self) -> None:
-        """The loop is about to ask for a batch; what passed since the last call was neither of both."""
-        self._mark = time.perf_counter()
-
-    def start(self) -> None:
-        """The batch is there."""
-        self.waited += self._lap()
-
-    def end(self) -> None:
-        """The step is done, and the next batch is asked for."""
-        self.worked += self._lap()
-        self.steps += 1
-
-    @property
-    def wait_share(self) -> float:
-        """Share of the time spent waiting, 0 to 1; 0 before the first step."""
-        total = self.waited + self.worked
-        return self.waited / total if total else 0.0
-
-    def _lap(self) -> float:
-        before, self._mark = self._mark, time.perf_counter()
-        return self._mark - before
 
 
 class DataWaitBar(TQDMProgressBar):
@@ -87,7 +50,7 @@ class DataWaitBar(TQDMProgressBar):
     def on_train_start(self, *args: Any) -> None:
         """Starts the clock of the whole fit, after the sanity check."""
         super().on_train_start(*args)
-        self._begun, self._first_batch = time.perf_counter(), _batches_done(self.trainer)
+        self._begun, self._first_batch = time.perf_counter(), batches_done(self.trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """Starts the epoch's clock."""
@@ -126,7 +89,10 @@ class DataWaitBar(TQDMProgressBar):
             return self._values
         metrics = self._values = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        done = _batches_done(trainer) - self._first_batch
+        loss = getattr(pl_module, "latest_loss", None)
+        if trainer.training and loss is not None:
+            metrics["train/loss_step"] = float(loss)
+        done = batches_done(trainer) - self._first_batch
         if trainer.training and done > 0:
             metrics["data_wait"] = f"{self._clock.wait_share:.0%}"
             pace = (time.perf_counter() - self._begun) / done
@@ -309,59 +275,6 @@ def next_commands(ckpt_path: Path, config: Path, distill_config: str | None) -> 
     return lines
 
 
-def duration(seconds: float) -> str:
-    """Writes a time for people.
-
-    Args:
-        seconds: Not negative.
-
-    Returns:
-        Two units at most: ``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 3 h``.
-    """
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24} h"
-
-
-def batches_left(trainer: Trainer) -> float:
-    """Counts the training batches still to come, by ``max_epochs`` and ``max_steps``.
-
-    Args:
-        trainer: During a fit.
-
-    Returns:
-        Batches; infinite where neither limits the fit.
-    """
-    inf = float("inf")
-    epochs = inf if trainer.max_epochs in (None, -1) else trainer.max_epochs or 0
-    left = epochs * trainer.num_training_batches - _batches_done(trainer)
-    if trainer.max_steps != -1:
-        left = min(left, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
-    return max(0.0, left)
-
-
-def validation_batches_left(trainer: Trainer) -> float:
-    """Counts the validation batches still to come.
-
-    Args:
-        trainer: During a fit.
-
-    Returns:
-        Batches; infinite for an endless fit.
-    """
-    batches = sum(trainer.num_val_batches)
-    if not batches:
-        return 0.0
-    every = (trainer.val_check_batch or float("inf")) * (trainer.check_val_every_n_epoch or 1)
-    return batches * batches_left(trainer) / every
-
-
 def shown(path: Path) -> str:
     """Writes a path as short as it can be typed here: relative if it lies below the current folder."""
     path = path.absolute()
@@ -380,16 +293,12 @@ def say(trainer: Trainer, line: str) -> None:
         sys.stdout.flush()
 
 
-def _batches_done(trainer: Trainer) -> int:
-    return int(trainer.fit_loop.total_batch_idx) + 1
-
-
 def _thawed_batches_left(trainer: Trainer, module: LightningModule) -> float:
     """Counts the batches to come once the body, held still now, learns: their steps go back through it too."""
     head_epochs = int(getattr(module, "head_epochs", 0))
     if not head_epochs or all(parameter.requires_grad for parameter in module.parameters()):
         return 0.0
-    with_head_alone = max(0.0, head_epochs * trainer.num_training_batches - _batches_done(trainer))
+    with_head_alone = max(0.0, head_epochs * trainer.num_training_batches - batches_done(trainer))
     return max(0.0, batches_left(trainer) - with_head_alone)
 
 

@@ -9,16 +9,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from torch.utils.data import DataLoader
 
 from kd_convnext import progress
-from kd_convnext.progress import (
-    DataWaitBar,
-    RunHeader,
-    batches_left,
-    duration,
-    estimate_lines,
-    next_commands,
-    shown,
-    validation_batches_left,
-)
+from kd_convnext.pace import batches_left, duration, validation_batches_left
+from kd_convnext.progress import DataWaitBar, RunHeader, estimate_lines, next_commands, shown
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from kd_convnext.data.datamodule import SpecimenDataModule
 from kd_convnext.data.dataset import Batch
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 from kd_convnext.evaluation import Evaluation, PredictionStore, Source
-from kd_convnext.metrics import classification_metrics
 from kd_convnext.models.backbones import Backbone, BackboneSpec
 from kd_convnext.modules.checkpoint import FORMAT_VERSION, KEY, read_checkpoint
+from kd_convnext.modules.tally import EpochTally
 from kd_convnext.optim import OptimSpec, build_optimizer, build_schedule
 
 LOWEST_PROBABILITY = 1e-12
@@ -35,6 +35,7 @@ class ClassifierModule(pl.LightningModule, ABC):
         card: What the network knows of its data; None before training.
         evaluation: Answers of the last validation, test or prediction, per image.
         lesion_evaluation: The same per lesion (mean probability over its photographs); None without a manifest.
+        latest_loss: Of the last training step, a scalar on the device; reading it waits for the step.
     """
 
     task_loss: nn.Module
@@ -64,8 +65,8 @@ class ClassifierModule(pl.LightningModule, ABC):
         self.card: DataCard | None = None
         self.evaluation: Evaluation | None = None
         self.lesion_evaluation: Evaluation | None = None
-        self._train_metrics = classification_metrics(num_classes, prefix="train/")
-        self._trained: list[tuple[Tensor, Tensor]] = []
+        self.latest_loss: Tensor | None = None
+        self._tally = EpochTally(num_classes)
         self._answers = PredictionStore(num_classes)
         self._seed = 0
         self._fast: FastPath | None = None
@@ -119,7 +120,7 @@ class ClassifierModule(pl.LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Frees the body once the head had its epochs."""
-        self._trained = []  # an interrupted fit may have left some
+        self._tally.clear()  # an interrupted fit may have left some
         # Under DDP every parameter must keep its gradient: there the schedule alone holds the body still.
         if self.head_epochs and self.trainer.world_size == 1:
             learns = self.current_epoch >= self.head_epochs
@@ -158,22 +159,20 @@ class ClassifierModule(pl.LightningModule, ABC):
             labels: int64 [B].
             **terms: Further terms, logged as ``train/loss_<name>``.
         """
-        # Counted at the epoch's end: counting waits for a GPU.
-        self._trained.append((logits.detach().float().softmax(dim=1), labels))
-        named = {"train/loss": loss.detach()}
-        named |= {f"train/loss_{name}": value.detach() for name, value in terms.items()}
-        self.log("train/loss_step", named["train/loss"], prog_bar=True, logger=True, on_step=True, on_epoch=False)
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
+        named = {"train/loss": loss} | {f"train/loss_{name}": value for name, value in terms.items()}
+        self._tally.add(named, logits, labels)
+        self.latest_loss = loss.detach()
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
+            self.log("train/loss_step", self.latest_loss, prog_bar=True, on_step=True, on_epoch=False)
 
     def on_train_epoch_end(self) -> None:
-        """Logs the epoch's metrics."""
-        if not self._trained:
+        """Logs the epoch's losses and metrics."""
+        if not len(self._tally):
             return  # resumed at the very end of an epoch
-        probabilities, labels = (torch.cat(parts) for parts in zip(*self._trained, strict=True))
-        self._trained = []
-        self._train_metrics.update(probabilities, labels)
-        self.log_dict(self._train_metrics.compute(), sync_dist=True)
-        self._train_metrics.reset()
+        self.log_dict(self._tally.means(), batch_size=self._tally.samples, sync_dist=True)
+        self.log_dict(self._tally.metrics(), sync_dist=True)
+        self._tally.clear()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds optimiser and schedule from ``optim``."""

@@ -1,0 +1,108 @@
+"""The pace of a fit: how long its steps take and wait, how many are still to come, and how a time is written."""
+
+import time
+
+from lightning.pytorch import Trainer
+
+
+class StepClock:
+    """Splits the time of training into waiting for data and working.
+
+    Attributes:
+        waited: Seconds spent waiting for batches (loading, augmentation, transfer).
+        worked: Seconds spent in steps.
+        steps: Finished steps.
+    """
+
+    def __init__(self) -> None:
+        """Starts at zero."""
+        self.waited, self.worked, self.steps = 0.0, 0.0, 0
+        self._mark = time.perf_counter()
+
+    def ask(self) -> None:
+        """The loop is about to ask for a batch; what passed since the last call was neither of both."""
+        self._mark = time.perf_counter()
+
+    def start(self) -> None:
+        """The batch is there."""
+        self.waited += self._lap()
+
+    def end(self) -> None:
+        """The step is done, and the next batch is asked for."""
+        self.worked += self._lap()
+        self.steps += 1
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time spent waiting, 0 to 1; 0 before the first step."""
+        total = self.waited + self.worked
+        return self.waited / total if total else 0.0
+
+    def _lap(self) -> float:
+        before, self._mark = self._mark, time.perf_counter()
+        return self._mark - before
+
+
+def duration(seconds: float) -> str:
+    """Writes a time for people.
+
+    Args:
+        seconds: Not negative.
+
+    Returns:
+        Two units at most: ``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 3 h``.
+    """
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def batches_left(trainer: Trainer) -> float:
+    """Counts the training batches still to come, by ``max_epochs`` and ``max_steps``.
+
+    Args:
+        trainer: During a fit.
+
+    Returns:
+        Batches; infinite where neither limits the fit.
+    """
+    inf = float("inf")
+    epochs = inf if trainer.max_epochs in (None, -1) else trainer.max_epochs or 0
+    left = epochs * trainer.num_training_batches - batches_done(trainer)
+    if trainer.max_steps != -1:
+        left = min(left, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+    return max(0.0, left)
+
+
+def validation_batches_left(trainer: Trainer) -> float:
+    """Counts the validation batches still to come.
+
+    Args:
+        trainer: During a fit.
+
+    Returns:
+        Batches; infinite for an endless fit.
+    """
+    batches = sum(trainer.num_val_batches)
+    if not batches:
+        return 0.0
+    every = (trainer.val_check_batch or float("inf")) * (trainer.check_val_every_n_epoch or 1)
+    return batches * batches_left(trainer) / every
+
+
+def batches_done(trainer: Trainer) -> int:
+    """Counts the training batches done so far.
+
+    Args:
+        trainer: During a fit.
+
+    Returns:
+        Batches.
+    """
+    return int(trainer.fit_loop.total_batch_idx) + 1
