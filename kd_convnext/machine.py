@@ -143,9 +143,10 @@ def machine_line(trainer: "Trainer", module: "LightningModule") -> str:
         parts.append(str(plan_compile(asked, trainer)))
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, SpecimenDataModule):
-        workers = f"{data.num_workers} loader worker{'' if data.num_workers == 1 else 's'}"
         crops = "packed crops" if data.packed else "crops from their files"
-        parts += [workers, crops, f"augmentation by {data.augment.engine}"]
+        parts += [str(data.workers), crops, f"augmentation by {data.augment.engine}"]
+        if data.workers.starved and not (data.packed and data.augment.engine == "opencv"):
+            parts.append("steps will wait: --data.packed true --data.augment.engine opencv loads several times faster")
     return f"Machine: {cores} core{'' if cores == 1 else 's'}, {gpu}: {', '.join(parts)}"
 
 

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from kd_convnext.data.cache import CropCache, PreparedCrops, default_cache_dir
 from kd_convnext.data.card import DataCard, Groups
-from kd_convnext.data.cores import available_cores
 from kd_convnext.data.crops import CropSpec, Resize, UpscalerChoice
 from kd_convnext.data.dataset import SpecimenDataset, View, ViewSampler
 from kd_convnext.data.manifest import GroupBy, Manifest, Part, read_manifest
@@ -21,6 +20,7 @@ from kd_convnext.data.packed import pack
 from kd_convnext.data.prepared import Crops, OnMiss
 from kd_convnext.data.splits import KEPT_APART, Split, group_hashes, make_split
 from kd_convnext.data.transforms import AugmentSpec, Views
+from kd_convnext.data.workers import Workers, default_workers, measured_workers
 from kd_convnext.errors import ConfigError, Finding, ManifestError
 from kd_convnext.losses import inverse_frequency
 
@@ -40,6 +40,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         val_set: The validation part, after ``setup("fit")`` or ``setup("validate")``.
         test_set: The test part, after ``setup("test")``.
         predict_set: The rows of ``predict_part``, after ``setup("predict")``.
+        workers: Loader processes, and why so many.
     """
 
     crops: PreparedCrops
@@ -108,7 +109,8 @@ class SpecimenDataModule(pl.LightningDataModule):
             augment: The random changes of training; by default the paper's.
             class_balanced: Draw every class equally often (with replacement) in training.
             batch_size: Images a batch and process.
-            num_workers: Loader processes; by default as the cores allow, at most 8.
+            num_workers: Loader processes; by default a fit measures how many keep up with its steps (0 where loading
+                hardly takes time), and judging takes as many as the cores allow, at most 8.
             view_seed: Decides order and augmentation of training.
             views: Augmented views of each crop: one an epoch, in turn; null for new ones in every epoch. A number lets
                 a teacher's answers be stored (``--model.teacher_cache``).
@@ -139,7 +141,10 @@ class SpecimenDataModule(pl.LightningDataModule):
         self.packed, self.on_miss = packed, on_miss
         self.image_size, self.in_chans, self.augment = image_size, in_chans, augment
         self.class_balanced, self.batch_size = class_balanced, batch_size
-        self.num_workers = default_workers() if num_workers is None else num_workers
+        self.num_workers = num_workers
+        self.workers = (
+            Workers(default_workers(), "by the cores") if num_workers is None else Workers(num_workers, "as given")
+        )
         self.view_seed, self.views = view_seed, views
         self.predict_part, self.allow_leak = predict_part, allow_leak
 
@@ -216,6 +221,8 @@ class SpecimenDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns shuffled, augmented training batches; a last batch of one image is dropped."""
         trainer = self.trainer
+        if trainer and self.num_workers is None:
+            self.workers = measured_workers(self.train_set, trainer, self.batch_size)
         sampler = ViewSampler(
             self.train_set,
             seed=self.view_seed,
@@ -306,8 +313,8 @@ class SpecimenDataModule(pl.LightningDataModule):
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=self.workers.count,
+            persistent_workers=self.workers.count > 0,
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
             worker_init_fn=_one_thread,
             **options,
@@ -320,11 +327,6 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-
-
-def default_workers() -> int:
-    """Returns how many loader processes this machine should run: one less than its cores, 1 to 8."""
-    return min(8, max(1, available_cores() - 1))
 
 
 def _one_thread(worker: int) -> None:
