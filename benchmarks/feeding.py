@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, default_collate
 from kd_convnext.data.cache import CropCache, CropSpec, PreparedCrops
 from kd_convnext.data.cores import available_cores
 from kd_convnext.data.datamodule import default_workers
-from kd_convnext.data.dataset import channels_first
+from kd_convnext.data.dataset import SpecimenDataset, View
 from kd_convnext.data.manifest import read_manifest
 from kd_convnext.data.packed import pack
 from kd_convnext.data.prepared import Crops
@@ -219,10 +219,9 @@ def prepared(folder: Path, count: int) -> tuple[PreparedCrops, list[Path]]:
 
 def epoch(crops: Crops, known: int, views: Views, count: int) -> int:
     """Runs through the crops as the loader of a fit does."""
-    samples = (
-        {"image": channels_first(views(crops.load(row % known), row)), "label": 0, "index": row} for row in range(count)
-    )
-    return sum(len(default_collate(batch)["image"]) for batch in batched(samples))
+    dataset = SpecimenDataset(crops, np.arange(known), np.zeros(known, np.int64), views)
+    keys = [View(row % known, row) for row in range(count)]
+    return sum(len(dataset.batch(keys[start : start + BATCH])["image"]) for start in range(0, count, BATCH))
 
 
 def epoch_of_files(files: list[Path], count: int) -> int:

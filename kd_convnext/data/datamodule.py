@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader
 
+from kd_convnext.data.batches import specimen_loader
 from kd_convnext.data.cache import CropCache, PreparedCrops, default_cache_dir
 from kd_convnext.data.card import DataCard, Groups
 from kd_convnext.data.crops import CropSpec, Resize, UpscalerChoice
@@ -310,15 +311,8 @@ class SpecimenDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: SpecimenDataset, **options: Any) -> DataLoader[Any]:
         trainer = self.trainer
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            num_workers=self.workers.count,
-            persistent_workers=self.workers.count > 0,
-            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
-            worker_init_fn=_one_thread,
-            **options,
-        )
+        pinned = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        return specimen_loader(dataset, self.batch_size, self.workers.count, pin_memory=pinned, **options)
 
 
 _NEEDED: dict[str, tuple[str, ...]] = {
@@ -327,13 +321,6 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-
-
-def _one_thread(worker: int) -> None:
-    # OpenCV would start as many threads as there are cores in each of the workers.
-    import cv2
-
-    cv2.setNumThreads(0)
 
 
 def _check(image_size: int, batch_size: int, num_workers: int | None, views: int | None) -> None:

@@ -1,7 +1,7 @@
 """Crops as tensors, and the order in which training sees them."""
 
-from collections.abc import Iterator
-from typing import NamedTuple, NotRequired, TypedDict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
 from kd_convnext.data.prepared import Crops
@@ -57,6 +57,7 @@ class SpecimenDataset(Dataset[Sample]):
 
     Attributes:
         rows: int64 [N], rows of the manifest.
+        shape: [C, H, W] of a picture.
         answers: What the teacher said about views, to be loaded with them; None where it is asked live.
     """
 
@@ -75,6 +76,7 @@ class SpecimenDataset(Dataset[Sample]):
         self.rows = rows
         self.labels = labels[rows]
         self.views = views
+        self.shape = (views.in_chans, views.image_size, views.image_size)
 
     def __len__(self) -> int:
         """Returns N."""
@@ -86,29 +88,44 @@ class SpecimenDataset(Dataset[Sample]):
         Args:
             key: A position in 0..N-1, or a position with the seed of a view; stored answers come with views alone.
         """
-        position, seed = key if isinstance(key, View) else View(key, key)
-        row = int(self.rows[position])
-        picture = self.views(self.crops.load(row), seed)
-        sample: Sample = {"image": channels_first(picture), "label": int(self.labels[position]), "index": row}
+        image = np.empty(self.shape, np.uint8)
+        position, row = self._draw(key, image)
+        sample: Sample = {"image": torch.from_numpy(image), "label": int(self.labels[position]), "index": row}
         if self.answers is not None and isinstance(key, View):
-            logits, maps = self.answers.load(self.crops.key(row), seed)
-            sample["teacher_logits"] = torch.from_numpy(logits)
-            sample["teacher_maps"] = [torch.from_numpy(values) for values in maps]
+            sample["teacher_logits"], sample["teacher_maps"] = self._answer(self.answers, row, key.seed)
         return sample
 
+    def batch(self, keys: Sequence[int | View], into: Pixels | None = None) -> Batch:
+        """Loads several crops; the same as `__getitem__` and torch's `default_collate`, without their copies.
 
-def channels_first(picture: Pixels) -> Tensor:
-    """Turns a picture into a tensor.
+        Args:
+            keys: As of `__getitem__`, B of them.
+            into: uint8 [B, C, H, W], where the pictures are written; by default new memory.
 
-    Args:
-        picture: uint8 [H, W, C].
+        Returns:
+            The batch; its ``image`` lies in ``into``.
+        """
+        images = np.empty((len(keys), *self.shape), np.uint8) if into is None else into
+        drawn = [self._draw(key, image) for key, image in zip(keys, images, strict=True)]
+        positions, rows = np.array(drawn, np.int64).reshape(-1, 2).T
+        labels = torch.from_numpy(self.labels[positions].astype(np.int64))
+        batch: Batch = {"image": torch.from_numpy(images), "label": labels, "index": torch.from_numpy(rows.copy())}
+        if self.answers is not None and all(isinstance(key, View) for key in keys):
+            seeds = [cast(View, key).seed for key in keys]
+            said = [self._answer(self.answers, row, seed) for row, seed in zip(rows.tolist(), seeds, strict=True)]
+            batch["teacher_logits"], batch["teacher_maps"] = default_collate(said)
+        return batch
 
-    Returns:
-        uint8 [C, H, W], a copy.
-    """
-    planes = np.empty((picture.shape[2], *picture.shape[:2]), np.uint8)
-    cv2.split(picture, list(planes))  # a sixth of the time of NumPy's transposed copy
-    return torch.from_numpy(planes)
+    def _draw(self, key: int | View, image: Pixels) -> tuple[int, int]:
+        """Writes a picture into uint8 [C, H, W]; returns its position and its row of the manifest."""
+        position, seed = key if isinstance(key, View) else View(key, key)
+        row = int(self.rows[position])
+        cv2.split(self.views(self.crops.load(row), seed), list(image))  # a sixth of NumPy's time
+        return position, row
+
+    def _answer(self, answers: TeacherAnswers, row: int, seed: int) -> tuple[Tensor, list[Tensor]]:
+        logits, maps = answers.load(self.crops.key(row), seed)
+        return torch.from_numpy(logits), [torch.from_numpy(values) for values in maps]
 
 
 def view_seeds(seed: int, rows: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
