@@ -4,11 +4,12 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from kd_convnext.errors import Finding
+from kd_convnext.errors import CacheError, Finding
 
 _REMEDIES = {
     errno.ENOSPC: "Free some space or name a folder on another disk; what was finished before is kept",
@@ -63,6 +64,29 @@ def write_finding(path: Path, error: OSError) -> Finding:
     reason = error.strerror or str(error)
     remedy = _REMEDIES.get(error.errno or 0, "Check the disk and the folder, or name another folder")
     return Finding(str(path), f"cannot be written ({reason})", f"{remedy}.")
+
+
+def require_space(folder: Path, size: int, what: str, remedy: str) -> str:
+    """Compares what is about to be written with what the disk has left.
+
+    Args:
+        folder: Where it will lie; made where it is missing.
+        size: In bytes.
+        what: What it is, in the plural.
+        remedy: What to do where it does not fit.
+
+    Returns:
+        Need and free space in a few words, to be said before the work.
+
+    Raises:
+        CacheError: It does not fit.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        what = f"{what} need {size / 1e6:.3g} MB, {free / 1e6:.3g} MB are free"
+        raise CacheError(Finding(str(folder), what, remedy))
+    return f"{size / 1e6:.3g} MB of {free / 1e6:.0f} MB free"
 
 
 def sha256_of(path: Path | str) -> str:

@@ -158,6 +158,19 @@ def test_whole_crops_cannot_be_packed(tiny_manifest, tmp_path):
         pack(crops)
 
 
+def test_what_a_pack_needs_is_compared_with_the_disk_before_any_work(tiny_manifest, tmp_path, monkeypatch, capsys):
+    crops = CropCache(tmp_path / "cache", SPEC).fill(read_manifest(tiny_manifest))
+    size = 60 * (40 * 40 * 3 + 4)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    with pytest.raises(CacheError, match=r"packed crops need 0\.288 MB, 0\.288 MB are free"):
+        pack(crops)
+    assert not pack_path(crops.folder, crops.keys).exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size))
+    pack(crops)
+    assert "0.288 MB of 0 MB free" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_data_module_reads_packed_crops(tiny_manifest, tmp_path, workers):
     batches = []

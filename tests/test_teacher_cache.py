@@ -280,7 +280,7 @@ def test_no_space_is_said_before_any_work(tiny_manifest, cache, tmp_path, teache
     import shutil
 
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("kd_convnext.data.teacher_answers.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CacheError, match="60 views need"):
         fit(tiny_manifest, cache, tmp_path, teacher_ckpt, stored=True)
     assert sum(asked) == 1

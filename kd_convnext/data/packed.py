@@ -1,7 +1,6 @@
 """The cache in one memory-mapped file, for repeated epochs: no decoding, and only pages that are read are loaded."""
 
 import hashlib
-import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from kd_convnext.data.prepared import PreparedCrops
 from kd_convnext.data.progress import progress_bar
 from kd_convnext.data.super_resolution import Pixels
 from kd_convnext.errors import CacheError, Finding
-from kd_convnext.files import atomic_write, write_finding
+from kd_convnext.files import atomic_write, require_space, write_finding
 
 
 def pack_path(folder: Path, keys: Mapping[int, str]) -> Path:
@@ -108,7 +107,9 @@ def pack(crops: PreparedCrops, *, progress: bool = True) -> PackedCrops:
     kind = _record(side)
     if not _fits(path, kind, len(keys)):
         rows = {key: row for row, key in crops.keys.items()}
-        _announce(path, kind.itemsize * len(keys))
+        remedy = "Free some space, name another --data.cache_dir, or leave --data.packed false."
+        need = require_space(path.parent, kind.itemsize * len(keys), "packed crops", remedy)
+        print(f"packing crops into {path}: {need}")
         with progress_bar(len(keys), progress, "packing crops") as advance:
             try:
                 atomic_write(path, lambda file: _write(file, kind, [rows[key] for key in keys], crops, advance))
@@ -140,15 +141,6 @@ def discard_damaged(crops: PreparedCrops) -> Path | None:
 
 def _record(side: int) -> np.dtype[np.void]:
     return np.dtype([("pixels", np.uint8, (side, side, 3)), ("crc32", "<u4")])
-
-
-def _announce(path: Path, size: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    print(f"packing crops into {path}: {size / 1e6:.0f} MB of {free / 1e6:.0f} MB free")
-    if size > free:
-        remedy = "Free some space, name another --data.cache_dir, or leave --data.packed false."
-        raise CacheError(Finding(str(path.parent), f"{size / 1e6:.0f} MB do not fit on the disk", remedy))
 
 
 def _write(

@@ -6,7 +6,6 @@ the folder is named by everything else that decides an answer (`AnswerKind`).
 
 import hashlib
 import json
-import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.errors import CacheError, Finding
-from kd_convnext.files import atomic_write, write_finding
+from kd_convnext.files import atomic_write, require_space, write_finding
 
 _FORMAT = 1
 
@@ -95,7 +94,11 @@ class TeacherAnswers:
             bool [N].
         """
         self._open()
-        return ~np.isin(np.array(names, np.uint64), self._names)
+        wanted = np.array(names, np.uint64)
+        places = np.searchsorted(self._names, wanted)
+        known = places < len(self._names)
+        known[known] = self._names[places[known]] == wanted[known]
+        return ~known
 
     def load(self, crop_key: str, seed: int) -> tuple[npt.NDArray[np.float16], list[npt.NDArray[np.float16]]]:
         """Reads the answer for a view.
@@ -118,11 +121,11 @@ class TeacherAnswers:
         if found == len(self._names) or int(self._names[found]) != name:
             raise CacheError(Finding(str(self.path), "the teacher's answer for a view is gone", remedy))
         shard, place = self._places[found]
-        record = self._shards[shard][place].copy()
-        if self.kind.maps and _checksum(record) != int(record["crc32"]):
+        records = self._shards[shard][place : place + 1].copy()
+        if self.kind.maps and not _sound(records)[0]:
             what = f"a teacher's answer in {self.path} is damaged"
             raise CacheError(Finding(str(self.path), what, f"Delete {self.path}, and start again."))
-        return record["logits"], [record[f"map{number}"] for number in range(len(self.kind.maps))]
+        return records["logits"][0], [records[f"map{number}"][0] for number in range(len(self.kind.maps))]
 
     def add(self, names: Sequence[int], logits: npt.NDArray[Any], maps: Sequence[npt.NDArray[Any]]) -> None:
         """Writes answers into a file of their own, whole or not at all.
@@ -144,8 +147,7 @@ class TeacherAnswers:
         if not all(np.isfinite(records[name]).all() for name in fields):
             remedy = "Set --model.teacher_cache false; check that the teacher's own results are sound."
             raise CacheError(Finding("teacher", "an answer is not finite in half precision", remedy))
-        for record in records:
-            record["crc32"] = _checksum(record)
+        records["crc32"] = _checksums(records)
         path = self.path / f"{zlib.crc32(records['view'].tobytes()):08x}-{len(records)}.npy"
         try:
             atomic_write(self.path / "about.json", lambda file: file.write(self.kind.text().encode()))
@@ -167,15 +169,8 @@ class TeacherAnswers:
             CacheError: They do not fit.
         """
         size = self.kind.record.itemsize
-        self.path.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.path).free
-        if size * views > free:
-            what = (
-                f"the teacher's answers for {views} views need {size * views / 1e6:.0f} MB, {free / 1e6:.0f} are free"
-            )
-            remedy = "Lower --data.views, tap fewer stages (--model.teacher_taps), or name another --data.cache_dir."
-            raise CacheError(Finding(str(self.path), what, remedy))
-        need = f"{size * views / 1e6:.3g} MB of {free / 1e6:.0f} MB free"
+        remedy = "Lower --data.views, tap fewer stages (--model.teacher_taps), or name another --data.cache_dir."
+        need = require_space(self.path, size * views, f"the teacher's answers for {views} views", remedy)
         return f"The teacher answers {views} views once, {size} bytes each, {need}: {self.path}"
 
     def _open(self) -> None:
@@ -202,11 +197,12 @@ class TeacherAnswers:
         return {"path": self.path, "kind": self.kind, "_shards": None}
 
 
-def _checksum(record: np.void) -> int:
-    copy = record.copy()
+def _checksums(records: Record) -> npt.NDArray[np.uint32]:
+    copy = records.copy()
     copy["crc32"] = 0
-    return zlib.crc32(copy.tobytes())
+    content, size = copy.view(np.uint8).data, copy.dtype.itemsize
+    return np.fromiter((zlib.crc32(content[at : at + size]) for at in range(0, len(content), size)), np.uint32)
 
 
 def _sound(records: Record) -> npt.NDArray[np.bool_]:
-    return np.array([_checksum(record) == int(record["crc32"]) for record in records], bool)
+    return np.asarray(_checksums(records) == records["crc32"])
