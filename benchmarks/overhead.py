@@ -125,7 +125,7 @@ def accounted(config: Path, words: list[str]) -> dict[str, float]:
     with book.opened():
         fitted(config, words)
     found = {**book.seconds, "fit": book.fit, "epochs": float(book.epochs), "step": book.step}
-    return {**found, EVERY_STEP: book.seconds[EVERY_STEP] / book.steps}
+    return {**found, EVERY_STEP: book.seconds[EVERY_STEP] / (book.steps - book.epochs)}
 
 
 def fitted(config: Path, words: list[str]) -> Path:
@@ -187,12 +187,14 @@ class Account:
         def watched(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return inner(*args, **kwargs)
+            # The last step of an epoch draws the bar: that comes once an epoch, however many steps there are.
+            last = name == EVERY_STEP and _trainer_of(args).is_last_batch
             self._inside, start = True, time.perf_counter()
             try:
                 return inner(*args, **kwargs)
             finally:
                 self._inside = False
-                self.seconds[name] += time.perf_counter() - start
+                self.seconds["progress bar" if last else name] += time.perf_counter() - start
 
         stack.enter_context(mock.patch.object(kind, method, watched))
 
@@ -216,6 +218,11 @@ class Account:
             self.steps += trainer.global_step
 
         return fit
+
+
+def _trainer_of(hook: tuple[Any, ...]) -> Any:
+    """Finds the trainer in the arguments of a module's method or of a callback's hook."""
+    return getattr(hook[0], "trainer", None) or hook[1]
 
 
 def grid(title: str, account: dict[str, float]) -> Grid:

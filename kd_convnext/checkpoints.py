@@ -16,7 +16,7 @@ class RunCheckpoint(ModelCheckpoint):
     go back to its best epoch.
     """
 
-    def __init__(self, save_last: bool = True, last_share: float = 0.02, **kwargs: Any) -> None:
+    def __init__(self, save_last: bool = True, last_share: float = 0.01, **kwargs: Any) -> None:
         """Sets what is written.
 
         Args:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities.data import dim_zero_cat
 
 from kd_convnext.metrics import METRIC_NAMES, classification_metrics
@@ -76,8 +77,11 @@ class Evaluation:
         counts = confusion_matrix(self.labels[known], self.predictions[known], labels=range(count))
         return np.asarray(counts, dtype=np.int64)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, *, per_class: bool = True) -> dict[str, float]:
         """Judges the labelled images.
+
+        Args:
+            per_class: Judge every class too.
 
         Returns:
             The names of :data:`kd_convnext.metrics.METRIC_NAMES`, then ``precision/<class>``,
@@ -87,17 +91,20 @@ class Evaluation:
         known = self.labels != UNKNOWN
         if not known.any():
             return {}
-        collection = classification_metrics(len(self.class_names), prefix="", merge_processes=False)
+        collection = _counting(len(self.class_names))
+        collection.reset()
         collection.update(torch.from_numpy(self.probabilities[known]), torch.from_numpy(self.labels[known]))
         values = collection.compute()
         found = {name: float(values[name]) for name in METRIC_NAMES}
-        per_class = precision_recall_fscore_support(
+        if not per_class:
+            return found
+        by_class = precision_recall_fscore_support(
             self.labels[known],
             self.predictions[known],
             labels=range(len(self.class_names)),
             zero_division=0,
         )
-        for name, scores in zip(("precision", "recall", "f1", "support"), per_class, strict=True):
+        for name, scores in zip(("precision", "recall", "f1", "support"), by_class, strict=True):
             found |= {f"{name}/{label}": float(value) for label, value in zip(self.class_names, scores, strict=True)}
         return found
 
@@ -130,6 +137,12 @@ class Evaluation:
             probabilities=(sums / sizes[:, None])[order],
             class_names=self.class_names,
         )
+
+
+@cache
+def _counting(num_classes: int) -> MetricCollection:
+    # Building it takes as long as using it.
+    return classification_metrics(num_classes, prefix="", merge_processes=False)
 
 
 class PredictionStore(Metric):

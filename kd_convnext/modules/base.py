@@ -253,10 +253,11 @@ class ClassifierModule(pl.LightningModule, ABC):
 
     def _judge(self, part: Source) -> None:
         found = self._keep(part)
-        metrics = {f"{part}/{name}": value for name, value in self._shown(found, part).items()}
+        per_class = part == "test"
+        metrics = {f"{part}/{name}": value for name, value in found.metrics(per_class=per_class).items()}
         if self.lesion_evaluation is not None:
-            shown = self._shown(self.lesion_evaluation, part)
-            metrics |= {f"{part}/lesion/{name}": value for name, value in shown.items()}
+            of_lesions = self.lesion_evaluation.metrics(per_class=per_class)
+            metrics |= {f"{part}/lesion/{name}": value for name, value in of_lesions.items()}
         # From the deduplicated answers, so that no image counts twice under DDP.
         log_probabilities = torch.from_numpy(found.probabilities).clamp_min(LOWEST_PROBABILITY).log().float()
         loss = self.task_loss(log_probabilities.to(self.device), torch.from_numpy(found.labels).to(self.device))
@@ -264,11 +265,6 @@ class ClassifierModule(pl.LightningModule, ABC):
         self.log_dict(metrics, sync_dist=True, prog_bar=False)
         if part == "val":
             self.log("val_f1", metrics["val/f1_macro"], prog_bar=True, logger=False, sync_dist=True)
-
-    @staticmethod
-    def _shown(evaluation: Evaluation, part: Source) -> dict[str, float]:
-        metrics = evaluation.metrics()
-        return metrics if part == "test" else {name: metrics[name] for name in metrics if "/" not in name}
 
     # ---- data: classes and leaks
 
