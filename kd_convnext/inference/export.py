@@ -127,10 +127,13 @@ def _write(predictor: "Predictor", place: Path, wish: _Wish, words: "Words", sho
     from kd_convnext.inference import export_formats as formats
     from kd_convnext.inference.compared import as_input, compare
     from kd_convnext.inference.deployed import Deployed
+    from kd_convnext.inference.export_blocks import with_pixel_convolutions
     from kd_convnext.inference.export_int8 import write_dynamic, write_static
 
-    deployed = Deployed(predictor.network.backbone, predictor.calibration, predictor.tta)
-    program = formats.traced(deployed, wish.pixels)
+    backbone = predictor.network.backbone
+    if wish.format == "onnx" and not wish.int8:
+        backbone = with_pixel_convolutions(backbone)
+    program = formats.traced(Deployed(backbone, predictor.calibration, predictor.tta), wish.pixels)
     exact, whole = place / "float32.onnx", place / "int8.onnx"
 
     def compared(path: Path) -> "Compared":
