@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from wandb_reader import OfflineRun, read_runs
+from wandb_server import listening
 
 from kd_convnext import SpecimenDataModule, TeacherModule
 from kd_convnext.callbacks import (
@@ -195,6 +198,40 @@ assert "wandb" in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True)
     assert (tmp_path / "figures" / "table.csv").is_file()
     assert not list(tmp_path.rglob("*.wandb"))
+
+
+@pytest.fixture(scope="module")
+def saved_view(tmp_path_factory):
+    """What W&B's client gives its server for the view that ``docs/examples/wandb_workspace.py`` lays out."""
+    folder = tmp_path_factory.mktemp("view")
+    script = CONFIGS.parent / "docs" / "examples" / "wandb_workspace.py"
+    with listening() as (address, views):
+        own = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
+        others = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        command = [sys.executable, str(script), "lab/lungs", "Table 2"]
+        options = {"env": others | own | {"HOME": str(folder)}, "cwd": folder, "timeout": 120}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{address}/lab/lungs?nw=")
+    (view,) = views
+    return view
+
+
+def test_the_dashboard_groups_an_experiment_s_runs(saved_view):
+    assert [saved_view[name] for name in ("entityName", "projectName", "displayName")] == ["lab", "lungs", "Table 2"]
+    section = json.loads(saved_view["spec"])["section"]
+    (runs,) = section["runSets"]
+    assert [key["name"] for key in runs["grouping"]] == ["group", "displayName"]
+    assert [part["name"] for part in section["panelBankConfig"]["sections"]] == ["Learning", "Test", "Mistakes"]
+
+
+def test_every_panel_of_the_dashboard_shows_what_runs_log(saved_view, wandb_runs):
+    logged = {name for run in wandb_runs for step in run.history for name in step}
+    parts = json.loads(saved_view["spec"])["section"]["panelBankConfig"]["sections"]
+    configs = [json.dumps(panel["config"]) for part in parts for panel in part["panels"]]
+    shown = [set(re.findall(r'"((?:train|val|test)/[^"]+|epoch)"', config)) for config in configs]
+    assert len(shown) == 17 and all(shown)
+    assert set().union(*shown) <= logged
 
 
 # ---- the run's folder
