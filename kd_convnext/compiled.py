@@ -128,12 +128,15 @@ class FastPath:
         assert self._compiled is not None
         if not self._cuda_graphs:
             return self._compiled(*inputs)
-        # The last step's gradients, no longer needed, lie in memory that is about to be written.
-        for parameter in self._parameters:
-            parameter.grad = None
+        # The last step's, no longer needed, lie in memory that is about to be written.
+        self._forget_gradients()
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         # The next replay writes into the same memory.
         return tree_map_only(Tensor, torch.clone, self._compiled(*inputs))
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _rehearsed(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> bool:
         """Compiles; returns whether that works."""
@@ -157,9 +160,11 @@ class FastPath:
         return not self._given_up
 
     def close(self) -> None:
-        """Lets graphs and their memory go."""
+        """Lets graphs and their memory go, and the gradients in it."""
         if self._compiled is not None:
             self._compiled, self._given_up = None, True
+            if self._cuda_graphs:
+                self._forget_gradients()
             # They hang on the function's code, shared by all modules of this process.
             torch.compiler.reset()
 

@@ -1,5 +1,6 @@
 import warnings
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from tiny import CONVNEXT_SPEC, SWIN, data, student, teacher, trainer
@@ -102,6 +103,47 @@ def test_what_cannot_be_compiled_runs_plainly_and_says_so_once(monkeypatch, back
     assert "runs plainly instead" in text and "no compiler here" in text
     for one, two in zip(plain, other, strict=True):
         assert torch.equal(one, two)
+
+
+def replayed(graph, inputs, *, mode):
+    """As CUDA graphs do: every run of a graph writes its results into the same memory."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    assert mode == "reduce-overhead"
+
+    def recorded(graph, inputs):
+        memory = []
+
+        def replay(*inputs):
+            results = graph.forward(*inputs)
+            if not memory:
+                memory.extend(None if result is None else torch.empty_like(result) for result in results)
+            pairs = zip(memory, results, strict=True)
+            return [None if result is None else place.copy_(result).data for place, result in pairs]
+
+        return replay
+
+    return aot_autograd(fw_compiler=recorded, bw_compiler=recorded)(graph, inputs)
+
+
+def test_results_outlive_the_next_replay_and_gradients_not_the_graphs(monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", replayed)
+    torch.manual_seed(0)
+    net, batches = Net(), torch.randn(3, 8, 4)
+    fast = FastPath(net, cuda_graphs=True)
+    kept, copies = [], []
+    for batch in batches:
+        results = fast(net.forward, batch)
+        assert all(parameter.grad is None for parameter in net.parameters())
+        results[0].backward()
+        kept += results
+        copies += [result.detach().clone() for result in results]
+    for one, copy in zip(kept, copies, strict=True):
+        assert torch.equal(one, copy)
+    assert not torch.equal(kept[0], kept[2])
+    assert any(parameter.grad is not None for parameter in net.parameters())
+    fast.close()
+    assert all(parameter.grad is None for parameter in net.parameters())
 
 
 def test_only_long_fits_on_gpus_compile_by_themselves(monkeypatch):
@@ -255,3 +297,37 @@ def test_stored_answers_of_the_teacher(tiny_manifest, tiny_cache, teacher_ckpt, 
         runs.append(fitted(lambda module=make: module, views, tmp_path / str(on)))
     assert counters["stats"]["unique_graphs"] == 1
     check_same(*runs, 1e-6)
+
+
+class Steps(pl.Callback):
+    """Keeps the loss of every step, and whether graphs were recorded by its end."""
+
+    def __init__(self):
+        self.losses, self.recorded = [], False
+
+    def on_train_batch_end(self, trainer, module, outputs, *rest):
+        from torch._inductor.cudagraph_trees import get_manager
+
+        self.losses.append(float(outputs["loss"]))
+        manager = get_manager(0, create_if_none_exists=False) if torch.cuda.is_available() else None
+        self.recorded = manager is not None and any(manager.roots.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_replayed_graphs_train_as_operation_by_operation(source, teacher_ckpt, tmp_path, monkeypatch, clip):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    # SGD: AdamW divides by the gradient's size and so turns rounding of a vanishing one into a step.
+    optim = OptimSpec(name="sgd", lr=1e-2, schedule="cosine", warmup_epochs=1)
+    runs, watched = [], []
+    for on in (False, True):
+        steps, module = Steps(), student(source, teacher_ckpt, compile=on, optim=optim)
+        options = {"accelerator": "gpu", "devices": 1, "gradient_clip_val": clip, "callbacks": [steps]}
+        runs.append(fitted(lambda module=module: module, source, tmp_path / str(on), epochs=3, **options))
+        watched.append(steps)
+    plain, quick = watched
+    assert len(quick.losses) == 12 and quick.recorded and not plain.recorded
+    assert not counters["inductor"]["cudagraph_skips"]
+    assert quick.losses == pytest.approx(plain.losses, rel=1e-3)
+    assert all(parameter.grad is None for parameter in module.parameters())
+    check_same(*runs, 1e-3)
