@@ -8,6 +8,9 @@ from timm.task.distillation import FeatureDistillationTask
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_convnext import DistillModule
+from kd_convnext.compiled import LAUNCH_BOUND, FastPath
+from kd_convnext.losses import LossTerms
 from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 from kd_convnext.optim import OptimSpec, build_optimizer
 
@@ -63,6 +66,11 @@ class Parts:
     size: int
     batch: int
     device: str
+
+    @property
+    def recorded(self) -> bool:
+        """Whether our step is recorded and replayed at this batch."""
+        return self.device == "cuda" and self.batch <= LAUNCH_BOUND
 
     def networks(self) -> tuple[Backbone, Backbone]:
         """Teacher, frozen, and student, always with the same random weights."""
@@ -131,25 +139,62 @@ def feature_loss(regressors: nn.ModuleList, mine: list[Tensor], other: list[Tens
     return torch.stack([F.mse_loss(layer(a).float(), b.float()) for layer, a, b in pairs]).mean()
 
 
-def by_hand(parts: Parts) -> Step:
-    """An eager loop with four taps, three losses and a fused optimiser, nothing kept for a dashboard."""
+def by_hand(parts: Parts, *, beside: bool = False) -> Step:
+    """An eager loop with four taps, three losses and a fused optimiser, nothing kept for a dashboard.
+
+    Args:
+        parts: Networks and batch.
+        beside: The teacher runs on a stream of its own, beside the student's forward pass; on a CPU there is none.
+    """
     (teacher, student), fetch = parts.networks(), parts.batches()
     regressors = regressors_between(teacher, student, parts.device)
     ask, answer = tapped(teacher), tapped(student)
     optimizer = build_optimizer(OptimSpec(lr=1e-5), student.parameters(), regressors.parameters())
+    stream = torch.cuda.Stream() if beside and parts.device == "cuda" else None
 
     def step() -> None:
         images, labels = fetch()
         with parts.autocast():
-            with torch.no_grad():
+            if stream is not None:
+                stream.wait_stream(torch.cuda.current_stream())  # for the batch, and for what the last step still reads
+            with torch.no_grad(), torch.cuda.stream(stream):
                 said, targets = ask(images)
             logits, maps = answer(images)
+            if stream is not None:
+                torch.cuda.current_stream().wait_stream(stream)
             feature = feature_loss(regressors, maps, targets)
             logits = logits.float()
             soft = F.cross_entropy(logits / 4, (said.float() / 4).softmax(1)) * 16
             log_p = logits.log_softmax(1).gather(1, labels[:, None]).squeeze(1)
             loss = 0.5 * feature + 0.5 * soft - ((1 - log_p.exp()) ** 2 * log_p).mean()
         _update(loss, optimizer)
+
+    return step
+
+
+def ours_by_hand(parts: Parts, module: DistillModule, layout: torch.memory_format) -> Step:
+    """Our compiled step in a loop without Lightning, metrics and logging, the networks in a memory layout.
+
+    Args:
+        parts: Batch and device.
+        module: Set up for a fit; changed.
+        layout: Of the networks' kernels and of the batch.
+    """
+    assert module.teacher is not None and module.regressors is not None
+    module.to(parts.device, memory_format=layout).train()
+    module.teacher.to(module.device, torch.float32)
+    module.teacher.backbone.to(memory_format=layout)
+    optimizer = build_optimizer(OptimSpec(lr=1e-5), module.student.parameters(), module.regressors.parameters())
+    fast, fetch = FastPath(module, cuda_graphs=parts.recorded), parts.batches()
+
+    def distil(images: Tensor, labels: Tensor) -> tuple[LossTerms, Tensor]:
+        return module.distil(images, labels)  # a function of its own: it shares no compiled code with a fit
+
+    def step() -> None:
+        images, labels = fetch()
+        with parts.autocast():
+            terms, _ = fast(distil, images.contiguous(memory_format=layout), labels)
+        _update(terms.total, optimizer)
 
     return step
 
