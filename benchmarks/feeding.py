@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import albumentations as A
 import cv2
@@ -28,6 +28,7 @@ from _common import arguments, compared, interleaved, report
 from _figures import Figure, tell
 from torch.utils.data import DataLoader, default_collate
 
+from kd_convnext.data.batches import specimen_loader
 from kd_convnext.data.cache import CropCache, CropSpec, PreparedCrops
 from kd_convnext.data.cores import available_cores
 from kd_convnext.data.datamodule import default_workers
@@ -68,6 +69,7 @@ def main() -> None:
             "x4 images": lambda: epoch_of_files(originals, count),
         }
         seconds = interleaved(sides, rounds)
+        costs = costs_of(packed, known, quick)
         found = fits(folder, list(WAYS) if options.full else BRIEFLY, 3 if options.full else 1)
     ratios = [
         compared("epoch", seconds, "cache, opencv", "x4 images", 4.0),
@@ -78,6 +80,7 @@ def main() -> None:
     ]
     notes = [f"{count} crops, {SIZE} px, batches of {BATCH}, one core, page cache warm"]
     notes += [f"{side}: {count / float(np.median(values)):.0f} crops a second" for side, values in seconds.items()]
+    notes += [f"packed, opencv, {what}: {value:.0f} us an image" for what, value in costs.items()]
     figures, more = of_fits(found)
     report("Feeding", ratios, notes, options.json)
     # A file of its own: both are whole records.
@@ -222,6 +225,45 @@ def epoch(crops: Crops, known: int, views: Views, count: int) -> int:
     dataset = SpecimenDataset(crops, np.arange(known), np.zeros(known, np.int64), views)
     keys = [View(row % known, row) for row in range(count)]
     return sum(len(dataset.batch(keys[start : start + BATCH])["image"]) for start in range(0, count, BATCH))
+
+
+def costs_of(crops: Crops, known: int, views: Views) -> dict[str, float]:
+    """Measures what an image costs by stage, in microseconds of processor time, page cache warm."""
+    dataset = SpecimenDataset(crops, np.arange(known), np.zeros(known, np.int64), views)
+    keys = [View(number % known, number) for number in range(1024)]
+    loaded = [crops.load(row) for row in range(known)]
+
+    def draw() -> None:
+        for position, seed in keys:
+            views(loaded[position], seed)
+
+    def batch() -> None:
+        for start in range(0, len(keys), BATCH):
+            dataset.batch(keys[start : start + BATCH])
+
+    stages = interleaved({"window, resize, flips": draw, "whole batches": batch}, 5, time.process_time)
+    costs = {name: float(np.median(values)) / len(keys) for name, values in stages.items()}
+    options: dict[str, Any] = {"sampler": keys, "num_workers": 1}
+    for name, make in (
+        ("torch's loader", lambda: DataLoader(dataset, BATCH, persistent_workers=True, **options)),
+        ("our loader", lambda: specimen_loader(dataset, BATCH, **options)),
+    ):
+        # What starting takes is in both.
+        trainer, process = (spent(make, 9) - spent(make, 1)) / (8 * len(keys))
+        costs |= {f"{name}, its process": float(process), f"{name}, the trainer": float(trainer)}
+    return {name: 1e6 * value for name, value in costs.items()}
+
+
+def spent(make: Callable[[], DataLoader[Any]], epochs: int) -> np.ndarray:
+    """Makes a loader, runs through it and ends it; returns processor seconds of this process and of the loader's."""
+    start, loader = os.times(), make()
+    for _ in range(epochs):
+        for _ in loader:
+            pass
+    del loader  # its process ends, and is counted
+    end = os.times()
+    mine = end.user + end.system - start.user - start.system
+    return np.array([mine, end.children_user + end.children_system - start.children_user - start.children_system])
 
 
 def epoch_of_files(files: list[Path], count: int) -> int:
