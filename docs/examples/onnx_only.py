@@ -14,7 +14,10 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-crop, network = (onnxruntime.InferenceSession(f"{sys.argv[1]}/{name}.onnx") for name in ("crop", "model"))
+options = onnxruntime.SessionOptions()
+# Else the threads of one session turn on for a while after its work, on cores that the other one needs.
+options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+crop, network = (onnxruntime.InferenceSession(f"{sys.argv[1]}/{name}.onnx", options) for name in ("crop", "model"))
 said = {key.split(".")[1]: json.loads(text) for key, text in network.get_modelmeta().custom_metadata_map.items()}
 names, model, reasons = said["class_names"], said["model"], said["abstain"]["reasons"]
 thresholds, limits = said["prediction_set"]["photograph"], said["gate"]["photograph"]
