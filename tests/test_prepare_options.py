@@ -1,6 +1,10 @@
 """What `prepare` does besides filling, and what a data module does about a cache that is not as expected."""
 
+import multiprocessing
+import os
+import pickle
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +154,21 @@ def test_a_damaged_record_is_read_from_its_entry(tiny_manifest, tmp_path, capsys
     assert prepare(tiny_manifest, tmp_path / "cache", "--verify", "true") == 0
     assert "was damaged and is removed" in capsys.readouterr().out
     assert not pack_path(crops.folder, crops.keys).exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+def test_a_record_is_checked_once_for_all_processes(tiny_manifest, tmp_path, monkeypatch):
+    packed = pack(CropCache(tmp_path / "cache", SPEC).fill(read_manifest(tiny_manifest)))
+    process = multiprocessing.get_context("fork").Process(target=lambda: [packed.load(row) for row in range(59)])
+    process.start()
+    process.join()
+    checked, plain = [], zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda content: checked.append(1) or plain(content))
+    again = [packed.load(row) for row in range(60)]
+    assert len(checked) == 1
+    copy = pickle.loads(pickle.dumps(packed))  # for a process that is not forked: it checks by itself
+    assert all(np.array_equal(copy.load(row), again[row]) for row in range(60))
+    assert len(checked) == 61
 
 
 def test_whole_crops_cannot_be_packed(tiny_manifest, tmp_path):

@@ -1,6 +1,7 @@
 """The cache in one memory-mapped file, for repeated epochs: no decoding, and only pages that are read are loaded."""
 
 import hashlib
+import mmap
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -33,7 +34,8 @@ def pack_path(folder: Path, keys: Mapping[int, str]) -> Path:
 class PackedCrops:
     """Crops in one array on the disk. Picklable, for loader workers: each maps the file itself.
 
-    A record's checksum is compared when a process first reads it; a damaged one is taken from its entry instead.
+    A record's checksum is compared when it is first read, by whichever of the processes forked from the one that
+    packed; a damaged one is taken from its entry instead.
 
     Attributes:
         path: The file: one record a crop, ``pixels`` uint8 RGB [S, S, 3] and ``crc32`` of them.
@@ -63,7 +65,7 @@ class PackedCrops:
             return self.crops.load(i)  # says why
         if self._records is None or self._checked is None:
             self._records = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            self._checked = np.zeros(len(self._records), bool)
+            self._checked = _flags(len(self._records)) if self._checked is None else self._checked
         place = self.places[i]
         record = self._records[place]
         pixels: Pixels = record["pixels"]
@@ -116,7 +118,7 @@ def pack(crops: PreparedCrops, *, progress: bool = True) -> PackedCrops:
             except OSError as error:
                 raise CacheError(write_finding(path, error)) from error
     place = {key: number for number, key in enumerate(keys)}
-    return PackedCrops(path, crops, {row: place[key] for row, key in crops.keys.items()})
+    return PackedCrops(path, crops, {row: place[key] for row, key in crops.keys.items()}, _checked=_flags(len(keys)))
 
 
 def discard_damaged(crops: PreparedCrops) -> Path | None:
@@ -137,6 +139,11 @@ def discard_damaged(crops: PreparedCrops) -> Path | None:
             return None
     path.unlink()
     return path
+
+
+def _flags(count: int) -> npt.NDArray[np.bool_]:
+    """False for each record, in memory that forked processes share."""
+    return np.frombuffer(mmap.mmap(-1, max(1, count)), bool, count)
 
 
 def _record(side: int) -> np.dtype[np.void]:
