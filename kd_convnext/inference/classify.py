@@ -52,6 +52,7 @@ def classify(
         ManifestError: Photographs have no answer, all of them named, after everything else is done.
         KDConvNeXtError: The checkpoint, the weights, a manifest or an option cannot be used.
     """
+    from kd_convnext.data.cores import memory_kept
     from kd_convnext.inference.answers import write_answers
     from kd_convnext.inference.prediction import Failure, Prediction
     from kd_convnext.inference.sources import photographs_of
@@ -62,13 +63,15 @@ def classify(
     photographs, failures = photographs_of(photos, box=box, lesion_by=lesion_by)
     predictor = _predictor(ckpt_path, sr_weights, calibration, tta, device)
     answers: list[Prediction] = []
-    for answer in predictor.predict_many(photographs):
-        if isinstance(answer, Failure):
-            failures.append(answer)
-        else:
-            answers.append(answer)
-            if len(answers) <= LISTED:
-                print(_line(answer))
+    # A large photograph's memory would come from the system anew each time: a fifth of the time at 12 megapixels.
+    with memory_kept():
+        for answer in predictor.predict_many(photographs):
+            if isinstance(answer, Failure):
+                failures.append(answer)
+            else:
+                answers.append(answer)
+                if len(answers) <= LISTED:
+                    print(_line(answer))
     lesions = _lesions(predictor, answers)
     write_answers(folder, answers, lesions, failures, predictor.network.info, predictor.calibration)
     _summarise(folder, answers, lesions, failures)
