@@ -128,8 +128,8 @@ def loader_grid(folder: Path, count: int) -> tuple[Grid, float]:
     import cv2
     import torch
     from feeding import SIZE, prepared
-    from torch.utils.data import DataLoader
 
+    from kd_convnext.data.batches import specimen_loader
     from kd_convnext.data.dataset import SpecimenDataset, View
     from kd_convnext.data.packed import pack
     from kd_convnext.data.photographs import inspect_files
@@ -152,7 +152,7 @@ def loader_grid(folder: Path, count: int) -> tuple[Grid, float]:
         speeds: list[object] = []
         views = [View(number % len(files), number) for number in range(count * max(1, workers // 2))]
         for batch in batches:
-            loader = DataLoader(dataset, batch, sampler=views, num_workers=workers, persistent_workers=workers > 0)  # type: ignore[arg-type]
+            loader = specimen_loader(dataset, batch, workers, sampler=views)
             seconds = [_seconds(lambda loader=loader: sum(1 for _ in loader)) for _ in range(2)]
             speeds.append(round(len(views) / seconds[1]))
             del loader
