@@ -117,6 +117,17 @@ def test_jpeg_is_decoded_exactly_as_pillow_does(tmp_path):
     assert image.flags.c_contiguous and image.flags.writeable
 
 
+@pytest.mark.parametrize("strip", [1, 100, 3 * 7 * 4, 10**6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_strips_are_the_picture(tmp_path, monkeypatch, strip, mode):
+    monkeypatch.setattr(roi, "_STRIP", strip)
+    pixels = np.random.default_rng(0).integers(0, 256, (13, 7, 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "small.png")
+    found = read_image(tmp_path / "small.png")
+    assert np.array_equal(found, np.array(Image.open(tmp_path / "small.png").convert("RGB")))
+    assert found.flags.writeable and found.flags.c_contiguous and found.base is None
+
+
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_32_bit_pixels_are_refused(tmp_path, mode):
     Image.fromarray(np.full((2, 2), 70000, np.float32 if mode == "F" else np.int32)).save(tmp_path / "a.tif")
