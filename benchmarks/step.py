@@ -57,7 +57,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("torchdistill").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    rounds = 25 if options.full else 4
+    rounds = 60 if options.full else 4
     clock = time.process_time if options.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as name:
         specs = (BackboneSpec(name=spec, image_size=options.size) for spec in (options.teacher, options.student))
