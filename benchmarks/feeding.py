@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader, default_collate
 from kd_convnext.data.batches import specimen_loader
 from kd_convnext.data.cache import CropCache, CropSpec, PreparedCrops
 from kd_convnext.data.cores import available_cores
-from kd_convnext.data.datamodule import default_workers
 from kd_convnext.data.dataset import SpecimenDataset, View
 from kd_convnext.data.manifest import read_manifest
 from kd_convnext.data.packed import pack
@@ -40,7 +39,8 @@ from kd_convnext.data.synthetic import draw_specimens
 from kd_convnext.data.transforms import AugmentSpec, Views
 
 SIZE, BATCH, PAPER = 224, 32, 2221
-FIT_BATCH = 32
+FIT_BATCH, FIT_STORED = 32, 128
+"""Of the fits; crops stored somewhat larger than the network's pictures, as those of 256 px are for 224."""
 
 
 def main() -> None:
@@ -103,7 +103,8 @@ def fits(folder: Path, ways: Sequence[str], rounds: int) -> dict[str, list[dict[
     """Fits with each way of loading, in turn; returns what each fit measured."""
     manifest = many_regions(folder / "more")
     known = read_manifest(manifest)
-    crops = CropCache(folder / "cache", CropSpec(upscaler="bicubic")).fill(known, np.arange(len(known)), progress=False)
+    spec = CropSpec(upscaler="bicubic", store_size=FIT_STORED)
+    crops = CropCache(folder / "cache", spec).fill(known, np.arange(len(known)), progress=False)
     pack(crops, progress=False)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for name in list(ways) * rounds:
@@ -134,7 +135,7 @@ def one_fit(
     ready: bool = False,
     num_workers: int | None = None,
 ) -> dict[str, float]:
-    """Fits for two epochs; returns the second's share of time spent waiting for batches, and its images a second."""
+    """Fits for two epochs; returns the second's share of waiting, its images a second, and the loader processes."""
     import lightning.pytorch as pl
 
     from kd_convnext import SpecimenDataModule, TeacherModule
@@ -160,6 +161,7 @@ def one_fit(
         manifest,
         cache_dir=f"{folder}/cache",
         upscaler="bicubic",
+        store_size=FIT_STORED,
         image_size=96,
         batch_size=FIT_BATCH,
         augment=AugmentSpec(engine=engine),
@@ -186,7 +188,8 @@ def one_fit(
     else:
         trainer.fit(module, datamodule=data)
     passed = clock.clock.waited + clock.clock.worked
-    return {"share": clock.clock.wait_share, "rate": clock.clock.steps * FIT_BATCH / passed}
+    rate = clock.clock.steps * FIT_BATCH / passed
+    return {"share": clock.clock.wait_share, "rate": rate, "workers": float(data.workers.count)}
 
 
 def of_fits(found: dict[str, list[dict[str, float]]]) -> tuple[list[Figure], list[str]]:
@@ -201,7 +204,9 @@ def of_fits(found: dict[str, list[dict[str, float]]]) -> tuple[list[Figure], lis
         if name != "ready tensors":
             ratios = [rate / each for rate, each in zip(rates, base, strict=True)]
             figures.append(Figure(f"{name}: speed against ready tensors", 100 * float(np.median(ratios)), "%"))
-    return figures, [f"{available_cores()} cores, {default_workers()} loader processes by default"]
+    taken = {name: f"{rounds[0]['workers']:.0f}" for name, rounds in found.items() if name != "ready tensors"}
+    chosen = ", ".join(f"{name}: {number}" for name, number in taken.items())
+    return figures, [f"{available_cores()} cores; loader processes: {chosen}"]
 
 
 def prepared(folder: Path, count: int) -> tuple[PreparedCrops, list[Path]]:

@@ -29,8 +29,8 @@ _FORWARD = 1 / 3
 class DataWaitBar(TQDMProgressBar):
     """Lightning's bar with ``data_wait`` (share of the epoch spent waiting for it) and ``left`` (of the fit).
 
-    A ``data_wait`` of more than a few percent says that the machine could train faster with more
-    ``num_workers``. On a GPU work is queued: the wait is then an upper limit.
+    A ``data_wait`` of more than a few percent says that the machine could train faster with packed crops, the quick
+    augmentation, or more ``num_workers``. On a GPU work is queued: the wait is then an upper limit.
     """
 
     def __init__(self, refresh_rate: int | None = None, leave: bool = False) -> None:

@@ -17,13 +17,19 @@ from kd_convnext.data.cores import available_cores
 MOST = 16
 """Loader processes of one fit at most; each holds its own copy of what the data module knows."""
 
-NEGLIGIBLE = 0.04
-"""Share of a step up to which loading in the same process is best: a loader process takes its core from the step."""
+NEGLIGIBLE = 0.05
+"""Share of a step up to which loading in the same process is best: a loader process takes its core from the step, and
+costs more than it brings (``benchmarks/feeding.py``)."""
 
 _SPARE_ON_CPU, _SPARE_ON_GPU = 1.25, 4.0
 """How much faster than measured steps are fed. A GPU's are measured eagerly and may later run compiled."""
 
-_SAMPLES, _ROUNDS, _CPU_BATCH = 12, 3, 2
+_SAMPLES, _ROUNDS = 12, 3
+
+_FEW, _MORE, _QUICK = 2, 16, 0.2
+"""Images to measure a CPU's step with; and with how many more where that step takes less than these seconds: small
+networks take much less time for an image among many."""
+
 _BACKWARD = 2.0
 """A backward pass in forward passes of the same network."""
 
@@ -107,7 +113,9 @@ def measured_workers(dataset: Views, trainer: Trainer, batch_size: int) -> Worke
     cores = available_cores() // trainer.num_devices
     with isolate_rng(include_cuda=not on_cpu):
         load = _loading(dataset)
-        step = _stepping(module, trainer, _CPU_BATCH if on_cpu else batch_size)
+        step = _stepping(module, trainer, min(_FEW, batch_size) if on_cpu else batch_size)
+        if on_cpu and _FEW * step < _QUICK:
+            step = _stepping(module, trainer, min(_MORE, batch_size))
     return choose_workers(load, step, cores, on_cpu=on_cpu)
 
 
