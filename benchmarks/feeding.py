@@ -144,6 +144,7 @@ def one_fit(
 
     class Clock(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            self.workers = data.workers.count
             if trainer.current_epoch == 1:
                 self.clock = StepClock()  # the loader's processes have started
             elif trainer.current_epoch:
@@ -189,7 +190,7 @@ def one_fit(
         trainer.fit(module, datamodule=data)
     passed = clock.clock.waited + clock.clock.worked
     rate = clock.clock.steps * FIT_BATCH / passed
-    return {"share": clock.clock.wait_share, "rate": rate, "workers": float(data.workers.count)}
+    return {"share": clock.clock.wait_share, "rate": rate, "workers": float(clock.workers)}
 
 
 def of_fits(found: dict[str, list[dict[str, float]]]) -> tuple[list[Figure], list[str]]:

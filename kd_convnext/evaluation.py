@@ -92,9 +92,11 @@ class Evaluation:
         if not known.any():
             return {}
         collection = _counting(len(self.class_names))
-        collection.reset()
-        collection.update(torch.from_numpy(self.probabilities[known]), torch.from_numpy(self.labels[known]))
-        values = collection.compute()
+        try:
+            collection.update(torch.from_numpy(self.probabilities[known]), torch.from_numpy(self.labels[known]))
+            values = collection.compute()
+        finally:
+            collection.reset()
         found = {name: float(values[name]) for name in METRIC_NAMES}
         if not per_class:
             return found

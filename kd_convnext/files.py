@@ -79,14 +79,20 @@ def require_space(folder: Path, size: int, what: str, remedy: str) -> str:
         Need and free space in a few words, to be said before the work.
 
     Raises:
-        CacheError: It does not fit.
+        CacheError: It does not fit, or the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise CacheError(write_finding(folder, error)) from error
     if size > free:
-        what = f"{what} need {size / 1e6:.3g} MB, {free / 1e6:.3g} MB are free"
-        raise CacheError(Finding(str(folder), what, remedy))
-    return f"{size / 1e6:.3g} MB of {free / 1e6:.0f} MB free"
+        raise CacheError(Finding(str(folder), f"{what} need {_megabytes(size)}, {_megabytes(free)} are free", remedy))
+    return f"{_megabytes(size)} of {_megabytes(free)} free"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:{'.0f' if size >= 1e8 else '.3g'}} MB"
 
 
 def sha256_of(path: Path | str) -> str:

@@ -1,5 +1,6 @@
 """Whole batches, and the memory that loader processes write them into."""
 
+import copy
 import multiprocessing
 import os
 
@@ -100,6 +101,24 @@ def test_a_place_is_free_when_its_last_tensor_is_gone():
     assert places.take() is None
     del one
     assert places.take() == 1 and places.take() is None
+
+
+def test_a_batch_that_fails_gives_its_place_back(tiny_manifest, tiny_cache):
+    dataset = part(tiny_manifest, tiny_cache)
+    loader = specimen_loader(dataset, 2, 1, sampler=[0, len(dataset)])  # there is no such crop
+    places = len(loader.dataset.places.free)
+    for _ in range(places + 1):
+        with pytest.raises(IndexError):
+            list(loader)
+    taken = [loader.dataset.places.take() for _ in range(places)]
+    assert None not in taken
+
+
+def test_a_loader_can_be_copied(tiny_manifest, tiny_cache):
+    loader = specimen_loader(part(tiny_manifest, tiny_cache), 8, 1)
+    other = copy.deepcopy(loader)
+    for one, same in zip(loader, other, strict=True):
+        check_same(one, same)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")

@@ -187,7 +187,7 @@ def test_what_a_pack_needs_is_compared_with_the_disk_before_any_work(tiny_manife
     assert not pack_path(crops.folder, crops.keys).exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size))
     pack(crops)
-    assert "0.288 MB of 0 MB free" in capsys.readouterr().out
+    assert "0.288 MB of 0.288 MB free" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [0, 1])

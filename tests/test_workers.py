@@ -1,15 +1,17 @@
 """How many loader processes a fit takes."""
 
-import time
-
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from test_cli import CONFIGS, OFFLINE, SMALL_SWIN, TINY
-from tiny import data, teacher, trainer
+from tiny import data, student, teacher, trainer
 
 from kd_convnext.cli import main
 from kd_convnext.data import workers
+from kd_convnext.data.dataset import View
 from kd_convnext.data.workers import MOST, Workers, choose_workers, default_workers
+from kd_convnext.models.backbones import BackboneSpec
+from kd_convnext.modules.frozen import FrozenTeacher
 
 
 @pytest.mark.parametrize(
@@ -43,43 +45,79 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch):
     assert [default_workers(processes) for processes in (1, 4, 16)] == [8, 3, 1]
 
 
-class Delayed:
-    """Crops that take their time."""
+@pytest.mark.parametrize("seconds, count", [(0.001, 0), (0.05, 1)])
+def test_a_fit_measures_and_takes_it_for_training_and_validation(
+    tiny_manifest, tiny_cache, tmp_path, monkeypatch, seconds, count
+):
+    asked = []
 
-    def __init__(self, crops, seconds):
-        self.crops, self.seconds = crops, seconds
+    def loading(dataset, keys):
+        asked.append(keys)
+        return seconds
 
-    def load(self, i):
-        time.sleep(self.seconds)
-        return self.crops.load(i)
-
-    def key(self, i):
-        return self.crops.key(i)
-
-
-@pytest.mark.parametrize("seconds, count", [(0.0, 0), (0.05, 1)])
-def test_a_fit_measures_what_it_is_given(tiny_manifest, tiny_cache, tmp_path, monkeypatch, seconds, count):
-    # A step of known length: the tiny networks' own is about as long as loading.
-    monkeypatch.setattr(workers, "_passing", lambda network, images: 0.02)
+    monkeypatch.setattr(workers, "_loading", loading)
+    monkeypatch.setattr(workers, "_stepping", lambda module, trainer, images: 0.1)
     monkeypatch.setattr(workers, "available_cores", lambda: 2)
-    monkeypatch.setattr(workers, "NEGLIGIBLE", 0.5)
     source = data(tiny_manifest, tiny_cache, num_workers=None)
-    source.setup("fit")
-    source.train_set.crops = Delayed(source.train_set.crops, seconds)
     trainer(tmp_path, limit_train_batches=1, limit_val_batches=1).fit(teacher(source), datamodule=source)
-    assert source.workers.count == count and "measured" in source.workers.reason
+    assert source.workers == Workers(count, f"loading takes {10 * seconds:.1%} of a step on one core, measured")
+    (keys,) = asked  # once, by views that training asks for
+    assert len(keys) == workers._SAMPLES and all(isinstance(key, View) for key in keys)
     assert source.train_dataloader().num_workers == source.val_dataloader().num_workers == count
+    source.setup("test")
+    assert source.test_dataloader().num_workers == 1  # by the cores
+
+
+def test_what_is_measured(tiny_manifest, tiny_cache, tmp_path, monkeypatch):
+    """A step is three passes of the network, one where its body is frozen, and one of a teacher that is asked live."""
+    passed = []
+    monkeypatch.setattr(workers, "_passing", lambda network, images: passed.append(network) or 0.3)
+    source = data(tiny_manifest, tiny_cache, num_workers=0)
+    fit = trainer(tmp_path, limit_train_batches=1, limit_val_batches=1)
+    for module, seconds in ((teacher(source), 0.9), (teacher(source, finetune="head_only"), 0.3)):
+        fit.fit(module, datamodule=source)
+        assert workers._stepping(module, fit, 1) == pytest.approx(seconds)
+        assert passed[-1] is module.classifier
+    fit.save_checkpoint(tmp_path / "teacher.ckpt")
+    module = student(source, tmp_path / "teacher.ckpt")
+    module.teacher = FrozenTeacher(module.teacher_ckpt, tap=False)
+    assert workers._stepping(module, fit, 1) == pytest.approx(1.2)
+    module.teacher_cache = True
+    assert workers._stepping(module, fit, 1) == pytest.approx(0.9)
+
+
+class Other(BoringModel):
+    """Somebody else's module."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = torch.nn.Linear(3 * 32 * 32, 2)
+
+    def training_step(self, batch, batch_idx):
+        return self.classifier(batch["image"].float().flatten(1)).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.classifier.parameters(), 1e-6)
+
+
+def test_modules_of_others_take_the_default(tiny_manifest, tiny_cache, tmp_path):
+    source = data(tiny_manifest, tiny_cache, num_workers=None)
+    trainer(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(Other(), datamodule=source)
+    assert source.workers == Workers(default_workers(), "by the cores")
 
 
 def test_measuring_leaves_no_trace(tiny_manifest, tiny_cache, tmp_path):
+    """Neither in random numbers nor in running statistics, nor in the modes of a network's parts."""
     found = []
     for asked in (None, 0):
         source = data(tiny_manifest, tiny_cache, num_workers=asked)
-        module = teacher(source)
+        module = teacher(source, backbone=BackboneSpec(name="test_efficientnet", image_size=32))
+        norm = next(part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d))
+        norm.eval()
         trainer(tmp_path).fit(module, datamodule=source)
-        found.append(module)
-    assert found[0].training == found[1].training
-    for one, other in zip(found[0].state_dict().values(), found[1].state_dict().values(), strict=True):
+        assert not norm.training
+        found.append((torch.rand(1), *module.state_dict().values()))
+    for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
 
 

@@ -3,6 +3,7 @@
 python onnx_only.py EXPORTED PHOTOGRAPHS > answers.csv
 
 The CSV is that of ``kd-convnext classify PHOTOGRAPHS``, for 8-bit colour photographs without transparency, taken whole.
+Threads do not spin: after one session's work they would turn on for a while, on cores that the other session needs.
 """
 
 import csv
@@ -15,7 +16,6 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 options = onnxruntime.SessionOptions()
-# Else the threads of one session turn on for a while after its work, on cores that the other one needs.
 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 crop, network = (onnxruntime.InferenceSession(f"{sys.argv[1]}/{name}.onnx", options) for name in ("crop", "model"))
 said = {key.split(".")[1]: json.loads(text) for key, text in network.get_modelmeta().custom_metadata_map.items()}
@@ -29,8 +29,7 @@ for path in sorted(Path(sys.argv[2]).rglob("*.*")):
     strange = 1 - np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     held = [n for n, value in zip(names, strange, strict=True) if thresholds[n] is None or value <= thresholds[n]]
     why = [reasons[kind] for kind, far in zip(limits, distances, strict=True) if far > limits[kind]]
-    if len(held) != 1:
-        why.append(reasons["several" if held else "none"].format(count=len(held)))
+    why += [] if len(held) == 1 else [reasons["several" if held else "none"].format(count=len(held))]
     row = {"image": path} | dict.fromkeys(("lesion_id", "x", "y", "width", "height"))
     row |= {"prediction": names[found.argmax()], "probability": f"{found.max():.8g}"}
     row |= {f"prob_{name}": f"{value:.8g}" for name, value in zip(names, found, strict=True)}
@@ -38,5 +37,4 @@ for path in sorted(Path(sys.argv[2]).rglob("*.*")):
     row |= {"gate_score": f"{score:.8g}", "model": model["name"]}
     rows.append(row | {name: model[name] for name in ("checkpoint_sha256", "kd_convnext")})
 table = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
-table.writeheader()
-table.writerows(rows)
+table.writerows([{name: name for name in rows[0]}, *rows])

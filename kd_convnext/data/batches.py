@@ -130,8 +130,16 @@ class _Whole(Dataset[Any]):
         place = self.places.take() if self.places is not None and get_worker_info() is not None else None
         if self.places is None or place is None:
             return self.dataset.batch(keys)
-        batch = self.dataset.batch(keys, self.places.pictures[place, : len(keys)])
+        try:
+            batch = self.dataset.batch(keys, self.places.pictures[place, : len(keys)])
+        except BaseException:
+            self.places.free[place].release()
+            raise
         return cast(Batch, _Parcel(batch, self.places.number, place))
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leaves the memory behind: a copy elsewhere has no processes that could inherit it."""
+        return {"dataset": self.dataset, "places": None}
 
 
 class _Parcel(dict[str, Any]):

@@ -21,7 +21,7 @@ from kd_convnext.data.packed import pack
 from kd_convnext.data.prepared import Crops, OnMiss
 from kd_convnext.data.splits import KEPT_APART, Split, group_hashes, make_split
 from kd_convnext.data.transforms import AugmentSpec, Views
-from kd_convnext.data.workers import Workers, default_workers, measured_workers
+from kd_convnext.data.workers import Workers, measured_workers, unmeasured_workers
 from kd_convnext.errors import ConfigError, Finding, ManifestError
 from kd_convnext.losses import inverse_frequency
 
@@ -41,7 +41,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         val_set: The validation part, after ``setup("fit")`` or ``setup("validate")``.
         test_set: The test part, after ``setup("test")``.
         predict_set: The rows of ``predict_part``, after ``setup("predict")``.
-        workers: Loader processes, and why so many.
+        workers: Loader processes of the last fit, and why so many.
     """
 
     crops: PreparedCrops
@@ -143,9 +143,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         self.image_size, self.in_chans, self.augment = image_size, in_chans, augment
         self.class_balanced, self.batch_size = class_balanced, batch_size
         self.num_workers = num_workers
-        self.workers = (
-            Workers(default_workers(), "by the cores") if num_workers is None else Workers(num_workers, "as given")
-        )
+        self.workers, self._measured = unmeasured_workers(num_workers), False
         self.view_seed, self.views = view_seed, views
         self.predict_part, self.allow_leak = predict_part, allow_leak
 
@@ -204,6 +202,8 @@ class SpecimenDataModule(pl.LightningDataModule):
         Raises:
             KDConvNeXtError: The data cannot be used; every problem found is named.
         """
+        if stage == "fit":
+            self._measured = False
         rows = {name: self._rows(name) for name in _NEEDED[stage] if not hasattr(self, f"{name}_set")}
         if not rows:
             return
@@ -222,8 +222,6 @@ class SpecimenDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns shuffled, augmented training batches; a last batch of one image is dropped."""
         trainer = self.trainer
-        if trainer and self.num_workers is None:
-            self.workers = measured_workers(self.train_set, trainer, self.batch_size)
         sampler = ViewSampler(
             self.train_set,
             seed=self.view_seed,
@@ -232,11 +230,16 @@ class SpecimenDataModule(pl.LightningDataModule):
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
         )
-        return self._loader(self.train_set, sampler=sampler, drop_last=len(sampler) % self.batch_size == 1)
+        if trainer and trainer.training and self.num_workers is None and not self._measured:
+            self.workers = measured_workers(self.train_set, sampler, trainer, self.batch_size)
+            self._measured = True
+        last = len(sampler) % self.batch_size == 1
+        return self._loader(self.train_set, self.workers, sampler=sampler, drop_last=last)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Returns the validation part in order."""
-        return self._loader(self.val_set)
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        return self._loader(self.val_set, self.workers if fitting else None)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Returns the test part in order."""
@@ -309,10 +312,10 @@ class SpecimenDataModule(pl.LightningDataModule):
             trainer.strategy.barrier("packed")
         return packed
 
-    def _loader(self, dataset: SpecimenDataset, **options: Any) -> DataLoader[Any]:
-        trainer = self.trainer
+    def _loader(self, dataset: SpecimenDataset, workers: Workers | None = None, **options: Any) -> DataLoader[Any]:
+        trainer, workers = self.trainer, workers or unmeasured_workers(self.num_workers)
         pinned = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        return specimen_loader(dataset, self.batch_size, self.workers.count, pin_memory=pinned, **options)
+        return specimen_loader(dataset, self.batch_size, workers.count, pin_memory=pinned, **options)
 
 
 _NEEDED: dict[str, tuple[str, ...]] = {

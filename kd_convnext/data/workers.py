@@ -2,12 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -34,10 +34,10 @@ _BACKWARD = 2.0
 """A backward pass in forward passes of the same network."""
 
 
-class Views(Sized, Protocol):
-    """What is loaded: anything with a length and items."""
+class Samples(Protocol):
+    """What is loaded."""
 
-    def __getitem__(self, key: int) -> Any:
+    def __getitem__(self, key: Any) -> Any:
         """Loads one sample."""
 
 
@@ -59,6 +59,11 @@ class Workers:
         """Says it for the machine line."""
         number = "no loader worker" if not self.count else f"{self.count} loader worker{'s' if self.count > 1 else ''}"
         return f"{number} ({self.reason})"
+
+
+def unmeasured_workers(given: int | None) -> Workers:
+    """Returns the number given, or else the default."""
+    return Workers(default_workers(), "by the cores") if given is None else Workers(given, "as given")
 
 
 def default_workers(processes: int = 1) -> int:
@@ -95,34 +100,37 @@ def choose_workers(load: float, step: float, cores: int, *, on_cpu: bool) -> Wor
     return Workers(min(needed, most), reason, starved=share > most)
 
 
-def measured_workers(dataset: Views, trainer: Trainer, batch_size: int) -> Workers:
-    """Measures loading and the networks' passes, and decides; well below a second, and no trace in random numbers.
+def measured_workers(dataset: Samples, keys: Iterable[Any], trainer: Trainer, batch_size: int) -> Workers:
+    """Measures loading and the networks' passes, and decides, in a second or two, without a trace in random numbers.
 
     Args:
         dataset: The training part.
+        keys: What will be asked of it; the first few are.
         trainer: While its fit is being set up, with the module on its device.
         batch_size: Images a step and process.
 
     Returns:
         The choice; the default where the module is none of ours.
     """
+    from kd_convnext.models.backbones import Backbone
+
     module = trainer.lightning_module
-    if not hasattr(module, "classifier") or not len(dataset):
+    asked = list(islice(keys, _SAMPLES))
+    if not isinstance(getattr(module, "classifier", None), Backbone) or not asked:
         return Workers(default_workers(trainer.num_devices), "by the cores")
     on_cpu = trainer.strategy.root_device.type == "cpu"
     cores = available_cores() // trainer.num_devices
     with isolate_rng(include_cuda=not on_cpu):
-        load = _loading(dataset)
+        load = _loading(dataset, asked)
         step = _stepping(module, trainer, min(_FEW, batch_size) if on_cpu else batch_size)
         if on_cpu and _FEW * step < _QUICK:
             step = _stepping(module, trainer, min(_MORE, batch_size))
     return choose_workers(load, step, cores, on_cpu=on_cpu)
 
 
-def _loading(dataset: Views) -> float:
-    places = np.linspace(0, len(dataset) - 1, min(_SAMPLES, len(dataset))).astype(int).tolist()
-    dataset[places[0]]  # sets files and libraries up
-    return median(_seconds(lambda place=place: dataset[place]) for place in places)  # type: ignore[misc]
+def _loading(dataset: Samples, keys: Sequence[Any]) -> float:
+    dataset[keys[0]]  # sets files and libraries up
+    return median(_seconds(lambda key=key: dataset[key]) for key in keys)  # type: ignore[misc]
 
 
 def _stepping(module: LightningModule, trainer: Trainer, count: int) -> float:
@@ -131,24 +139,26 @@ def _stepping(module: LightningModule, trainer: Trainer, count: int) -> float:
     shape = (count, network.in_chans, network.image_size, network.image_size)
     images = torch.zeros(shape, dtype=torch.uint8, device=device)
     teacher = None if getattr(module, "teacher_cache", False) else getattr(module, "teacher", None)
-    training = network.training
+    learns = any(parameter.requires_grad for parameter in network.body_parameters())
+    modes = {part: part.training for part in network.modules()}
     network.eval()
     try:
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            total = (1 + _BACKWARD) * _passing(network, images)
+            total = (1 + _BACKWARD * learns) * _passing(network, images)
             if teacher is not None:
                 teacher.to(device, network.mean.dtype)
                 total += _passing(teacher, images)
     finally:
-        network.train(training)
+        for part, training in modes.items():
+            part.training = training
     return total / count
 
 
 def _passing(network: Callable[[torch.Tensor], object], images: torch.Tensor) -> float:
     def run() -> None:
         network(images)
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
+        if images.device.type != "cpu":
+            torch.accelerator.synchronize(images.device)
 
     run()
     return median(_seconds(run) for _ in range(_ROUNDS))
