@@ -46,8 +46,7 @@ def specimen_loader(dataset: SpecimenDataset, batch_size: int, num_workers: int,
     """
     # Where processes are not forked they cannot inherit memory: torch's way, slower, does.
     forked = num_workers > 0 and multiprocessing.get_start_method() == "fork"
-    shape = (batch_size, dataset.views.in_chans, dataset.views.image_size, dataset.views.image_size)
-    places = Places(_PREFETCHED * num_workers + _HELD, shape) if forked else None
+    places = Places(_PREFETCHED * num_workers + _HELD, (batch_size, *dataset.shape)) if forked else None
     return DataLoader(
         _Whole(dataset, places),
         batch_size=batch_size,
