@@ -19,7 +19,7 @@ MOST = 16
 
 NEGLIGIBLE = 0.05
 """Share of a step up to which loading in the same process is best: a loader process takes its core from the step, and
-costs more than it brings (``benchmarks/feeding.py``)."""
+on two cores costs more than it brings (``benchmarks/feeding.py``)."""
 
 _SPARE_ON_CPU, _SPARE_ON_GPU = 1.25, 4.0
 """How much faster than measured steps are fed. A GPU's are measured eagerly and may later run compiled."""
