@@ -32,12 +32,11 @@ types: $(INSTALLED) ## mypy, strict
 	$(VENV)/mypy
 
 bench: $(INSTALLED) ## run every script of benchmarks/
-	@found=no; \
-	for script in benchmarks/[a-z]*.py; do \
-		[ -f "$$script" ] || continue; \
-		found=yes; echo "== $$script"; $(VENV)/python "$$script" || exit 1; \
-	done; \
-	[ $$found = yes ] || echo "benchmarks/ holds no script yet"
+	@for script in benchmarks/data/*.py benchmarks/inference/*.py benchmarks/training/*.py; do \
+		case $$script in *_sides.py|*__init__.py) continue;; esac; \
+		echo "== $$script"; \
+		$(VENV)/python -m $$(echo $${script%.py} | tr / .) || exit 1; \
+	done
 
 format: $(INSTALLED) ## rewrite the code in the house style
 	$(VENV)/ruff check --fix .

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 from kd_convnext._version import __version__
 
 if TYPE_CHECKING:
-    from kd_convnext.data.datamodule import SpecimenDataModule
+    from kd_convnext.data.loading.datamodule import SpecimenDataModule
     from kd_convnext.inference.predictor import Predictor
-    from kd_convnext.modules.distill import DistillModule
+    from kd_convnext.modules.student import DistillModule
     from kd_convnext.modules.teacher import TeacherModule
 
 # torch, timm and lightning cost seconds of import: each public name is loaded when it is first used.
 _LAZY = {
-    "SpecimenDataModule": "kd_convnext.data.datamodule",
+    "SpecimenDataModule": "kd_convnext.data.loading.datamodule",
     "TeacherModule": "kd_convnext.modules.teacher",
-    "DistillModule": "kd_convnext.modules.distill",
+    "DistillModule": "kd_convnext.modules.student",
     "Predictor": "kd_convnext.inference.predictor",
 }
 

@@ -4,23 +4,19 @@ Four commands train and judge by configuration (Lightning's command line); the o
 each the Python function of the same name. This module and the tools' ``--help`` load no torch.
 """
 
-import contextlib
 import difflib
-import errno
 import inspect
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, get_origin
 
 from kd_convnext._version import __version__
-from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
-from kd_convnext.files import write_finding
-from kd_convnext.shipped import with_shipped_files
-from kd_convnext.tool_configs import with_data_sections
+from kd_convnext.common.configs import with_data_sections, with_shipped_files
+from kd_convnext.common.parsing import exit_code, parsing
+from kd_convnext.errors import ConfigError, Finding
 
 TRAINING = {
     "fit": "train a teacher, a baseline or a distilled student",
@@ -29,29 +25,28 @@ TRAINING = {
     "predict": "answer for the data of a configuration with a checkpoint",
 }
 TOOLS = {
-    "demo": ("kd_convnext.demo:demo", "the whole path on drawn specimens, in minutes on a CPU"),
+    "demo": ("kd_convnext.tools.demo:demo", "the whole path on drawn specimens, in minutes on a CPU"),
     "paper": (
-        "kd_convnext.experiment.paper:paper",
+        "kd_convnext.tools.paper:paper",
         "the paper's experiment: all methods, five splits, tables, report",
     ),
-    "compare": ("kd_convnext.experiment.compare:compare", "tested runs side by side: tables, tests, figures, report"),
-    "report": ("kd_convnext.experiment.compare:report", "one tested run as a page that opens without network"),
-    "prepare": ("kd_convnext.data.prepare:prepare", "check a manifest; crop, super-resolve and store its ROIs"),
-    "classify": ("kd_convnext.inference.classify:classify", "answers for new photographs, from a checkpoint alone"),
-    "explain": ("kd_convnext.inference.explain:explain", "heat maps over photographs, and training cases like them"),
-    "calibrate": ("kd_convnext.inference.calibrate:calibrate", "temperature, prediction sets and gate of a checkpoint"),
+    "compare": ("kd_convnext.tools.compare:compare", "tested runs side by side: tables, tests, figures, report"),
+    "report": ("kd_convnext.tools.compare:report", "one tested run as a page that opens without network"),
+    "prepare": ("kd_convnext.tools.prepare:prepare", "check a manifest; crop, super-resolve and store its ROIs"),
+    "classify": ("kd_convnext.tools.classify:classify", "answers for new photographs, from a checkpoint alone"),
+    "explain": ("kd_convnext.tools.explain:explain", "heat maps over photographs, and training cases like them"),
+    "calibrate": ("kd_convnext.tools.calibrate:calibrate", "temperature, prediction sets and gate of a checkpoint"),
     "export": (
-        "kd_convnext.inference.export:export",
+        "kd_convnext.tools.export:export",
         "a checkpoint as an ONNX, OpenVINO or torch file, compared with it",
     ),
-    "card": ("kd_convnext.inference.model_card:card", "a run's model card: data, results, calibration, limits"),
-    "publish": ("kd_convnext.inference.publish:publish", "a checkpoint and its card for the Hugging Face hub"),
-    "doctor": ("kd_convnext.doctor:doctor", "what this machine, folder or run lacks, with the remedy"),
+    "card": ("kd_convnext.tools.card:card", "a run's model card: data, results, calibration, limits"),
+    "publish": ("kd_convnext.tools.publish:publish", "a checkpoint and its card for the Hugging Face hub"),
+    "doctor": ("kd_convnext.tools.doctor:doctor", "what this machine, folder or run lacks, with the remedy"),
 }
 POSITIONAL = {"classify": "photos", "explain": "photos", "compare": "runs", "report": "run"}
 """The one parameter of a tool that is given without its name; a list takes one word or more."""
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 EXAMPLES = """\
 examples:
   kd-convnext demo
@@ -77,40 +72,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if not words or words[0] in ("-h", "--help"):
-            print(_help(), flush=True)
-            return 0
-        if words[0] == "--version":
-            print(f"kd-convnext {__version__}")
-            return 0
-        return _run(words[0], words[1:])
-    except KDConvNeXtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has enough of it; nothing more may be written, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exit_code(lambda: _run(words), words[0] if words else "")
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(), flush=True)
         return 0
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        print(f"error: {write_finding(Path(error.filename or '.'), error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        how = "go on with --ckpt_path RUN/checkpoints/last.ckpt" if words[0] == "fit" else "give the command again"
-        print(f"interrupted: what is finished stays; {how}", file=sys.stderr)
-        return 130
-
-
-def _run(command: str, words: list[str]) -> int:
+    command, *rest = words
+    if command == "--version":
+        print(f"kd-convnext {__version__}")
+        return 0
     if command in TRAINING:
         with parsing(command):
-            from kd_convnext.training import TrainingCLI
-        cli = TrainingCLI.parsed([command, *words])
-        return 0 if cli is None else cli.finish()
+            from kd_convnext.training.command import run_training
+        return run_training(words)
     if command in TOOLS:
-        _run_tool(command, words)
+        _run_tool(command, rest)
         return 0
     names = [*TRAINING, *TOOLS]
     close = difflib.get_close_matches(command, names, n=1)
@@ -136,27 +114,6 @@ def _run_tool(command: str, words: list[str]) -> None:
         options = parser.instantiate(parser.parse_args(words))
     options.pop("config", None)
     tool(**options.as_dict())
-
-
-class parsing(contextlib.AbstractContextManager[None]):
-    """Turns a parser's complaint into one clear line."""
-
-    def __init__(self, command: str) -> None:
-        """Names the command for the message."""
-        self.command = command
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Translates what the parser raises.
-
-        Raises:
-            ConfigError: The words could not be understood.
-        """
-        if kind is None or kind.__module__.split(".")[0] not in ("argparse", "jsonargparse"):
-            return
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = " ".join(lines[:6])
-        remedy = f"See kd-convnext {self.command} --help."
-        raise ConfigError(Finding(f"kd-convnext {self.command}", text, remedy)) from error
 
 
 def _help() -> str:

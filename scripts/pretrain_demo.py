@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from kd_convnext.data.crops import CropSpec, make_crop
-from kd_convnext.data.synthetic import DEMO_LESIONS, class_structure, draw_photographs
-from kd_convnext.demo import CONVNEXT, SWIN, DemoSettings
+from kd_convnext.data.crops.make import make_crop
+from kd_convnext.data.crops.spec import CropSpec
+from kd_convnext.data.drawn.specimens import DEMO_LESIONS, class_structure, draw_photographs
 from kd_convnext.losses import FeatureLoss, SoftTargetLoss
 from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 from kd_convnext.models.regressors import Regressors
 from kd_convnext.models.taps import FeatureTaps
+from kd_convnext.tools.demo import CONVNEXT, SWIN, DemoSettings
 
 ASSETS = Path(__file__).resolve().parent.parent / "kd_convnext" / "assets"
 SEED = 20230918

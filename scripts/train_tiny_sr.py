@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
 
-from kd_convnext.data.drawing import draw_lesion, photograph
-from kd_convnext.data.synthetic import DEMO_LESIONS, HEIGHT, WIDTH, class_structure
+from kd_convnext.data.drawn.lesions import draw_lesion, photograph
+from kd_convnext.data.drawn.specimens import DEMO_LESIONS, HEIGHT, WIDTH, class_structure
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -122,7 +122,7 @@ def train(network: Compact, pictures: list[Pixels], steps: int) -> None:
 
 def measure(file: Path, count: int) -> None:
     """Prints the gain over bicubic interpolation on pictures of another seed."""
-    from kd_convnext.data.super_resolution import build_upscaler
+    from kd_convnext.data.crops.upscaling.build import build_upscaler
 
     network, bicubic = build_upscaler("spandrel", file), build_upscaler("bicubic", None)
     for name, size in (("1 to 4 times", None), ("the demo's size", 1.0), ("4 times", 4.0)):

@@ -3,12 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.paths import REPOSITORY
 from PIL import Image
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +51,8 @@ def tiny_cache(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_manifest, tiny_cache, tmp_path_factory) -> Path:
     """The checkpoint of a tiny teacher in its run folder, trained for one epoch, not calibrated."""
-    import tiny
-    from inference_tiny import make_run
+    from helpers import tiny
+    from helpers.inference import make_run
 
     source = tiny.data(tiny_manifest, tiny_cache)
     return make_run(tmp_path_factory.mktemp("teacher"), source, tiny.teacher(source))

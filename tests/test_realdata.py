@@ -2,7 +2,8 @@
 
 import pandas as pd
 import pytest
-from test_cli import CONFIGS, OFFLINE, SMALL_SWIN, TINY, convnext
+from helpers.command_line import OFFLINE, SMALL_SWIN, TINY, convnext
+from helpers.paths import CONFIGS
 
 from kd_convnext.cli import main
 

@@ -1,1 +1,1 @@
-"""The paper's experiment: its cells, statistics, tables, figures and report."""
+"""The paper's experiment: its cells, tables, figures and report."""

@@ -1,1 +1,1 @@
-"""From a checkpoint to answers for new photographs: predict, calibrate, abstain."""
+"""Predictions for new photographs, and how far they can be trusted."""

@@ -8,14 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kd_convnext.data.roi import Box
+from kd_convnext.common.arrays import Pixels, Values
+from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import Finding
-from kd_convnext.inference.gate import Distances
-
-Pixels = npt.NDArray[np.uint8]
-Values = npt.NDArray[np.float64]
-
-NOT_CALIBRATED = "not calibrated: nothing says when to trust this model"
+from kd_convnext.inference.trust.gate import Distances
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,16 +12,18 @@ from typing import Literal
 import numpy as np
 import torch
 
-from kd_convnext.data.crops import CropSpec, enlarge
-from kd_convnext.data.roi import Box, crop_roi, read_image
-from kd_convnext.data.super_resolution import Upscaler
-from kd_convnext.data.transforms import still_view
+from kd_convnext.checkpoints.network import Network, load_network
+from kd_convnext.common.arrays import Pixels, Values, softmax
+from kd_convnext.data.crops.make import enlarge
+from kd_convnext.data.crops.spec import CropSpec
+from kd_convnext.data.crops.upscaling.upscaler import Upscaler
+from kd_convnext.data.loading.views import still_view
+from kd_convnext.data.manifest.boxes import Box, crop_roi
+from kd_convnext.data.manifest.images import read_image
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, ManifestError, UpscalerError
-from kd_convnext.inference.calibration import FILE, UNDECIDED, Calibration, read_calibration
-from kd_convnext.inference.gate import Distances, Features, appearance_of
-from kd_convnext.inference.network import Network, load_network
-from kd_convnext.inference.prediction import Failure, Photograph, Pixels, Prediction, Values, mean_rows
-from kd_convnext.inference.temperature import softmax
+from kd_convnext.inference.prediction import Failure, Photograph, Prediction, mean_rows
+from kd_convnext.inference.trust.calibration import FILE, UNDECIDED, Calibration, read_calibration
+from kd_convnext.inference.trust.gate import Distances, Features, appearance_of
 
 MIRRORED = ((), (1,), (0,), (0, 1))
 """Test-time augmentation: axes (rows, columns) along which a picture is mirrored, for each of its views."""

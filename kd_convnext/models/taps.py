@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -213,3 +213,23 @@ def _probe(backbone: Backbone, names: Sequence[str]) -> dict[str, tuple[int, boo
     if findings:
         raise ConfigError(findings)
     return layouts
+
+
+def watched_features(backbone: Backbone) -> list[Tensor]:
+    """Watches what the last linear layer sees.
+
+    Args:
+        backbone: The network.
+
+    Returns:
+        A list that holds it, and nothing else, after each pass.
+    """
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[:] = inputs[:1]
+
+    head = cast(Any, backbone.network).get_classifier()
+    head = head[0] if isinstance(head, tuple | list | nn.ModuleList) else head
+    head.register_forward_pre_hook(keep)
+    return seen

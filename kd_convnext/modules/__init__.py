@@ -1,1 +1,1 @@
-"""The Lightning modules: a classifier alone (the teacher), and its student."""
+"""The Lightning modules: teacher and student."""

@@ -6,13 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kd_convnext.compiled import Compile
-from kd_convnext.data.dataset import Batch
-from kd_convnext.losses import FocalLoss
+from kd_convnext.checkpoints.specs import spec_of
+from kd_convnext.data.loading.dataset import Batch
+from kd_convnext.losses.focal import FocalLoss
 from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
-from kd_convnext.modules.base import ClassifierModule
-from kd_convnext.modules.specs import spec_of
-from kd_convnext.optim import OptimSpec
+from kd_convnext.modules.classifier import ClassifierModule
+from kd_convnext.modules.compiled_step import Compile
+from kd_convnext.modules.optim import OptimSpec
 
 TaskLoss = Literal["cross_entropy", "weighted_cross_entropy", "focal"]
 

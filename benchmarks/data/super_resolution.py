@@ -1,0 +1,116 @@
+"""Super-resolution per crop against RealESRGANer, against the machine's matrix product, and over its cores."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from spandrel.architectures.Compact import Compact
+
+from benchmarks.harness.timing import Ratio, arguments, compared, interleaved, report
+from kd_convnext.common.arrays import Pixels
+from kd_convnext.common.machine import memory_kept
+from kd_convnext.data.crops.pool import crop_pool
+from kd_convnext.data.crops.upscaling.build import build_upscaler
+
+SIDES = (128, 256)
+CHANNELS, LAYERS = 64, 32
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--sr_weights", type=Path, help="SRVGG weights; random ones of that size by default")
+    options = parser.parse_args()
+    rounds = 15 if options.full else 5
+    cores = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        weights = options.sr_weights or random_weights(Path(folder))
+        ratios, notes = [], []
+        for threads in sorted({1, cores}):
+            torch.set_num_threads(threads)
+            for side in SIDES:
+                found, note = against_the_reference(weights, side, threads, rounds)
+                ratios += found
+                notes.append(note)
+        for side in SIDES if options.full else SIDES[:1]:
+            ratios.append(over_cores(weights, side, cores, rounds))
+    report("Super-resolution, SRVGG x4, fp32, CPU", ratios, notes, options.json)
+
+
+def random_weights(folder: Path) -> Path:
+    """Writes random weights of general-x4v3's size: the time does not depend on their values."""
+    path = folder / "srvgg.pth"
+    network = Compact(num_feat=CHANNELS, num_conv=LAYERS, upscale=4)
+    torch.save({"params": network.state_dict()}, path)
+    return path
+
+
+def against_the_reference(weights: Path, side: int, threads: int, rounds: int) -> tuple[list[Ratio], str]:
+    """Compares one crop through both implementations, and with the rate of a matrix product."""
+    crop = picture(side)
+    ours, theirs = build_upscaler("spandrel", weights), build_upscaler("realesrgan", weights)
+    work = 2 * 9 * side**2 * (3 * CHANNELS + LAYERS * CHANNELS**2 + CHANNELS * 48)
+    product = torch.randn(1024, 1024)
+    products = max(1, round(work / (2 * 1024**3)))
+
+    def multiply() -> None:
+        for _ in range(products):
+            torch.mm(product, product)
+
+    def as_prepare_does() -> None:
+        with memory_kept():
+            ours(crop)
+
+    seconds = interleaved(
+        {"ours": as_prepare_does, "RealESRGANer": lambda: theirs(crop), "matrix product": multiply}, rounds
+    )
+    name = f"{side} px, {threads} thread" + "s" * (threads > 1)
+    share = seconds["matrix product"] * (work / (products * 2 * 1024**3))
+    rate = work / float(np.median(share)) / 1e9
+    seconds["matrix product"] = share
+    difference = int(np.abs(ours(crop).astype(int) - theirs(crop)).max())
+    note = f"{name}: at most {difference} level of 255 between the two; matrix product at {rate:.0f} GFLOP/s"
+    found = [
+        compared(name, seconds, "ours", "RealESRGANer", 1.6),
+        compared(f"{name}: share of the fp32 rate", seconds, "ours", "matrix product", 0.85),
+    ]
+    return found, note
+
+
+def over_cores(weights: Path, side: int, cores: int, rounds: int) -> Ratio:
+    """Compares one pass at a time on all cores with passes side by side, as `prepare` runs them."""
+    crops = [picture(side, seed) for seed in range(4 * cores)]
+    upscaler = build_upscaler("spandrel", weights)
+
+    def together() -> None:
+        torch.set_num_threads(cores)
+        for crop in crops:
+            upscaler(crop)
+
+    def side_by_side() -> None:
+        torch.set_num_threads(cores)
+        with crop_pool(upscaler) as pool:
+            list(pool.map(upscaler, crops))
+
+    seconds = interleaved({f"{cores} with one thread": side_by_side, f"one with {cores} threads": together}, rounds)
+    return compared(f"{side} px, all cores", seconds, *seconds)
+
+
+def picture(side: int, seed: int = 0) -> Pixels:
+    """Draws a crop with structure at every scale."""
+    rng = np.random.default_rng(seed)
+    waves = np.sin(
+        np.linspace(0, 9, side)[:, None, None] * rng.uniform(1, 5, 3) + np.linspace(0, 7, side)[None, :, None]
+    )
+    noise = rng.normal(0, 20, (side, side, 3))
+    return np.asarray((127 + 90 * waves + noise).clip(0, 255), np.uint8)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    start = time.perf_counter()
+    main()
+    print(f"{time.perf_counter() - start:.0f} s in all")

@@ -1,0 +1,1 @@
+"""Reads and checks checkpoints, and the networks they hold."""

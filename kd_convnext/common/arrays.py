@@ -1,0 +1,30 @@
+"""Names the array types that rooms share, and computes softmax."""
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+
+Values = npt.NDArray[np.float64]
+
+
+Logits = npt.NDArray[np.float64]
+
+
+Labels = npt.NDArray[np.int64]
+
+
+def softmax(logits: Logits, temperature: float = 1.0) -> npt.NDArray[np.float64]:
+    """Turns logits into probabilities, in double precision.
+
+    Args:
+        logits: [..., K].
+        temperature: Above 0; above 1 flattens.
+
+    Returns:
+        [..., K], sums to 1 over the last axis.
+    """
+    scaled = np.asarray(logits, np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))

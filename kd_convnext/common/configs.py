@@ -1,0 +1,97 @@
+"""Configurations that come with the package: ``configs/...`` is found from any folder."""
+
+from collections.abc import Collection, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_convnext.errors import ConfigError, Finding
+
+
+def shipped_file(name: str) -> str:
+    """Finds a file named ``configs/...`` in the installed package where there is no such file here.
+
+    Args:
+        name: A path as typed.
+
+    Returns:
+        The path of the shipped file, or ``name`` itself.
+    """
+    path = Path(str(files("kd_convnext"))) / name
+    return str(path) if name.startswith("configs/") and not Path(name).exists() and path.is_file() else name
+
+
+def with_shipped_files(words: Sequence[str]) -> list[str]:
+    """Replaces shipped configurations in a command line, also in ``--option=configs/...``.
+
+    Args:
+        words: The words of a command.
+
+    Returns:
+        The words with the files' paths.
+    """
+    found = []
+    for word in words:
+        option, _, name = word.rpartition("=")
+        path = shipped_file(name)
+        found.append(word if path == name else f"{option}={path}".lstrip("="))
+    return found
+
+
+def with_data_sections(words: Sequence[str], known: Collection[str]) -> list[str]:
+    """Replaces each ``--config FILE`` of a fit by the tool's options in it.
+
+    Args:
+        words: The command's words.
+        known: Names of the tool's options.
+
+    Returns:
+        The words, with the options of a fit's ``data`` section in place of its file. A file without such a section
+        stays: it holds the tool's own options.
+
+    Raises:
+        ConfigError: A file cannot be read, or is not YAML.
+    """
+    result: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            result.append(word)
+            continue
+        file = value if equals else next(rest, "")
+        options = data_options(file)
+        if options is None:
+            result += ["--config", file]
+        else:
+            # The parser takes YAML text in place of a file's name.
+            result += ["--config", yaml.safe_dump({key: options[key] for key in options if key in known})]
+    return result
+
+
+def data_options(file: str) -> dict[str, Any] | None:
+    """Reads a fit's configuration.
+
+    Args:
+        file: The YAML file.
+
+    Returns:
+        The data section's options, or None where there is no such section.
+
+    Raises:
+        ConfigError: The file cannot be read, or is not YAML.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text("utf-8"))
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+        raise ConfigError(Finding(f"--config {file}", what, "Name a YAML file.")) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(Finding(f"--config {file}", "is not YAML", "Name a YAML file.")) from error
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, dict):
+        return None
+    options = data.get("init_args", data)
+    return dict(options) if isinstance(options, dict) else {}

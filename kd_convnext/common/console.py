@@ -1,0 +1,84 @@
+"""Prints lines and progress bars, and formats sizes, times and paths for them."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+_QUIET_BELOW = 50
+
+
+@contextmanager
+def progress_bar(total: int, wanted: bool, title: str = "preparing crops") -> Iterator[Callable[[int], None]]:
+    """Shows a progress bar on stderr with crops per second and the time left.
+
+    Args:
+        total: Crops to make.
+        wanted: Whether a bar may be shown; short work shows none where the output is not a terminal.
+        title: What is being done.
+
+    Yields:
+        Advances the bar by a number of crops.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """Crops per second."""
+
+        def render(self, task: Task) -> Text:
+            """Returns the speed of the last seconds."""
+            speed = task.finished_speed or task.speed
+            return Text("- crops/s" if speed is None else f"{speed:.3g} crops/s")
+
+    console = Console(stderr=True)
+    shown = wanted and (console.is_terminal or total > _QUIET_BELOW)
+    columns = (title, BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not shown) as bar:
+        task = bar.add_task("crops", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def duration(seconds: float) -> str:
+    """Puts seconds into words."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def megabytes(size: int) -> str:
+    """Puts bytes into words."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def shown(path: Path) -> str:
+    """Writes a path as short as it can be typed here: relative if it lies below the current folder."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def say(trainer: "Trainer", line: str) -> None:
+    """Prints a line from the first process, without tearing a progress bar.
+
+    Args:
+        trainer: Whose process asks.
+        line: The text.
+    """
+    from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+    if trainer.is_global_zero:
+        Tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()

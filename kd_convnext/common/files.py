@@ -1,0 +1,137 @@
+"""Files that are either whole or absent."""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from kd_convnext.errors import CacheError, ConfigError, Finding
+
+_REMEDIES = {
+    errno.ENOSPC: "Free some space or name a folder on another disk; what was finished before is kept",
+    errno.EDQUOT: "Free some of your quota or name a folder elsewhere; what was finished before is kept",
+    errno.EACCES: "Give yourself write permission there or name another folder",
+    errno.EPERM: "Give yourself write permission there or name another folder",
+    errno.EROFS: "That disk is read-only: name a folder on another one",
+    errno.ENOTDIR: "A file stands where a folder is needed: move it away or name another folder",
+    errno.EEXIST: "A file stands where a folder is needed: move it away or name another folder",
+}
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file so that no reader, and no crash, ever shows a part of it.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk (fsync), and takes the
+    final name in one step (rename). Several processes may write the same path: the last one wins and each
+    result is whole. Missing parent folders are made.
+
+    Args:
+        path: Final name; an existing file is replaced.
+        write: Called once with the open binary file.
+
+    Raises:
+        OSError: No space, no permission, or a file in place of a folder; the temporary file is gone then and
+            an older file of that name is untouched. ``write_finding`` says it in the user's words.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile.mkstemp: its mode 0600 would survive the rename and lock colleagues out of a shared folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_finding(path: Path, error: OSError) -> Finding:
+    """Puts a failed write into words.
+
+    Args:
+        path: The file or folder that was to be written.
+        error: What the operating system answered.
+
+    Returns:
+        The finding, with a remedy that fits the reason (space, permission, read-only, a file in the way).
+    """
+    reason = error.strerror or str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "Check the disk and the folder, or name another folder")
+    return Finding(str(path), f"cannot be written ({reason})", f"{remedy}.")
+
+
+def require_space(folder: Path, size: int, what: str, remedy: str) -> str:
+    """Compares what is about to be written with what the disk has left.
+
+    Args:
+        folder: Where it will lie; made where it is missing.
+        size: In bytes.
+        what: What it is, in the plural.
+        remedy: What to do where it does not fit.
+
+    Returns:
+        Need and free space in a few words, to be said before the work.
+
+    Raises:
+        CacheError: It does not fit, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise CacheError(write_finding(folder, error)) from error
+    if size > free:
+        raise CacheError(Finding(str(folder), f"{what} need {_megabytes(size)}, {_megabytes(free)} are free", remedy))
+    return f"{_megabytes(size)} of {_megabytes(free)} free"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:{'.0f' if size >= 1e8 else '.3g'}} MB"
+
+
+def sha256_of(path: Path | str) -> str:
+    """Hashes a file's bytes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 lower-case hexadecimal digits.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def default_cache_dir() -> Path:
+    """Returns ``$KD_CONVNEXT_CACHE``, else ``~/.cache/kd-convnext``."""
+    named = os.environ.get("KD_CONVNEXT_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "kd-convnext"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file (UTF-8).
+
+    Args:
+        path: The file, replaced at once.
+        text: Its content.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode("utf-8"))
+
+    try:
+        atomic_write(path, write)
+    except OSError as error:
+        raise ConfigError(write_finding(path, error)) from error

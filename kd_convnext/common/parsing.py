@@ -1,0 +1,63 @@
+"""Turns errors of argument parsers and file systems into exit codes and one clear line."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kd_convnext.common.files import write_finding
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextlib.contextmanager
+def parsing(command: str) -> Iterator[None]:
+    """Translates what an argument parser raises into one clear line.
+
+    Args:
+        command: The command's name, for the message.
+
+    Raises:
+        ConfigError: The words could not be understood.
+    """
+    try:
+        yield
+    except Exception as error:  # of argparse or jsonargparse only; everything else passes
+        if type(error).__module__.split(".")[0] not in ("argparse", "jsonargparse"):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        remedy = f"See kd-convnext {command} --help."
+        raise ConfigError(Finding(f"kd-convnext {command}", " ".join(lines[:6]), remedy)) from error
+
+
+def exit_code(run: Callable[[], int], command: str) -> int:
+    """Runs a command and turns the errors of its user into a line on stderr and an exit code.
+
+    Args:
+        run: The command; returns its exit code.
+        command: Its name, for the message.
+
+    Returns:
+        What the command returns, 2 for bad input, 130 when interrupted.
+    """
+    try:
+        return run()
+    except KDConvNeXtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; nothing more may be written, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(f"error: {write_finding(Path(error.filename or '.'), error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        how = "go on with --ckpt_path RUN/checkpoints/last.ckpt" if command == "fit" else "give the command again"
+        print(f"interrupted: what is finished stays; {how}", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""Cuts, super-resolves, resizes and stores regions of interest."""

@@ -1,0 +1,1 @@
+"""Stores crops on disk, each computed once."""

@@ -1,0 +1,120 @@
+"""Remembers which photograph gave which stored crop, so that photographs are not decoded again."""
+
+from kd_convnext.common.files import write_finding
+from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.errors import CacheError
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from typing import NamedTuple
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+
+
+class Stamp(NamedTuple):
+    """What tells a photograph from another without reading it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Stamp":
+        """Reads the stamp of a file.
+
+        Args:
+            path: The photograph.
+
+        Raises:
+            OSError: There is no such file, or it cannot be looked at.
+        """
+        status = path.stat()
+        return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
+
+
+class Index:
+    """Which entry belongs to which box of which photograph, as last seen.
+
+    Each process appends whole lines to a file of its own and reads everybody's: no locks, nothing to repair.
+    A line that a crash cut is skipped, a lost one costs decoding a photograph again. The first line of a file
+    records who wrote it, with which versions.
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        """Reads what is known.
+
+        Args:
+            folder: Where the index files are; made on the first `add`.
+            record: JSON types; written as the first line of this process's file.
+        """
+        self._record = record
+        self._known: dict[tuple[Stamp, Box | None], str] = {}
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        self._path = folder / name
+        self._file: int | None = None
+        self._lock = threading.Lock()
+        for path in sorted(folder.glob("*.jsonl")):
+            for line in path.read_text("utf-8", errors="replace").splitlines():
+                self._learn(line)
+
+    def _learn(self, line: str) -> None:
+        try:
+            path, size, mtime_ns, box, key = json.loads(line)["crop"]
+            self._known[Stamp(path, size, mtime_ns), Box(*box) if box else None] = str(key)
+        except (ValueError, TypeError, KeyError):
+            return  # the record of a run, or a line cut by a crash
+
+    def find(self, stamp: Stamp, box: Box | None) -> str | None:
+        """Returns the key of a crop seen before, or None.
+
+        Args:
+            stamp: The photograph as it is now.
+            box: The region of interest.
+        """
+        return self._known.get((stamp, box))
+
+    def add(self, stamp: Stamp, box: Box | None, key: str) -> None:
+        """Remembers a crop whose entry is written. Threads may call it at once.
+
+        Args:
+            stamp: The photograph as it was before it was read.
+            box: The region of interest.
+            key: The entry's key.
+
+        Raises:
+            CacheError: No space or no permission.
+        """
+        with self._lock:
+            if self._known.get((stamp, box)) == key:
+                return
+            self._known[stamp, box] = key
+            try:
+                if self._file is None:
+                    self._path.parent.mkdir(parents=True, exist_ok=True)
+                    self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                    self._append({"run": self._record})
+                place = None if box is None else [box.x, box.y, box.width, box.height]
+                self._append({"crop": [*stamp, place, key]})
+            except OSError as error:
+                raise CacheError(write_finding(self._path, error)) from error
+
+    def _append(self, value: dict[str, Any]) -> None:
+        assert self._file is not None
+        os.write(self._file, (json.dumps(value) + "\n").encode())
+
+    def __enter__(self) -> "Index":
+        """Returns the index itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes this process's file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

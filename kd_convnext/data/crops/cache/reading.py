@@ -1,0 +1,91 @@
+"""Reads photographs and cuts their regions, several at a time."""
+
+from kd_convnext.common.arrays import Pixels
+from kd_convnext.data.crops.cache.index import Stamp
+from kd_convnext.data.crops.cache.prepared import crop_key
+from kd_convnext.data.crops.spec import CropSpec
+from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.boxes import crop_roi
+from kd_convnext.data.manifest.images import read_image
+from kd_convnext.data.manifest.manifest import Manifest
+from kd_convnext.errors import Finding
+from kd_convnext.errors import KDConvNeXtError
+
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+import numpy as np
+import numpy.typing as npt
+
+
+class Region(NamedTuple):
+    """A region of interest and the row of the manifest it comes from (0-based position)."""
+
+    row: int
+    box: Box | None
+
+
+class Photograph(NamedTuple):
+    """A photograph and the regions wanted of it."""
+
+    path: Path
+    regions: tuple[Region, ...]
+
+
+class Cut(NamedTuple):
+    """One region cut out: its row and box, the key of its entry, the crop uint8 RGB [h, w, 3]."""
+
+    region: Region
+    key: str
+    crop: Pixels
+
+
+class Reading(NamedTuple):
+    """What one photograph gave: its stamp before it was read, the crops, and the regions that failed."""
+
+    stamp: Stamp
+    cuts: tuple[Cut, ...]
+    failed: tuple[tuple[Region, Finding], ...]
+
+
+def read_regions(photograph: Photograph, spec: CropSpec, salt: str) -> Reading:
+    """Decodes a photograph and cuts its regions out.
+
+    Args:
+        photograph: Its path, and the regions wanted.
+        spec: How crops are made.
+        salt: The configuration's part of each key.
+
+    Returns:
+        The crops with their keys, and what could not be cut, with the reason.
+    """
+    path, regions = photograph
+    try:
+        stamp = Stamp.of(path)  # before reading: a photograph replaced meanwhile must not pass for this one
+        image = read_image(path)
+    except (KDConvNeXtError, OSError) as error:
+        return Reading(Stamp(str(path), 0, 0), (), tuple((region, _reason(error)) for region in regions))
+    cuts, failed = [], []
+    for region in regions:
+        try:
+            crop = crop_roi(image, region.box, spec.roi_margin)
+        except KDConvNeXtError as error:
+            failed.append((region, _reason(error)))
+        else:
+            cuts.append(Cut(region, crop_key(salt, crop), crop))
+    return Reading(stamp, tuple(cuts), tuple(failed))
+
+
+def photographs_of(manifest: Manifest, rows: npt.NDArray[Any] | None) -> tuple[Photograph, ...]:
+    """Groups rows by photograph, in the order of the manifest."""
+    wanted: dict[Path, list[Region]] = {}
+    for row in range(len(manifest.table)) if rows is None else np.unique(rows).tolist():
+        wanted.setdefault(manifest.image_path(row), []).append(Region(row, manifest.box(row)))
+    return tuple(Photograph(path, tuple(regions)) for path, regions in wanted.items())
+
+
+def _reason(error: KDConvNeXtError | OSError) -> Finding:
+    if isinstance(error, KDConvNeXtError):
+        return error.findings[0]
+    reason = f"the photograph cannot be read ({error.strerror or error})"
+    return Finding("", reason, "Restore it, or leave such rows out with --on_error skip.")

@@ -1,0 +1,1 @@
+"""Estimates, previews, distributes and prunes the work of preparing crops."""

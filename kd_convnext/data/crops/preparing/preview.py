@@ -1,0 +1,121 @@
+"""Crops beside their bicubic and their super-resolved form, to be looked at before an hour is spent on all."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kd_convnext.common.arrays import Pixels
+from kd_convnext.data.crops.cache.cache import CropCache
+from kd_convnext.data.crops.resize import reduced_size, resize_to
+from kd_convnext.data.crops.upscaling.upscaler import BicubicUpscaler
+from kd_convnext.data.manifest.boxes import crop_roi
+from kd_convnext.data.manifest.images import read_image
+from kd_convnext.data.manifest.manifest import Manifest
+from kd_convnext.errors import KDConvNeXtError
+
+_SHOWN = 96  # pixels of a crop's middle that are drawn
+_CONTEXT = 64  # pixels around it that the upscaler sees as well
+
+
+class Comparison(NamedTuple):
+    """The middle of one crop in three forms, uint8 RGB: as cut (and reduced), enlarged bicubically, and upscaled."""
+
+    title: str
+    crop: Pixels
+    bicubic: Pixels
+    upscaled: Pixels
+
+
+def write_preview(cache: CropCache, manifest: Manifest, count: int) -> Path:
+    """Draws some crops of every class in their three forms.
+
+    Args:
+        cache: Names crop and upscaler.
+        manifest: The photographs; those that cannot be read are passed over.
+        count: Crops to draw, the classes in turn.
+
+    Returns:
+        ``preview.png`` in the cache's folder.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    from kd_convnext.common.figures import save_figure
+
+    comparisons = [compare(cache, manifest, row) for row in _readable(cache, manifest, count)]
+    path = cache.folder / "preview.png"
+    save_figure(path, preview_grid(comparisons, cache.upscaler.identity.name))
+    return path
+
+
+def compare(cache: CropCache, manifest: Manifest, row: int) -> Comparison:
+    """Makes the three forms of one crop.
+
+    Args:
+        cache: Names crop and upscaler.
+        manifest: The photographs.
+        row: Position in the manifest.
+
+    Raises:
+        ManifestError: The photograph cannot be read.
+    """
+    crop = crop_roi(read_image(manifest.image_path(row)), manifest.box(row), cache.spec.roi_margin)
+    crop = resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], cache.spec.sr_max_side))
+    label = manifest.class_names[manifest.labels[row]]
+    title = f"{label}, {crop.shape[1]} x {crop.shape[0]} px"
+    part, (top, left) = _middle(crop, _CONTEXT)
+    forms = []
+    for form in (part, BicubicUpscaler()(part), cache.upscaler(part)):
+        scale = form.shape[0] // part.shape[0]
+        forms.append(form[top * scale : (top + _SHOWN) * scale, left * scale : (left + _SHOWN) * scale])
+    return Comparison(title, *forms)
+
+
+def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
+    """Draws one row a crop: as cut, bicubic, super-resolved.
+
+    Args:
+        comparisons: What to show.
+        upscaler: Title of the last column.
+
+    Returns:
+        The figure; pixels of the crop are shown as squares.
+    """
+    figure = Figure(figsize=(9.0, 3.1 * max(1, len(comparisons))), layout="constrained")
+    panels = figure.subplots(max(1, len(comparisons)), 3, squeeze=False)
+    for panel in panels.ravel():
+        panel.set_axis_off()
+    for row, comparison in zip(panels, comparisons, strict=False):
+        titles = (comparison.title, "bicubic x4", upscaler)
+        for panel, picture, title in zip(row, comparison[1:], titles, strict=True):
+            panel.imshow(picture, interpolation="nearest")
+            panel.set_title(title, fontsize=9)
+    return figure
+
+
+def _middle(crop: Pixels, margin: int) -> tuple[Pixels, tuple[int, int]]:
+    """Cuts out the middle of a crop with a margin; returns it and where the middle begins in it."""
+    starts = [max(0, (side - _SHOWN) // 2) for side in crop.shape[:2]]
+    top, left = (max(0, start - margin) for start in starts)
+    cut = crop[top : starts[0] + _SHOWN + margin, left : starts[1] + _SHOWN + margin]
+    return np.ascontiguousarray(cut), (starts[0] - top, starts[1] - left)
+
+
+def _readable(cache: CropCache, manifest: Manifest, count: int) -> Iterator[int]:
+    """Yields rows whose photographs can be read, the classes in turn."""
+    rank = np.zeros(len(manifest), np.int64)  # the how-manieth of its class a row is
+    for label in range(len(manifest.class_names)):
+        mine = manifest.labels == label
+        rank[mine] = np.arange(mine.sum())
+    for row in np.lexsort((manifest.labels, rank)).tolist():
+        if count == 0:
+            return
+        try:
+            crop_roi(read_image(manifest.image_path(row)), manifest.box(row), cache.spec.roi_margin)
+        except KDConvNeXtError:
+            continue  # the filling has reported it
+        count -= 1
+        yield row

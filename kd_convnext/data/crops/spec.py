@@ -1,0 +1,184 @@
+"""From a photograph and a box to the picture a classifier sees: crop, reduce, super-resolve, store size."""
+
+import warnings
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from kd_convnext.data.crops.upscaling.build import build_upscaler
+from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Upscaler, UpscalerName
+from kd_convnext.data.crops.upscaling.weights import locate, weak_denoising
+from kd_convnext.errors import ConfigError, Finding, UpscalerError
+
+Resize = Literal["stretch", "pad"]
+UpscalerChoice = Literal["auto", UpscalerName]
+
+SCHEMA_VERSION = 1
+"""Raised whenever the same input would give other pixels; part of every key."""
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """How a region of interest becomes a stored picture. Travels in checkpoints (`to_dict`).
+
+    Attributes:
+        roi_margin: Added on each side of the box, as a fraction of that side, clipped to the photograph.
+        sr_max_side: Crops with a longer side, in pixels, are first reduced to it by area; None for never.
+        store_size: Side of the stored square, in pixels; None keeps the enlarged crop as it is.
+        resize: ``stretch`` to the square, as the paper does, or ``pad`` with black, keeping the proportions.
+        upscaler: ``auto`` is ``spandrel`` where weights are given, else ``bicubic`` with a warning.
+        sr_weights: Official Real-ESRGAN weights, a path or the name of a release; not used by ``bicubic`` and ``none``.
+        sr_denoise: Denoising strength, 0 to 1: the share of ``sr_weights`` in a blend with weights that denoise less;
+            None and 1 for no blend.
+        sr_wdn_weights: Weights that denoise less, a path or a name; by default what belongs to ``sr_weights``:
+            ``general-wdn-x4v3`` where that says ``general-x4v3``, in the same folder.
+
+    Raises:
+        ConfigError: A value that cannot work; all of them together.
+    """
+
+    roi_margin: float = 0.0
+    sr_max_side: int | None = 512
+    store_size: int | None = 256
+    resize: Resize = "stretch"
+    upscaler: UpscalerChoice = "auto"
+    sr_weights: str | None = None
+    sr_denoise: float | None = None
+    sr_wdn_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot work."""
+        findings = []
+        if not 0 <= self.roi_margin <= 10:
+            findings.append(("roi_margin", self.roi_margin, "Give a fraction of the box from 0 to 10."))
+        if self.sr_denoise is not None and not 0 <= self.sr_denoise <= 1:
+            findings.append(("sr_denoise", self.sr_denoise, "Give a strength from 0 to 1, or null."))
+        for name, smallest in (("sr_max_side", 1), ("store_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                findings.append((name, value, "Give pixels from 1, or null."))
+        for name, choices in (("resize", get_args(Resize)), ("upscaler", _UPSCALERS)):
+            if getattr(self, name) not in choices:
+                findings.append((name, getattr(self, name), f"Choose one of {', '.join(choices)}."))
+        if findings:
+            raise ConfigError(
+                Finding(f"--{name}", f"{value!r} cannot work", remedy) for name, value, remedy in findings
+            )
+
+    def resolved(self) -> "CropSpec":
+        """Replaces ``auto`` and checks that the weights are there.
+
+        Returns:
+            The same specification with a definite upscaler, and no blend where it would change nothing.
+
+        Raises:
+            UpscalerError: The upscaler needs weights and none are given, or files are missing: all of them.
+        """
+        spec = replace(self, sr_denoise=None if self.sr_denoise == 1 else self.sr_denoise)
+        if self.upscaler == "auto":
+            if self.sr_weights is None:
+                warnings.warn(
+                    "no Real-ESRGAN weights given: crops are enlarged by bicubic interpolation "
+                    "(--sr_weights FILE super-resolves them, --upscaler bicubic silences this)",
+                    stacklevel=2,
+                )
+            spec = replace(spec, upscaler="bicubic" if self.sr_weights is None else "spandrel")
+        if spec.upscaler in ("spandrel", "realesrgan"):
+            findings: list[Finding] = []
+            for weights in spec.weights():
+                try:
+                    locate(weights)
+                except UpscalerError as error:
+                    findings += error.findings
+            if findings:
+                raise UpscalerError(findings)
+        return spec
+
+    def weights(self) -> tuple[str, ...]:
+        """Returns the weights that a network needs, paths or names: ``sr_weights``, and those it is blended with.
+
+        Raises:
+            UpscalerError: None are given, or it is not known what to blend them with.
+        """
+        if self.sr_weights is None:
+            what = f"the upscaler {self.upscaler!r} needs weights and none are given"
+            remedy = "Give an official Real-ESRGAN file (.pth or .safetensors), or choose --upscaler bicubic."
+            raise UpscalerError(Finding("--sr_weights", what, remedy))
+        if self.sr_denoise is None or self.sr_denoise == 1:
+            return (self.sr_weights,)
+        weak = self.sr_wdn_weights or weak_denoising(self.sr_weights)
+        if weak is None:
+            what = f"{self.sr_weights} has no known counterpart that denoises less"
+            raise UpscalerError(Finding("--sr_denoise", what, "Name its file with --sr_wdn_weights, or leave it out."))
+        return self.sr_weights, weak
+
+    def build_upscaler(self, device: str = "cpu") -> Upscaler:
+        """Returns the upscaler named here; the same one while the weights' files do not change.
+
+        Args:
+            device: Where a network runs, as torch names it.
+
+        Raises:
+            UpscalerError: The weights or the package are missing or not usable.
+        """
+        spec = self.resolved()
+        if spec.upscaler in ("bicubic", "none"):
+            return _build_once(spec.upscaler, (), (), None, device)
+        files = tuple(locate(weights) for weights in spec.weights())
+        changed = tuple(file.stat().st_mtime_ns for file in files)
+        return _build_once(spec.upscaler, files, changed, spec.sr_denoise, device)
+
+    def identity(self) -> dict[str, Any]:
+        """Names everything but the crop itself that decides the stored pixels.
+
+        Returns:
+            JSON types only: ``schema``, ``roi_margin``, ``sr_max_side``, ``store_size``, ``resize``,
+            ``interpolation``, and ``upscaler`` with the fields of `UpscalerIdentity` (``name``,
+            ``weights_sha256``, ``scale``, ...). No paths: equal identities give equal pixels anywhere.
+
+        Raises:
+            UpscalerError: The weights or the package are missing or not usable.
+        """
+        streamed = self.store_size is not None and (self.sr_max_side is None or self.sr_max_side**2 > PIXEL_BUDGET)
+        return {
+            "schema": SCHEMA_VERSION,
+            "roi_margin": float(self.roi_margin),
+            "sr_max_side": self.sr_max_side,
+            "store_size": self.store_size,
+            "resize": self.resize,
+            "interpolation": "area down, cubic up" + (", by pieces above the budget" if streamed else ""),
+            "upscaler": self.build_upscaler().identity.to_dict(),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON types, for checkpoints and records."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CropSpec":
+        """Reads what `to_dict` gave; fields that an older version did not have take their defaults.
+
+        Args:
+            values: Field names and values.
+
+        Raises:
+            ConfigError: A field of no version known here, or a value that cannot work.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            remedy = "It was written by a newer kd-convnext: update this one."
+            raise ConfigError(Finding(name, "is no field of a crop specification", remedy) for name in unknown)
+        return cls(**values)
+
+
+_UPSCALERS = ("auto", *get_args(UpscalerName))
+
+
+@lru_cache(maxsize=4)
+def _build_once(
+    name: UpscalerName, files: tuple[Path, ...], mtimes_ns: tuple[int, ...], strength: float | None, device: str
+) -> Upscaler:
+    weights, weak = (*files, None, None)[:2]
+    return build_upscaler(name, weights, device=device, weak=weak, strength=1.0 if strength is None else strength)

@@ -1,0 +1,1 @@
+"""Enlarges crops: Real-ESRGAN networks, bicubic interpolation, or nothing."""

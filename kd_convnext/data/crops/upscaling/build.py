@@ -1,0 +1,50 @@
+"""Builds the upscaler that a specification names."""
+
+from pathlib import Path
+
+from kd_convnext.data.crops.upscaling.upscaler import BicubicUpscaler, NoUpscaler, Upscaler, UpscalerName
+from kd_convnext.data.crops.upscaling.weights import locate
+from kd_convnext.errors import Finding, UpscalerError
+
+
+def build_upscaler(
+    name: UpscalerName,
+    weights: Path | str | None,
+    *,
+    device: str = "cpu",
+    weak: Path | str | None = None,
+    strength: float = 1.0,
+) -> Upscaler:
+    """Builds an upscaler.
+
+    Args:
+        name: ``spandrel``, ``realesrgan`` (needs the extra of that name), ``bicubic`` or ``none``.
+        weights: Official Real-ESRGAN weights, ``.pth`` (``params_ema`` or ``params``) or ``.safetensors``, or the name
+            of a release; only tensors are ever loaded. Not used by ``bicubic`` and ``none``.
+        device: Where a network runs, as torch names it.
+        weak: Weights of the same network that denoise less, a file or a name, to blend with.
+        strength: Denoising strength: share of ``weights`` in the blend, 0 to 1.
+
+    Returns:
+        The upscaler, ready.
+
+    Raises:
+        UpscalerError: Weights missing, unreadable, holding anything but tensors, of another architecture, not
+            RGB to RGB, or not finite; ``weak`` of another network; ``realesrgan`` not installed; the device not
+            usable.
+    """
+    if name == "none":
+        return NoUpscaler()
+    if name == "bicubic":
+        return BicubicUpscaler()
+    if weights is None:
+        raise UpscalerError(
+            Finding(
+                "--sr_weights",
+                f"the upscaler {name!r} needs weights and none are given",
+                "Give an official Real-ESRGAN file or its name. Or choose --upscaler bicubic.",
+            )
+        )
+    from kd_convnext.data.crops.upscaling.real_esrgan import build_network
+
+    return build_network(name, locate(str(weights)), device, None if weak is None else locate(str(weak)), strength)

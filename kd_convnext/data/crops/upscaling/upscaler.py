@@ -1,0 +1,147 @@
+"""Super-resolution of one crop, behind one small interface.
+
+Real-ESRGAN (Wang et al. 2021, https://arxiv.org/abs/2107.10833) by maintained code (``spandrel``) or by its
+authors' packages (``realesrgan``), bicubic interpolation as the control, or nothing at all.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+
+from kd_convnext.common.arrays import Pixels
+
+UpscalerName = Literal["spandrel", "realesrgan", "bicubic", "none"]
+
+PIXEL_BUDGET = 512 * 512
+"""Largest crop, in pixels, that is enlarged in one pass; it bounds the memory. Larger crops are tiled."""
+
+_BICUBIC_REACH = 2
+
+
+class Piece(NamedTuple):
+    """A part of an enlarged crop, uint8 RGB [h, w, 3], and where its upper left pixel belongs."""
+
+    top: int
+    left: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A second set of weights mixed into the first for weaker denoising.
+
+    Attributes:
+        strength: Share of the first, 0 to 1.
+        weights_sha256: Hash of the second's file.
+    """
+
+    strength: float
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class UpscalerIdentity:
+    """What decides the pixels of an upscaler, apart from its input.
+
+    Attributes:
+        name: Which implementation.
+        architecture: ``Compact`` (SRVGG), ``ESRGAN`` (RRDB), or the name again where there is no network.
+        scale: Enlargement of each side.
+        weights_sha256: Hash of the weights' file, None where there is none.
+        precision: Arithmetic of the network.
+        pixel_budget: Crops above so many pixels are tiled; 0 means never.
+        tile_pad: Context on each side of a tile, in input pixels; exact for Compact.
+        blend: What was mixed into the weights, None for nothing.
+    """
+
+    name: UpscalerName
+    architecture: str
+    scale: int
+    weights_sha256: str | None = None
+    precision: str = "fp32"
+    pixel_budget: int = 0
+    tile_pad: int = 0
+    blend: Blend | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON types; ``blend`` only where there is one, as keys without it were made before."""
+        return {name: value for name, value in asdict(self).items() if name != "blend" or value is not None}
+
+
+class Upscaler(Protocol):
+    """Anything that enlarges a crop by a whole factor."""
+
+    @property
+    def identity(self) -> UpscalerIdentity:
+        """What decides the pixels."""
+
+    def __call__(self, crop: Pixels) -> Pixels:
+        """Enlarges a crop.
+
+        Args:
+            crop: uint8 RGB [h, w, 3], any size from 1 px.
+
+        Returns:
+            uint8 RGB [h * scale, w * scale, 3].
+        """
+
+    def pieces(self, crop: Pixels) -> Iterator[Piece]:
+        """Enlarges a crop part by part, so that it never lies in memory as a whole.
+
+        Args:
+            crop: As in a call.
+
+        Yields:
+            Parts that together are what a call returns, each of at most `PIXEL_BUDGET` times scale squared pixels.
+        """
+
+
+@dataclass(frozen=True)
+class NoUpscaler:
+    """Leaves the crop as it is (scale 1)."""
+
+    identity: UpscalerIdentity = UpscalerIdentity("none", "none", 1)
+
+    def __call__(self, crop: Pixels) -> Pixels:
+        """Returns the crop itself."""
+        return crop
+
+    def pieces(self, crop: Pixels) -> Iterator[Piece]:
+        """Yields the crop itself."""
+        yield Piece(0, 0, crop)
+
+
+@dataclass(frozen=True)
+class BicubicUpscaler:
+    """Bicubic interpolation by 4: what super-resolution has to beat."""
+
+    identity: UpscalerIdentity = UpscalerIdentity("bicubic", "bicubic", 4)
+
+    def __call__(self, crop: Pixels) -> Pixels:
+        """Enlarges the crop; see `Upscaler`."""
+        scale = self.identity.scale
+        size = (crop.shape[1] * scale, crop.shape[0] * scale)
+        return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_CUBIC), np.uint8)
+
+    def pieces(self, crop: Pixels) -> Iterator[Piece]:
+        """Enlarges the crop part by part; see `Upscaler`."""
+        return _pieces(crop, self, self.identity.scale, PIXEL_BUDGET, _BICUBIC_REACH)
+
+
+def _pieces(crop: Pixels, enlarge: Callable[[Pixels], Pixels], scale: int, budget: int, pad: int) -> Iterator[Piece]:
+    """Enlarges square tiles with ``pad`` pixels of their surroundings, which are cut off again."""
+    height, width = crop.shape[:2]
+    if height * width <= budget:
+        yield Piece(0, 0, enlarge(crop))
+        return
+    step = int(budget**0.5) - 2 * pad
+    for y in range(0, height, step):
+        for x in range(0, width, step):
+            y0, x0 = max(y - pad, 0), max(x - pad, 0)
+            y1, x1 = min(y + step, height), min(x + step, width)
+            enlarged = enlarge(crop[y0 : y1 + pad, x0 : x1 + pad])
+            inner = enlarged[(y - y0) * scale : (y1 - y0) * scale, (x - x0) * scale : (x1 - x0) * scale]
+            yield Piece(y * scale, x * scale, inner)

@@ -1,0 +1,1 @@
+"""Draws specimens for demonstrations and tests."""

@@ -1,0 +1,1 @@
+"""Turns stored crops into augmented batches."""

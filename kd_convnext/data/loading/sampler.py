@@ -1,0 +1,82 @@
+"""Samples the views of a training part: order, class balance, seeds."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data.distributed import DistributedSampler
+
+from kd_convnext.data.loading.dataset import SpecimenDataset, View
+
+
+def view_seeds(seed: int, rows: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Names a limited number of views of each crop.
+
+    Args:
+        seed: Decides all of them.
+        rows: int64 [N], rows of the manifest: the same views whatever the split.
+        numbers: int64 [N], which view of each.
+
+    Returns:
+        int64 [N] in 0..2**32-1.
+    """
+    mixed = pd.util.hash_array(np.full(len(rows), seed, np.uint64))
+    for values in (rows, numbers):
+        mixed = pd.util.hash_array(mixed + values.astype(np.uint64))
+    return (mixed >> np.uint64(32)).astype(np.int64)
+
+
+class ViewSampler(DistributedSampler[View]):
+    """Shuffles (or balances) training, and names the view of every crop.
+
+    Order and views depend on the seed and the epoch alone, not on workers or on where a run was resumed. A subclass of
+    the distributed sampler, so that Lightning sets its epoch and does not wrap it again.
+    """
+
+    def __init__(
+        self,
+        dataset: SpecimenDataset,
+        *,
+        seed: int,
+        class_balanced: bool = False,
+        views: int | None = None,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        """Prepares the draw.
+
+        Args:
+            dataset: The training part.
+            seed: Decides order and views.
+            class_balanced: Draw with replacement, every class equally often; else each crop once an epoch.
+            views: How many views there are of each crop: one an epoch in turn, or by chance where classes are
+                balanced. None for new ones in every epoch.
+            num_replicas: Processes that share an epoch.
+            rank: This process, 0..num_replicas-1.
+        """
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.rows, self.views = dataset.rows, views
+        self.weights: Tensor | None = None
+        if class_balanced:
+            counts = np.bincount(dataset.labels)
+            self.weights = torch.from_numpy(1.0 / counts[dataset.labels])
+
+    def __iter__(self) -> Iterator[View]:
+        """Yields this process's share of the epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        count = len(self.dataset)  # type: ignore[arg-type]
+        if self.weights is None:
+            order = torch.randperm(count, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        order = order.repeat(-(-self.total_size // count))[: self.total_size]
+        # Drawn for the whole epoch, so that the views do not depend on the number of processes.
+        seeds = torch.randint(2**32, (self.total_size,), generator=generator)
+        if self.views is not None:
+            numbers = torch.full_like(order, self.epoch) if self.weights is None else seeds
+            seeds = torch.from_numpy(view_seeds(self.seed, self.rows[order], (numbers % self.views).numpy()))
+        mine = slice(self.rank, self.total_size, self.num_replicas)
+        return map(View, order[mine].tolist(), seeds[mine].tolist())

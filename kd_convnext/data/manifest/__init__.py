@@ -1,0 +1,1 @@
+"""Reads and checks the manifest, groups its photographs and splits them."""

@@ -1,0 +1,76 @@
+"""Describes regions of interest and cuts them out of photographs."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kd_convnext.errors import ConfigError, Finding, ManifestError
+
+
+@dataclass(frozen=True)
+class Box:
+    """A region of interest in pixels of the photograph as it is seen (EXIF orientation applied).
+
+    Attributes:
+        x: Left edge, 0 at the left of the photograph.
+        y: Upper edge, 0 at the top of the photograph.
+        width: Columns, at least 1.
+        height: Rows, at least 1.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def crop_roi(image: NDArray[np.uint8], box: Box | None, margin: float = 0.0) -> NDArray[np.uint8]:
+    """Cuts the region of interest out of a photograph.
+
+    Args:
+        image: uint8 array [H, W, 3].
+        box: The region in pixels, or None for the whole photograph.
+        margin: Border added on each side as a fraction of the box's side (0.1 makes a box of 100 px 120 px
+            wide), rounded to whole pixels and clipped at the edges of the photograph. At least 0.
+
+    Returns:
+        uint8 array [h, w, 3], a contiguous copy (the photograph's memory can be freed).
+
+    Raises:
+        ManifestError: The box is empty or not wholly inside the photograph.
+        ConfigError: The margin is negative or not a number.
+    """
+    region = region_of(box, margin, *image.shape[:2])
+    return image[region.y : region.y + region.height, region.x : region.x + region.width].copy()
+
+
+def region_of(box: Box | None, margin: float, height: int, width: int) -> Box:
+    """Finds the part of a photograph that `crop_roi` cuts out.
+
+    Args:
+        box: See `crop_roi`.
+        margin: See `crop_roi`.
+        height: Of the photograph in pixels.
+        width: Of the photograph in pixels.
+
+    Returns:
+        The part, in pixels.
+
+    Raises:
+        ManifestError: See `crop_roi`.
+        ConfigError: See `crop_roi`.
+    """
+    if not (math.isfinite(margin) and margin >= 0):
+        raise ConfigError(Finding("roi_margin", f"{margin} is not a margin", "Use 0 or a small fraction, such as 0.1."))
+    if box is None:
+        return Box(0, 0, width, height)
+    inside = box.x >= 0 and box.y >= 0 and box.x + box.width <= width and box.y + box.height <= height
+    if box.width < 1 or box.height < 1 or not inside:
+        what = f"{box} does not lie inside the photograph of {width} x {height} pixels"
+        raise ManifestError(Finding("ROI box", what, "Give x, y, width, height in pixels of that photograph."))
+    dx, dy = round(margin * box.width), round(margin * box.height)
+    left, top = max(box.x - dx, 0), max(box.y - dy, 0)
+    right, bottom = min(box.x + box.width + dx, width), min(box.y + box.height + dy, height)
+    return Box(left, top, right - left, bottom - top)

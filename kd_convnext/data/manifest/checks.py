@@ -1,0 +1,288 @@
+"""What can be wrong with a manifest's rows. Each check returns its findings; none stops at the first."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kd_convnext.data.manifest.inspection import PhotographFile, first_of_same_bytes, inspect_files
+from kd_convnext.data.manifest.source import BOX_COLUMNS
+from kd_convnext.errors import Finding
+
+PARTS = ("train", "val", "test")
+_LARGEST = 2**31  # a coordinate beyond this is a mistake, and must not overflow
+
+
+def label_findings(table: pd.DataFrame, classes: Sequence[str] | None, place: str) -> list[Finding]:
+    """Checks that every row has a label, a known one, and that there are two classes at least.
+
+    Args:
+        table: Columns where, image, label.
+        classes: The only labels allowed, or None for any.
+        place: The manifest's name, for findings about the whole.
+
+    Returns:
+        The findings.
+    """
+    findings = _per_row(
+        table[table["label"] == ""],
+        lambda row: f"the label is empty ({row.image})",
+        "Fill in the class; photographs in a folder belong into the folder of their class.",
+    )
+    findings += unknown_label_findings(table, classes)
+    present = sorted(set(table["label"]) - {""})
+    if len(present) == 1:
+        what = f"there is only one class, {present[0]!r}"
+        findings.append(Finding(place, what, "A classifier needs photographs of two classes or more."))
+    spellings = pd.Series(present, dtype=object).groupby([label.casefold() for label in present]).agg(list)
+    for alike in spellings[spellings.map(len) > 1]:
+        warnings.warn(f"{place}: labels that differ in capitals only are different classes: {alike}", stacklevel=3)
+    return findings
+
+
+def unknown_label_findings(table: pd.DataFrame, classes: Sequence[str] | None) -> list[Finding]:
+    """Checks labels (where given) against the classes (where given)."""
+    if classes is None:
+        return []
+    unknown = (table["label"] != "") & ~table["label"].isin(list(classes))
+    remedy = f"Correct it or name it among the classes: {', '.join(classes)}."
+    return _per_row(table[unknown], lambda row: f"unknown label {row.label!r}", remedy)
+
+
+def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
+    """Turns the four text columns into whole numbers.
+
+    Args:
+        table: Columns where, x, y, width, height as text.
+
+    Returns:
+        A copy with Int64 columns, NA in all four where no usable box is given, and a column `box_is_bad`; and
+        the findings.
+    """
+    text = table[list(BOX_COLUMNS)]
+    given = text != ""
+    numbers = text.apply(lambda column: pd.to_numeric(column, errors="coerce")).to_numpy(dtype=np.float64, copy=True)
+    whole = np.isfinite(numbers) & (np.abs(numbers) < _LARGEST)
+    whole[whole] = numbers[whole] == np.floor(numbers[whole])
+    complete = given.all(axis=1)
+    half = given.any(axis=1) & ~complete
+    broken = complete & pd.Series(~whole.all(axis=1), table.index)
+    flat = complete & ~broken & pd.Series((numbers[:, 2:] <= 0).any(axis=1), table.index)
+
+    findings = _per_row(
+        table[half],
+        lambda row: "half a box: " + _box_text(row),
+        "Give x, y, width and height, or leave all four empty for the whole photograph.",
+    )
+    findings += _per_row(
+        table[broken], lambda row: "not whole numbers: " + _box_text(row), "Give the box in whole pixels."
+    )
+    findings += _per_row(
+        table[flat], lambda row: "an empty box: " + _box_text(row), "Width and height must be 1 or more."
+    )
+    usable = (complete & ~broken & ~flat).to_numpy()
+    numbers[~usable] = np.nan
+    parsed = table.copy()
+    for position, name in enumerate(BOX_COLUMNS):
+        parsed[name] = pd.array(numbers[:, position], dtype="Float64").astype("Int64")
+    parsed["box_is_bad"] = half | broken | flat
+    return parsed, findings
+
+
+def outside_findings(table: pd.DataFrame) -> list[Finding]:
+    """Checks that each box lies in its photograph.
+
+    Args:
+        table: Columns where, x, y, width, height (Int64), image_width, image_height (0 = unreadable).
+
+    Returns:
+        The findings.
+    """
+    sized = table[(table["image_width"] > 0) & table["x"].notna()]
+    right, bottom = sized["x"] + sized["width"], sized["y"] + sized["height"]
+    outside = (sized["x"] < 0) | (sized["y"] < 0)
+    outside |= (right > sized["image_width"]) | (bottom > sized["image_height"])
+    return _per_row(
+        sized[outside.astype(bool)],
+        lambda row: (
+            f"the box {_box_text(row)} reaches outside the photograph of {row.image_width} x {row.image_height} pixels"
+        ),
+        "Give pixels of the photograph as a viewer shows it (after EXIF rotation), origin at the upper left.",
+    )
+
+
+def repeated_findings(table: pd.DataFrame) -> list[Finding]:
+    """Checks that no region of a photograph stands in two rows.
+
+    Args:
+        table: Columns where, image, label, x, y, width, height (Int64), box_is_bad.
+
+    Returns:
+        The findings, each at the later row.
+    """
+    sound = table[~table["box_is_bad"] & (table["image"] != "")]
+    keys = ["image", *BOX_COLUMNS]
+    again = sound.duplicated(keys)
+    involved = sound[sound.duplicated(keys, keep=False)]
+    first = involved.groupby(keys, dropna=False)[["where", "label"]].transform("first")
+    frame = involved.assign(first=first["where"], first_label=first["label"])[again[involved.index]]
+    return _per_row(
+        frame,
+        lambda row: (
+            f"the same photograph and region as {row.first}"
+            + ("" if row.label == row.first_label else f", there labelled {row.first_label!r}, here {row.label!r}")
+        ),
+        "Delete one of the two rows.",
+    )
+
+
+def split_findings(table: pd.DataFrame) -> list[Finding]:
+    """Checks that the split column holds train, val, test in every row, or nothing at all.
+
+    Args:
+        table: Columns where, split.
+
+    Returns:
+        The findings.
+    """
+    filled = table["split"] != ""
+    bad = filled & ~table["split"].isin(PARTS)
+    findings = _per_row(table[bad], lambda row: f"{row.split!r} is not a part of a split", "Write train, val or test.")
+    if filled.any() and not filled.all():
+        empty = table[~filled]
+        more = f" (and {len(empty) - 1} more rows)" if len(empty) > 1 else ""
+        what = f"the split is empty{more}, elsewhere it is given"
+        findings.append(Finding(empty["where"].iloc[0], what, "Fill in every row, or empty the whole column."))
+    return findings
+
+
+def crossing_findings(table: pd.DataFrame, keys: Sequence[tuple[str, str]]) -> list[Finding]:
+    """Checks that nothing that belongs together stands in two parts of the split column.
+
+    Args:
+        table: Columns where, split and those of `keys`.
+        keys: Pairs of a column and its word in the message; a row is reported under the first that crosses.
+
+    Returns:
+        The findings, one for each lesion, photograph or patient.
+    """
+    rest = table[table["split"].isin(PARTS)]
+    findings = []
+    for column, word in keys:
+        known = rest[rest[column] != ""]
+        crossing = known[known.groupby(column)["split"].transform("nunique") > 1]
+        for name, rows in crossing.groupby(column, sort=False):
+            parts = rows.drop_duplicates("split")
+            spread = ", ".join(f"{part} ({where})" for part, where in zip(parts["split"], parts["where"], strict=True))
+            what = f"the {word} {name!r} is in more than one part: {spread}"
+            findings.append(Finding(parts["where"].iloc[1], what, f"Put all rows of one {word} into one part."))
+        rest = rest.drop(crossing.index)
+    return findings
+
+
+def warn_of_mixed_ids(table: pd.DataFrame, place: str) -> None:
+    """Warns, once each, of lesions with several labels and of lesions under several patients.
+
+    Args:
+        table: Columns image, label, lesion_id, patient_id.
+        place: The manifest's name.
+    """
+    lesion = table["lesion_id"].where(table["lesion_id"] != "", table["image"])
+    advice = {
+        "label": "Right for a photograph of many cells; otherwise correct the labels",
+        "patient_id": "Where lesions are numbered anew for each patient, put the patient into lesion_id",
+    }
+    for column, hint in advice.items():
+        known = table[table[column] != ""]
+        kinds = known.groupby(lesion[known.index])[column].nunique()
+        mixed = kinds[kinds > 1]
+        if len(mixed):
+            word = "labels" if column == "label" else "patients"
+            first = known.loc[lesion[known.index] == mixed.index[0], column].unique()
+            example = f"{mixed.index[0]!r}: {', '.join(first)}"
+            message = f"{place}: {len(mixed)} of {len(kinds)} lesions have several {word} (first {example})"
+            warnings.warn(f"{message}. {hint}.", stacklevel=3)
+
+
+def add_file_facts(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, dict[str, Finding]]:
+    """Reads the headers of all photographs and finds files of the same bytes.
+
+    Args:
+        table: Columns where, image.
+        root: Folder that `image` is relative to.
+
+    Returns:
+        A copy with image_width, image_height (0 = unreadable) and photograph (the first image of the same
+        bytes); and a finding for each unreadable photograph, by image.
+    """
+    images = sorted(set(table["image"]) - {""})
+    paths = [root / image for image in images]
+    files = inspect_files(paths)
+    first = first_of_same_bytes(paths, [file.size for file in files])
+    names = {image: images[first.get(position, position)] for position, image in enumerate(images)}
+    sizes = {image: (file.width, file.height) for image, file in zip(images, files, strict=True)}
+    both = np.array([sizes.get(image, (0, 0)) for image in table["image"]], dtype=np.int64).reshape(-1, 2)
+    facts = table.assign(image_width=both[:, 0], image_height=both[:, 1])
+    facts["photograph"] = [names.get(image, image) for image in table["image"]]
+    return facts, _unreadable(table, dict(zip(images, files, strict=True)))
+
+
+def _unreadable(table: pd.DataFrame, files: dict[str, PhotographFile]) -> dict[str, Finding]:
+    bad = {image: file.problem for image, file in files.items() if file.problem is not None}
+    rows = table[table["image"].isin(list(bad))]
+    counts = rows["image"].value_counts()
+    first = rows.drop_duplicates("image")
+    found = {}
+    for image, where in zip(first["image"], first["where"], strict=True):
+        problem, others = bad[image], counts[image] - 1
+        what = f"{problem.what}: {problem.where}" + (f", and {others} more rows use it" if others else "")
+        found[image] = Finding(where, what, problem.remedy)
+    return found
+
+
+def empty_path_findings(table: pd.DataFrame) -> list[Finding]:
+    """Checks that each row names a photograph."""
+    return _per_row(table[table["image"] == ""], lambda row: "the image is empty", "Name the photograph's file.")
+
+
+def copy_findings(table: pd.DataFrame) -> list[Finding]:
+    """Checks that different files of the same bytes belong to one lesion and one part.
+
+    Args:
+        table: Columns where, image, photograph, label, lesion_id, split.
+
+    Returns:
+        The findings, one for each set of copies that leaks.
+    """
+    files = table.groupby("photograph")["image"].transform("nunique")
+    copies = table[files > 1]
+    findings = []
+    for _, rows in copies.groupby("photograph", sort=False):
+        by_file = rows.drop_duplicates("image")
+        first, second = by_file.iloc[0], by_file.iloc[1]
+        lesions = sorted(set(rows["lesion_id"]))
+        pair = f"{second['image']} has the same bytes as {first['image']} ({first['where']})"
+        if lesions == [""]:
+            remedy = "Delete one of the files, or give both rows the same lesion_id."
+            findings.append(Finding(second["where"], f"{pair}, and no lesion_id ties them together", remedy))
+        elif len(lesions) > 1:
+            names = ", ".join(repr(lesion) for lesion in lesions)
+            remedy = "Delete one of the files, or give all their rows the same lesion_id."
+            findings.append(Finding(second["where"], f"{pair}, but their lesions differ: {names}", remedy))
+        elif rows["split"].isin(PARTS).all() and rows["split"].nunique() > 1:
+            parts = ", ".join(sorted(set(rows["split"])))
+            remedy = "Delete one of the files, or put both into one part."
+            findings.append(Finding(second["where"], f"{pair}, but they are in different parts: {parts}", remedy))
+    return findings
+
+
+def _box_text(row: Any) -> str:
+    return ", ".join(f"{name}={getattr(row, name)}" for name in BOX_COLUMNS)
+
+
+def _per_row(rows: pd.DataFrame, what: Callable[[Any], str], remedy: str) -> list[Finding]:
+    """Makes one finding for each row."""
+    return [Finding(str(row.where), what(row), remedy) for row in rows.itertuples(index=False)]

@@ -1,0 +1,94 @@
+"""Groups photographs that must stay in one part, and hashes the groups to find leaks."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Part = Literal["train", "val", "test"]
+
+
+GroupBy = Literal["lesion", "patient", "image"]
+
+
+KEPT_APART: dict[GroupBy, tuple[GroupBy, ...]] = {
+    "image": ("image",),
+    "lesion": ("lesion", "image"),
+    "patient": ("patient", "lesion", "image"),
+}
+"""What no two parts share. A split by lesion may divide a patient, one by photograph a lesion: that is no leak."""
+
+
+def group_hashes(
+    table: pd.DataFrame, rows: NDArray[np.int64], kinds: Sequence[GroupBy] = ("lesion", "patient", "image")
+) -> NDArray[np.int64]:
+    """Hashes the lesions, patients and photographs of some rows, to find them again in another manifest.
+
+    Args:
+        table: A manifest's table.
+        rows: Rows of it, int64.
+        kinds: What to hash.
+
+    Returns:
+        int64 [M], sorted, each once, 63 bits of the sha256 of "lesion:<id>", "patient:<id>", "image:<path>".
+    """
+    chosen = table.iloc[rows]
+    names = [
+        f"{word}:{value}"
+        for word, column in (("lesion", "lesion_id"), ("patient", "patient_id"), ("image", "image"))
+        if word in kinds
+        for value in chosen[column].unique()
+        if value
+    ]
+    digests = (hashlib.sha256(name.encode()).digest() for name in names)
+    return np.unique(np.array([int.from_bytes(digest[:8], "big") >> 1 for digest in digests], dtype=np.int64))
+
+
+def group_names(table: pd.DataFrame, group_by: GroupBy) -> NDArray[np.str_]:
+    """Names the connected group of each row, see :meth:`Manifest.groups`.
+
+    Args:
+        table: ``photograph``, and ``lesion_id`` and ``patient_id`` where the grouping asks for them ("" = unknown).
+        group_by: What must not be divided.
+
+    Returns:
+        str [N].
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    kinds = {"image": ["photograph"], "lesion": ["lesion_id", "photograph"]}
+    columns = kinds.get(group_by, ["patient_id", "lesion_id", "photograph"])
+    words = {"photograph": "image", "lesion_id": "lesion", "patient_id": "patient"}
+    nodes: list[str] = []
+    members = []
+    for column in columns:
+        codes, names = pd.factorize(table[column].where(table[column] != ""), sort=True)
+        members.append(np.where(codes < 0, -1, codes + len(nodes)))
+        nodes += [f"{words[column]}:{name}" for name in names]
+    photographs = members[-1]
+    edges = [(codes[codes >= 0], photographs[codes >= 0]) for codes in members[:-1]]
+    rows = np.concatenate([np.zeros(0, np.int64), *(edge[0] for edge in edges)])
+    columns_ = np.concatenate([np.zeros(0, np.int64), *(edge[1] for edge in edges)])
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns_)), shape=(len(nodes), len(nodes)))
+    _, component = connected_components(graph, directed=False)
+    # Nodes are ordered by kind and name: the first of a component names it, whatever the order of rows.
+    _, first = np.unique(component, return_index=True)
+    names_of_rows: NDArray[np.str_] = np.array(nodes, dtype=np.str_)[first][component[photographs]]
+    return names_of_rows
+
+
+def lesion_names(frame: pd.DataFrame) -> NDArray[np.str_]:
+    """Names the lesion of each answer as splits do: photographs of one lesion, regions of one photograph.
+
+    Args:
+        frame: ``image`` and ``lesion_id`` ("" where unknown).
+
+    Returns:
+        str [N].
+    """
+    table = frame[["image", "lesion_id"]].assign(photograph=frame["image"])
+    return group_names(table, "lesion")

@@ -1,0 +1,185 @@
+"""A photograph becomes an array, and its region of interest is cut out.
+
+Every photograph is read here and nowhere else, so that a box means the same pixels in the manifest's checks,
+in the cache and when a new photograph is classified.
+"""
+
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from kd_convnext.errors import Finding, ManifestError
+
+MAX_PIXELS = 200_000_000
+"""Photographs with more pixels are refused: 200 MP are 600 MB in memory."""
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_PNG_SIGNATURE_BYTES = 8
+_STRIP = 1 << 19  # bytes
+_KEPT = 48 << 20
+"""Bytes of Pillow's own memory kept for the next photograph, those of 12 megapixels: else it comes from the system
+page by page, a quarter of the time of reading in a thread."""
+
+if "PILLOW_BLOCKS_MAX" not in os.environ:
+    Image.core.set_blocks_max(_KEPT // Image.core.get_block_size())  # type: ignore[attr-defined]
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Reads a photograph as 8-bit RGB, the way a viewer shows it.
+
+    The EXIF orientation is applied. Gray becomes RGB; transparency is laid over white; 16-bit gray is divided
+    by 257 (65535 becomes 255) and rounded; of 16-bit colour the high byte is kept (within one level of that);
+    palettes and CMYK are converted, colour profiles ignored; of an animation the first frame is taken. JPEGs
+    are decoded at full size, never in draft mode.
+
+    Args:
+        path: The photograph (any format that Pillow reads).
+
+    Returns:
+        uint8 array [height, width, 3], values 0 to 255, contiguous and writable.
+
+    Raises:
+        ManifestError: The file is missing, damaged, truncated, over 200 megapixels, or of a pixel type
+            (32-bit) whose black and white points are unknown.
+    """
+    path = Path(path)
+    with _naming(path), _pixel_limit(), path.open("rb") as file, Image.open(file) as image:
+        _refuse_too_large(image.size)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _as_rgb(image)
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Reads width and height from the file's header, without decoding the pixels.
+
+    Args:
+        path: The photograph.
+
+    Returns:
+        Width and height in pixels after the EXIF orientation: what `read_image` will return.
+
+    Raises:
+        ManifestError: The file is missing, empty, not an image, or over 200 megapixels.
+    """
+    path = Path(path)
+    with _naming(path), _pixel_limit(), path.open("rb") as file, Image.open(file) as image:
+        _refuse_too_large(image.size)
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow has applied the orientation to the size already
+            return width, height
+        # The base class's method: that of PNG decodes the pixels to see whether EXIF comes after them.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+        if image.format == "PNG" and orientation is None:
+            orientation = _late_png_orientation(path)
+    return (height, width) if orientation in _TURNED else (width, height)
+
+
+def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Returns a decoded picture of any mode as [H, W, 3] uint8."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _gray16_as_rgb(np.asarray(image))
+    if image.mode == "F":
+        raise ValueError("32-bit pixels, black and white unknown")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        paper = Image.new("RGBA", picture.size, "white")
+        image = Image.alpha_composite(paper, picture)
+    return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Copies an RGB picture strip by strip.
+
+    At once it would pass through two more copies of its size, whose pages come from the system anew each time: two
+    fifths of the time of reading 12 megapixels.
+    """
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP // (3 * width))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return pixels
+
+
+def _gray16_as_rgb(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Scales 16-bit gray [H, W] to [H, W, 3] uint8; Pillow also gives 16-bit files as 32-bit integers."""
+    wide = values.astype(np.int64)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise ValueError("32-bit pixels, black and white unknown")
+    gray = ((wide + 128) // 257).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def _late_png_orientation(path: Path) -> int:
+    """Looks for an EXIF block behind the pixels of a PNG, which Pillow finds only by decoding them."""
+    with path.open("rb") as file:
+        file.seek(_PNG_SIGNATURE_BYTES)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                exif = Image.Exif()
+                exif.load(file.read(length))
+                return int(exif.get(ExifTags.Base.Orientation, 1))
+            if kind == b"IEND":
+                return 1
+            file.seek(length + 4, 1)
+    raise OSError("the file is truncated")
+
+
+def _refuse_too_large(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels are more than {MAX_PIXELS // 10**6} megapixels")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into one error that names the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        finding = Finding(str(path), "the photograph does not exist", "Correct the path or restore the file.")
+        raise ManifestError(finding) from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        reason = _reason(path, error)
+        remedy = "Replace the file by one that an image viewer opens, or leave it out."
+        raise ManifestError(Finding(str(path), f"the photograph cannot be read ({reason})", remedy)) from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return "it is a folder"
+    if isinstance(error, UnidentifiedImageError):
+        return "the file is empty" if path.stat().st_size == 0 else "not an image of a known format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+_limit_lock = threading.Lock()
+_limit_users = 0
+_limit_before: int | None = None
+
+
+@contextmanager
+def _pixel_limit() -> Iterator[None]:
+    """Raises Pillow's process-wide size limit while photographs are read, in any number of threads."""
+    global _limit_users, _limit_before
+    with _limit_lock:
+        if _limit_users == 0:
+            _limit_before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        _limit_users += 1
+    try:
+        yield
+    finally:
+        with _limit_lock:
+            _limit_users -= 1
+            if _limit_users == 0:
+                Image.MAX_IMAGE_PIXELS = _limit_before

@@ -1,0 +1,224 @@
+"""The list of photographs: read once, checked wholly, then trusted by everything behind it."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kd_convnext.data.manifest import checks
+from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.grouping import GroupBy, group_names
+from kd_convnext.data.manifest.source import BOX_COLUMNS, Source, read_source
+from kd_convnext.errors import Finding, ManifestError
+
+PAPER_CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
+"""The paper's classes in the paper's order."""
+
+_COLUMNS = [
+    *("row", "image", "label", "lesion_id", "patient_id", "x", "y", "width", "height", "split"),
+    *("image_width", "image_height", "photograph"),
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Photographs, boxes, labels and who belongs together; every row has been checked.
+
+    Attributes:
+        path: The CSV file, or the folder of class folders.
+        root: The folder that `image` is relative to.
+        table: One row per region of interest, index 0..N-1. Columns: row (line number in the CSV, header = 1;
+            a running number for a folder), image (path with /), label ("" where none is needed), lesion_id,
+            patient_id ("" = unknown), x, y, width, height (Int64 pixels, NA = whole photograph), split ("" or
+            train, val, test), image_width, image_height (pixels after EXIF rotation), photograph (the image,
+            or the first of several files with the same bytes).
+        class_names: The classes in the order of the model's outputs.
+        skipped: One finding for each unreadable photograph that was left out.
+    """
+
+    path: Path
+    root: Path
+    table: pd.DataFrame
+    class_names: tuple[str, ...]
+    skipped: tuple[Finding, ...] = ()
+
+    def __len__(self) -> int:
+        """Returns the number of regions of interest."""
+        return len(self.table)
+
+    @property
+    def name(self) -> str:
+        """Returns the file's or folder's name, as findings about the whole begin."""
+        return self.path.name or str(self.path)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Positions in `class_names`, int64 [N]; -1 where the row has no label."""
+        positions = pd.Categorical(self.table["label"], categories=list(self.class_names)).codes
+        return positions.astype(np.int64)
+
+    def class_counts(self) -> dict[str, int]:
+        """Counts the regions of each class, in the order of `class_names`."""
+        counts = np.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
+        return {name: int(count) for name, count in zip(self.class_names, counts, strict=True)}
+
+    def groups(self, group_by: GroupBy) -> NDArray[np.str_]:
+        """Names the group of each row; rows of one group must never be in two parts.
+
+        Rows that share a photograph (or files of the same bytes) are always one group. By lesion, so are rows
+        of one lesion; by patient, also rows of one patient. Chains count: two lesions on one photograph make
+        one group. A row without an id is grouped by what else it has.
+
+        Args:
+            group_by: What must not be divided.
+
+        Returns:
+            str [N], such as "lesion:L7", "patient:P3" or "image:images/a.jpg": the largest unit's first name. Not
+            writable: worked out once.
+        """
+        if group_by not in self._groups:
+            names = group_names(self.table, group_by)
+            names.setflags(write=False)
+            self._groups[group_by] = names
+        return self._groups[group_by]
+
+    @cached_property
+    def _groups(self) -> dict[GroupBy, NDArray[np.str_]]:
+        return {}
+
+    def image_path(self, i: int) -> Path:
+        """Returns the photograph of row i (0..N-1)."""
+        return self.root / str(self.table.at[i, "image"])
+
+    def box(self, i: int) -> Box | None:
+        """Returns the region of row i (0..N-1), None for the whole photograph."""
+        values: list[Any] = [self.table.at[i, name] for name in BOX_COLUMNS]
+        return None if pd.isna(values[0]) else Box(*(int(value) for value in values))
+
+    def where(self, i: int) -> str:
+        """Names row i (0..N-1) as findings do: "manifest.csv, row 17", or the path in a folder."""
+        if self.path == self.root:
+            return str(self.table.at[i, "image"])
+        return f"{self.path.name}, row {int(self.table['row'].iloc[i])}"
+
+
+def read_manifest(
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    require_labels: bool = True,
+    group_by: GroupBy = "lesion",
+) -> Manifest:
+    """Reads and checks a manifest: a CSV file, or a folder with one folder of photographs per class.
+
+    The CSV (UTF-8) has the columns image (relative to the CSV) and label; optional lesion_id, patient_id,
+    x, y, width, height (pixels; several rows per photograph allowed) and split (train, val, test). Headers of
+    all photographs are read, pixels are not. Warns (once each) of lesions with several labels or patients, of
+    photographs left out, and of columns whose names look misspelt.
+
+    Args:
+        path: The CSV file or the folder.
+        classes: Class names in the order of the model's outputs; a label outside is an error. By default the
+            labels found: in the paper's order where they are the paper's five, else sorted.
+        on_error: "skip" leaves unreadable photographs out (`Manifest.skipped`); other problems still raise.
+        require_labels: False for prediction: empty labels, one class or no label column are right then.
+        group_by: What must not be in two parts of the `split` column: one lesion; "patient": also one
+            patient; "image": only one photograph.
+
+    Returns:
+        The checked manifest.
+
+    Raises:
+        ManifestError: With every problem of every row, its place and its remedy.
+    """
+    source = read_source(Path(path), require_labels=require_labels)
+    place = source.path.name or str(source.path)
+    table, findings, unreadable = _checked(source, place, classes, require_labels, group_by)
+    if on_error == "raise":
+        findings += unreadable.values()
+    kept = table[~table["image"].isin(unreadable)]
+    class_names = _class_names(table, classes)
+    if on_error == "skip" and not findings:
+        findings += _lost(kept, class_names if classes is None else (), place, unreadable)
+    if findings:
+        raise ManifestError(findings)
+    if unreadable:
+        _warn_of_skipped(len(table) - len(kept), unreadable, place)
+    if group_by == "image":
+        _warn_of_divided_lesions(kept, place)
+    checks.warn_of_mixed_ids(kept, place)
+    return Manifest(source.path, source.root, _tidy(kept), class_names, tuple(unreadable.values()))
+
+
+def _checked(
+    source: Source, place: str, classes: Sequence[str] | None, require_labels: bool, group_by: GroupBy
+) -> tuple[pd.DataFrame, list[Finding], dict[str, Finding]]:
+    """Returns the table with numbers for boxes and facts of files, all findings, and the unreadable photographs."""
+    table, box_findings = checks.parse_boxes(source.table)
+    table["split"] = table["split"].str.lower()
+    findings = [*source.findings, *_class_findings(classes), *checks.empty_path_findings(table), *box_findings]
+    if require_labels and source.labelled:
+        findings += checks.label_findings(table, classes, place)
+    elif source.labelled:
+        findings += checks.unknown_label_findings(table, classes)
+    table, unreadable = checks.add_file_facts(table, source.root)
+    findings += checks.outside_findings(table) + checks.repeated_findings(table)
+    findings += checks.split_findings(table)
+    if require_labels:  # copies are leaks between parts; two photographs to be answered for may be the same
+        findings += checks.copy_findings(table)
+    findings += checks.crossing_findings(table, _indivisible(group_by))
+    return table, findings, unreadable
+
+
+def _indivisible(group_by: GroupBy) -> list[tuple[str, str]]:
+    keys = [("lesion_id", "lesion"), ("image", "photograph"), ("patient_id", "patient")]
+    return {"image": keys[1:2], "lesion": keys[:2], "patient": keys}[group_by]
+
+
+def _class_findings(classes: Sequence[str] | None) -> list[Finding]:
+    if classes is None or (len(set(classes)) == len(classes) and len(classes) > 1 and "" not in classes):
+        return []
+    return [Finding("classes", f"{list(classes)} is not a list of classes", "Name two or more, each once.")]
+
+
+def _class_names(table: pd.DataFrame, classes: Sequence[str] | None) -> tuple[str, ...]:
+    if classes is not None:
+        return tuple(classes)
+    present = set(table["label"]) - {""}
+    return PAPER_CLASSES if present == set(PAPER_CLASSES) else tuple(sorted(present))
+
+
+def _lost(kept: pd.DataFrame, class_names: Sequence[str], place: str, unreadable: dict[str, Finding]) -> list[Finding]:
+    """Skipping must not end in nothing, nor silently change the classes."""
+    if kept.empty:
+        remedy = "Check that the paths are relative to the manifest."
+        return [Finding(place, "no photograph could be read", remedy), *unreadable.values()]
+    gone = [name for name in class_names if name not in set(kept["label"])]
+    if not gone:
+        return []
+    what = f"no photograph of {', '.join(gone)} could be read"
+    return [Finding(place, what, "Restore some, or delete the rows."), *unreadable.values()]
+
+
+def _warn_of_skipped(rows: int, unreadable: dict[str, Finding], place: str) -> None:
+    first = next(iter(unreadable.values()))
+    message = f"{place}: {len(unreadable)} unreadable photographs ({rows} rows) left out; the first: {first}"
+    warnings.warn(message, stacklevel=3)
+
+
+def _warn_of_divided_lesions(table: pd.DataFrame, place: str) -> None:
+    divided = checks.crossing_findings(table, [("lesion_id", "lesion")])
+    if divided:
+        message = f"{place}: {len(divided)} lesions are in more than one part, as grouping by image allows"
+        warnings.warn(f"{message}; metrics will be too good.", stacklevel=3)
+
+
+def _tidy(table: pd.DataFrame) -> pd.DataFrame:
+    return table[_COLUMNS].reset_index(drop=True)

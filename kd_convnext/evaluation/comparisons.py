@@ -1,0 +1,180 @@
+"""Two methods on the same photographs: differences, their intervals and tests, and what may be said of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from kd_convnext.evaluation.statistics import (
+    LEVEL,
+    METRICS,
+    Interval,
+    LesionCounts,
+    Metric,
+    count_lesions,
+    draw_weights,
+    exchange_test,
+    holm,
+    percentile_interval,
+    resampled,
+    scores,
+    sign_flip_test,
+)
+
+Verdict = Literal["better", "worse", "no difference shown"]
+IDENTITY = ("repeat", "image", "x", "y", "width", "height")
+"""What makes two answers answers to the same question."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of a method minus that of the other, on the same photographs.
+
+    Attributes:
+        value: The difference, -1..1.
+        interval: 95 % interval, paired bootstrap over lesions.
+        corrected: The same at level 1 - 0.05 / m: all m of a family hold together with 95 % (Bonferroni).
+        p_value: Two-sided.
+        p_corrected: Holm-corrected over the family.
+    """
+
+    value: float
+    interval: Interval
+    corrected: Interval
+    p_value: float
+    p_corrected: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said: better or worse only where the corrected interval and the corrected test both say so."""
+        if not self.corrected.excludes_zero or self.p_corrected >= 1 - LEVEL:
+            return "no difference shown"
+        return "better" if self.value > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against another.
+
+    Attributes:
+        title: The method.
+        against: The other.
+        lesions: Lesions judged by both.
+        photographs: Answers of each (a photograph counts in every repeat that tested it).
+        repeats: Repeats that both finished.
+        gained: Lesions with more right answers than the other method gave.
+        lost: Lesions with fewer.
+        differences: By metric.
+    """
+
+    title: str
+    against: str
+    lesions: int
+    photographs: int
+    repeats: int
+    gained: int
+    lost: int
+    differences: dict[Metric, Difference]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two methods' answers to the same questions.
+
+    Attributes:
+        title: The method.
+        against: The other.
+        first: The method's answers by lesion.
+        second: The other's; the same lesions in the same order.
+        repeats: Repeats they have in common.
+    """
+
+    title: str
+    against: str
+    first: LesionCounts
+    second: LesionCounts
+    repeats: int
+
+
+def make_pair(
+    title: str, first: pd.DataFrame, against: str, second: pd.DataFrame, class_names: Sequence[str]
+) -> Pair | None:
+    """Finds the answers two methods have in common.
+
+    Args:
+        title: Name of the method.
+        first: Its answers: ``lesion``, ``label``, ``prediction`` and the columns of :data:`IDENTITY`.
+        against: Name of the other.
+        second: Its answers.
+        class_names: The classes.
+
+    Returns:
+        The pair, or None where no photograph of a repeat was judged by both.
+    """
+    keys = list(IDENTITY)
+    ours, theirs = (frame.drop_duplicates(keys).set_index(keys) for frame in (first, second))
+    shared = ours.index.intersection(theirs.index)
+    if not len(shared):
+        return None
+    ours, theirs = ours.loc[shared].reset_index(), theirs.loc[shared].reset_index()
+    # The lesions of one method's table name the lesions of both.
+    theirs["lesion"], theirs["label"] = ours["lesion"], ours["label"]
+    counted = [count_lesions(frame, class_names) for frame in (ours, theirs)]
+    return Pair(title, against, counted[0], counted[1], int(ours["repeat"].nunique()))
+
+
+def compare_pairs(pairs: Sequence[Pair], resamples: int, seed: int) -> list[Comparison]:
+    """Compares a family of pairs, corrected for how many there are.
+
+    Args:
+        pairs: m pairs.
+        resamples: Of the bootstrap and of the exchange test.
+        seed: Of both.
+
+    Returns:
+        m comparisons. Accuracy is tested exactly (``sign_flip_test``), the other metrics by random exchanges.
+    """
+    tests = [_p_values(pair, resamples, seed) for pair in pairs]
+    corrected = {metric: holm([test[metric] for test in tests]) for metric in METRICS}
+    found = []
+    for place, pair in enumerate(pairs):
+        weights = draw_weights(pair.first.strata, resamples, seed)
+        drawn = [scores(resampled(weights, side.counts)) for side in (pair.first, pair.second)]
+        whole = [scores(side.total) for side in (pair.first, pair.second)]
+        differences = {}
+        for metric in METRICS:
+            values = drawn[0][metric] - drawn[1][metric]
+            differences[metric] = Difference(
+                value=float(whole[0][metric] - whole[1][metric]),
+                interval=percentile_interval(values),
+                corrected=percentile_interval(values, 1 - (1 - LEVEL) / len(pairs)),
+                p_value=tests[place][metric],
+                p_corrected=corrected[metric][place],
+            )
+        found.append(_comparison(pair, differences))
+    return found
+
+
+def _p_values(pair: Pair, resamples: int, seed: int) -> dict[Metric, float]:
+    values = exchange_test(pair.first.counts, pair.second.counts, resamples, seed)
+    return values | {"accuracy": sign_flip_test(_right(pair.first) - _right(pair.second))}
+
+
+def _right(lesions: LesionCounts) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    return np.asarray(np.trace(lesions.counts, axis1=1, axis2=2), dtype=np.int64)
+
+
+def _comparison(pair: Pair, differences: dict[Metric, Difference]) -> Comparison:
+    signs = np.sign(_right(pair.first) - _right(pair.second))
+    return Comparison(
+        title=pair.title,
+        against=pair.against,
+        lesions=len(signs),
+        photographs=pair.first.photographs,
+        repeats=pair.repeats,
+        gained=int((signs > 0).sum()),
+        lost=int((signs < 0).sum()),
+        differences=differences,
+    )

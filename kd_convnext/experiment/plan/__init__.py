@@ -1,0 +1,1 @@
+"""Plans the cells of an experiment from its grid."""

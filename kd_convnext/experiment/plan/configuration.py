@@ -1,0 +1,116 @@
+"""Merges, reads and hashes the configurations of cells."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_convnext.common.configs import shipped_file
+from kd_convnext.common.files import sha256_of
+from kd_convnext.errors import ConfigError, Finding
+
+_FILES = ("weights", "sr_weights", "sr_wdn_weights", "manifest")
+
+
+_WHERE = ("cache_dir", "num_workers", "logger", "enable_progress_bar", "default_root_dir")
+"""Options that say where and how a cell runs, not what it computes; they are left out of its hash."""
+
+
+_TALK = ("record", "header", "name")
+"""Sections of the same kind."""
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays one configuration over another: tables are merged, everything else is replaced.
+
+    Args:
+        below: The configuration.
+        above: What replaces values of it.
+
+    Returns:
+        A new configuration.
+    """
+    result = copy.deepcopy(dict(below))
+    for name, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = merged(result[name], value) if both else copy.deepcopy(value)
+    return result
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Reads a configuration.
+
+    Args:
+        path: A file; ``configs/...`` is found in the installed package too.
+
+    Raises:
+        ConfigError: The file is missing or no table of YAML.
+    """
+    try:
+        found = yaml.safe_load(Path(shipped_file(path)).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        what = f"cannot be read ({' '.join(str(error).split())[:200]})"
+        raise ConfigError(Finding(path, what, "Name a configuration of fit.")) from error
+    if not isinstance(found, dict):
+        raise ConfigError(Finding(path, "is not a table of options", "Name a configuration of fit."))
+    return found
+
+
+def hash_of(config: Mapping[str, Any], teacher_hash: str | None) -> str:
+    """Hashes what a cell computes.
+
+    Args:
+        config: Its configuration, without the teacher's checkpoint.
+        teacher_hash: Hash of the cell that teaches it.
+
+    Returns:
+        16 hexadecimal digits. Files count by their content, so an experiment may move; where a cell runs (cache
+        folder, loader processes, loggers) does not count.
+    """
+    counted = {name: value for name, value in config.items() if name not in _TALK}
+    values = {"config": _computed(counted), "teacher": teacher_hash}
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def _computed(value: Any, name: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {key: _computed(inner, str(key)) for key, inner in value.items() if key not in _WHERE}
+    if name in _FILES and isinstance(value, str):
+        path = Path(value)
+        if path.is_file():
+            return _content(value, path.stat().st_mtime_ns)
+        if path.is_dir():
+            return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    return value
+
+
+@lru_cache(maxsize=256)
+def _content(path: str, modified: int) -> str:
+    return sha256_of(path)
+
+
+def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """Makes the paths of a configuration absolute: cells may run in other folders and on other hosts.
+
+    Args:
+        config: A configuration of ``fit``.
+
+    Returns:
+        The same with absolute paths.
+    """
+    result = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            value = with_absolute_paths(value)
+        elif name in (*_FILES, "cache_dir") and isinstance(value, str):
+            path = Path(value).expanduser().absolute()
+            # Weights may be named instead.
+            value = str(path) if path.exists() or name == "cache_dir" else value
+        result[name] = value
+    return result

@@ -1,0 +1,1 @@
+"""Reads tested runs and writes tables, figures and the report."""

@@ -1,0 +1,180 @@
+"""Everything a report says of an experiment, computed once: arms, intervals, comparisons, the best, the data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kd_convnext.evaluation.comparisons import Comparison, Pair, compare_pairs, make_pair
+from kd_convnext.evaluation.statistics import Interval, Metric, intervals
+from kd_convnext.experiment.plan.record import CellRecord
+from kd_convnext.experiment.report.paper_values import METHODS
+from kd_convnext.experiment.report.results import Arm, CellResult, group_arms, read_results
+from kd_convnext.experiment.report.splits import Division, read_divisions
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for.
+
+    Attributes:
+        title: Of the report.
+        baseline: Key of the method that others are compared with.
+        seed: Of the resampling.
+        resamples: Of bootstrap and exchange test.
+        command: That made it, for the section on repeating.
+    """
+
+    title: str
+    baseline: str
+    seed: int
+    resamples: int
+    command: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """The numbers of an experiment.
+
+    Attributes:
+        settings: What was asked for.
+        results: All cells, in the order given.
+        arms: Methods and settings with a finished cell, tested ones and sweeps.
+        intervals: 95 % intervals of the pooled answers of each tested arm.
+        comparisons: Each method with the baseline.
+        resolution: Each upscaler with the method's own setting.
+        best: The arm whose classes are shown; None where nothing was tested.
+        chosen_by: How ``best`` was chosen.
+        divisions: The splits.
+        remarks: What a reader must know.
+    """
+
+    settings: Settings
+    results: tuple[CellResult, ...]
+    arms: tuple[Arm, ...]
+    intervals: Mapping[Arm, Mapping[Metric, Interval]]
+    comparisons: tuple[Comparison, ...]
+    resolution: tuple[Comparison, ...]
+    best: Arm | None
+    chosen_by: str
+    divisions: tuple[Division, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def failed(self) -> tuple[CellRecord, ...]:
+        """Cells that have nothing to show."""
+        return tuple(result.record for result in self.results if not result.finished)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the models' outputs; empty where nothing was tested."""
+        return self.best.class_names if self.best else ()
+
+    def of_family(self, *families: str) -> tuple[Arm, ...]:
+        """Returns the arms of some families."""
+        return tuple(arm for arm in self.arms if arm.record.family in families)
+
+    @property
+    def methods(self) -> tuple[Arm, ...]:
+        """The tested arms that are compared with the baseline."""
+        return self.of_family("ablation", "rival", "run")
+
+
+def analyse(cells: Sequence[CellRecord], settings: Settings, best: str | None = None) -> Analysis:
+    """Reads cells and computes everything.
+
+    Args:
+        cells: Any set of cells, also incomplete or failed.
+        settings: What is asked for.
+        best: Key of the method whose classes are shown; by default the one with the best validation.
+
+    Returns:
+        The analysis.
+
+    Raises:
+        ConfigError: The cells are on different classes.
+    """
+    results = read_results(cells)
+    arms = sorted(group_arms(results), key=_paper_order)
+    tested = [arm for arm in arms if arm.record.family != "sweep"]
+    methods = [arm for arm in tested if arm.record.family != "super_resolution"]
+    divisions, remarks = read_divisions(results)
+    remarks = [
+        *(f"{cell_name(result.record)}: {text}" for result in results for text in result.remarks),
+        *remarks,
+    ]
+    comparisons = _with_baseline(methods, settings, remarks)
+    resolution = _with_own_setting(tested, settings)
+    chosen, chosen_by = _best(methods or tested, best, remarks)
+    return Analysis(
+        settings=settings,
+        results=tuple(results),
+        arms=tuple(arms),
+        intervals={arm: intervals(arm.lesions, settings.resamples, settings.seed) for arm in tested},
+        comparisons=tuple(comparisons),
+        resolution=tuple(resolution),
+        best=chosen,
+        chosen_by=chosen_by,
+        divisions=tuple(divisions),
+        remarks=tuple(remarks),
+    )
+
+
+def _paper_order(arm: Arm) -> int:
+    """The paper's order where it has the method; others behind, as they come."""
+    known = list(METHODS)
+    return known.index(arm.record.method) if arm.record.method in known else len(known)
+
+
+def cell_name(record: CellRecord) -> str:
+    """Names a cell in sentences."""
+    setting = "" if record.setting == "default" else f", {record.setting}"
+    return f"{record.title}{setting}, repeat {record.repeat}"
+
+
+def _with_baseline(methods: Sequence[Arm], settings: Settings, remarks: list[str]) -> list[Comparison]:
+    """Compares every method with the baseline, or says why not."""
+    baseline = next((arm for arm in methods if arm.record.method == settings.baseline), None)
+    others = [arm for arm in methods if arm is not baseline]
+    if baseline is None:
+        if len(methods) > 1:
+            remarks.append(f"the baseline {settings.baseline} has no finished cell: nothing is compared with it")
+        return []
+    pairs = []
+    for arm in others:
+        pair = _pair(arm, baseline)
+        if pair is None:
+            remarks.append(f"{arm.title} and {baseline.title} have no tested photograph in common: not compared")
+        else:
+            pairs.append(pair)
+    return compare_pairs(pairs, settings.resamples, settings.seed)
+
+
+def _with_own_setting(tested: Sequence[Arm], settings: Settings) -> list[Comparison]:
+    """Compares each upscaler with the same method as the experiment runs it."""
+    own = {arm.record.method: arm for arm in tested if arm.record.setting == "default"}
+    switched = [arm for arm in tested if arm.record.family == "super_resolution" and arm.record.setting != "default"]
+    pairs = [_pair(arm, own[arm.record.method]) for arm in switched if arm.record.method in own]
+    return compare_pairs([pair for pair in pairs if pair], settings.resamples, settings.seed)
+
+
+def _pair(arm: Arm, other: Arm) -> Pair | None:
+    return make_pair(arm.title, arm.answers, other.title, other.answers, arm.class_names)
+
+
+def _best(methods: Sequence[Arm], named: str | None, remarks: list[str]) -> tuple[Arm | None, str]:
+    """Chooses whose classes are shown: never by the test where validation is known."""
+    if not methods:
+        return None, ""
+    if named is not None:
+        chosen = next((arm for arm in methods if arm.record.method == named), None)
+        if chosen is not None:
+            return chosen, "named beforehand"
+        remarks.append(f"{named} has no finished cell: the classes of another method are shown")
+    if len(methods) == 1:
+        return methods[0], "the only one"
+    validation = np.array([arm.validation for arm in methods])
+    if np.isfinite(validation).any():
+        return methods[int(np.nanargmax(validation))], "best mean macro F1 on validation"
+    test = [arm.values("f1_macro").mean() for arm in methods]
+    return methods[int(np.argmax(test))], "best mean macro F1 on test, for lack of validation scores: optimistic"

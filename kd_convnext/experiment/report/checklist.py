@@ -1,0 +1,170 @@
+"""CLAIM and TRIPOD+AI: what a reader of a medical study must be told, answered where the files know it.
+
+CLAIM by Mongan, Moy & Kahn (2020), doi:10.1148/ryai.2020200029, items 1 to 42; TRIPOD+AI by Collins et al. (2024),
+doi:10.1136/bmj-2023-078378, items 1 to 27. The topics are in our own words; the numbers find the items.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kd_convnext.experiment.report.analysis import Analysis
+from kd_convnext.experiment.report.descriptions import describe, look
+
+OPEN = "to be filled in by the authors"
+Answer = Callable[[Analysis], str | None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of the checklist.
+
+    Attributes:
+        section: Of a paper.
+        topic: What must be told.
+        claim: Number in CLAIM, or "".
+        tripod: Number in TRIPOD+AI, or "".
+        answer: Gives the answer, or None where only the authors know.
+    """
+
+    section: str
+    topic: str
+    claim: str
+    tripod: str
+    answer: Answer
+
+
+def filled(analysis: Analysis) -> list[tuple[str, str, str, str, str, bool]]:
+    """Fills the checklist.
+
+    Args:
+        analysis: The numbers.
+
+    Returns:
+        Section, topic, CLAIM number, TRIPOD+AI number, answer, and whether the answer is known.
+    """
+    rows = []
+    for item in ITEMS:
+        answer = item.answer(analysis)
+        rows.append((item.section, item.topic, item.claim, item.tripod, answer or OPEN, answer is not None))
+    return rows
+
+
+def _authors(_: Analysis) -> None:
+    return None
+
+
+def _always(text: str) -> Answer:
+    return lambda _: text
+
+
+def _preparation(analysis: Analysis) -> str | None:
+    crops = sorted({describe(arm)[4] for arm in analysis.methods} - {"not recorded"})
+    return f"Regions of interest cut out and enlarged: {'; '.join(crops)}." if crops else None
+
+
+def _sizes(analysis: Analysis) -> str | None:
+    if not analysis.divisions:
+        return None
+    one = analysis.divisions[0]
+    parts = (f"{part} {one.photographs(part)} of {one.lesions(part)} lesions" for part in ("train", "val", "test"))
+    return f"Repeat {one.repeat}: {'; '.join(parts)} (regions of interest). All repeats in section 2."
+
+
+def _partition(analysis: Analysis) -> str | None:
+    if not analysis.divisions:
+        return None
+    number = len({division.repeat for division in analysis.divisions})
+    ratios = look(analysis.results[0].config, "data.ratios")
+    asked = f" with shares {', '.join(f'{share:g}' for share in ratios)}" if ratios else ""
+    return (
+        f"{number} seeded, class-stratified divisions into training, validation and test{asked}. Split files are kept."
+    )
+
+
+def _disjoint(analysis: Analysis) -> str | None:
+    if not analysis.divisions:
+        return None
+    kinds = sorted({division.group_by for division in analysis.divisions})
+    leaks = sum(sum(division.leaks.values()) for division in analysis.divisions)
+    checked = "no lesion, patient or photograph is in two parts" if not leaks else "see the leak check in section 2"
+    return f"Kept together by {', '.join(kinds)}; checked in the split files: {checked}."
+
+
+def _imbalance(analysis: Analysis) -> str | None:
+    if not analysis.divisions:
+        return None
+    one = analysis.divisions[0]
+    counts = {name: one.photographs("train", name) for name in analysis.class_names}
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f"Training, repeat {one.repeat}: {listed}. Reported per class and as macro averages; losses: section 3."
+
+
+def _models(analysis: Analysis) -> str | None:
+    rows = [describe(arm) for arm in analysis.methods]
+    return "; ".join(f"{row[0]}: {row[1]} at {row[3]}, starts from {row[2]}" for row in rows) or None
+
+
+def _performance(analysis: Analysis) -> str | None:
+    best = analysis.best
+    if best is None or best not in analysis.intervals:
+        return None
+    found = analysis.intervals[best]["f1_macro"]
+    return f"{best.title}: macro F1 95 % interval {found.low:.4f} to {found.high:.4f}; all methods in section 4."
+
+
+def _flow(analysis: Analysis) -> str | None:
+    return None if analysis.best is None else f"{len(analysis.best.lesions.lesions)} lesions were tested (section 4)."
+
+
+def _registered(analysis: Analysis) -> str | None:
+    return None if analysis.settings.command is None else f"Command: {analysis.settings.command}"
+
+
+_RESAMPLING = "95 % intervals and paired tests with the lesion as the unit, corrected for their number (section 5)."
+_OUTPUT = "A probability for each class; the class with the highest is the answer. Calibration: reliability diagram."
+_SAMPLE = "No size was computed beforehand; the intervals in section 4 show what the number of lesions can bear."
+
+ITEMS = (
+    Item("Title and abstract", "Study named as one of AI; kind of model and outcome", "1", "1", _authors),
+    Item("Title and abstract", "Structured summary", "2", "2", _authors),
+    Item("Introduction", "Background, intended use, clinical role", "3", "3a, 3b", _authors),
+    Item("Introduction", "Known inequalities between groups", "", "3c", _authors),
+    Item("Introduction", "Objectives and hypotheses", "4, 6", "4", _authors),
+    Item("Data", "Prospective or retrospective; sources and dates", "5, 7", "5a, 5b, 6a", _authors),
+    Item("Data", "Who and what was included", "8", "6b, 6c", _authors),
+    Item("Data", "Preparation of the images", "9", "7", _preparation),
+    Item("Data", "Subsets, data elements, predictors", "10, 11", "9a, 9b, 9c", _authors),
+    Item("Data", "De-identification", "12", "", _authors),
+    Item("Data", "Missing data", "13", "11", _authors),
+    Item("Reference standard", "Definition, reason, annotators, tools, agreement", "14-18", "8a, 8b, 8c", _authors),
+    Item("Data partitions", "Size, and how it was determined", "19", "10", _always(_SAMPLE)),
+    Item("Data partitions", "How data were assigned to parts", "20", "12a", _partition),
+    Item("Data partitions", "Level at which parts are disjoint", "21", "12a, 16", _disjoint),
+    Item("Model", "Architecture, inputs, outputs", "22", "12c, 22", _models),
+    Item("Model", "Output and how it becomes an answer", "22", "15", _always(_OUTPUT)),
+    Item("Model", "Software and versions", "23", "18f", _always("Section 7.")),
+    Item(
+        "Training", "Start weights, augmentation, hyperparameters", "24, 25", "12c", _always("Section 3; config.yaml.")
+    ),
+    Item("Training", "Class imbalance", "25", "13", _imbalance),
+    Item("Training", "Choice of the final model", "26", "12c", _always("Best macro F1 on validation; tested once.")),
+    Item("Training", "Ensembles", "27", "", _always("None; each repeat is one network.")),
+    Item("Evaluation", "Metrics", "28", "12e", _always("Accuracy, macro precision, recall and both readings of F1.")),
+    Item("Evaluation", "Uncertainty and significance", "29", "12e", _always(_RESAMPLING)),
+    Item("Evaluation", "Robustness, differences between groups or centres", "30", "12d, 14, 23b", _authors),
+    Item("Evaluation", "Explanation of single answers", "31", "", _authors),
+    Item("Evaluation", "Test on data from elsewhere", "32", "16", _authors),
+    Item("Results", "Flow of participants", "33", "20a", _flow),
+    Item("Results", "Demographic and clinical characteristics of each part", "34", "20b, 20c", _authors),
+    Item("Results", "Numbers in each part", "34", "21", _sizes),
+    Item("Results", "Performance with intervals", "35, 36", "23a", _performance),
+    Item("Results", "Failures", "37", "", _always("Confusion matrix in section 4; mistakes in each run's figures.")),
+    Item(
+        "Discussion", "Limitations", "38", "26", _always("Section 6 has those the files show; others by the authors.")
+    ),
+    Item("Discussion", "Interpretation, implications, usability", "39", "25, 27a-27c", _authors),
+    Item("Other", "Ethical approval; involvement of patients", "", "17, 19", _authors),
+    Item("Other", "Registration and protocol", "40, 41", "18c, 18d", _authors),
+    Item("Other", "Data and code available; how to repeat", "41", "18e, 18f", _registered),
+    Item("Other", "Funding and conflicts of interest", "42", "18a, 18b", _authors),
+)

@@ -1,0 +1,125 @@
+"""What the files of the runs say of how they were made, in words for the report."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kd_convnext.experiment.report.results import Arm, CellResult
+from kd_convnext.runs.folder import RunFolder
+
+Config = Mapping[str, Any]
+
+
+def look(config: Config | None, path: str, default: Any = None) -> Any:
+    """Finds a value of a configuration.
+
+    Args:
+        config: Nested mappings.
+        path: Names with dots between: ``data.image_size``.
+        default: Where it is absent or null.
+
+    Returns:
+        The value.
+    """
+    found: Any = config
+    for name in path.split("."):
+        if not isinstance(found, Mapping):
+            return default
+        found = found.get(name)
+    return default if found is None else found
+
+
+def describe(arm: Arm) -> tuple[str, ...]:
+    """Describes how a method was trained, by its first repeat: one text for each of :data:`DESCRIBED`."""
+    config = arm.results[0].config
+    network = _network(config)
+    size = look(network, "image_size", look(config, "data.image_size"))
+    return (
+        arm.title,
+        str(look(network, "name", "not recorded")),
+        _start(network),
+        "not recorded" if size is None else f"{size} px",
+        _crops(config),
+        _loss(config),
+        str(look(config, "trainer.max_epochs", "not recorded")),
+        str(look(config, "data.batch_size", "not recorded")),
+        _optimiser(config),
+    )
+
+
+DESCRIBED = ("Method", "Network", "Starts from", "Input", "Crops", "Loss", "Epochs", "Batch", "Optimiser")
+
+
+def environments(results: Iterable[CellResult]) -> list[tuple[str, str, str]]:
+    """Tells what the finished cells ran on.
+
+    Args:
+        results: Of any cells.
+
+    Returns:
+        Device and precision, platform, and versions, each different combination once.
+    """
+    found: dict[tuple[str, str, str], None] = {}
+    for result in results:
+        values = _environment(result.run) if result.finished else {}
+        if values:
+            versions = look(values, "versions", {})
+            found[
+                (
+                    f"{values.get('device', 'unknown device')}, {values.get('precision', '')}",
+                    f"Python {values.get('python', '?')} on {values.get('platform', '?')}",
+                    ", ".join(f"{name} {version}" for name, version in versions.items()),
+                )
+            ] = None
+    return list(found)
+
+
+def _environment(run: RunFolder) -> dict[str, Any]:
+    try:
+        values = json.loads(run.environment.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _network(config: Config | None) -> Config:
+    found = look(config, "model.init_args.student") or look(config, "model.init_args.backbone") or {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _start(network: Config) -> str:
+    weights = look(network, "weights")
+    if weights is not None:
+        return f"weights {Path(str(weights)).parent.name}/{Path(str(weights)).name}"
+    if not network:
+        return "not recorded"
+    return "timm's published weights" if look(network, "pretrained", False) else "random weights"
+
+
+def _crops(config: Config | None) -> str:
+    if look(config, "data") is None:
+        return "not recorded"
+    weights, upscaler = look(config, "data.sr_weights"), look(config, "data.upscaler", "auto")
+    if upscaler == "auto":
+        upscaler = "spandrel" if weights else "bicubic"
+    named = f" ({Path(str(weights)).name})" if weights and upscaler in ("spandrel", "realesrgan") else ""
+    return f"{upscaler}{named}, {look(config, 'data.resize', 'stretch')}"
+
+
+def _loss(config: Config | None) -> str:
+    options = look(config, "model.init_args", {})
+    if look(options, "student") is None:
+        kind = look(options, "loss", "not recorded").replace("_", " ")
+        return f"{kind}, gamma {look(options, 'gamma')}" if kind == "focal" else kind
+    terms = [name for name in ("feature", "soft", "focal") if look(options, name, True)]
+    numbers = [f"{name} {look(options, name)}" for name in ("alpha", "beta", "temperature") if name in options]
+    return f"{' + '.join(terms)}; {', '.join(numbers)}"
+
+
+def _optimiser(config: Config | None) -> str:
+    options = look(config, "model.init_args.optim", {})
+    if not options:
+        return "not recorded"
+    parts = [str(look(options, "name", "")), f"lr {look(options, 'lr')}", f"decay {look(options, 'weight_decay')}"]
+    return ", ".join([*parts, str(look(options, "schedule", "constant"))])

@@ -1,0 +1,263 @@
+"""The figures of an experiment, from its numbers."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kd_convnext.evaluation.comparisons import Comparison
+from kd_convnext.evaluation.statistics import Interval, Metric, class_intervals, class_scores, scores
+from kd_convnext.experiment.report.analysis import Analysis
+from kd_convnext.experiment.report.results import Arm
+from kd_convnext.experiment.report.tables import SHORT
+
+_BARS: dict[str, Metric] = {
+    "Accuracy": "accuracy",
+    "Precision": "precision_macro",
+    "Recall": "recall_macro",
+    "F1": "f1_macro",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class NamedFigure:
+    """A figure and what to say of it.
+
+    Attributes:
+        name: Of its files.
+        caption: What it shows, in words: also what a reader who cannot see it is told.
+        figure: The drawing.
+    """
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+def all_figures(analysis: Analysis) -> list[NamedFigure]:
+    """Draws every figure the cells allow, in reading order.
+
+    Args:
+        analysis: The numbers.
+
+    Returns:
+        The figures. Names of classes and methods are drawn as they are, a dollar sign too.
+    """
+    makers: tuple[Callable[[Analysis], list[NamedFigure]], ...] = (
+        *(_methods, _differences, _confusion, _classes, _reliability, _curves),
+    )
+    with mpl.rc_context({"text.parse_math": False}):
+        return [figure for make in makers for figure in make(analysis)]
+
+
+def _methods(analysis: Analysis) -> list[NamedFigure]:
+    pass
+
+    arms = [arm for arm in analysis.methods if len(arm.answers)]
+    if not arms:
+        return []
+    groups = {}
+    for arm in arms:
+        values, found = scores(arm.lesions.total), analysis.intervals[arm]
+        groups[arm.title] = {
+            name: Bar(float(values[metric]), _ends(found[metric]), tuple(arm.values(metric)))
+            for name, metric in _BARS.items()
+        }
+    caption = (
+        "Each method on test (the paper's Fig. 7): bars are all repeats together with 95 % intervals by bootstrap over "
+        "lesions, points the single repeats; precision, recall and F1 are means over the classes."
+    )
+    return [NamedFigure("methods", caption, score_bars(groups))]
+
+
+def _differences(analysis: Analysis) -> list[NamedFigure]:
+    families = {"differences": analysis.comparisons, "super_resolution": analysis.resolution}
+    return [_difference(name, found) for name, found in families.items() if found]
+
+
+def _difference(name: str, comparisons: tuple[Comparison, ...]) -> NamedFigure:
+    pass
+
+    metric: Metric = "f1_macro"
+    against = {found.against for found in comparisons}
+    rows = {}
+    for found in comparisons:
+        one = found.differences[metric]
+        label = found.title if len(against) == 1 else f"{found.title} against {found.against}"
+        rows[label] = (one.value, _ends(one.interval), _ends(one.corrected))
+    other = next(iter(against)) if len(against) == 1 else "the method's own setting"
+    caption = (
+        f"Difference in {SHORT[metric]} from {other} on the same photographs, with 95 % intervals by paired bootstrap "
+        "over lesions; the thin line is corrected for the number of comparisons."
+    )
+    return NamedFigure(name, caption, difference_plot(rows, f"difference in {SHORT[metric]} from {other}"))
+
+
+def _confusion(analysis: Analysis) -> list[NamedFigure]:
+    from kd_convnext.runs.figures import confusion_matrix
+
+    arm = _tested_best(analysis)
+    if arm is None:
+        return []
+    total, of = arm.lesions.total, f"of {arm.title} (the paper's Fig. 8), all repeats together; rows are true classes"
+    counts = confusion_matrix(total, arm.class_names, normalise=None)
+    rates = confusion_matrix(total, arm.class_names)
+    return [
+        NamedFigure("confusion_counts", f"Confusion matrix in counts, {of}.", counts),
+        NamedFigure("confusion_rates", f"Confusion matrix in shares of the true class, {of}.", rates),
+    ]
+
+
+def _classes(analysis: Analysis) -> list[NamedFigure]:
+    pass
+
+    arm = _tested_best(analysis)
+    if arm is None:
+        return []
+    values = class_scores(arm.lesions.total)
+    found = class_intervals(arm.lesions, analysis.settings.resamples, analysis.settings.seed)
+    behind = arm.lesions.per_class()
+    groups = {
+        f"{name}\n({behind[k]} lesions)": {
+            score.capitalize(): Bar(float(values[score][k]), _ends(found[score][k])) for score in values
+        }
+        for k, name in enumerate(arm.class_names)
+    }
+    caption = f"Precision, recall and F1 of each class, {arm.title} (the paper's Table 3), with 95 % intervals."
+    return [NamedFigure("per_class", caption, score_bars(groups))]
+
+
+def _reliability(analysis: Analysis) -> list[NamedFigure]:
+    from kd_convnext.evaluation.answers import Evaluation
+    from kd_convnext.runs.figures import reliability_diagram
+
+    arm = _tested_best(analysis)
+    if arm is None:
+        return []
+    pooled = Evaluation(
+        part="test",
+        index=np.arange(len(arm.answers)),
+        labels=pd.Categorical(arm.answers["label"], categories=list(arm.class_names)).codes.astype(np.int64),
+        probabilities=arm.answers[[f"prob_{name}" for name in arm.class_names]].to_numpy(np.float64),
+        class_names=arm.class_names,
+    )
+    caption = f"How often {arm.title} is right against how sure it was, all repeats together."
+    return [NamedFigure("reliability", caption, reliability_diagram(pooled))]
+
+
+def _curves(analysis: Analysis) -> list[NamedFigure]:
+    """Draws the mean curves over the repeats, and the losses of the best."""
+    from kd_convnext.runs.figures import method_curves, training_curves
+
+    frames = {arm.title: curves for arm in analysis.methods if (curves := _metrics_of(arm)) is not None}
+    found = []
+    if any("val/f1_macro" in frame for frame in frames.values()):
+        caption = "Macro F1 on validation over the epochs, mean of the repeats."
+        found.append(NamedFigure("validation_curves", caption, method_curves(frames, "val/f1_macro")))
+    best = frames.get(analysis.best.title) if analysis.best else None
+    if analysis.best and best is not None:
+        caption = f"Training of {analysis.best.title}, mean of the repeats."
+        found.append(NamedFigure("training_curves", caption, training_curves(best)))
+    return found
+
+
+def _metrics_of(arm: Arm) -> pd.DataFrame | None:
+    paths = [result.run.path / "metrics.csv" for result in arm.results]
+    frames = [pd.read_csv(path) for path in paths if path.exists()]
+    return pd.concat(frames, ignore_index=True) if frames else None
+
+
+def _tested_best(analysis: Analysis) -> Arm | None:
+    return analysis.best if analysis.best is not None and len(analysis.best.answers) else None
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
+
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar with its interval.
+
+    Attributes:
+        value: Its height, 0..1.
+        interval: Low and high end of the 95 % interval.
+        repeats: The single repeats' values, drawn as points.
+    """
+
+    value: float
+    interval: Span
+    repeats: Sequence[float] = ()
+
+
+def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") -> Figure:
+    """Draws groups of bars with intervals: methods and their metrics (the paper's Fig. 7), classes and their scores.
+
+    Args:
+        groups: For each group, in order, its bars by name; every group has the same names.
+        label: Of the vertical axis.
+
+    Returns:
+        The figure; single repeats are points on the bars.
+    """
+    names = list(next(iter(groups.values()), {}))
+    figure = Figure(figsize=(max(6.4, 2.0 + 1.25 * len(groups)), 4.0), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(1, len(names))
+    for place, name in enumerate(names):
+        bars = [group[name] for group in groups.values()]
+        at = np.arange(len(groups)) + width * (place - (len(names) - 1) / 2)
+        heights = np.array([bar.value for bar in bars])
+        ends = np.array([bar.interval for bar in bars]).T
+        # A percentile interval need not hold its point estimate; the bars' arms must not turn round.
+        arms = np.nan_to_num(np.clip(np.stack([heights - ends[0], ends[1] - heights]), 0, None))
+        axes.bar(at, heights, width=0.9 * width, yerr=arms, label=name, capsize=2, error_kw={"lw": 0.9})
+        for x, bar in zip(at, bars, strict=True):
+            axes.plot(np.full(len(bar.repeats), x), bar.repeats, "k.", markersize=3, alpha=0.6)
+    turned = any(len(name) > 14 for name in groups)
+    ticks = [_wrapped(name) for name in groups]
+    axes.set_xticks(range(len(groups)), ticks, rotation=20 if turned else 0, ha="right" if turned else "center")
+    axes.set(ylim=(0, 1.02), ylabel=label)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    if names:
+        axes.legend(ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return figure
+
+
+def difference_plot(differences: Mapping[str, tuple[float, Span, Span]], label: str) -> Figure:
+    """Draws differences from a baseline with their intervals, one row each, around the line of no difference.
+
+    Args:
+        differences: By name: the difference, its 95 % interval, and the interval corrected for how many there are.
+        label: Of the horizontal axis.
+
+    Returns:
+        The figure; the corrected interval is the thin line.
+    """
+    figure = Figure(figsize=(7.0, 1.2 + 0.4 * max(1, len(differences))), layout="constrained")
+    axes = figure.subplots()
+    for row, (value, plain, corrected) in enumerate(differences.values()):
+        axes.plot(corrected, (row, row), color="tab:blue", lw=1, label="corrected" if row == 0 else None)
+        axes.plot(plain, (row, row), color="tab:blue", lw=4, alpha=0.6, label="95 % interval" if row == 0 else None)
+        axes.plot(value, row, "o", color="black", markersize=4)
+    axes.axvline(0, color="grey", linestyle="--", lw=1)
+    axes.set_yticks(range(len(differences)), [_wrapped(name) for name in differences])
+    axes.set_ylim(len(differences) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.3)
+    if differences:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def _wrapped(name: str) -> str:
+    """Breaks a long name into lines, so that it leaves room for the drawing."""
+    return "\n".join(part for line in name.split("\n") for part in textwrap.wrap(line, 24))

@@ -1,0 +1,80 @@
+"""What an experiment leaves for its reader: results.csv, tables.md, figures, report.html."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kd_convnext.common.figures import save_figure
+from kd_convnext.common.files import write_text
+from kd_convnext.experiment.plan.record import CellRecord
+from kd_convnext.experiment.report.analysis import Analysis, Settings, analyse, cell_name
+from kd_convnext.experiment.report.figures import NamedFigure, all_figures
+from kd_convnext.experiment.report.page import write_report
+from kd_convnext.experiment.report.paper_values import REMARKS
+from kd_convnext.experiment.report.results import results_table
+from kd_convnext.experiment.report.tables import all_tables, markdown, plain, verdicts
+from kd_convnext.runs.tables import write_table
+
+
+def write_outputs(
+    out: Path,
+    cells: Sequence[CellRecord],
+    *,
+    baseline: str = "convnext",
+    best: str | None = None,
+    seed: int = 0,
+    bootstrap: int = 2000,
+    title: str = "The paper's experiment",
+    command: str | None = None,
+) -> None:
+    """Writes everything there is to read about some cells.
+
+    Args:
+        out: Folder of ``results.csv``, ``tables.md``, ``figures/`` (PNG and PDF) and ``report.html``; files of these
+            names are replaced.
+        cells: Any set of cells, also incomplete or failed ones: what is lacking is said.
+        baseline: Key of the method that others are compared with.
+        best: Key of the method whose classes are shown; by default the one with the best validation.
+        seed: Of the resampling.
+        bootstrap: Resamples of bootstrap and exchange test.
+        title: Of the report.
+        command: That made it, for the section on repeating.
+
+    Raises:
+        ConfigError: The cells are on different classes, or a file cannot be written.
+    """
+    settings = Settings(title=title, baseline=baseline, seed=seed, resamples=bootstrap, command=command)
+    analysis = analyse(cells, settings, best)
+    figures = all_figures(analysis)
+    write_table(out / "results.csv", results_table(analysis.results, out))
+    write_text(out / "tables.md", tables_text(analysis))
+    write_figures(out / "figures", figures)
+    write_report(out / "report.html", analysis, figures)
+
+
+def write_figures(folder: Path, figures: Sequence[NamedFigure]) -> None:
+    """Writes figures as PNG and PDF.
+
+    Args:
+        folder: Made if missing.
+        figures: The figures.
+
+    Raises:
+        ConfigError: A file cannot be written.
+    """
+    for figure in figures:
+        for suffix in (".png", ".pdf"):
+            save_figure(folder / f"{figure.name}{suffix}", figure.figure)
+
+
+def tables_text(analysis: Analysis) -> str:
+    """Returns all tables as Markdown, with what may be said of them and what must be known."""
+    found = [f"# {plain(analysis.settings.title)}", ""]
+    sentences = verdicts([*analysis.comparisons, *analysis.resolution])
+    found += [*(f"- {plain(text)}" for text in sentences), ""] if sentences else []
+    found += [markdown(table) for table in all_tables(analysis)] or ["No cell has a result yet.", ""]
+    failed = [f"{cell_name(record)} failed: {record.error}" for record in analysis.failed]
+    if analysis.remarks or failed:
+        found += ["## Remarks", "", *(f"- {plain(text)}" for text in (*analysis.remarks, *failed)), ""]
+    if analysis.of_family("ablation", "rival"):
+        found += ["## About the paper's values", "", *(f"- {text}" for text in REMARKS), ""]
+    return "\n".join(found)

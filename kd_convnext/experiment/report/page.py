@@ -1,0 +1,163 @@
+"""One page that tells an experiment, or a run: self-contained HTML that needs no network and prints well."""
+
+import base64
+import io
+import math
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from kd_convnext._version import __version__
+from kd_convnext.common.files import sha256_of, write_text
+from kd_convnext.experiment.report import checklist, tables
+from kd_convnext.experiment.report import paper_values as reference
+from kd_convnext.experiment.report.analysis import Analysis, cell_name
+from kd_convnext.experiment.report.descriptions import DESCRIBED, describe, environments
+from kd_convnext.experiment.report.figures import NamedFigure
+from kd_convnext.experiment.report.splits import Division
+from kd_convnext.experiment.report.tables import Table
+
+FEW = 10
+"""Lesions below which a class's figures are called weak."""
+
+_PARTS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def write_report(path: Path, analysis: Analysis, figures: Sequence[NamedFigure]) -> None:
+    """Writes the page.
+
+    Args:
+        path: The HTML file, replaced at once.
+        analysis: The numbers.
+        figures: What ``all_figures`` drew.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    write_text(path, render(analysis, figures))
+
+
+def render(analysis: Analysis, figures: Sequence[NamedFigure]) -> str:
+    """Returns the page as text. Everything that comes from users' files is escaped."""
+    environment = Environment(
+        loader=PackageLoader("kd_convnext.experiment.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(_context(analysis, figures))
+
+
+def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, Any]:
+    comparisons = [*analysis.comparisons, *analysis.resolution]
+    named = len({arm.record.family for arm in analysis.arms} & {"ablation", "rival"}) > 0
+    return {
+        "settings": analysis.settings,
+        "version": __version__,
+        "made": date.today().isoformat(),
+        "question": _question(analysis),
+        "answers": tables.verdicts(comparisons),
+        "compared": bool(comparisons),
+        "cells": Counter("finished" if result.finished else "failed" for result in analysis.results),
+        "parts": _parts_table(analysis),
+        "leaks": [_leak_line(division) for division in analysis.divisions],
+        "leaking": any(sum(division.leaks.values()) for division in analysis.divisions),
+        "methods": Table("", DESCRIBED, tuple(describe(arm) for arm in analysis.arms), ""),
+        "tables": tables.all_tables(analysis),
+        "figures": [(figure, _data_uri(figure.figure)) for figure in figures],
+        "best": analysis.best,
+        "chosen_by": analysis.chosen_by,
+        "limits": _limits(analysis),
+        "paper": reference.REMARKS if named else (),
+        "environments": environments(analysis.results),
+        "cell_table": _cell_table(analysis),
+        "failed": [f"{cell_name(record)}: {record.error}" for record in analysis.failed],
+        "remarks": analysis.remarks,
+        "checklist": checklist.filled(analysis),
+    }
+
+
+def _question(analysis: Analysis) -> str:
+    if analysis.of_family("ablation"):
+        return (
+            "Does a ConvNeXt that learns from a Swin Transformer, by logits, by features or by both, classify these "
+            "photographs better than the same network alone, than its teacher and than other networks? And is the "
+            "difference larger than what the choice of test lesions alone would make?"
+        )
+    if len(analysis.methods) > 1:
+        return f"How do these runs compare with {analysis.settings.baseline} on the same test photographs?"
+    return "How well does this network answer for the photographs of its test part, and how sure is that?"
+
+
+def _parts_table(analysis: Analysis) -> Table | None:
+    """Photographs and lesions of each class in each part of each repeat."""
+    if not analysis.divisions:
+        return None
+    names = analysis.class_names or sorted(set(analysis.divisions[0].table["label"]))
+    rows = []
+    for division in analysis.divisions:
+        for part, said in _PARTS.items():
+            cells = (f"{division.photographs(part, name)} ({division.lesions(part, name)})" for name in (*names, None))
+            rows.append((f"Repeat {division.repeat}, {said}", *cells))
+    note = "Regions of interest (photographs) and, in brackets, lesions."
+    return Table("Classes and parts", ("Part", *names, "all"), tuple(rows), note)
+
+
+def _leak_line(division: Division) -> str:
+    found = ", ".join(f"{count} {kind}" for kind, count in division.leaks.items())
+    kept = f"Kept together by {division.group_by}; split file sha256 {division.sha256[:16]}."
+    return f"Repeat {division.repeat}: {found} in more than one part. {kept}"
+
+
+def _limits(analysis: Analysis) -> list[str]:
+    found = [
+        "For research. Not a medical device; nothing here may decide about a patient.",
+        "One collection of photographs, divided within itself: nothing is said of photographs from elsewhere.",
+        "Intervals and tests are about the choice of test lesions, for the networks as trained. Repeats share most of "
+        "their training lesions, so the standard deviation over repeats is smaller than that over new collections.",
+    ]
+    repeats = {result.record.repeat for result in analysis.results if result.finished and result.part == "test"}
+    if len(repeats) < 5:
+        found.append(f"{len(repeats)} of the paper's five repeats: little is known of how results vary between splits.")
+    if analysis.best is not None and len(analysis.best.answers):
+        counts = zip(analysis.class_names, analysis.best.lesions.per_class(), strict=True)
+        few = [f"{name} ({count})" for name, count in counts if count < FEW]
+        if few:
+            found.append(f"Classes with fewer than {FEW} tested lesions: {', '.join(few)}. Their figures are weak.")
+    unnamed = max((division.unnamed for division in analysis.divisions), default=0)
+    if unnamed:
+        found.append(
+            f"{unnamed} photographs do not name their lesion. Each counts as a lesion of its own: leaks among them "
+            "cannot be seen, and intervals may be too narrow."
+        )
+    if any(sum(division.leaks.values()) for division in analysis.divisions):
+        found.append("Lesions, patients or photographs are in more than one part: results are too good to be true.")
+    if analysis.failed:
+        found.append(f"Failed cells: {len(analysis.failed)}. Comparisons use the repeats that both methods finished.")
+    return found
+
+
+def _cell_table(analysis: Analysis) -> Table:
+    rows = []
+    for result in analysis.results:
+        record = result.record
+        shared = (record.title, record.setting, str(record.repeat), str(record.seed), record.config_hash[:12])
+        minutes = f"{record.seconds / 60:.1f}" if math.isfinite(record.seconds) else tables.NONE
+        split = sha256_of(result.run.split)[:16] if result.run.split.exists() else tables.NONE
+        rows.append((*shared, split, record.status, minutes))
+    columns = ("Method", "Setting", "Repeat", "Seed", "Configuration", "Split", "Status", "Minutes")
+    note = "Hashes are shortened; each cell's folder holds its configuration, split, predictions and environment."
+    return Table("Cells", columns, tuple(rows), note)
+
+
+def _data_uri(figure: Figure) -> str:
+    """Returns a figure as an image that is part of the page: drawn lines, sharp on paper."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg")
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode('ascii')}"

@@ -1,0 +1,110 @@
+"""What was in training, validation and test, read from the split files of the runs, and whether anything leaked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from kd_convnext.common.files import sha256_of
+from kd_convnext.data.manifest.grouping import lesion_names
+from kd_convnext.data.manifest.splits import PARTS
+from kd_convnext.experiment.report.results import CellResult
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """One split of the photographs, as a run wrote it down.
+
+    Attributes:
+        repeat: Which of the seeded splits.
+        sha256: Of the file.
+        group_by: What was kept together.
+        table: One row a region: ``image``, ``label``, ``lesion_id``, ``patient_id``, ``split``, ``lesion``.
+    """
+
+    repeat: int
+    sha256: str
+    group_by: str
+    table: pd.DataFrame
+
+    def photographs(self, part: str, label: str | None = None) -> int:
+        """Counts regions of interest of a part, of one class or of all."""
+        return len(self._rows(part, label))
+
+    def lesions(self, part: str, label: str | None = None) -> int:
+        """Counts lesions of a part, of one class or of all."""
+        return int(self._rows(part, label)["lesion"].nunique())
+
+    def _rows(self, part: str, label: str | None) -> pd.DataFrame:
+        rows = self.table[self.table["split"] == part]
+        return rows if label is None else rows[rows["label"] == label]
+
+    @cached_property
+    def leaks(self) -> dict[str, int]:
+        """How many lesions, patients and photographs are in more than one part."""
+        return {name: _divided(self.table, column) for name, column in _KINDS.items()}
+
+    @property
+    def unnamed(self) -> int:
+        """Regions that do not name their lesion: each photograph then counts as one."""
+        return int((self.table["lesion_id"] == "").sum())
+
+
+_KINDS = {"lesions": "lesion", "patients": "patient_id", "photographs": "image"}
+
+
+def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[str]]:
+    """Reads the splits of finished cells, and checks that the cells of a repeat have the same one.
+
+    Args:
+        results: Of any cells.
+
+    Returns:
+        One division for each different split, by repeat, and what a reader must know: methods of one repeat on
+        different splits, tested photographs that are not of the test part.
+    """
+    found: dict[str, Division] = {}
+    users: dict[int, dict[str, list[str]]] = {}
+    remarks = []
+    for result in results:
+        if not result.finished or not result.run.split.exists():
+            continue
+        record, name = result.record, sha256_of(result.run.split)
+        try:
+            found[name] = found.get(name) or _read(result, name)
+        except (KeyError, ValueError) as error:
+            remarks.append(f"{record.title}, repeat {record.repeat}: its split file cannot be read ({error})")
+            continue
+        users.setdefault(record.repeat, {}).setdefault(name, []).append(record.title)
+        stray = _strays(result, found[name])
+        if stray:
+            remarks.append(
+                f"{record.title}, repeat {record.repeat}: {stray} tested photographs are not of its test part"
+            )
+    for repeat, splits in sorted(users.items()):
+        if len(splits) > 1:
+            groups = "; ".join(", ".join(sorted(set(titles))) for titles in splits.values())
+            remarks.append(f"repeat {repeat} was not the same split for all: {groups}. Only common photographs compare")
+    return sorted(found.values(), key=lambda division: division.repeat), remarks
+
+
+def _read(result: CellResult, name: str) -> Division:
+    table = pd.read_csv(result.run.split, dtype=str, keep_default_na=False)
+    table = table[["image", "label", "lesion_id", "patient_id", "split"]]
+    table = table.assign(lesion=lesion_names(table))
+    group_by = str(((result.config or {}).get("data") or {}).get("group_by", "lesion"))
+    return Division(result.record.repeat, name, group_by, table)
+
+
+def _strays(result: CellResult, division: Division) -> int:
+    """Counts answers about photographs that the split does not have in its test part."""
+    if result.predictions is None:
+        return 0
+    tested = division.table.loc[division.table["split"] == PARTS[2], "image"]
+    return int((~result.predictions["image"].isin(tested)).sum())
+
+
+def _divided(table: pd.DataFrame, column: str) -> int:
+    named = table[table[column] != ""]
+    return int((named.groupby(column)["split"].nunique() > 1).sum())

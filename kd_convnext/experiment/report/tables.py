@@ -1,0 +1,316 @@
+"""The tables of an experiment: the paper's beside ours, intervals, comparisons. Text here, layout elsewhere."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kd_convnext.evaluation.comparisons import Comparison, Difference
+from kd_convnext.evaluation.statistics import METRICS, Interval, Metric, class_intervals, class_scores, scores
+from kd_convnext.experiment.report import paper_values as reference
+from kd_convnext.experiment.report.analysis import Analysis
+from kd_convnext.experiment.report.descriptions import DESCRIBED, describe
+from kd_convnext.experiment.report.results import Arm
+
+NONE = "-"
+NAMES = {
+    "accuracy": "Accuracy [%]",
+    "precision_macro": "Precision [%]",
+    "recall_macro": "Recall [%]",
+    "f1_paper": "F1, paper's reading",
+    "f1_macro": "F1, mean of classes",
+}
+"""Metrics as columns, in the paper's order, its own reading of F1 first."""
+
+PAPER = ("Paper: accuracy", "Paper: precision", "Paper: recall", "Paper: F1")
+
+COMPARED: tuple[Metric, ...] = ("f1_macro", "accuracy")
+"""The metrics that may be called better or worse: macro F1 first, which also chooses the checkpoint."""
+
+SHORT = {"accuracy": "accuracy", "f1_macro": "macro F1"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        title: Above it.
+        columns: Heads.
+        rows: One text a column.
+        note: Below it, in full sentences.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+
+def ablation(analysis: Analysis) -> Table | None:
+    """The paper's Table 2."""
+    arms = analysis.of_family("ablation")
+    return _beside_the_paper(arms, "Ablation (the paper's Table 2)") if arms else None
+
+
+def rivals(analysis: Analysis) -> Table | None:
+    """The paper's Fig. 7: single networks, and the method under study."""
+    singles = ("convnext", "swin", "kd_both")
+    if not analysis.of_family("rival"):
+        return None
+    arms = [arm for arm in analysis.methods if arm.record.family == "rival" or arm.record.method in singles]
+    return _beside_the_paper(arms, "Rivals under the same conditions (the paper's Fig. 7)")
+
+
+def runs(analysis: Analysis) -> Table | None:
+    """Runs that are no part of the paper's grid."""
+    arms = analysis.of_family("run")
+    if not arms:
+        return None
+    rows = [_means(arm) for arm in arms]
+    return Table("Runs", ("Run", "Repeats", *NAMES.values()), tuple(rows), _MEANS)
+
+
+def pooled(analysis: Analysis) -> Table | None:
+    """Intervals, and how many lesions are behind them."""
+    arms = [arm for arm in analysis.intervals if len(arm.answers)]
+    if not arms:
+        return None
+    rows = []
+    for arm in arms:
+        values, found = scores(arm.lesions.total), analysis.intervals[arm]
+        cells = (_with_interval(float(values[name]), found[name], _format(name)) for name in _metrics())
+        lesions = arm.lesions
+        rows.append((arm.title, str(len(lesions.lesions)), str(lesions.photographs), *cells))
+    note = (
+        "Each value is of the answers of all repeats together, so it may differ a little from the mean over the "
+        f"repeats. In brackets its 95 % interval: percentile bootstrap, {analysis.settings.resamples} resamples of "
+        "lesions within each class (Rao & Wu 1988), a lesion with all its photographs of all repeats. A photograph "
+        "counts in every repeat that tested it. The intervals hold for the networks as trained."
+    )
+    return Table("95 % intervals", ("Method", "Lesions", "Photographs", *NAMES.values()), tuple(rows), note)
+
+
+def by_lesion(analysis: Analysis) -> Table | None:
+    """The metrics of lesions in place of photographs."""
+    arms = [arm for arm in analysis.intervals if np.isfinite(arm.values("lesion/accuracy")).any()]
+    if not arms:
+        return None
+    rows = [_means(arm, "lesion/") for arm in arms]
+    note = "One answer a lesion: the mean probability over its photographs. Mean ± standard deviation over the repeats."
+    return Table("Judged per lesion", ("Method", "Repeats", *NAMES.values()), tuple(rows), note)
+
+
+def compared(analysis: Analysis) -> Table | None:
+    """Every method against the baseline."""
+    if not analysis.comparisons:
+        return None
+    against = analysis.comparisons[0].against
+    return _comparison_table(analysis.comparisons, f"Compared with {against}", analysis.settings.resamples)
+
+
+def crops(analysis: Analysis) -> Table | None:
+    """What the methods of the switch score on differently enlarged crops."""
+    switched = analysis.of_family("super_resolution")
+    if not switched:
+        return None
+    methods = {arm.record.method for arm in switched}
+    own = [arm for arm in analysis.methods if arm.record.method in methods]
+    rows = [(*_means(arm), describe(arm)[DESCRIBED.index("Crops")]) for arm in (*own, *switched)]
+    title = "Super-resolution switched (the paper's Fig. 3)"
+    return Table(title, ("Method", "Repeats", *NAMES.values(), "Crops"), tuple(rows), _MEANS)
+
+
+def resolution(analysis: Analysis) -> Table | None:
+    """Super-resolution against its controls (the claim of the paper's Fig. 3)."""
+    if not analysis.resolution:
+        return None
+    others = sorted({found.against for found in analysis.resolution})
+    against = others[0] if len(others) == 1 else "the experiment's own setting"
+    title = f"Differently enlarged crops compared with {against}"
+    return _comparison_table(analysis.resolution, title, analysis.settings.resamples)
+
+
+def sweep(analysis: Analysis) -> Table | None:
+    """The search over alpha, beta and T, on validation only."""
+    arms = analysis.of_family("sweep")
+    if not arms:
+        return None
+    ranked = sorted(arms, key=lambda arm: -np.nan_to_num(arm.values("f1_macro").mean(), nan=-1.0))
+    rows = [(arm.record.title, arm.record.setting, *_means(arm)[1:]) for arm in ranked]
+    note = (
+        "Mean ± standard deviation over the repeats, on validation; the test part was not touched. Best macro F1 first."
+    )
+    columns = ("Method", "Setting", "Repeats", *NAMES.values())
+    return Table("Search over the loss (validation)", columns, tuple(rows), note)
+
+
+def per_class(analysis: Analysis) -> Table | None:
+    """The paper's Table 3, of the best method."""
+    arm = analysis.best
+    if arm is None or not len(arm.answers):
+        return None
+    lesions, settings = arm.lesions, analysis.settings
+    values = class_scores(lesions.total)
+    found = class_intervals(lesions, settings.resamples, settings.seed)
+    paper = set(arm.class_names) == set(reference.PER_CLASS)
+    behind, photographs = lesions.per_class(), lesions.total.sum(axis=1)
+    rows = []
+    for k, name in enumerate(arm.class_names):
+        cells = (
+            _with_interval(values[score][k], found[score][k], _fraction) for score in ("precision", "recall", "f1")
+        )
+        printed = tuple(_fraction(value) for value in reference.PER_CLASS[name]) if paper else ()
+        rows.append((name, str(behind[k]), str(photographs[k]), *cells, *printed))
+    printed = ("Paper: precision", "Paper: recall") if paper else ()
+    columns = ("Class", "Lesions", "Photographs", "Precision", "Recall", "F1", *printed)
+    note = f"All repeats together; 95 % intervals by bootstrap over lesions. Shown because: {analysis.chosen_by}."
+    return Table(f"Per class: {arm.title} (the paper's Table 3)", columns, tuple(rows), note)
+
+
+def confusion(analysis: Analysis) -> Table | None:
+    """The paper's Fig. 8, of the best method: counts and rates."""
+    arm = analysis.best
+    if arm is None or not len(arm.answers):
+        return None
+    total = arm.lesions.total
+    rows = []
+    for name, counts in zip(arm.class_names, total, strict=True):
+        rates = (f"{count} ({count / counts.sum():.0%})" if counts.sum() else "0" for count in counts)
+        rows.append((name, *rates, str(counts.sum())))
+    note = "Photographs of all repeats; in brackets the share of the true class."
+    columns = ("True class", *(f"as {name}" for name in arm.class_names), "Sum")
+    return Table(f"Confusion matrix: {arm.title} (the paper's Fig. 8)", columns, tuple(rows), note)
+
+
+def all_tables(analysis: Analysis) -> list[Table]:
+    """Makes every table the cells allow, in reading order."""
+    makers: tuple[Callable[[Analysis], Table | None], ...] = (
+        *(ablation, rivals, runs, pooled, compared, per_class, confusion, by_lesion, crops, resolution, sweep),
+    )
+    return [table for make in makers if (table := make(analysis)) is not None]
+
+
+def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
+    """Says in sentences what the comparisons bear.
+
+    Args:
+        comparisons: With one baseline.
+
+    Returns:
+        One sentence a comparison.
+    """
+    return [
+        f"{found.title} against {found.against}: {'; '.join(_verdict(found, metric) for metric in COMPARED)}."
+        for found in comparisons
+    ]
+
+
+def markdown(table: Table) -> str:
+    """Writes a table as GitHub's Markdown; what would be markup in a name is not."""
+    lines = [f"## {plain(table.title)}", ""]
+    lines += [
+        f"| {' | '.join(map(plain, row))} |" for row in (table.columns, ("---",) * len(table.columns), *table.rows)
+    ]
+    return "\n".join([*lines, "", plain(table.note), ""])
+
+
+_MEANS = "Mean ± standard deviation over the repeats, on test."
+
+
+def plain(text: str) -> str:
+    """Returns a text that Markdown shows as it is, in a table too."""
+    for mark, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
+        text = text.replace(mark, instead)
+    return text
+
+
+def _beside_the_paper(arms: Sequence[Arm], title: str) -> Table:
+    rows = []
+    for arm in arms:
+        row = reference.METHODS.get(arm.record.method, reference.PaperRow())
+        printed = tuple(
+            NONE if value is None else f"{value:.2f}" for value in (row.accuracy, row.precision, row.recall)
+        )
+        rows.append((*_means(arm), *printed, NONE if row.f1 is None else f"{row.f1:.4f}"))
+    columns = ("Method", "Repeats", *NAMES.values(), *PAPER)
+    note = f"{_MEANS} The paper's values are of its own photographs: only the order of the methods compares."
+    return Table(title, columns, tuple(rows), note)
+
+
+def _means(arm: Arm, prefix: str = "") -> tuple[str, ...]:
+    cells = []
+    for metric in _metrics():
+        values = arm.values(f"{prefix}{metric}")
+        values, text = values[np.isfinite(values)], _format(metric)
+        mean = text(float(values.mean())) if len(values) else NONE
+        cells.append(f"{mean} ± {text(float(values.std(ddof=1)))}" if len(values) > 1 else mean)
+    return (arm.title, str(len(arm.results)), *cells)
+
+
+def _verdict(found: Comparison, metric: Metric) -> str:
+    one = found.differences[metric]
+    numbers = f"{_signed(one.value)}, 95 % interval {_span(one.interval, _signed)}"
+    return f"{SHORT[metric]} {one.verdict} ({numbers})"
+
+
+def _comparison_table(comparisons: Sequence[Comparison], title: str, resamples: int) -> Table:
+    rows = []
+    several = len({found.against for found in comparisons}) > 1
+    for found in comparisons:
+        name = f"{found.title} against {found.against}" if several else found.title
+        for metric in COMPARED:
+            one = found.differences[metric]
+            counts = (f"{found.gained} / {found.lost}", str(found.lesions), str(found.photographs))
+            rows.append((name, SHORT[metric], one.verdict, *_difference(one), *counts))
+    note = (
+        "Differences on the photographs that both methods were tested on, all repeats together; 95 % intervals by "
+        f"paired bootstrap over lesions ({resamples} resamples), once each for itself and once corrected so that all "
+        f"{len(comparisons)} of this table hold together (Bonferroni). p: lesions exchanged between the methods; exact "
+        "for accuracy (McNemar's exact test where every lesion has one photograph), "
+        f"{resamples} random exchanges for macro F1; then corrected by Holm. Better or worse is said only where the "
+        "corrected interval excludes 0 and the corrected p is below 0.05. Gained / lost: lesions with more / fewer "
+        "right answers than the other method gave."
+    )
+    heads = ("Method", "Metric", "Verdict", "Difference", "95 % interval", "corrected interval", "p", "corrected p")
+    return Table(title, (*heads, "Gained / lost", "Lesions", "Photographs"), tuple(rows), note)
+
+
+def _difference(one: Difference) -> tuple[str, ...]:
+    spans = (_span(one.interval, _signed), _span(one.corrected, _signed))
+    return (_signed(one.value), *spans, _p(one.p_value), _p(one.p_corrected))
+
+
+def _metrics() -> tuple[Metric, ...]:
+    return tuple(sorted(METRICS, key=list(NAMES).index))
+
+
+def _format(metric: str) -> Callable[[float], str]:
+    return _percent if "%" in NAMES[metric] else _fraction
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _fraction(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _span(interval: Interval, text: Callable[[float], str], between: str = " to ") -> str:
+    if math.isnan(interval.low):
+        return NONE
+    return f"{text(interval.low)}{between}{text(interval.high)}"
+
+
+def _with_interval(value: float, interval: Interval, text: Callable[[float], str]) -> str:
+    return f"{text(value)} [{_span(interval, text, ', ')}]"

@@ -1,0 +1,1 @@
+"""Runs cells in processes of their own and records how they end."""

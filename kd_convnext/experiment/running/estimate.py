@@ -1,0 +1,216 @@
+"""What the cells of an experiment will take: from finished cells, else from a few timed steps of each method."""
+
+import csv
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from kd_convnext.common.console import duration
+from kd_convnext.data.manifest.manifest import read_manifest
+from kd_convnext.data.manifest.splits import make_split
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.experiment.plan.cells import Cell
+from kd_convnext.experiment.plan.configuration import merged
+from kd_convnext.experiment.running.cell import finished
+
+STEPS = 4
+"""Training steps of a measurement; the first warms up."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one cell takes.
+
+    Attributes:
+        seconds: Its whole time.
+        memory: Peak memory of its process in bytes; None where only its time is known.
+        gpu_memory: Peak memory on the GPU in bytes; 0 without one.
+        source: ``finished cells`` or ``timed steps``.
+    """
+
+    seconds: float
+    memory: int | None
+    gpu_memory: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Photographs of the first split's parts."""
+
+    train: int
+    val: int
+    test: int
+    class_names: tuple[str, ...]
+
+
+def print_estimate(cells: Sequence[Cell], out: Path, workers: int) -> None:
+    """Lists cells with their expected time and memory.
+
+    Args:
+        cells: What would run.
+        out: Folder of the experiment; cells finished there count as known.
+        workers: Cells at a time.
+
+    Raises:
+        KDConvNeXtError: The data cannot be used, or a method cannot run.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    costs = _costs(cells, out)
+    table = Table(title=f"{len(cells)} cells in {out}")
+    for name in ("#", "method", "setting", "repeat", "judged on", "time", "memory", "known from"):
+        table.add_column(name)
+    left = 0.0
+    for number, cell in enumerate(cells):
+        cost, done = costs[cell.method], finished(cell, out) is not None
+        left += 0.0 if done else cost.seconds
+        time = "finished" if done else duration(cost.seconds)
+        row = (cell.method, cell.setting, str(cell.repeat), cell.judged, time, _memory(cost), cost.source)
+        table.add_row(str(number), *row)
+    Console(width=max(110, Console().width)).print(table)
+    print(f"To run: about {duration(left / workers)} with {workers} at a time on a machine like this one;")
+    print("crops that are not in the cache yet come on top (kd-convnext prepare --dry_run true).")
+
+
+def _memory(cost: Cost) -> str:
+    if cost.memory is None:
+        return "-"
+    gpu = f" + {cost.gpu_memory / 2**30:.1f} GB GPU" if cost.gpu_memory else ""
+    return f"{cost.memory / 2**30:.1f} GB{gpu}"
+
+
+def _costs(cells: Sequence[Cell], out: Path) -> dict[str, Cost]:
+    known: dict[str, list[float]] = defaultdict(list)
+    for cell in cells:
+        record = finished(cell, out)
+        if record is not None:
+            known[cell.method].append(record.seconds)
+    costs = {
+        name: Cost(statistics.median(seconds), None, 0, f"{len(seconds)} finished cells")
+        for name, seconds in known.items()
+    }
+    missing = {cell.method: cell for cell in reversed(cells) if cell.method not in costs}
+    if missing:
+        counts = _count(cells[0])
+        with tempfile.TemporaryDirectory() as folder:
+            measure = _Measure(Path(folder), counts)
+            # In the order of the plan: a teacher before its students.
+            costs |= {name: measure.cost(cell) for name, cell in reversed(missing.items())}
+    return costs
+
+
+def _count(cell: Cell) -> Counts:
+    options = cell.config["data"]
+    known = {name: options[name] for name in ("classes", "on_error", "group_by") if name in options}
+    manifest = read_manifest(options["manifest"], **known)
+    shape = {name: options[name] for name in ("group_by", "few_groups") if name in options}
+    if "ratios" in options:
+        shape["ratios"] = tuple(options["ratios"])
+    split = make_split(manifest, index=cell.repeat, seed=options["split_seed"], **shape)
+    return Counts(len(split.rows("train")), len(split.rows("val")), len(split.rows("test")), manifest.class_names)
+
+
+class _Measure:
+    """Runs a few steps of each method, in processes of their own, on pictures of noise."""
+
+    def __init__(self, folder: Path, counts: Counts) -> None:
+        self.folder, self.counts = folder, counts
+        self.teachers: dict[str, Path] = {}
+        self.manifest: dict[int, Path] = {}
+
+    def cost(self, cell: Cell) -> Cost:
+        """Measures one method."""
+        if cell.teacher is not None and cell.teacher.method not in self.teachers:
+            self._run(cell.teacher)
+        found = self._run(cell)
+        batch = int(cell.config["data"].get("batch_size", 32))
+        epochs = int(cell.config["trainer"].get("max_epochs") or 1)
+        training = epochs * math.ceil(self.counts.train / batch) * found["step"]
+        judging = (epochs * math.ceil(self.counts.val / batch) + math.ceil(self.counts.test / batch)) * found["batch"]
+        seconds = found["start"] + training + judging
+        return Cost(seconds, int(found["memory"]), int(found["gpu_memory"]), "timed steps")
+
+    def _run(self, cell: Cell) -> dict[str, float]:
+        batch = int(cell.config["data"].get("batch_size", 32))
+        run = self.folder / cell.method
+        run.mkdir()
+        request = run / "request.yaml"
+        request.write_text(yaml.safe_dump(self._config(cell, batch)), encoding="utf-8")
+        words = ["fit", "--config", str(request), "--trainer.default_root_dir", str(run)]
+        command = [sys.executable, "-m", "kd_convnext.experiment.running.measure", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            what = f"the method cannot run ({lines[-1].removeprefix('error: ') if lines else done.returncode})"
+            raise ConfigError(Finding(f"grid.methods.{cell.method}", what, "Correct its configuration."))
+        self.teachers[cell.method] = run / "checkpoints" / "last.ckpt"
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def _config(self, cell: Cell, batch: int) -> dict[str, Any]:
+        """The cell's configuration for a few steps: no start weights, no loggers, noise for photographs."""
+        options: dict[str, Any] = {}
+        for name, value in cell.config["model"]["init_args"].items():
+            spec = name in ("backbone", "student") and isinstance(value, dict)
+            options[name] = {**value, "pretrained": False, "weights": None} if spec else value
+        if cell.teacher is not None:
+            options["teacher_ckpt"] = str(self.teachers[cell.teacher.method])
+        elif "finetune" in options:
+            # The head alone would be quicker than the epochs that count.
+            options["finetune"] = "full"
+        data = {
+            **cell.config["data"],
+            "manifest": str(self._noise(batch)),
+            "classes": None,
+            "cache_dir": str(self.folder / "cache"),
+            "upscaler": "bicubic",
+            "sr_weights": None,
+            "split_index": 0,
+            "few_groups": "warn",
+        }
+        trainer = {
+            "max_epochs": 1,
+            "limit_train_batches": STEPS,
+            "limit_val_batches": 2,
+            "num_sanity_val_steps": 2,
+            "logger": False,
+            "enable_progress_bar": False,
+        }
+        config = merged(cell.config, {"trainer": trainer})
+        return {**config, "data": data, "model": {**config["model"], "init_args": options}}
+
+    def _noise(self, batch: int) -> Path:
+        """Draws photographs of noise: enough for a few batches, every class in every part."""
+        if batch in self.manifest:
+            return self.manifest[batch]
+        import cv2
+
+        folder = self.folder / f"noise{batch}"
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        names = self.counts.class_names
+        wanted = {"train": STEPS * batch, "val": 2 * batch, "test": len(names)}
+        rows = []
+        for part, count in wanted.items():
+            for number in range(max(count, len(names))):
+                image = f"{part}{number}.png"
+                cv2.imwrite(str(folder / image), rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+                rows.append((image, names[number % len(names)], f"{part}{number}", part))
+        path = folder / "manifest.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("image", "label", "lesion_id", "split"), *rows])
+        self.manifest[batch] = path
+        return path

@@ -1,0 +1,118 @@
+"""Answers as files: ``answers.csv``, ``answers.json``, ``lesions.csv``, ``failures.csv``."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kd_convnext.checkpoints.network import ModelInfo
+from kd_convnext.common.files import atomic_write
+from kd_convnext.inference.prediction import Failure, Prediction
+from kd_convnext.inference.trust.calibration import Calibration
+from kd_convnext.runs.tables import write_table
+
+
+def write_answers(
+    folder: Path,
+    answers: Sequence[Prediction],
+    lesions: Sequence[Prediction],
+    failures: Sequence[Failure],
+    info: ModelInfo,
+    calibration: Calibration | None,
+) -> None:
+    """Writes everything there is to say.
+
+    Args:
+        folder: Where to; files of other names in it are left alone.
+        answers: One a photograph.
+        lesions: One a lesion; without any there is no ``lesions.csv``.
+        failures: Photographs without an answer; without any there is no ``failures.csv``.
+        info: Which model answered.
+        calibration: What it was calibrated with.
+
+    Raises:
+        OSError: The folder cannot be written.
+        ConfigError: A table cannot be written.
+    """
+    tables = {
+        "answers.csv": pd.DataFrame([_photograph_row(answer, info) for answer in answers]),
+        "lesions.csv": pd.DataFrame([_lesion_row(answer, info) for answer in lesions]),
+        "failures.csv": pd.DataFrame([_failure(failure) for failure in failures]),
+    }
+    for name, table in tables.items():
+        if len(table):
+            write_table(folder / name, table)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    content = {
+        "model": asdict(info),
+        "calibration": _calibration(calibration),
+        "answers": [_entry(answer) for answer in answers],
+        "lesions": [_entry(answer) for answer in lesions],
+        "failures": [_failure(failure) for failure in failures],
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    atomic_write(folder / "answers.json", lambda file: file.write(f"{text}\n".encode()))
+
+
+def _photograph_row(answer: Prediction, info: ModelInfo) -> dict[str, Any]:
+    box = asdict(answer.box) if answer.box else dict.fromkeys(("x", "y", "width", "height"), pd.NA)
+    return {"image": answer.name, "lesion_id": answer.lesion_id, **box, **_verdict(answer, info)}
+
+
+def _lesion_row(answer: Prediction, info: ModelInfo) -> dict[str, Any]:
+    return {"lesion_id": answer.lesion_id, "photographs": answer.photographs, **_verdict(answer, info)}
+
+
+def _verdict(answer: Prediction, info: ModelInfo) -> dict[str, Any]:
+    return {
+        "prediction": answer.predicted,
+        "probability": float(answer.probabilities.max()),
+        **{f"prob_{name}": float(p) for name, p in zip(answer.class_names, answer.probabilities, strict=True)},
+        "prediction_set": None if answer.prediction_set is None else "|".join(answer.prediction_set),
+        "abstain": answer.abstain,
+        "reasons": "; ".join(answer.reasons),
+        "gate_score": answer.gate_score,
+        "model": info.name,
+        "checkpoint_sha256": info.checkpoint_sha256,
+        "kd_convnext": info.kd_convnext,
+    }
+
+
+def _entry(answer: Prediction) -> dict[str, Any]:
+    return {
+        "image": answer.name,
+        "lesion_id": answer.lesion_id,
+        "photographs": answer.photographs,
+        "box": asdict(answer.box) if answer.box else None,
+        "prediction": answer.predicted,
+        "probabilities": dict(zip(answer.class_names, answer.probabilities.tolist(), strict=True)),
+        "prediction_set": None if answer.prediction_set is None else list(answer.prediction_set),
+        "abstain": answer.abstain,
+        "reasons": list(answer.reasons),
+        "gate_score": answer.gate_score,
+    }
+
+
+def _failure(failure: Failure) -> dict[str, str]:
+    return {"image": str(failure.photograph), "problem": failure.finding.what, "remedy": failure.finding.remedy}
+
+
+def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
+    if calibration is None:
+        return None
+    classes = calibration.lesion.classes
+    return {
+        "temperature": calibration.temperature,
+        "tta": calibration.tta,
+        "coverage": calibration.coverage,
+        "lesions": dict(zip(classes.class_names, classes.lesions, strict=True)),
+        "guaranteed": dict(zip(classes.class_names, classes.guaranteed, strict=True)),
+        "crossed": dict(zip(classes.class_names, classes.crossed, strict=False)),
+        "merged": [list(group) for group in classes.merged],
+        "few": calibration.few,
+        "gate_false_alarms": calibration.gate_false_alarms,
+    }

@@ -1,0 +1,1 @@
+"""Fits and evaluates the calibration of a checkpoint."""

@@ -1,0 +1,135 @@
+"""From labelled photographs to a calibration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_convnext.common.arrays import Values, softmax
+from kd_convnext.inference.calibrating.cross_conformal import checked
+from kd_convnext.inference.calibrating.judgement import Judgement, judge, lesions_of
+from kd_convnext.inference.run_data import Answers, CalibrationData
+from kd_convnext.inference.trust.calibration import Calibration, Level
+from kd_convnext.inference.trust.gate import LARGEST_BANK, Distances, fit_gate
+from kd_convnext.inference.trust.prediction_sets import Coverage, Few, Held, fit_thresholds, weighted_threshold
+from kd_convnext.inference.trust.temperature import cross_fitted, fit_temperature
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user chose.
+
+    Attributes:
+        coverage: Of the prediction sets, for each class.
+        merged: Classes counted together.
+        few: What becomes of classes with too few lesions.
+        false_alarms: Share of ordinary photographs that the gate may stop.
+    """
+
+    coverage: float
+    merged: Sequence[tuple[str, ...]]
+    few: Few
+    false_alarms: float
+
+
+def fit_calibration(
+    data: CalibrationData, answers: Answers, wishes: Wishes, others: Sequence[Answers] = ()
+) -> Calibration:
+    """Fits temperature, thresholds and gate.
+
+    The thresholds stand on probabilities at temperature 1: the temperature is fitted on the same lesions, and scores
+    must not be made by what has seen them. Lesions have thresholds of their own, from the means of their photographs.
+
+    Args:
+        data: The checkpoint's data; the gate is built from its training part.
+        answers: Of labelled photographs whose lesions the training has not seen.
+        wishes: What the user chose.
+        others: Of other networks, each for lesions that it has held out; see `cross`. Only thresholds of classes with
+            too few lesions use them; temperature and gate are the network's own.
+    """
+    gate = fit_gate(*_training(data))
+    pairs = zip(answers.appearances, answers.features, strict=True)
+    distances = [gate.distances(appearance, features) for appearance, features in pairs]
+    lesions = lesions_of(answers, softmax(answers.logits), distances)
+    network = data.predictor.network
+    names = network.card.class_names
+    options: dict[str, Any] = {"coverage": wishes.coverage, "merged": wishes.merged, "few": wishes.few}
+    further = Held.of([photographs(each) for each in others]) if others else None
+    further_lesions = Held.of([whole(each) for each in others]) if others else None
+    return Calibration(
+        checkpoint_sha256=network.info.checkpoint_sha256,
+        class_names=names,
+        temperature=fit_temperature(answers.logits, answers.labels, answers.groups),
+        tta=data.predictor.tta,
+        coverage=wishes.coverage,
+        few=wishes.few,
+        gate_false_alarms=wishes.false_alarms,
+        photograph=Level(
+            fit_thresholds(*photographs(answers), names, **options, others=further),
+            _limits(distances, answers.groups, wishes.false_alarms),
+        ),
+        lesion=Level(
+            fit_thresholds(*lesions.held(), names, **options, others=further_lesions),
+            _limits(lesions.distances, lesions.names, wishes.false_alarms),
+        ),
+        gate=gate,
+        record={"manifest": data.manifest.name, "split_hash": network.card.split_hash},
+    )
+
+
+def photographs(answers: Answers) -> Held:
+    """Returns what thresholds of single photographs are found from."""
+    return Held(softmax(answers.logits), answers.labels, answers.groups)
+
+
+def whole(answers: Answers) -> Held:
+    """Returns what thresholds of lesions are found from."""
+    pairs = np.zeros((len(answers.labels), 2))
+    return lesions_of(answers, softmax(answers.logits), [Distances(*row) for row in pairs.tolist()]).held()
+
+
+def checked_transfer(calibration: Calibration, answers: Answers, others: Sequence[Answers]) -> Coverage | None:
+    """Tests on lesions whether thresholds of other networks hold for the one that is calibrated; see `cross.checked`.
+
+    Args:
+        calibration: The result of `fit_calibration`.
+        answers: What it was fitted on.
+        others: Those of the other networks; None is returned where there are none.
+    """
+    if not others:
+        return None
+    further = Held.of([whole(each) for each in others])
+    return checked(whole(answers), further, calibration.class_names, calibration.coverage)
+
+
+def judge_fit(calibration: Calibration, answers: Answers) -> Judgement:
+    """Judges a calibration on the photographs it was fitted on, with cross-fitted temperatures.
+
+    Args:
+        calibration: The result of `fit_calibration`.
+        answers: What it was fitted on. The thresholds have seen them: their coverage here is no evidence.
+    """
+    return judge(calibration, answers, "val", cross_fitted(answers.logits, answers.labels, answers.groups))
+
+
+def _training(data: CalibrationData) -> tuple[Values, npt.NDArray[np.float32]]:
+    rows = data.rows("train")
+    if len(rows) > LARGEST_BANK:
+        rows = np.sort(np.random.default_rng(0).choice(rows, LARGEST_BANK, replace=False))
+    trained = data.answers(rows)
+    return trained.appearances, trained.features
+
+
+def _limits(found: Sequence[Distances], groups: npt.NDArray[np.str_], false_alarms: float) -> Distances:
+    """Either distance may stop a photograph: each gets half of the false alarms (Bonferroni)."""
+    return Distances(*(_limit(column, groups, false_alarms / 2) for column in np.array(found).T))
+
+
+def _limit(scores: Values, groups: npt.NDArray[np.str_], false_alarms: float) -> float:
+    """Returns the distance that so many ordinary lesions exceed; the largest seen where there are too few of them."""
+    found = weighted_threshold(scores, groups, 1 - false_alarms)
+    limit = max(found if np.isfinite(found) else float(scores.max()), float(np.finfo(np.float32).tiny))
+    # It is the very distance of some photograph, which another runtime's rounding must not stop.
+    return limit * (1 + 1e-4)

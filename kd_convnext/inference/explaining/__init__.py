@@ -1,0 +1,1 @@
+"""Heat maps over photographs, and training cases like them."""

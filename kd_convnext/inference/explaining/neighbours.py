@@ -1,0 +1,111 @@
+"""The training photographs that a network finds most like a new one."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_convnext.common.arrays import Pixels
+from kd_convnext.common.files import atomic_write
+from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.inference.run_data import CalibrationData, Rows
+from kd_convnext.inference.trust.gate import Features
+
+_CHUNK = 64  # pictures held at once
+_IDENTITY = ["image", "x", "y", "width", "height"]
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbour:
+    """A training photograph.
+
+    Attributes:
+        image: Path relative to the manifest.
+        box: Its region of interest.
+        label: Its class.
+        lesion_id: Its lesion; empty where unknown.
+        similarity: Cosine of the angle between the features of both, at most 1.
+        crop: As stored, uint8 RGB [S, S, 3].
+    """
+
+    image: str
+    box: Box | None
+    label: str
+    lesion_id: str
+    similarity: float
+    crop: Pixels
+
+
+class TrainingCases:
+    """Features of all training photographs, kept in a file beside the checkpoint once they are known."""
+
+    def __init__(self, data: CalibrationData, file: Path) -> None:
+        """Reads the features, or lets the network see every training photograph once.
+
+        Args:
+            data: Of the checkpoint.
+            file: Where the features are kept; written if it is missing or of another checkpoint or split.
+
+        Raises:
+            KDConvNeXtError: Photographs cannot be read, or the file cannot be written.
+        """
+        self.data = data
+        self.rows: Rows = data.rows("train")
+        self.crops = data.cache.fill(data.manifest, self.rows)
+        self.features = self._known(file)
+
+    def nearest(self, features: Features, count: int) -> list[Neighbour]:
+        """Finds the most alike.
+
+        Args:
+            features: float32 [D] of a new photograph, of the same network.
+            count: How many at most; one a lesion.
+
+        Returns:
+            Them, the most alike first.
+        """
+        direction = features / max(float(np.linalg.norm(features)), 1e-12)
+        similar = np.einsum("nd,d->n", self.features, direction)  # not by BLAS, as in `Gate.distances`
+        lesions = self.data.manifest.groups("lesion")[self.rows]
+        order = np.argsort(-similar, kind="stable")
+        _, first = np.unique(lesions[order], return_index=True)
+        return [self._case(int(place), float(similar[place])) for place in order[np.sort(first)][:count]]
+
+    def _case(self, place: int, similarity: float) -> Neighbour:
+        manifest, row = self.data.manifest, int(self.rows[place])
+        image, label, lesion = (str(manifest.table.at[row, name]) for name in ("image", "label", "lesion_id"))
+        return Neighbour(image, manifest.box(row), label, lesion, similarity, self.crops.load(row))
+
+    def _known(self, file: Path) -> Features:
+        from safetensors import SafetensorError, safe_open
+        from safetensors.numpy import save
+
+        belongs = {"belongs_to": self._identity()}
+        try:
+            with safe_open(file, framework="numpy") as kept:
+                if kept.metadata() == belongs:
+                    return np.asarray(kept.get_tensor("features"), dtype=np.float32)
+        except (OSError, SafetensorError):
+            pass  # none yet, or damaged: made again
+        features = self._features()
+        atomic_write(file, lambda target: target.write(save({"features": features}, belongs)))
+        return features
+
+    def _features(self) -> Features:
+        predictor, found = self.data.predictor, []
+        print(f"The network sees its {len(self.rows)} training photographs once, to find the most alike")
+        for start in range(0, len(self.rows), _CHUNK):
+            pictures = [predictor.picture(self.crops.load(int(row))) for row in self.rows[start : start + _CHUNK]]
+            found.append(predictor.outputs(pictures)[1])
+        features: npt.NDArray[np.float32] = np.concatenate(found)
+        lengths = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        return np.asarray(features / lengths, dtype=np.float32)
+
+    def _identity(self) -> str:
+        """Names the network and the photographs, in their order."""
+        rows = self.data.manifest.table.loc[self.rows, _IDENTITY].astype(str).to_numpy().tolist()
+        content = [self.data.predictor.network.info.checkpoint_sha256, self.data.predictor.tta, rows]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Exports checkpoints to ONNX, OpenVINO and torch, and compares the outputs."""

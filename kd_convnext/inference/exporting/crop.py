@@ -1,0 +1,95 @@
+"""``crop.onnx``: beside an ONNX network, what brings a photograph to its input."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_convnext.data.crops.make import enlarge
+from kd_convnext.errors import ExportError, Finding
+from kd_convnext.inference.exporting.deployed import INPUT, PixelType
+from kd_convnext.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    import onnx
+
+FILE = "crop.onnx"
+PHOTOGRAPH = "photograph"
+"""Its input: uint8 RGB [H, W, 3], the way a viewer shows it."""
+
+_NOISE = ((70, 90), (23, 40), (700, 900), (512, 384))  # heights and widths of what it is compared on
+_OTHER_LEVELS = 0.05  # share of pixels that may be one level off; OpenCV before 5 rounds the weights of cubic growth
+
+
+def can_crop(predictor: Predictor) -> bool:
+    """Tells whether there is such a graph.
+
+    Crops must be enlarged without a network, from a limited size, and stored as squares not smaller than the input.
+    """
+    spec, card = predictor.spec, predictor.network.card
+    limited = spec.sr_max_side is not None and spec.store_size is not None and spec.store_size >= card.image_size
+    return limited and card.crop_identity["upscaler"]["weights_sha256"] is None
+
+
+def write_crop(predictor: Predictor, pixels: PixelType, folder: Path) -> Path:
+    """Writes the graph, runs it on pictures of noise, and compares.
+
+    Args:
+        predictor: Whose crops are to be made; `can_crop` must hold.
+        pixels: Type of the network's input.
+        folder: Where to.
+
+    Returns:
+        The file.
+
+    Raises:
+        ExportError: It makes other pictures.
+    """
+    import onnx
+    import onnxruntime
+
+    path, model = folder / FILE, _model(predictor, pixels)
+    onnx.checker.check_model(model)
+    onnx.save_model(model, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    upscaler, rng = predictor.spec.build_upscaler(), np.random.default_rng(0)
+    for height, width in _NOISE:
+        photograph = rng.integers(0, 256, (height, width, 3), np.uint8)
+        expected = predictor.picture(enlarge(photograph, predictor.spec, upscaler)).astype(float)
+        found = session.run(None, {PHOTOGRAPH: photograph})[0][0].transpose(1, 2, 0)
+        off = np.abs(np.rint(found * (255.0 if pixels == "float32" else 1.0)) - expected)
+        if off.max() > 1 or off.mean() > _OTHER_LEVELS:
+            what = f"{FILE} crops {width} x {height} pixels otherwise (off by {off.mean():.2g} levels in the mean)"
+            remedy = "Nothing was written. Choose another --format, and report this."
+            raise ExportError(Finding("--format", what, remedy))
+    return path
+
+
+def _model(predictor: Predictor, pixels: PixelType) -> "onnx.ModelProto":
+    from onnx import TensorProto, helper, numpy_helper
+
+    from kd_convnext.inference.exporting.crop_graph import crop
+
+    spec, card = predictor.spec, predictor.network.card
+    side = card.image_size
+    grey = np.array([[9798, 19235, 3735]]) / 2**15  # OpenCV's fixed point
+    constants: dict[str, npt.ArrayLike] = {
+        "most": np.int64(spec.sr_max_side or 0),
+        "scale": np.int64(predictor.spec.build_upscaler().identity.scale),
+        "side": np.int64(spec.store_size or 0),
+        "padded": np.int64(spec.resize == "pad"),
+        "size": np.int64(side),
+        "channels": np.float32(grey if card.in_chans == 1 else np.eye(3)),
+    }
+    constants |= {"front": np.zeros(1, np.int64), "range": np.float32(1 if pixels == "uint8" else 255)}
+    model: onnx.ModelProto = crop.to_model_proto()  # type: ignore[no-untyped-call]
+    graph, kind = model.graph, TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
+    graph.node.append(helper.make_node("Div", [graph.output[0].name, "range"], ["scaled"]))
+    graph.node.append(helper.make_node("Unsqueeze", ["scaled", "front"], ["one"]))
+    graph.node.append(helper.make_node("Cast", ["one"], [INPUT], to=kind))
+    del graph.input[:], graph.output[:]
+    graph.input.append(helper.make_tensor_value_info(PHOTOGRAPH, TensorProto.UINT8, ["height", "width", 3]))
+    graph.output.append(helper.make_tensor_value_info(INPUT, kind, [1, card.in_chans, side, side]))
+    return model

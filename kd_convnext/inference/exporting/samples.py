@@ -1,0 +1,114 @@
+"""The photographs an exported network is compared on: of the checkpoint's own set, of another one, or drawn."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_convnext.common.arrays import Pixels
+from kd_convnext.common.configs import data_options
+from kd_convnext.common.files import default_cache_dir
+from kd_convnext.data.crops.cache.cache import CropCache
+from kd_convnext.data.drawn.specimens import draw_specimens
+from kd_convnext.data.manifest.grouping import KEPT_APART, group_hashes
+from kd_convnext.data.manifest.manifest import Manifest, read_manifest
+from kd_convnext.inference.predictor import Predictor
+from kd_convnext.runs.folder import run_of_checkpoint
+
+LEARNED = 64
+"""Photographs of the training that int8 takes its ranges from."""
+
+_DRAWN_SEED = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Pictures as the network sees them.
+
+    Attributes:
+        source: Where they come from, in words.
+        judged: uint8 [N, S, S, C], to compare on; none of them seen in training where there are such.
+        labels: int64 [N]; -1 where there is no label, or where the training has seen it.
+        learned: uint8 [M, S, S, C], of the training, else a second draw of ``judged``; for the ranges of int8.
+    """
+
+    source: str
+    judged: Pixels
+    labels: npt.NDArray[np.int64]
+    learned: Pixels
+
+
+def samples_of(
+    predictor: Predictor, ckpt_path: str, manifest: str | None, cache_dir: str | None, count: int
+) -> Samples:
+    """Collects photographs to compare on.
+
+    Args:
+        predictor: The network, with its cropping.
+        ckpt_path: Its checkpoint.
+        manifest: The photographs; by default those of the run's ``config.yaml``, where they are still there, else
+            drawn specimens.
+        cache_dir: Crop cache; by default as the run's ``config.yaml`` says.
+        count: So many at most.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        KDConvNeXtError: The photographs cannot be used.
+    """
+    config = run_of_checkpoint(ckpt_path).config
+    options = (data_options(str(config)) or {}) if config.is_file() else {}
+    known = options.get("manifest")
+    if manifest is None and known is not None and Path(known).expanduser().exists():
+        manifest = str(known)
+    if manifest is None:
+        return _drawn(predictor, count)
+    root = cache_dir or options.get("cache_dir")
+    photographs = read_manifest(manifest, classes=predictor.network.card.class_names, require_labels=False)
+    return _chosen(predictor, photographs, Path(root).expanduser() if root else default_cache_dir(), count)
+
+
+def _chosen(predictor: Predictor, manifest: Manifest, root: Path, count: int) -> Samples:
+    seen = _seen(predictor, manifest)
+    rng = np.random.default_rng(0)
+    unseen, learned = rng.permutation(np.flatnonzero(~seen)), rng.permutation(np.flatnonzero(seen))
+    judged = np.sort((unseen if len(unseen) else learned)[:count])
+    learned = np.sort((learned if len(learned) else unseen)[:LEARNED])
+    labels = np.where(seen[judged], -1, manifest.labels[judged])
+    kind = "not seen" if len(unseen) else "all seen"
+    return Samples(
+        source=f"{len(judged)} photographs of {manifest.name}, {kind} in training",
+        judged=_pictures(predictor, manifest, root, judged),
+        labels=labels,
+        learned=_pictures(predictor, manifest, root, learned),
+    )
+
+
+def _drawn(predictor: Predictor, count: int) -> Samples:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        classes = {"Grade 1": 3, "Grade 2": 3, "Grade 3": 3, "AIS": 3, "MIA": 3}
+        drawn = draw_specimens(
+            folder, seed=_DRAWN_SEED, lesions_per_class=classes, photos_per_lesion=(1, 2), progress=False
+        )
+        manifest = read_manifest(drawn)
+        rows = np.arange(min(len(manifest), count))
+        pictures = _pictures(predictor, manifest, folder / "cache", rows)
+    return Samples(f"{len(rows)} drawn specimens", pictures, np.full(len(rows), -1), pictures)
+
+
+def _seen(predictor: Predictor, manifest: Manifest) -> npt.NDArray[np.bool_]:
+    """Returns which rows share a lesion, patient or photograph with the training, bool [N]."""
+    card = predictor.network.card
+    kinds = KEPT_APART[card.group_by]  # type: ignore[index]
+    rows = np.arange(len(manifest), dtype=np.int64)
+    shared = [np.isin(group_hashes(manifest.table, rows[[row]], kinds), card.seen_groups).any() for row in rows]
+    return np.array(shared, np.bool_)
+
+
+def _pictures(predictor: Predictor, manifest: Manifest, root: Path, rows: npt.NDArray[np.int64]) -> Pixels:
+    crops = CropCache(root, predictor.spec, str(predictor.network.device)).fill(manifest, rows)
+    return np.stack([predictor.picture(crops.load(int(row))) for row in rows])

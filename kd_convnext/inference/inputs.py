@@ -1,0 +1,92 @@
+"""What the user names becomes a list of photographs: files, folders, manifests."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.inspection import IMAGE_SUFFIXES
+from kd_convnext.data.manifest.manifest import read_manifest
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.inference.prediction import Failure, Photograph
+
+LesionBy = Literal["manifest", "folder", "all"]
+"""Which photographs show one lesion: those of one lesion_id, of one folder, or all of them."""
+
+
+def photographs_of(
+    photos: Sequence[str], *, box: str | None = None, lesion_by: LesionBy = "manifest"
+) -> tuple[list[Photograph], list[Failure]]:
+    """Lists the photographs behind paths.
+
+    Args:
+        photos: Image files, folders (every image file below them), and manifests (.csv, labels not needed).
+        box: ``x,y,width,height`` in pixels, for a single image file.
+        lesion_by: See `LesionBy`.
+
+    Returns:
+        The photographs in the order given (folders in the order of names), and those of manifests that cannot be read.
+
+    Raises:
+        ConfigError: A folder without images, or a box that is none or is not for one file.
+        ManifestError: A manifest has problems other than unreadable photographs.
+    """
+    found: list[Photograph] = []
+    failures: list[Failure] = []
+    for word in photos:
+        path = Path(word).expanduser()
+        if path.is_dir():
+            found += _folder(path)
+        elif path.suffix.lower() == ".csv":
+            listed, unreadable = _manifest(path)
+            found += listed
+            failures += unreadable
+        else:
+            found.append(Photograph(path))
+    if box is not None:
+        if len(found) != 1 or found[0].box is not None:
+            what = f"one box for {len(found)} photographs"
+            raise ConfigError(Finding("--box", what, "Write a manifest with the columns image,x,y,width,height."))
+        found = [replace(found[0], box=_box(box))]
+    if lesion_by != "manifest":
+        found = [replace(photograph, lesion_id=_lesion(photograph, lesion_by)) for photograph in found]
+    return found, failures
+
+
+def _folder(folder: Path) -> list[Photograph]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    visible = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not visible:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ConfigError(Finding(str(folder), f"there are no photographs ({kinds})", "Name another folder."))
+    return [Photograph(path) for path in visible]
+
+
+def _manifest(path: Path) -> tuple[list[Photograph], list[Failure]]:
+    manifest = read_manifest(path, require_labels=False, on_error="skip")
+    listed = [
+        Photograph(
+            manifest.image_path(row),
+            manifest.box(row),
+            name=str(manifest.table.at[row, "image"]),
+            lesion_id=str(manifest.table.at[row, "lesion_id"]),
+        )
+        for row in range(len(manifest))
+    ]
+    return listed, [Failure(Photograph(path, name=finding.where), finding) for finding in manifest.skipped]
+
+
+def _box(text: str) -> Box:
+    try:
+        x, y, width, height = (int(number) for number in text.split(","))
+    except ValueError as error:
+        what = f"{text!r} is not four whole numbers"
+        raise ConfigError(Finding("--box", what, "Give x,y,width,height in pixels: 412,300,260,244.")) from error
+    return Box(x, y, width, height)
+
+
+def _lesion(photograph: Photograph, lesion_by: LesionBy) -> str:
+    if lesion_by == "all":
+        return "all"
+    return str(photograph.image.parent) if isinstance(photograph.image, Path) else ""

@@ -1,0 +1,1 @@
+"""Model cards and folders for the Hugging Face hub."""

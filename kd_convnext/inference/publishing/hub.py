@@ -1,0 +1,164 @@
+"""A trained model as a folder of the Hugging Face hub: weights, configuration, calibration and model card."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from kd_convnext.checkpoints.format import KEY, read_checkpoint
+from kd_convnext.checkpoints.network import ANSWERING, ModelInfo, Network
+from kd_convnext.checkpoints.specs import spec_of
+from kd_convnext.common.files import atomic_write
+from kd_convnext.data.loading.card import DataCard
+from kd_convnext.errors import CheckpointError, Finding
+from kd_convnext.inference.predictor import Predictor
+from kd_convnext.inference.publishing.model_card import model_card
+from kd_convnext.inference.trust.calibration import FILE, Calibration, read_calibration
+from kd_convnext.models.backbones import BackboneSpec, build_backbone
+from kd_convnext.runs.folder import run_of_checkpoint
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FORMAT_VERSION = 1
+_FILES = [CONFIG, WEIGHTS, FILE, Path(FILE).with_suffix(".safetensors").name, "README.md"]
+
+
+class PublishedModel(ModelHubMixin):
+    """A model to push, or one that was pulled: ``save_pretrained``, ``from_pretrained``, ``push_to_hub``.
+
+    Weights are safetensors, the rest JSON and Markdown: nothing is unpickled. What names the lesions of the training
+    (their hashes, against leaks) stays in the checkpoint and is not published.
+
+    Attributes:
+        predictor: Answers for photographs.
+    """
+
+    def __init__(self, predictor: Predictor, spec: BackboneSpec, card: ModelCard) -> None:
+        """Wraps a model; use `from_checkpoint` or `from_pretrained`.
+
+        Args:
+            predictor: The model.
+            spec: What its network was built from.
+            card: Its model card.
+        """
+        self.predictor = predictor
+        self._spec = spec
+        self._card = card
+
+    @classmethod
+    def from_checkpoint(
+        cls, ckpt_path: str | Path, *, sr_weights: str | None = None, repo_id: str | None = None, **card: Any
+    ) -> "PublishedModel":
+        """Takes a checkpoint in its run folder, with its calibration where it has one.
+
+        Args:
+            ckpt_path: The checkpoint.
+            sr_weights: Real-ESRGAN weights of the training, where they are not where they were.
+            repo_id: Where it is to be published, for the card.
+            **card: Further options of `model_card`.
+
+        Returns:
+            The model.
+
+        Raises:
+            KDConvNeXtError: The checkpoint or a file of its run cannot be used.
+        """
+        predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights)
+        checkpoint = read_checkpoint(ckpt_path)
+        spec = spec_of(BackboneSpec, checkpoint["hyper_parameters"][ANSWERING[checkpoint[KEY]["kind"]]])
+        text = model_card(predictor, run_of_checkpoint(ckpt_path), repo_id=repo_id, **card)
+        return cls(predictor, replace(spec, pretrained=False, weights=None), text)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Returns the card of the run; the mixin asks for it."""
+        return self._card
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        network, calibration = self.predictor.network, self.predictor.calibration
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.backbone.state_dict().items()}
+        save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
+        config = {
+            "format_version": FORMAT_VERSION,
+            "library_name": "kd-convnext",
+            "backbone": asdict(self._spec),
+            "data": _public(network.card),
+            "info": asdict(network.info),
+            "tta": self.predictor.tta,
+        }
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        atomic_write(save_directory / CONFIG, lambda file: file.write(f"{text}\n".encode()))
+        if calibration is not None:
+            calibration.write(save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **model_kwargs: Any,
+    ) -> "PublishedModel":
+        """Reads a folder, or pulls one; ``sr_weights`` and ``device`` are those of `Predictor.from_checkpoint`."""
+        sr_weights, device = model_kwargs.get("sr_weights"), model_kwargs.get("device", "cpu")
+        folder = Path(model_id)
+        if not folder.is_dir():
+            pulled = snapshot_download(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                allow_patterns=_FILES,
+            )
+            folder = Path(pulled)
+        network, spec, tta = _read(folder)
+        network.backbone.to(device)
+        calibration = _calibration(folder, network)
+        predictor = Predictor.from_network(network, calibration, sr_weights=sr_weights, tta=tta)
+        readme = folder / "README.md"
+        text = ModelCard.load(readme) if readme.is_file() else ModelCard("")
+        return cls(predictor, spec, text)
+
+
+def _public(card: DataCard) -> dict[str, Any]:
+    """Returns what a new photograph needs; neither lesions' hashes nor where files lay."""
+    state = {name: value for name, value in card.to_state().items() if name != "seen_groups"}
+    weights = state["crop"].get("sr_weights")
+    return {**state, "crop": {**state["crop"], "sr_weights": Path(weights).name if weights else None}}
+
+
+def _read(folder: Path) -> tuple[Network, BackboneSpec, bool]:
+    remedy = "Give a folder, or a repository, that kd-convnext publish has written."
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if config["format_version"] > FORMAT_VERSION:
+            what = f"has format {config['format_version']}, this version reads up to {FORMAT_VERSION}"
+            raise CheckpointError(Finding(str(folder), what, "Update kd-convnext."))
+        spec = spec_of(BackboneSpec, config["backbone"])
+        nothing = np.empty(0, dtype=np.int64)
+        values = {**config["data"], "class_names": tuple(config["data"]["class_names"]), "seen_groups": nothing}
+        card = DataCard(**values)
+        backbone = build_backbone(replace(spec, pretrained=False, weights=None), len(card.class_names))
+        backbone.load_state_dict(load_file(folder / WEIGHTS))
+        return Network(backbone, card, ModelInfo(**config["info"])), spec, bool(config["tta"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        what = f"is not a published model that can be read ({type(error).__name__}: {reason})"
+        raise CheckpointError(Finding(str(folder), what, remedy)) from error
+
+
+def _calibration(folder: Path, network: Network) -> Calibration | None:
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    return read_calibration(path, network.info.checkpoint_sha256, network.card.class_names, folder)

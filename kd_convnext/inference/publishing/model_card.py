@@ -1,0 +1,211 @@
+"""The tool ``card``: what a reader must know of a model, from its run's own files, as a Hugging Face model card."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+    from kd_convnext.data.loading.card import DataCard
+    from kd_convnext.evaluation.statistics import LesionCounts
+    from kd_convnext.inference.predictor import Predictor
+    from kd_convnext.inference.trust.calibration import Calibration
+    from kd_convnext.runs.folder import RunFolder
+
+FILE = "MODEL_CARD.md"
+FEW_LESIONS = 10
+"""A class with fewer tested lesions than this is named among the limits."""
+
+
+def model_card(
+    predictor: "Predictor",
+    run: "RunFolder",
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> "ModelCard":
+    """Describes a model.
+
+    Args:
+        predictor: The model, calibrated where it is.
+        run: Its run; what is missing there is said to be unknown.
+        repo_id: Where it is published.
+        license: Of the weights, as the hub names it (``apache-2.0``); left out where nothing is said.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        The card, with the hub's front matter.
+
+    Raises:
+        ConfigError: A file of the run is not ours.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    info, data = predictor.network.info, predictor.network.card
+    lesions = _tested(run, data.class_names)
+    results = _results(lesions, data.class_names, resamples, seed) if lesions is not None else {}
+    name = (repo_id or f"{info.name} for specimen photographs").split("/")[-1]
+    front = ModelCardData(
+        license=license,
+        library_name="kd-convnext",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "knowledge-distillation", "surgical-specimens", "research-only"],
+        model_name=name if results else None,
+        eval_results=_eval_results(results) or None,
+    )
+    counts = _counts(run, data.class_names)
+    words = _words(predictor, run, counts, lesions) | results
+    template = Path(__file__).with_name("model_card.md.j2")
+    made: ModelCard = ModelCard.from_template(
+        front, template_path=str(template), name=name, repo_id=repo_id, resamples=resamples, **words
+    )
+    return made
+
+
+def _words(
+    predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]], lesions: "LesionCounts | None"
+) -> dict[str, Any]:
+    info, data = predictor.network.info, predictor.network.card
+    needs_weights = data.crop_identity["upscaler"]["weights_sha256"] is not None
+    environment = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.is_file() else {}
+    versions = environment.get("versions", {})
+    parameters = sum(parameter.numel() for parameter in predictor.network.backbone.parameters())
+    return {
+        "version": info.kd_convnext,
+        "model": info.name,
+        "image_size": data.image_size,
+        "parameters": f"{parameters:,}",
+        "origin": "distilled from a larger teacher" if info.kind == "DistillModule" else "trained on labels alone",
+        "class_names": data.class_names,
+        "counts": counts,
+        "group_by": data.group_by,
+        "split_hash": data.split_hash,
+        "crop": _crop_words(data),
+        "calibration": _calibration_words(predictor.calibration),
+        "limits": _limits(predictor, lesions),
+        "weights_argument": ', sr_weights="FILE"' if needs_weights else "",
+        "checkpoint_sha256": info.checkpoint_sha256,
+        "started": str(environment.get("started", ""))[:10],
+        "device": environment.get("device", ""),
+        "versions": ", ".join(f"{package} {number}" for package, number in versions.items()),
+    }
+
+
+def _tested(run: "RunFolder", class_names: tuple[str, ...]) -> "LesionCounts | None":
+    """Reads the test part's answers; None where the run was not tested."""
+    import pandas as pd
+
+    from kd_convnext.data.manifest.grouping import lesion_names
+    from kd_convnext.evaluation.statistics import count_lesions
+
+    if not run.predictions.is_file():
+        return None
+    frame = pd.read_csv(run.predictions, dtype={"lesion_id": str, "label": str, "prediction": str}).fillna(
+        {"lesion_id": "", "label": ""}
+    )
+    found = count_lesions(frame.assign(lesion=lesion_names(frame)), class_names)
+    return found if found.photographs else None
+
+
+def _results(lesions: "LesionCounts", class_names: tuple[str, ...], resamples: int, seed: int) -> dict[str, Any]:
+    from kd_convnext.evaluation.statistics import METRICS, class_scores, intervals, scores
+    from kd_convnext.evaluation.statistics import class_intervals as per_class
+
+    point, around = scores(lesions.total), intervals(lesions, resamples, seed)
+    classes, f1 = class_scores(lesions.total), per_class(lesions, resamples, seed)["f1"]
+    return {
+        "photographs": lesions.photographs,
+        "lesions": len(lesions.lesions),
+        "metrics": [
+            {"name": name, "value": float(point[name]), "low": around[name].low, "high": around[name].high}
+            for name in METRICS
+        ],
+        "classes": [
+            {
+                "name": name,
+                "support": int(lesions.total[place].sum()),
+                **{score: float(values[place]) for score, values in classes.items()},
+                "low": f1[place].low,
+                "high": f1[place].high,
+            }
+            for place, name in enumerate(class_names)
+        ],
+    }
+
+
+def _eval_results(results: Mapping[str, Any]) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    # The hub asks for a data set by name; the photographs are not public.
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="private",
+            dataset_name="test part of the training's own photographs",
+            metric_type="f1" if row["name"].startswith("f1") else row["name"].removesuffix("_macro"),
+            metric_name=row["name"],
+            metric_value=round(row["value"], 4),
+        )
+        for row in results.get("metrics", ())
+    ]
+
+
+def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, str]]:
+    import pandas as pd
+
+    from kd_convnext.data.manifest.grouping import lesion_names
+
+    if not run.split.is_file():
+        return []
+    frame = pd.read_csv(run.split, dtype=str, keep_default_na=False)
+    frame["lesion"] = lesion_names(frame)
+    found = []
+    for name in class_names:
+        row = {"name": name}
+        for part in ("train", "val", "test"):
+            mine = frame[(frame["label"] == name) & (frame["split"] == part)]
+            row[part] = f"{len(mine)} ({mine['lesion'].nunique()})"
+        found.append(row)
+    return found
+
+
+def _crop_words(data: "DataCard") -> str:
+    upscaler = data.crop_identity["upscaler"]
+    weights = upscaler["weights_sha256"]
+    made = f"{upscaler['name']} x{upscaler['scale']}" + (f" (weights sha256 `{weights[:16]}`)" if weights else "")
+    return f"enlarged by {made}, {data.crop['resize']} to a square of {data.crop['store_size']} px"
+
+
+def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | None:
+    if calibration is None:
+        return None
+    classes = calibration.lesion.classes
+    crossed = [name for name, count in zip(classes.class_names, classes.crossed, strict=False) if count]
+    pairs = list(zip(classes.class_names, classes.guaranteed, strict=True))
+    return {
+        "temperature": calibration.temperature,
+        "coverage": calibration.coverage,
+        "gate_false_alarms": calibration.gate_false_alarms,
+        "promised": [name for name, promised in pairs if promised],
+        "crossed": crossed,
+        "without": [name for name, promised in pairs if not promised and name not in crossed],
+    }
+
+
+def _limits(predictor: "Predictor", lesions: "LesionCounts | None") -> list[str]:
+    found = ["Tested on lesions of the same collection as it was trained on; nothing is known of other hospitals."]
+    if predictor.network.info.leak_allowed:
+        found.append("**Lesions it was judged on were in its training**, or in its teacher's: the results are no test.")
+    if lesions is not None:
+        counts = zip(predictor.network.card.class_names, lesions.per_class().tolist(), strict=True)
+        few = [f"{name} ({count})" for name, count in counts if count < FEW_LESIONS]
+        if few:
+            found.append(f"Fewer than {FEW_LESIONS} tested lesions: {', '.join(few)}; their scores say little.")
+    found.append("One split and one seed; another division of the photographs would give other numbers.")
+    found.append("Heat maps and similar cases show what the network used. They are no findings.")
+    return found

@@ -1,0 +1,222 @@
+"""The photographs a checkpoint is calibrated on: those of its own split, which its training has not seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_convnext.common.arrays import Values
+from kd_convnext.common.configs import data_options
+from kd_convnext.common.files import default_cache_dir
+from kd_convnext.data.crops.cache.cache import CropCache
+from kd_convnext.data.loading.card import DataCard
+from kd_convnext.data.manifest.grouping import KEPT_APART, GroupBy, Part, group_hashes
+from kd_convnext.data.manifest.manifest import Manifest, read_manifest
+from kd_convnext.data.manifest.splits import Split, make_split
+from kd_convnext.errors import CheckpointError, ConfigError, Finding, LeakError
+from kd_convnext.inference.predictor import Predictor
+from kd_convnext.inference.trust.gate import Features, appearance_of
+from kd_convnext.runs.folder import RunFolder
+
+_CHUNK = 64  # pictures held at once
+_IDENTITY = ["image", "x", "y", "width", "height"]
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the photographs of a run lie.
+
+    Attributes:
+        manifest: CSV file, or folder of class folders.
+        cache_dir: Crop cache; None for the default one.
+        sr_weights: Super-resolution weights; None for those of the training.
+    """
+
+    manifest: str
+    cache_dir: str | None = None
+    sr_weights: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What the network says of labelled photographs.
+
+    Attributes:
+        logits: float64 [N, K].
+        features: float32 [N, D].
+        appearances: float64 [N, M].
+        labels: int64 [N].
+        groups: str [N], lesions.
+    """
+
+    logits: Values
+    features: Features
+    appearances: Values
+    labels: Rows
+    groups: npt.NDArray[np.str_]
+
+    @classmethod
+    def of(cls, parts: Sequence["Answers"]) -> "Answers":
+        """Returns all of several."""
+        return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
+
+
+def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_weights: str | None) -> Source:
+    """Fills in what was not given from the run's ``config.yaml``.
+
+    Args:
+        run: The checkpoint's run.
+        manifest: As given.
+        cache_dir: As given.
+        sr_weights: As given.
+
+    Raises:
+        ConfigError: The manifest is neither given nor known to the run.
+    """
+    options = (data_options(str(run.config)) or {}) if run.config.is_file() else {}
+    manifest = manifest or options.get("manifest")
+    if manifest is None:
+        what = f"{run.config} does not say which photographs the checkpoint was trained on"
+        raise ConfigError(Finding("--manifest", what, "Give their manifest, or --config of the fit."))
+    return Source(manifest, cache_dir or options.get("cache_dir"), sr_weights or options.get("sr_weights"))
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationData:
+    """Photographs, their split, and the network that answers for them.
+
+    Attributes:
+        manifest: The photographs.
+        split: The checkpoint's own division; None for further photographs, which are all for calibration.
+        cache: Of their crops.
+        predictor: The network, not calibrated.
+    """
+
+    manifest: Manifest
+    split: Split | None
+    cache: CropCache
+    predictor: Predictor
+
+    def rows(self, part: Part) -> Rows:
+        """Returns the rows of a part, all of them where there is no split."""
+        return np.arange(len(self.manifest), dtype=np.int64) if self.split is None else self.split.rows(part)
+
+    def hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """Names what is kept apart in some rows, as checkpoints do."""
+        return group_hashes(self.manifest.table, rows, KEPT_APART[_group_by(self.predictor.network.card)])
+
+    def answers(self, rows: Rows) -> Answers:
+        """Runs the network on some rows.
+
+        Args:
+            rows: Of the manifest; such without a label are left out.
+
+        Raises:
+            CacheError: Photographs cannot be read.
+        """
+        rows = rows[self.manifest.labels[rows] >= 0]
+        crops = self.cache.fill(self.manifest, rows)
+        logits, features, appearances = [], [], []
+        for start in range(0, len(rows), _CHUNK):
+            pictures = [self.predictor.picture(crops.load(int(row))) for row in rows[start : start + _CHUNK]]
+            found = self.predictor.outputs(pictures)
+            logits.append(found[0])
+            features.append(found[1])
+            appearances += [appearance_of(picture) for picture in pictures]
+        if not logits:
+            what = "no labelled photographs to calibrate on"
+            raise ConfigError(Finding(self.manifest.name, what, "Use a split with a validation part."))
+        groups = self.manifest.groups("lesion")[rows]
+        labels = self.manifest.labels[rows]
+        return Answers(np.concatenate(logits), np.concatenate(features), np.stack(appearances), labels, groups)
+
+
+def own_data(predictor: Predictor, source: Source, run: RunFolder) -> CalibrationData:
+    """Opens the data that a checkpoint was trained on, divided as it was then.
+
+    Args:
+        predictor: The checkpoint's network.
+        source: Where the photographs are.
+        run: Its ``split.csv`` says which is in which part; else the manifest's ``split`` column does.
+
+    Raises:
+        KDConvNeXtError: The photographs or the division are not those of the checkpoint.
+    """
+    card = predictor.network.card
+    manifest = read_manifest(source.manifest, classes=card.class_names, group_by=_group_by(card))
+    if run.split.is_file():
+        manifest = _with_parts(manifest, run.split)
+    elif (manifest.table["split"] == "").any():
+        what = f"there is no {run.split}, and the manifest has no split column"
+        raise ConfigError(Finding("--manifest", what, "Keep the checkpoint in its run folder."))
+    split = make_split(manifest, group_by=_group_by(card))
+    if split.hash != card.split_hash:
+        what = f"the photographs and parts in {source.manifest} are not those the checkpoint was trained with"
+        raise CheckpointError(Finding("--ckpt_path", what, "Give the manifest and the run folder of its training."))
+    return CalibrationData(manifest, split, _cache(predictor, source), predictor)
+
+
+def further_data(predictor: Predictor, manifest: str, source: Source, own: CalibrationData) -> CalibrationData:
+    """Opens further labelled photographs, of lesions that neither training nor validation nor test has.
+
+    Args:
+        predictor: The checkpoint's network.
+        manifest: The further photographs.
+        source: Whose cache is used.
+        own: The checkpoint's data.
+
+    Raises:
+        LeakError: It shares lesions with the checkpoint's data.
+    """
+    card = predictor.network.card
+    table = read_manifest(manifest, classes=card.class_names, group_by=_group_by(card))
+    table = replace(table, table=table.table.assign(split=""))
+    data = CalibrationData(table, None, _cache(predictor, source), predictor)
+    everything = np.union1d(card.seen_groups, own.hashes(np.arange(len(own.manifest), dtype=np.int64)))
+    _refuse(everything, data.hashes(data.rows("val")), manifest)
+    return data
+
+
+def refuse_leak(data: CalibrationData, part: Part) -> None:
+    """Refuses to calibrate, or to judge, on lesions that the training has seen.
+
+    Raises:
+        LeakError: There are such lesions in the part.
+    """
+    _refuse(data.predictor.network.card.seen_groups, data.hashes(data.rows(part)), f"the {part} part")
+
+
+def _refuse(seen: npt.NDArray[np.int64], used: npt.NDArray[np.int64], where: str) -> None:
+    shared = np.intersect1d(seen, used)
+    if len(shared):
+        what = (
+            f"{len(shared)} lesions, patients or photographs of {where} were seen before, in training or in the split"
+        )
+        remedy = "A model is sure of what it was trained on: calibrate on other lesions."
+        raise LeakError(Finding("--ckpt_path", what, remedy))
+
+
+def _with_parts(manifest: Manifest, file: Path) -> Manifest:
+    """Takes the parts that a run wrote down; rows it did not have are left out."""
+    import pandas as pd
+
+    written = pd.read_csv(file, dtype=str, keep_default_na=False)
+    parts = {tuple(row[:-1]): row[-1] for row in written[[*_IDENTITY, "split"]].to_numpy().tolist()}
+    identity = manifest.table[_IDENTITY].astype(object)
+    keys = identity.where(identity.notna(), "").astype(str).to_numpy().tolist()
+    found = [parts.get(tuple(key), "") for key in keys]
+    table = manifest.table.assign(split=found)
+    return replace(manifest, table=table[table["split"] != ""].reset_index(drop=True))
+
+
+def _cache(predictor: Predictor, source: Source) -> CropCache:
+    root = Path(source.cache_dir).expanduser() if source.cache_dir else default_cache_dir()
+    return CropCache(root, predictor.spec, str(predictor.network.device))
+
+
+def _group_by(card: DataCard) -> GroupBy:
+    return card.group_by  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Temperature, prediction sets and the gate against foreign photographs."""

@@ -1,0 +1,125 @@
+"""Temperature scaling (Guo et al. 2017, arXiv:1706.04599): one number that makes probabilities mean what they say.
+
+The fit is a minimisation over one variable, convex in 1/T; scipy does it. The libraries that offer it as an estimator
+either want to wrap the classifier (scikit-learn, from 1.8 on) or are no longer kept up.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_convnext.common.arrays import Labels, Logits, softmax
+
+if TYPE_CHECKING:
+    from kd_convnext.evaluation.answers import Evaluation
+
+
+TEMPERATURES = (0.05, 20.0)
+"""Where the temperature is looked for; a fit at an end means that the network says nothing."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How good probabilities are, as probabilities; smaller is better.
+
+    Attributes:
+        nll: Mean negative log-likelihood, in nats.
+        brier: Mean of the squared distance to the one-hot label, summed over classes (Brier 1950), 0 to 2.
+        ece: Expected calibration error, 15 bins of equal width, 0 to 1.
+    """
+
+    nll: float
+    brier: float
+    ece: float
+
+
+def negative_log_likelihood(logits: Logits, labels: Labels, temperature: float, weights: Logits) -> float:
+    """Returns the weighted mean negative log-likelihood in nats.
+
+    Args:
+        logits: [N, K].
+        labels: int64 [N].
+        temperature: Above 0.
+        weights: [N], of sum 1.
+    """
+    scaled = logits / temperature
+    top = scaled.max(axis=1)
+    log_sums = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
+    return float(weights @ (log_sums - scaled[np.arange(len(labels)), labels]))
+
+
+def fit_temperature(logits: Logits, labels: Labels, groups: npt.NDArray[np.str_]) -> float:
+    """Finds the temperature of least negative log-likelihood; every lesion counts alike.
+
+    Args:
+        logits: float64 [N, K].
+        labels: int64 [N].
+        groups: str [N], the lesion of each row.
+
+    Returns:
+        The temperature, within `TEMPERATURES`.
+    """
+    from scipy.optimize import minimize_scalar
+
+    _, member = np.unique(groups, return_inverse=True)
+    weights = 1 / np.bincount(member)[member]
+    weights /= weights.sum()
+    found = minimize_scalar(
+        lambda log_t: negative_log_likelihood(logits, labels, float(np.exp(log_t)), weights),
+        bounds=tuple(np.log(TEMPERATURES)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(np.exp(found.x))
+
+
+def cross_fitted(
+    logits: Logits, labels: Labels, groups: npt.NDArray[np.str_], *, folds: int = 5, seed: int = 0
+) -> npt.NDArray[np.float64]:
+    """Returns probabilities that are each scaled by a temperature fitted without the row's lesion.
+
+    Args:
+        logits: float64 [N, K].
+        labels: int64 [N].
+        groups: str [N], the lesion of each row.
+        folds: How many parts; fewer where there are fewer lesions.
+        seed: Decides the parts.
+
+    Returns:
+        float64 [N, K].
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    parts = min(folds, len(names))
+    if parts < 2:
+        return softmax(logits)
+    place = np.random.default_rng(seed).permutation(len(names)) % parts
+    result = np.empty_like(logits)
+    for part in range(parts):
+        inside = place[member] == part
+        temperature = fit_temperature(logits[~inside], labels[~inside], groups[~inside])
+        result[inside] = softmax(logits[inside], temperature)
+    return result
+
+
+def scores(evaluation: "Evaluation") -> Scores:
+    """Judges probabilities on labelled rows.
+
+    Args:
+        evaluation: At least one row with a label.
+    """
+    known = evaluation.labels >= 0
+    probabilities, labels = evaluation.probabilities[known], evaluation.labels[known]
+    truth = np.eye(probabilities.shape[1])[labels]
+    likely = np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float64).tiny)
+    return Scores(
+        nll=float(-np.log(likely).mean()),
+        brier=float(((probabilities - truth) ** 2).sum(axis=1).mean()),
+        ece=evaluation.metrics()["ece"],
+    )
+
+
+def with_probabilities(evaluation: "Evaluation", probabilities: npt.NDArray[np.float64]) -> "Evaluation":
+    """Returns the same rows with other probabilities [N, K]."""
+    return replace(evaluation, probabilities=probabilities)

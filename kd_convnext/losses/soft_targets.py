@@ -1,0 +1,52 @@
+"""Computes the cross-entropy of softened probabilities to the teacher's (Eq. 2 and 3)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.losses.term import at_least_float32
+
+
+class SoftTargetLoss(nn.Module):
+    """Cross-entropy of the student's softened probabilities to the teacher's (Eq. 2 and 3).
+
+    The paper's Eq. 3 has no T²; Hinton et al. (2015) multiply by it so that the gradient keeps its size when
+    T changes. Eq. 2 calls z the output of the softmax layer; softening needs logits, and logits are used.
+    """
+
+    def __init__(self, temperature: float = 4.0, scale_by_t2: bool = True) -> None:
+        """Sets the softness.
+
+        Args:
+            temperature: T > 0 of Eq. 2 (never printed in the paper).
+            scale_by_t2: Multiply by T²; ``False`` is Eq. 3 to the letter.
+
+        Raises:
+            ConfigError: The temperature is not a positive number.
+        """
+        super().__init__()
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ConfigError(Finding("temperature", f"{temperature} is not a positive number", "Use for example 4."))
+        self.temperature = float(temperature)
+        self.scale_by_t2 = scale_by_t2
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Compares two sets of logits.
+
+        Args:
+            student_logits: [B, K].
+            teacher_logits: [B, K].
+
+        Returns:
+            The loss in nats (times T² by default), mean over the batch, a scalar.
+        """
+        targets = torch.softmax(at_least_float32(teacher_logits) / self.temperature, dim=1)
+        loss = F.cross_entropy(at_least_float32(student_logits) / self.temperature, targets)
+        return loss * self.temperature**2 if self.scale_by_t2 else loss
+
+    def extra_repr(self) -> str:
+        """Shows the options in the printed model."""
+        return f"temperature={self.temperature}, scale_by_t2={self.scale_by_t2}"

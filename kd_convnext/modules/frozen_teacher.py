@@ -1,0 +1,91 @@
+"""The teacher while it teaches: fixed, without gradients, outside the student's module tree."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_convnext.checkpoints.format import KEY, read_checkpoint
+from kd_convnext.data.loading.card import DataCard
+from kd_convnext.errors import CheckpointError, Finding
+from kd_convnext.models.taps import FeatureTaps
+from kd_convnext.modules.teacher import TeacherModule
+
+ARGUMENT = "--model.teacher_ckpt"
+
+
+class FrozenTeacher:
+    """A trained classifier that answers with logits and feature maps.
+
+    Not an ``nn.Module``: as a child of the student's module it would be saved into every checkpoint of the student,
+    and the student could not be tested once the teacher's file has moved.
+
+    Attributes:
+        backbone: The network, in evaluation mode, no parameter with a gradient.
+        class_names: Names in the order of its outputs.
+        card: What it knows of its training data.
+        taps: Hooks on its stages; None where no features are wanted.
+    """
+
+    def __init__(self, ckpt_path: str, *, tap: bool, tap_names: Sequence[str] | None = None) -> None:
+        """Loads the teacher.
+
+        Args:
+            ckpt_path: Checkpoint of a :class:`TeacherModule`.
+            tap: Whether features are wanted.
+            tap_names: Modules to tap; by default the four stages.
+
+        Raises:
+            CheckpointError: The file cannot be used as a teacher.
+            ConfigError: A tap's name is unknown.
+        """
+        checkpoint = read_checkpoint(ckpt_path, ARGUMENT)
+        kind = checkpoint[KEY]["kind"]
+        if kind != TeacherModule.__name__:
+            what = f"{ckpt_path} holds a {kind}, not a teacher"
+            raise CheckpointError(Finding(ARGUMENT, what, "Give the best.ckpt of a TeacherModule's run."))
+        module = TeacherModule(**checkpoint["hyper_parameters"])
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+        self.backbone = module.backbone.eval().requires_grad_(False)
+        self.class_names = module.class_names
+        self.card: DataCard | None = module.card
+        self.taps = FeatureTaps(self.backbone, tap_names) if tap else None
+        self._architecture = json.dumps(checkpoint["hyper_parameters"]["backbone"], sort_keys=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of architecture and weights, as they are now: a move to another type changes it."""
+        digest = hashlib.sha256(self._architecture.encode())
+        for name, value in self.backbone.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.backbone.mean.device
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Moves the network to where the student is, and to its type."""
+        self.backbone.to(device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Answers.
+
+        Args:
+            images: [B, C, H, W], uint8 0..255 or floating 0..1, of any size.
+
+        Returns:
+            Logits [B, K] and the tapped maps [B, C, H, W] (none without taps).
+        """
+        size = self.backbone.image_size
+        if images.shape[-1] != size or images.shape[-2] != size:
+            images = images.float() / 255 if images.dtype == torch.uint8 else images
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return self.taps.run(self.backbone, images) if self.taps else (self.backbone(images), [])

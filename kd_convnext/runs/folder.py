@@ -1,0 +1,179 @@
+"""A run's folder: its fixed tree, and the tables and numbers that are written into it."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import pandas as pd
+
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.common.files import atomic_write, write_finding
+
+if TYPE_CHECKING:
+    from kd_convnext.data.manifest.manifest import Manifest
+    from kd_convnext.evaluation.answers import Evaluation
+
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of one run lies. The names are the same in every run.
+
+    Attributes:
+        path: The run's folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def split(self) -> Path:
+        """Which photograph went to which part."""
+        return self.path / "split.csv"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device and command of the fit."""
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation score."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint, to resume from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        """Test (and, if asked for, validation) metrics."""
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """The test part's predictions."""
+        return self.path / "predictions.csv"
+
+    def predictions_of(self, part: str) -> Path:
+        """What ``predict`` answered for a part (``all`` for the whole manifest)."""
+        return self.path / f"predictions_{part}.csv"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the figures."""
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.path / "report.html"
+
+    def figure(self, name: str, suffix: str = ".png") -> Path:
+        """Names the file of a figure or table, from the name it has in the loggers.
+
+        Args:
+            name: Such as ``test/confusion_matrix`` or ``val/lesion/confusion_matrix``.
+            suffix: Of the file.
+
+        Returns:
+            A path in ``figures``. A run has one training and is judged by its test, so these prefixes are left out
+            (``augmented_crops.png``, ``confusion_matrix.png``); another is kept (``val_confusion_matrix.png``).
+        """
+        flat = re.sub(r"[^\w.-]+", "_", name.removeprefix("train/").removeprefix("test/"))
+        return self.figures / f"{flat}{suffix}"
+
+
+def new_run_folder(root: str | Path, name: str, option: str = "--trainer.default_root_dir") -> RunFolder:
+    """Makes the empty folder of a new run, ``root/name/<time>``.
+
+    Args:
+        root: Folder of all runs; made if missing.
+        name: Name of the experiment: one plain folder name.
+        option: The option that names another folder, for the error message.
+
+    Returns:
+        The folder. Runs that start in the same second, also in two processes, each get their own
+        (``-2``, ``-3``).
+
+    Raises:
+        ConfigError: ``name`` is not a plain folder name, or the folder cannot be made.
+    """
+    if Path(name).name != name or name == "..":
+        raise ConfigError(Finding("run name", f"{name!r} is not a plain folder name", "Leave out slashes."))
+    started = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    path, number = Path(root) / name / started, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            path = path.with_name(f"{started}-{number}")
+        except OSError as error:
+            found = write_finding(path, error)
+            raise ConfigError(Finding(found.where, found.what, f"{found.remedy} ({option})")) from error
+        else:
+            return RunFolder(path)
+
+
+def run_of_checkpoint(ckpt_path: str | Path) -> RunFolder:
+    """Finds the run a checkpoint belongs to: what is computed from it is written there.
+
+    Args:
+        ckpt_path: The checkpoint file.
+
+    Returns:
+        The folder above ``checkpoints``; for a checkpoint that lies elsewhere, the folder it lies in.
+    """
+    folder = Path(ckpt_path).absolute().parent
+    return RunFolder(folder.parent if folder.name == "checkpoints" else folder)
+
+
+def require_empty(path: Path, *, permitted: bool, option: str) -> None:
+    """Refuses to write into a folder that holds something already.
+
+    Args:
+        path: The folder, existing or not.
+        permitted: The user has asked to resume or to overwrite.
+        option: What the user types to ask for it, such as ``--resume true`` or ``--overwrite true``.
+
+    Raises:
+        ConfigError: The folder is not empty, or a file of that name stands there.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(Finding(str(path), "is a file, not a folder", "Name another folder."))
+    if path.is_dir() and not permitted and any(path.iterdir()):
+        remedy = f"Name another folder, or add {option} to write there."
+        raise ConfigError(Finding(str(path), "the folder is not empty", remedy))
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

@@ -1,0 +1,139 @@
+"""Writes and reads the tables of a run: metrics, predictions, environment."""
+
+from kd_convnext.common.files import write_text
+from kd_convnext.errors import ConfigError
+from kd_convnext.errors import Finding
+from kd_convnext.runs.folder import RunFolder
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from kd_convnext.data.manifest.manifest import Manifest
+    from kd_convnext.evaluation.answers import Evaluation
+
+from collections.abc import Mapping
+from pathlib import Path
+import json
+import math
+import numpy as np
+import pandas as pd
+
+
+_BOX = ["x", "y", "width", "height"]
+
+
+def write_metrics(folder: RunFolder, metrics: Mapping[str, float]) -> None:
+    """Writes numbers into ``metrics.json``, keeping those of other names that stand there.
+
+    Args:
+        folder: The run.
+        metrics: Names with their prefix (``test/f1_macro``, ``val/lesion/accuracy``) and values. A value that
+            is not finite (an area under the curve with one class only) is written as ``null``.
+
+    Raises:
+        ConfigError: The file cannot be written, or what stands there is not ours.
+    """
+    merged = read_metrics(folder) | dict(metrics)
+    clean = {name: float(value) if math.isfinite(value) else None for name, value in merged.items()}
+    text = json.dumps(clean, indent=2, ensure_ascii=False) + "\n"
+    write_text(folder.metrics, text)
+
+
+def read_metrics(folder: RunFolder) -> dict[str, float]:
+    """Reads ``metrics.json``.
+
+    Args:
+        folder: The run.
+
+    Returns:
+        Names and values; ``null`` comes back as NaN. Empty if the run has no such file.
+
+    Raises:
+        ConfigError: The file is not a table of numbers.
+    """
+    if not folder.metrics.exists():
+        return {}
+    try:
+        found = json.loads(folder.metrics.read_text(encoding="utf-8"))
+        return {str(name): math.nan if value is None else float(value) for name, value in found.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        what = f"is not a table of metrics ({error})"
+        raise ConfigError(Finding(str(folder.metrics), what, "Move the file away and test again.")) from error
+
+
+def class_table(evaluation: "Evaluation") -> pd.DataFrame:
+    """Puts the per-class figures into a table.
+
+    Args:
+        evaluation: Of a part with known labels.
+
+    Returns:
+        One row a class: ``class``, ``support`` (labelled so), ``predicted`` (predicted so), ``precision``,
+        ``recall``, ``f1`` (0 to 1).
+    """
+    matrix, metrics, names = evaluation.confusion_matrix(), evaluation.metrics(), evaluation.class_names
+    table = {"class": names, "support": matrix.sum(axis=1), "predicted": matrix.sum(axis=0)}
+    scores = {score: [metrics[f"{score}/{name}"] for name in names] for score in ("precision", "recall", "f1")}
+    return pd.DataFrame({**table, **scores})
+
+
+def prediction_table(evaluation: "Evaluation", manifest: "Manifest") -> pd.DataFrame:
+    """Puts one evaluation's answers into a table.
+
+    Args:
+        evaluation: Its ``index`` holds rows of ``manifest``.
+        manifest: The manifest that was evaluated.
+
+    Returns:
+        One row an ROI, in the manifest's order: ``image``, ``lesion_id``, ``label`` (empty if unknown),
+        ``prediction``, ``prob_<class>`` for each class, and, where the manifest has boxes, ``x``, ``y``,
+        ``width``, ``height`` (several ROIs may share a photograph).
+    """
+    names = np.array([*evaluation.class_names, ""], dtype=object)  # label -1 is the last: unknown
+    rows = manifest.table.iloc[evaluation.index].reset_index(drop=True)
+    frame = rows[["image", "lesion_id"]].copy()
+    frame["label"] = names[evaluation.labels]
+    frame["prediction"] = names[evaluation.predictions]
+    for column, name in enumerate(evaluation.class_names):
+        frame[f"prob_{name}"] = evaluation.probabilities[:, column]
+    if manifest.table["x"].notna().any():
+        frame[_BOX] = rows[_BOX]
+    return frame
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a table as CSV (UTF-8, numbers with 8 digits, no row numbers).
+
+    Args:
+        path: The file, replaced at once.
+        frame: The table, such as ``prediction_table``.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    write_text(path, frame.to_csv(index=False, float_format="%.8g"))
+
+
+def write_predictions(folder: RunFolder, evaluation: "Evaluation", manifest: "Manifest") -> None:
+    """Writes ``predictions.csv``.
+
+    Args:
+        folder: The run.
+        evaluation: See ``prediction_table``.
+        manifest: See ``prediction_table``.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    write_table(folder.predictions, prediction_table(evaluation, manifest))
+
+
+def write_environment(folder: RunFolder, environment: Mapping[str, object]) -> None:
+    """Writes ``environment.json``.
+
+    Args:
+        folder: The run.
+        environment: Anything JSON knows.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    write_text(folder.environment, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")

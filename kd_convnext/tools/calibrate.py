@@ -1,0 +1,227 @@
+"""The tool ``calibrate``: what a checkpoint's answers are worth, found on lesions that its training has not seen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.inference.trust.prediction_sets import Few, check_options, lesions_needed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from kd_convnext.inference.calibrating.fit import Wishes
+    from kd_convnext.inference.calibrating.judgement import Judgement
+    from kd_convnext.inference.trust.calibration import Calibration
+    from kd_convnext.inference.trust.prediction_sets import Coverage
+    from kd_convnext.runs.folder import RunFolder
+
+
+def calibrate(
+    ckpt_path: str,
+    manifest: str | None = None,
+    cache_dir: str | None = None,
+    sr_weights: str | None = None,
+    extra_manifest: str | None = None,
+    coverage: float = 0.9,
+    merge: str | None = None,
+    few: Few = "include",
+    also: str | None = None,
+    gate_false_alarms: float = 0.05,
+    tta: bool = False,
+    test: bool = False,
+    out: str | None = None,
+    overwrite: bool = False,
+    wandb_project: str | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Fits temperature, prediction sets and gate of a checkpoint, on the validation part of its own split.
+
+    Writes calibration.json and calibration.safetensors beside the checkpoint, where classify finds them, and figures
+    into the run's folder. An earlier calibration is replaced.
+
+    Args:
+        ckpt_path: The checkpoint, in its run folder.
+        manifest: The photographs it was trained with; by default as the run's config.yaml says.
+        cache_dir: Crop cache; by default as the run's config.yaml says.
+        sr_weights: Real-ESRGAN weights of the training, where they are not where they were.
+        extra_manifest: Further labelled photographs, of other lesions, to calibrate on too.
+        coverage: How often a prediction set must hold the true class, for each class by itself.
+        merge: Classes counted together where one alone has too few lesions: "Grade 1+Grade 3", several with commas.
+        few: What becomes of a class with too few lesions; include it in every set, or judge it by the pooled threshold
+            of all classes, which promises nothing for that class.
+        also: Checkpoints of other repeats of the split, with commas. Lesions that they have held out are counted in
+            where a class has too few: near the coverage as far as the networks are alike, without a proven bound.
+        gate_false_alarms: Share of ordinary photographs that the gate may stop.
+        tta: Average over the mirror images of each photograph; classify then does so too.
+        test: Also judge the calibration on the test part.
+        out: Folder for everything in place of the checkpoint's and the run's.
+        overwrite: Write into an --out that is not empty.
+        wandb_project: Also log scores, figures and coverage to this project of Weights & Biases.
+        device: Where the network runs, as torch names it.
+
+    Returns:
+        The JSON file.
+
+    Raises:
+        KDConvNeXtError: The checkpoint, its data or an option cannot be used, or there would be a leak.
+    """
+    from kd_convnext.common.figures import save_figure
+    from kd_convnext.inference.calibrating.cross_conformal import held_out_by
+    from kd_convnext.inference.calibrating.fit import Wishes, checked_transfer, fit_calibration, judge_fit
+    from kd_convnext.inference.calibrating.judgement import judge
+    from kd_convnext.inference.predictor import Predictor
+    from kd_convnext.inference.run_data import Answers, further_data, own_data, refuse_leak, source_of
+    from kd_convnext.runs.folder import RunFolder, require_empty, run_of_checkpoint
+
+    if out is not None:
+        require_empty(Path(out), permitted=overwrite, option="--overwrite true")
+    run = run_of_checkpoint(ckpt_path)
+    source = source_of(run, manifest, cache_dir, sr_weights)
+    predictor = Predictor.from_checkpoint(
+        ckpt_path, sr_weights=source.sr_weights, device=device, calibration="none", tta=tta, per_pass=16
+    )
+    wishes = Wishes(coverage, _mergers(merge), few, gate_false_alarms)
+    _check(predictor.network.card.class_names, wishes)
+    data = own_data(predictor, source, run)
+    refuse_leak(data, "val")
+    answers = data.answers(data.rows("val"))
+    if extra_manifest is not None:
+        further = further_data(predictor, extra_manifest, source, data)
+        answers = Answers.of([answers, further.answers(further.rows("val"))])
+    others = held_out_by([path.strip() for path in also.split(",")], data, source) if also else []
+    calibration = fit_calibration(data, answers, wishes, others)
+    transfer = checked_transfer(calibration, answers, others)
+    judgements = {"val": judge_fit(calibration, answers)}
+    if test:
+        refuse_leak(data, "test")
+        judgements["test"] = judge(calibration, data.answers(data.rows("test")), "test")
+    summaries = {part: found.summary() for part, found in judgements.items()}
+    crossed = {"also": also, "transfer": asdict(transfer) if transfer else None}
+    record = {**calibration.record, **asdict(predictor.network.info), "extra_manifest": extra_manifest, **crossed}
+    record |= summaries
+    path = replace(calibration, record=record).write(Path(out) if out else Path(ckpt_path).expanduser().parent)
+    _report(calibration, judgements, transfer)
+    folder = RunFolder(Path(out)) if out else run
+    figures = _figures(judgements)
+    for name, figure in figures.items():
+        save_figure(folder.figures / f"calibration_{name}.png", figure)
+    if wandb_project is not None:
+        _log(wandb_project, folder, judgements, figures)
+    print(f"Wrote {path} and figures in {folder.figures}")
+    return path
+
+
+def _mergers(merge: str | None) -> tuple[tuple[str, ...], ...]:
+    groups = (merge or "").split(",") if merge else []
+    return tuple(tuple(name.strip() for name in group.split("+")) for group in groups)
+
+
+def _check(class_names: Sequence[str], wishes: "Wishes") -> None:
+    check_options(class_names, wishes.coverage, wishes.merged)
+    if not 0 < wishes.false_alarms < 1:
+        what = f"{wishes.false_alarms} is not between 0 and 1"
+        raise ConfigError(Finding("--gate_false_alarms", what, "Give for example 0.05."))
+
+
+def _report(calibration: "Calibration", judgements: Mapping[str, "Judgement"], transfer: "Coverage | None") -> None:
+    from kd_convnext.inference.calibrating.judgement import scores_line
+    from kd_convnext.inference.trust.temperature import scores
+
+    print(f"Temperature {calibration.temperature:.3f}")
+    print(f"  {'photographs':<30}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
+    for part, found in judgements.items():
+        print(scores_line(f"{part}, before", scores(found.before)))
+        after = f"{part}, after" + (" (cross-fitted)" if part == "val" else "")
+        print(scores_line(after, scores(found.after)))
+    _report_sets(calibration)
+    if transfer is not None:
+        _report_transfer(calibration, transfer)
+    for part, found in judgements.items():
+        _report_judgement(part, found)
+
+
+def _report_sets(calibration: "Calibration") -> None:
+    classes = calibration.lesion.classes
+    needed = lesions_needed(calibration.coverage)
+    print(f"Prediction sets at {calibration.coverage:.0%} coverage of each class ({needed} lesions needed)")
+    crossed = classes.crossed or (0,) * len(classes.class_names)
+    columns = (classes.class_names, classes.lesions, classes.guaranteed, crossed)
+    for name, count, promised, with_others in zip(*columns, strict=True):
+        group = next((group for group in classes.merged if name in group), ())
+        together = f", together with {', '.join(other for other in group if other != name)}" if group else ""
+        without = "judged with all classes" if calibration.few == "pooled" else "in every set"
+        verdict = "promised" if promised else f"NO guarantee: {without}"
+        if with_others:
+            verdict = f"NO guarantee: about, by {with_others} lesions with those that other networks have held out"
+        print(f"  {name:<20} {count:>4} lesions: {verdict}{together}")
+    if calibration.few == "include" and not all(np.isfinite(classes.values)):
+        print(
+            "  A class in every set leaves hardly an answer without abstaining. Ways out: more labelled lesions "
+            '(--extra_manifest FILE), a merger (--merge "A+B"), lesions that the checkpoints of other repeats have '
+            "held out (--also FILE,FILE), or --few pooled."
+        )
+
+
+def _report_transfer(calibration: "Calibration", found: "Coverage") -> None:
+    print(
+        f"  Thresholds from other networks' lesions alone hold the true class in {found.covered} of {found.lesions} "
+        f"of its own (95 % interval {found.low:.2f} to {found.high:.2f}, asked for {calibration.coverage:.2f})"
+    )
+    if found.high < calibration.coverage:
+        print("  WARNING: the networks are not alike; leave --also out")
+
+
+def _report_judgement(part: str, found: "Judgement") -> None:
+    summary = found.summary()
+    answered = summary["accuracy_answered"]
+    print(
+        f"{part}: {summary['lesions']} lesions, answers {summary['answered']:.0%} of them"
+        + (f", right in {answered:.1%}" if answered is not None else "")
+        + f" (of all: {summary['accuracy']:.1%}); the gate stops {summary['stopped_by_gate']:.1%}"
+    )
+    if part == "val":
+        print("  (sets and gate were fitted on these lesions; --test true judges them on others)")
+        return
+    for item in found.coverage:
+        interval = f"95 % interval {item.low:.2f} to {item.high:.2f}, for all classes together"
+        print(f"  {item.class_name:<20} true class in {item.covered} of {item.lesions} sets ({interval})")
+
+
+def _figures(judgements: Mapping[str, "Judgement"]) -> "dict[str, Figure]":
+    from kd_convnext.inference.calibrating.figures import risk_coverage
+    from kd_convnext.runs.figures import reliability_diagram
+
+    figures = {}
+    for part, found in judgements.items():
+        figures[f"{part}_before"] = reliability_diagram(found.before)
+        figures[f"{part}_after"] = reliability_diagram(found.after)
+        confidence = found.lesions.probabilities.max(axis=1)
+        figures[f"{part}_risk_coverage"] = risk_coverage(confidence, found.right, found.answered)
+    return figures
+
+
+def _log(
+    project: str, folder: "RunFolder", judgements: Mapping[str, "Judgement"], figures: "Mapping[str, Figure]"
+) -> None:
+    """Logs a W&B run of its own, beside those of fit and test."""
+    import pandas as pd
+    from lightning.pytorch.loggers import WandbLogger
+
+    from kd_convnext.runs.loggers import log_figure, log_table
+
+    name = "/".join(folder.path.absolute().parts[-2:])
+    logger = WandbLogger(project=project, name=name, save_dir=str(folder.path.absolute()), job_type="calibrate")
+    for part, found in judgements.items():
+        summary = found.summary()
+        scores = {f"{when}_{name}": value for when in ("before", "after") for name, value in summary[when].items()}
+        scores |= {name: summary[name] for name in ("answered", "accuracy_answered", "stopped_by_gate")}
+        known = {f"calibration/{part}/{name}": value for name, value in scores.items() if value is not None}
+        logger.log_metrics(known, 0)
+        log_table([logger], f"calibration/{part}/coverage", pd.DataFrame(summary["coverage"]), 0)
+    for name, figure in figures.items():
+        log_figure([logger], f"calibration/{name}", figure, 0)
+    logger.experiment.finish()

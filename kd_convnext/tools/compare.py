@@ -1,0 +1,154 @@
+"""The tools ``compare`` and ``report``: tables, tests, figures and a page from finished runs."""
+
+import hashlib
+import math
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell
+from kd_convnext.runs.folder import RunFolder, require_empty
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
+
+
+def compare(
+    runs: list[str],
+    out: str = "runs/compare",
+    baseline: str | None = None,
+    seed: int = 0,
+    bootstrap: int = 2000,
+    overwrite: bool = False,
+) -> Path:
+    """Compares tested runs: tables, intervals and tests by lesion, figures, report.html.
+
+    Runs of one name on different splits (split_index) are repeats of one method.
+
+    Args:
+        runs: Folders of runs that `kd-convnext test` has judged.
+        out: Folder of the comparison.
+        baseline: Name of the run that the others are compared with; by default the first.
+        seed: Of the resampling.
+        bootstrap: Resamples.
+        overwrite: Write into a folder that is not empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: Folders that are no tested runs, all of them; or runs on different classes.
+    """
+    require_empty(Path(out), permitted=overwrite, option="--overwrite true")
+    cells = _cells(runs)
+    names = list(dict.fromkeys(cell.method for cell in cells))
+    chosen = names[0] if baseline is None else baseline
+    if chosen not in names:
+        raise ConfigError(Finding("--baseline", f"no run is called {chosen}", f"The runs are {', '.join(names)}."))
+    from kd_convnext.experiment.report.outputs import write_outputs
+
+    command = shlex.join(["kd-convnext", "compare", *runs, "--out", out, "--baseline", chosen, "--seed", str(seed)])
+    title = f"Comparison of {len(cells)} runs"
+    write_outputs(Path(out), cells, baseline=chosen, seed=seed, bootstrap=bootstrap, title=title, command=command)
+    print(f"{len(cells)} runs compared with {chosen}: {Path(out) / 'report.html'}, tables.md, results.csv, figures/")
+    return Path(out)
+
+
+def report(run: str, out: str | None = None, seed: int = 0, bootstrap: int = 2000) -> Path:
+    """Writes report.html for one tested run: data, results with intervals by lesion, limits, how to repeat.
+
+    Args:
+        run: Folder of a run that `kd-convnext test` has judged.
+        out: Folder of report.html; by default the run's.
+        seed: Of the resampling.
+        bootstrap: Resamples.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: The folder is no tested run, or the page cannot be written.
+    """
+    (cell,) = _cells([run])
+    from kd_convnext.experiment.report.analysis import Settings, analyse
+    from kd_convnext.experiment.report.figures import all_figures
+    from kd_convnext.experiment.report.page import write_report
+
+    command = shlex.join(["kd-convnext", "report", run])
+    settings = Settings(f"Run {cell.title}", cell.method, seed, bootstrap, command)
+    analysis = analyse([cell], settings)
+    if analysis.failed:
+        raise ConfigError(Finding(run, str(analysis.failed[0].error), "Test the run again."))
+    path = RunFolder(Path(out if out is not None else run)).report
+    write_report(path, analysis, all_figures(analysis))
+    print(f"Report: {path}")
+    return path
+
+
+def _cells(runs: Sequence[str]) -> list[CellRecord]:
+    """Makes cells of run folders; a folder named twice counts once."""
+    folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
+    findings = [finding for folder in folders if (finding := _finding(folder)) is not None]
+    if findings:
+        raise ConfigError(findings)
+    cells = [_cell(folder) for folder in folders]
+    used = Counter((cell.method, cell.repeat) for cell in cells)
+    alike = {method for (method, _), times in used.items() if times > 1}
+    # Two runs of one name on one split are no repeats: each stands for itself.
+    tails = _tails([cell.folder for cell in cells if cell.method in alike])
+    return [replace(cell, setting=tails.get(cell.folder, cell.setting)) for cell in cells]
+
+
+def _tails(folders: Sequence[Path]) -> dict[Path, str]:
+    """Names folders by as few of their last parts as tell them apart."""
+    parts = {folder: folder.resolve().parts for folder in folders}
+    for length in range(1, max((len(names) for names in parts.values()), default=0) + 1):
+        tails = {folder: "/".join(names[-length:]) for folder, names in parts.items()}
+        if len(set(tails.values())) == len(folders):
+            return tails
+    return {}
+
+
+def _finding(folder: Path) -> Finding | None:
+    run = RunFolder(folder)
+    if not folder.is_dir():
+        return Finding(str(folder), "there is no such folder", "Name the folder of a run.")
+    if (folder / "cells").is_dir():
+        remedy = f"kd-convnext paper --config {folder / 'experiment.yaml'} --out {folder} --collect true reports on it."
+        return Finding(str(folder), "is an experiment, not a run", remedy)
+    if not run.predictions.exists() and not (folder / CELL_FILE).exists():
+        remedy = f"kd-convnext test --config {run.config} --ckpt_path {run.best}"
+        return Finding(str(folder), f"has no {run.predictions.name}: it is no tested run", f"Test it: {remedy}")
+    return None
+
+
+def _cell(folder: Path) -> CellRecord:
+    if (folder / CELL_FILE).exists():
+        return replace(read_cell(folder), family="run")
+    run, name = RunFolder(folder), folder.resolve().name
+    # runs/<name>/<time> is called by its name, any other folder by its own.
+    name = folder.resolve().parent.name if _TIME.fullmatch(name) else name
+    text = run.config.read_bytes() if run.config.exists() else b""
+    try:
+        config = yaml.safe_load(text) or {}
+        repeat, seed = int(config["data"]["split_index"]), int(config["seed_everything"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        repeat, seed = 0, 0
+    return CellRecord(
+        folder=folder,
+        method=name,
+        title=name,
+        family="run",
+        setting="default",
+        repeat=repeat,
+        seed=seed,
+        config_hash=hashlib.sha256(text).hexdigest(),
+        status="finished",
+        error=None,
+        seconds=math.nan,
+    )

@@ -1,0 +1,141 @@
+"""The tool ``explain``: where in a photograph the evidence for its answer lies, and which training cases are alike."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from kd_convnext.errors import KDConvNeXtError, ManifestError
+
+if TYPE_CHECKING:
+    from kd_convnext.inference.explaining.explainer import Explanation
+    from kd_convnext.inference.explaining.neighbours import TrainingCases
+    from kd_convnext.inference.predictor import Predictor
+
+NEIGHBOURS = 3
+"""Training cases that are shown where nothing else is asked for."""
+
+
+def explain(
+    photos: list[str],
+    ckpt_path: str,
+    out: str,
+    teacher_ckpt: str | None = None,
+    target: str | None = None,
+    neighbours: int | None = None,
+    manifest: str | None = None,
+    cache_dir: str | None = None,
+    sr_weights: str | None = None,
+    reduction: Literal[4, 8, 16, 32] | None = None,
+    box: str | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> Path:
+    """Shows where in photographs the evidence for an answer lies, and the training cases most like them.
+
+    Writes one figure a photograph (crop, heat map of the network and of its teacher, training cases) and
+    explanations.json. A heat map shows what the network used, not what is there: it is no finding.
+
+    Args:
+        photos: Image files, folders, or a manifest (.csv) with boxes; labels are not needed.
+        ckpt_path: The checkpoint: a distilled student, a teacher or a baseline.
+        out: Folder of the figures.
+        teacher_ckpt: A second network for the same class, beside the first: the student's teacher.
+        target: The class whose evidence is sought; by default the one that the network predicts for each photograph.
+        neighbours: Training cases to show, one a lesion; by default 3 where the run's photographs are at hand. 0: none.
+        manifest: The photographs of the training; by default as the run's config.yaml says.
+        cache_dir: Their crop cache; by default as the run's config.yaml says.
+        sr_weights: Real-ESRGAN weights of the training, where they are not where they were.
+        reduction: Stage whose map is shown, at 1/4 to 1/32 of the input; by default the deepest of 7 cells a side.
+        box: Region of interest of a single photograph: x,y,width,height in pixels.
+        on_error: raise ends with exit code 2 where photographs cannot be explained; skip does not.
+        overwrite: Write into a folder that is not empty.
+        device: Where the networks run, as torch names it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ManifestError: Photographs cannot be explained, all of them named, after the others are done.
+        KDConvNeXtError: A checkpoint, the weights, a manifest or an option cannot be used.
+    """
+    from kd_convnext.checkpoints.network import load_network
+    from kd_convnext.inference.explaining.explainer import Explainer
+    from kd_convnext.inference.inputs import photographs_of
+    from kd_convnext.inference.prediction import Failure
+    from kd_convnext.inference.predictor import Predictor
+    from kd_convnext.runs.folder import require_empty
+
+    folder = Path(out).expanduser()
+    require_empty(folder, permitted=overwrite, option="--overwrite true")
+    photographs, failures = photographs_of(photos, box=box)
+    predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights, device=device)
+    teacher = load_network(teacher_ckpt, device) if teacher_ckpt is not None else None
+    cases = _cases(predictor, ckpt_path, neighbours, manifest, cache_dir, sr_weights)
+    explainer = Explainer(
+        predictor, teacher, target, reduction, cases, NEIGHBOURS if neighbours is None else neighbours
+    )
+    entries = []
+    for number, found in enumerate(explainer(photographs)):
+        if isinstance(found, Failure):
+            failures.append(found)
+            continue
+        figure = _draw(folder, number, found)
+        entries.append({**found.to_dict(predictor.network.card.class_names), "figure": figure})
+        print(f"{found.photograph}: {_line(found)} ({figure})")
+    _write(folder, predictor, entries)
+    print(f"{len(entries)} photographs explained, {len(failures)} not; {folder}")
+    if failures and on_error == "raise":
+        raise ManifestError(failure.finding for failure in failures)
+    return folder
+
+
+def _cases(
+    predictor: "Predictor",
+    ckpt_path: str,
+    neighbours: int | None,
+    manifest: str | None,
+    cache_dir: str | None,
+    sr_weights: str | None,
+) -> "TrainingCases | None":
+    """Opens the training photographs; where nobody asked for them and they are not at hand, a line says so."""
+    from kd_convnext.inference.explaining.neighbours import TrainingCases
+    from kd_convnext.inference.run_data import own_data, source_of
+    from kd_convnext.runs.folder import run_of_checkpoint
+
+    if neighbours == 0:
+        return None
+    run, ckpt = run_of_checkpoint(ckpt_path), Path(ckpt_path).expanduser()
+    try:
+        data = own_data(predictor, source_of(run, manifest, cache_dir, sr_weights), run)
+        return TrainingCases(data, ckpt.with_name(f"{ckpt.stem}.features.safetensors"))
+    except KDConvNeXtError as error:
+        if neighbours is not None or manifest is not None:
+            raise
+        print(f"warning: no training cases are shown: {error.findings[0].what}", file=sys.stderr)
+        return None
+
+
+def _draw(folder: Path, number: int, found: "Explanation") -> str:
+    from kd_convnext.common.figures import save_figure
+    from kd_convnext.inference.explaining.figure import explanation_figure
+
+    name = f"{number:04d}_{Path(str(found.photograph)).stem}.png"
+    save_figure(folder / name, explanation_figure(found))
+    return name
+
+
+def _line(found: "Explanation") -> str:
+    peaks = []
+    for view in found.views:
+        place = "no evidence" if view.peak is None else f"strongest at {view.peak[0]},{view.peak[1]}"
+        peaks.append(f"{view.model} says {view.predicted}, {place}")
+    return f"evidence for {found.target}: {'; '.join(peaks)}"
+
+
+def _write(folder: Path, predictor: "Predictor", entries: list[dict[str, object]]) -> None:
+    from kd_convnext.common.files import write_text
+
+    content = {"class_names": list(predictor.network.card.class_names), "explanations": entries}
+    write_text(folder / "explanations.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,197 @@
+"""The tool ``export``: a checkpoint as a file for ONNX Runtime, OpenVINO or torch, compared before it is kept."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from kd_convnext.common.files import sha256_of
+from kd_convnext.errors import ConfigError, ExportError, Finding
+
+if TYPE_CHECKING:
+    from kd_convnext.inference.exporting.comparison import Compared
+    from kd_convnext.inference.exporting.deployed import Words
+    from kd_convnext.inference.exporting.samples import Samples
+    from kd_convnext.inference.predictor import Predictor
+
+LARGEST_DIFFERENCE = 1e-4
+"""Between the probabilities of a float32 export and those of the checkpoint, on any photograph."""
+
+LARGEST_GATE_DIFFERENCE = 1e-3
+"""Between their gate scores, where 1 is what passes; above that, as a share of the score."""
+
+
+def export(
+    ckpt_path: str,
+    out: str,
+    format: Literal["onnx", "openvino", "torch"] = "onnx",
+    int8: bool = False,
+    pixels: Literal["uint8", "float32"] = "uint8",
+    manifest: str | None = None,
+    cache_dir: str | None = None,
+    sr_weights: str | None = None,
+    calibration: str = "auto",
+    tta: bool | None = None,
+    samples: int = 64,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the network of a checkpoint as a file that answers without this package.
+
+    Normalisation, temperature, mirror images and, of a calibrated checkpoint, the gate are inside; crops, class names,
+    thresholds and the rule for abstaining are described in the file and in a JSON beside it. No format holds a pickle.
+    The file is loaded again and must give the checkpoint's probabilities within 1e-4, its gate scores within 1e-3 and
+    always its class, for one photograph and for several at once; else nothing is left.
+
+    Args:
+        ckpt_path: The checkpoint: a teacher, a baseline or a distilled student.
+        out: Folder of model.onnx, model.xml and .bin, or model.pt2, and of model.json; beside model.onnx, where no
+            network enlarges the crops, crop.onnx from whole photographs to its input.
+        format: For ONNX Runtime, OpenVINO or torch.export.load.
+        int8: Whole-number products where they pay, and what they cost; not for torch.
+        pixels: Type of the input; uint8 0..255 or float32 0..1.
+        manifest: Photographs to compare on, with labels for the accuracy of int8; by default the run's own, else drawn.
+        cache_dir: Crop cache; by default as the run's config.yaml says.
+        sr_weights: Real-ESRGAN weights of the training, where they are not where they were.
+        calibration: auto takes calibration.json beside the checkpoint; none leaves it; else a file.
+        tta: Average over the mirror images of each photograph; by default as calibrated.
+        samples: Photographs to compare on, at most.
+        overwrite: Write into a folder that is not empty.
+
+    Returns:
+        The file to load.
+
+    Raises:
+        ExportError: The file does not answer as the checkpoint does.
+        KDConvNeXtError: The checkpoint, the photographs, a package or an option cannot be used.
+    """
+    from kd_convnext.inference.exporting.crop import can_crop, write_crop
+    from kd_convnext.inference.exporting.deployed import words_of
+    from kd_convnext.inference.exporting.formats import FILES, check_packages
+    from kd_convnext.inference.exporting.samples import samples_of
+    from kd_convnext.inference.predictor import Predictor
+    from kd_convnext.runs.folder import require_empty
+
+    folder = Path(out).expanduser()
+    wish = _Wish(format, int8, pixels)
+    _check(wish, samples)
+    check_packages(format)
+    require_empty(folder, permitted=overwrite, option="--overwrite true")
+    predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights, calibration=calibration, tta=tta)
+    shown = samples_of(predictor, ckpt_path, manifest, cache_dir, samples)
+    precision = "int8" if int8 else "float32"
+    words = words_of(predictor.network, predictor.calibration, tta=predictor.tta, pixels=pixels, precision=precision)
+    with _staged(folder) as place:
+        found = _write(predictor, place, wish, words, shown)
+        made = [place / f"model{ending}" for ending in FILES[format]]
+        if format == "onnx" and can_crop(predictor):
+            made.append(write_crop(predictor, pixels, place))
+        _describe(place / "model.json", words, made, found, shown)
+        folder.mkdir(exist_ok=True)
+        kept = [file.replace(folder / file.name) for file in (*made, place / "model.json")]
+    _report(kept, found, shown)
+    return kept[0]
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What is asked for."""
+
+    format: Literal["onnx", "openvino", "torch"]
+    int8: bool
+    pixels: Literal["uint8", "float32"]
+
+
+def _check(wish: _Wish, samples: int) -> None:
+    findings = []
+    if wish.int8 and wish.format == "torch":
+        findings.append(Finding("--int8", "there is no int8 form for torch", "Choose --format onnx or openvino."))
+    if samples < 1:
+        findings.append(Finding("--samples", f"{samples} photographs", "Compare on one at least."))
+    if findings:
+        raise ConfigError(findings)
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """Gives a place beside the folder; the folder is made only when all is well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+        yield Path(name)
+
+
+def _write(predictor: "Predictor", place: Path, wish: _Wish, words: "Words", shown: "Samples") -> "Compared":
+    """Writes ``model.*`` and compares it; of int8 the float32 form is compared first, and must be near."""
+    from kd_convnext.inference.exporting import formats
+    from kd_convnext.inference.exporting.comparison import as_input, compare
+    from kd_convnext.inference.exporting.convnext_blocks import with_pixel_convolutions
+    from kd_convnext.inference.exporting.deployed import Deployed
+    from kd_convnext.inference.exporting.int8 import write_dynamic, write_static
+
+    backbone = predictor.network.backbone
+    if wish.format == "onnx" and not wish.int8:
+        backbone = with_pixel_convolutions(backbone)
+    program = formats.traced(Deployed(backbone, predictor.calibration, predictor.tta), wish.pixels)
+    exact, whole = place / "float32.onnx", place / "int8.onnx"
+
+    def compared(path: Path) -> "Compared":
+        return compare(formats.load(path), predictor, shown, wish.pixels)
+
+    if wish.format == "torch":
+        formats.write_torch(program, words, place / "model.pt2")
+        return _near(compared(place / "model.pt2"))
+    formats.write_onnx(program, exact)
+    if wish.int8:
+        _near(compared(exact))
+        if wish.format == "onnx":
+            write_dynamic(exact, whole)
+        else:
+            write_static(exact, whole, as_input(shown.learned, wish.pixels))
+    source = whole if wish.int8 else exact
+    if wish.format == "onnx":
+        target = source.replace(place / "model.onnx")
+        formats.describe_onnx(target, words)
+    else:
+        target = place / "model.xml"
+        formats.write_openvino(source, words, target)
+    found = compared(target)
+    return found if wish.int8 else _near(found)
+
+
+def _near(found: "Compared") -> "Compared":
+    """Refuses answers that are not the checkpoint's."""
+    gate = found.gate_difference or 0.0
+    if found.largest_difference < LARGEST_DIFFERENCE and gate < LARGEST_GATE_DIFFERENCE and found.agreement == 1:
+        return found
+    what = (
+        f"the file's probabilities are up to {found.largest_difference:.2g} from the checkpoint's, "
+        f"its gate scores up to {gate:.2g}, the class is the same in {found.agreement:.1%} of {found.photographs} "
+        "photographs"
+    )
+    raise ExportError(Finding("--format", what, "Nothing was written. Choose another --format, and report this."))
+
+
+def _describe(path: Path, words: "Words", files: list[Path], found: "Compared", shown: "Samples") -> None:
+    """Writes the JSON beside: what the file says of itself, its hash, and what the comparison found."""
+    facts = {
+        "files": {file.name: sha256_of(file) for file in files},
+        "compared": {"photographs": shown.source, **asdict(found)},
+    }
+    path.write_text(json.dumps({**words.content, **facts}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _report(files: list[Path], found: "Compared", shown: "Samples") -> None:
+    size = sum(file.stat().st_size for file in files) / 1e6
+    print(f"Wrote {files[0]}, {', '.join(file.name for file in files[1:])} ({size:.1f} MB)")
+    print(
+        f"Compared with the checkpoint on {shown.source}: largest difference of a probability "
+        f"{found.largest_difference:.2g}, same class in {found.agreement:.1%}"
+    )
+    if found.gate_difference is not None:
+        print(f"Largest difference of a gate score {found.gate_difference:.2g}, same decision in {found.decisions:.1%}")
+    if found.labelled:
+        pairs = ((found.accuracy, found.accuracy_checkpoint), (found.f1_macro, found.f1_macro_checkpoint))
+        (accuracy, f1) = (f"{own:.3f} (checkpoint {before:.3f})" for own, before in pairs)
+        print(f"On {found.labelled} labelled ones: accuracy {accuracy}, macro F1 {f1}")

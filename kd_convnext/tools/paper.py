@@ -1,0 +1,237 @@
+"""The tool ``paper``: the paper's experiment on anyone's photographs."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from kd_convnext.common.console import duration
+from kd_convnext.common.files import atomic_write
+from kd_convnext.errors import CellError, ConfigError, Finding
+from kd_convnext.experiment.plan.cells import Cell, Choice, counted, plan_cells, selected, whole
+from kd_convnext.experiment.plan.grid import Grid
+from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell
+from kd_convnext.experiment.running.cell import Workplace, finished, run_cell
+from kd_convnext.experiment.running.launch import run_on_ray, run_serial, slurm_script
+from kd_convnext.runs.folder import require_empty
+
+EXPERIMENT = "experiment.yaml"
+
+
+@dataclass(frozen=True)
+class PaperSummary:
+    """What a run of the experiment has done.
+
+    Attributes:
+        out: Its folder.
+        records: The wanted cells, in the order of the plan.
+    """
+
+    out: Path
+    records: tuple[CellRecord, ...]
+
+
+def paper(
+    manifest: str,
+    grid: Grid,
+    out: str = "runs/paper",
+    methods: list[str] | str | None = None,
+    repeats: int | list[int] = 5,
+    seed: int = 0,
+    super_resolution: bool = False,
+    sweep: bool = False,
+    cache_dir: str | None = None,
+    sr_weights: str | None = None,
+    overlays: list[str] | None = None,
+    launcher: Literal["serial", "ray", "slurm"] = "serial",
+    workers: int = 1,
+    sbatch: str = "--gres=gpu:1 --cpus-per-task=8",
+    isolate: bool = True,
+    bootstrap: int = 2000,
+    cell: int | None = None,
+    collect: bool = False,
+    dry_run: bool = False,
+    resume: bool = False,
+) -> PaperSummary:
+    """Runs the paper's experiment: every method on the same seeded splits, then tables, figures and a report.
+
+    Args:
+        manifest: CSV file, or folder of class folders.
+        grid: Methods and settings: --config configs/paper.yaml.
+        out: Folder of the experiment.
+        methods: Only these, such as convnext,kd_both; the teachers they need come along.
+        repeats: So many splits, or these: [3,4].
+        seed: Of the splits; a cell trains with this plus its repeat.
+        super_resolution: Also compare the crops of grid.super_resolution.
+        sweep: Also search over grid.sweep, on the validation part only.
+        cache_dir: Where crops are stored; by default $KD_CONVNEXT_CACHE, else ~/.cache/kd-convnext.
+        sr_weights: Real-ESRGAN weights file.
+        overlays: Configurations laid over every cell, such as [configs/wandb.yaml].
+        launcher: One cell after the other, on Ray, or a printed script for SLURM.
+        workers: Cells at a time on Ray.
+        sbatch: Options of sbatch in the printed script.
+        isolate: Processes of its own for each cell (some seconds each); without, a crash ends the experiment.
+        bootstrap: Resamples behind intervals and tests.
+        cell: Run only the cell of this number (as --dry_run lists them) and write no tables.
+        collect: Run nothing; write tables, figures and report of what is finished.
+        dry_run: List the cells with the time and memory they are expected to take.
+        resume: Go on in a folder that is not empty: finished cells are kept, failed ones tried again.
+
+    Returns:
+        The records of the wanted cells.
+
+    Raises:
+        KDConvNeXtError: The description or the data cannot be used: all findings.
+        CellError: Cells have failed; everything else is done and written.
+    """
+    folder = Path(out)
+    data = {"manifest": manifest, "cache_dir": cache_dir, "sr_weights": sr_weights}
+    choice = Choice(
+        out=folder,
+        data={name: value for name, value in data.items() if value is not None},
+        seed=seed,
+        repeats=counted(repeats),
+        methods=selected(methods, grid),
+        super_resolution=super_resolution,
+        sweep=sweep,
+        overlays=tuple(overlays or ()),
+    )
+    cells = plan_cells(grid, choice)
+    place = Workplace(folder, isolate, group=folder.name)
+    if dry_run:
+        from kd_convnext.experiment.running.estimate import print_estimate
+
+        print_estimate(cells, folder, workers if launcher == "ray" else 1)
+        return PaperSummary(folder, ())
+    require_empty(folder, permitted=resume or collect, option="--resume true")
+    if cell is not None:
+        return _one(cells, cell, place)
+    if not collect:
+        _check_data(cells)
+        given: dict[str, object] = {
+            "manifest": manifest,
+            "methods": methods,
+            "repeats": repeats,
+            "seed": seed,
+            "bootstrap": bootstrap,
+        }
+        given |= {"super_resolution": super_resolution, "sweep": sweep, "overlays": overlays}
+        given |= {"cache_dir": cache_dir, "sr_weights": sr_weights, "grid": _plain(asdict(grid))}
+        _write_experiment(folder, given)
+    if launcher == "slurm" and not collect:
+        print(slurm_script(cells, folder / EXPERIMENT, folder, sbatch), end="")
+        return PaperSummary(folder, ())
+    records = _standing(cells, folder) if collect else _launch(cells, place, launcher, workers)
+    _write_outputs(grid, choice, bootstrap)
+    _report_failed(records)
+    return PaperSummary(folder, tuple(records))
+
+
+def _launch(cells: Sequence[Cell], place: Workplace, launcher: str, workers: int) -> list[CellRecord]:
+    kept = sum(finished(cell, place.out) is not None for cell in cells)
+    print(f"{len(cells)} cells, {kept} of them finished already; folder {place.out}", flush=True)
+    clock = _Clock(len(cells))
+    if launcher == "ray":
+        return run_on_ray(cells, place, workers, clock.told)
+    return run_serial(cells, place, clock.told)
+
+
+class _Clock:
+    """Says how each cell ended."""
+
+    def __init__(self, cells: int) -> None:
+        self.cells, self.done = cells, 0
+
+    def told(self, record: CellRecord, seconds: float) -> None:
+        self.done += 1
+        how = "finished" if record.status == "finished" else f"FAILED: {record.error}"
+        print(
+            f"[{self.done}/{self.cells}] {record.method} {record.setting} repeat {record.repeat}: {how} "
+            f"({duration(seconds)} now, {duration(record.seconds)} in all)",
+            flush=True,
+        )
+
+
+def _one(cells: Sequence[Cell], number: int, place: Workplace) -> PaperSummary:
+    if not 0 <= number < len(cells):
+        what = f"there is no cell {number}"
+        raise ConfigError(Finding("--cell", what, f"Cells are numbered 0 to {len(cells) - 1}; see --dry_run true."))
+    record = run_cell(cells[number], place)
+    print(f"{cells[number].label}: {record.status}")
+    _report_failed([record])
+    return PaperSummary(place.out, (record,))
+
+
+def _check_data(cells: Sequence[Cell]) -> None:
+    """Finds what is wrong with manifest and splits before hours of work, not after them."""
+    from kd_convnext.data.manifest.manifest import read_manifest
+    from kd_convnext.data.manifest.splits import make_split
+
+    options = cells[0].config["data"]
+    known = {name: options[name] for name in ("classes", "on_error", "group_by") if name in options}
+    manifest = read_manifest(options["manifest"], **known)
+    shape = {name: options[name] for name in ("group_by", "few_groups") if name in options}
+    if "ratios" in options:
+        shape["ratios"] = tuple(options["ratios"])
+    for repeat in sorted({cell.repeat for cell in cells}):
+        make_split(manifest, index=repeat, seed=options["split_seed"], **shape)
+
+
+def _write_experiment(folder: Path, options: dict[str, object]) -> None:
+    """Writes the description that repeats this experiment: ``kd-convnext paper --config experiment.yaml``."""
+    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    atomic_write(folder / EXPERIMENT, lambda file: file.write(text.encode("utf-8")))
+
+
+def _plain(value: object) -> object:
+    """YAML knows no tuples."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _standing(cells: Sequence[Cell], out: Path) -> list[CellRecord]:
+    """Reads the records there are of these very cells."""
+    records = []
+    for cell in cells:
+        if (out / cell.path / CELL_FILE).exists():
+            record = read_cell(out / cell.path)
+            if record.config_hash == cell.config_hash:
+                records.append(record)
+    return records
+
+
+def _write_outputs(grid: Grid, choice: Choice, bootstrap: int) -> None:
+    """Writes tables, figures and report of the wanted repeats, also of methods and settings finished before."""
+    from kd_convnext.experiment.report.outputs import write_outputs
+
+    records = _standing(whole(grid, choice), choice.out)
+    there = [path.parent.name.removeprefix("repeat") for path in choice.out.glob(f"cells/*/*/*/{CELL_FILE}")]
+    stale = sum(int(repeat) in choice.repeats for repeat in there) - len(records)
+    if stale:
+        print(f"{stale} cells of another configuration are left out of the tables", file=sys.stderr)
+    if not any(record.status == "finished" for record in records):
+        print("No cell is finished: no tables are written", file=sys.stderr)
+        return
+    command = f"kd-convnext paper --config {choice.out / EXPERIMENT} --out NEW_FOLDER"
+    write_outputs(
+        choice.out,
+        records,
+        baseline=grid.baseline,
+        seed=choice.seed,
+        bootstrap=bootstrap,
+        title=grid.title,
+        command=command,
+    )
+
+
+def _report_failed(records: Sequence[CellRecord]) -> None:
+    remedy = "See log.txt there; --resume true tries again."
+    failed = [
+        Finding(str(record.folder), record.error or "failed", remedy) for record in records if record.status == "failed"
+    ]
+    if failed:
+        raise CellError(failed)

@@ -1,0 +1,160 @@
+"""The tool ``prepare``: from a manifest to a filled cache, or to what that would cost."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kd_convnext.common.console import duration, megabytes
+from kd_convnext.common.files import default_cache_dir
+from kd_convnext.data.crops.cache.cache import CropCache, OnError
+from kd_convnext.data.crops.cache.packed import discard_damaged
+from kd_convnext.data.crops.cache.prepared import PreparedCrops, PrepareSummary
+from kd_convnext.data.crops.preparing.estimate import estimate
+from kd_convnext.data.crops.preparing.preview import write_preview
+from kd_convnext.data.crops.preparing.prune import find_unused, remove
+from kd_convnext.data.crops.spec import CropSpec, Resize, UpscalerChoice
+from kd_convnext.data.crops.upscaling.weights import download as download_weights
+from kd_convnext.data.manifest.manifest import Manifest, read_manifest
+from kd_convnext.errors import Finding
+
+_LISTED = 20  # files that pruning names
+
+
+def prepare(
+    manifest: str,
+    cache_dir: str | None = None,
+    upscaler: UpscalerChoice = "auto",
+    sr_weights: str | None = None,
+    sr_denoise: float | None = None,
+    sr_wdn_weights: str | None = None,
+    sr_max_side: int | None = 512,
+    store_size: int | None = 256,
+    resize: Resize = "stretch",
+    roi_margin: float = 0.0,
+    classes: Sequence[str] | None = None,
+    on_error: OnError = "raise",
+    device: str = "cpu",
+    devices: int = 1,
+    num_nodes: int = 1,
+    verify: bool = False,
+    preview: int = 0,
+    download: bool = False,
+    prune: bool = False,
+    also: Sequence[str] = (),
+    yes: bool = False,
+    dry_run: bool = False,
+) -> PrepareSummary:
+    """Crops, super-resolves and stores the regions of interest of a manifest: those that are missing.
+
+    Args:
+        manifest: CSV file, or a folder with one folder per class.
+        cache_dir: Where crops are kept; $KD_CONVNEXT_CACHE or ~/.cache/kd-convnext by default.
+        upscaler: auto is spandrel where weights are given, else bicubic.
+        sr_weights: Official Real-ESRGAN weights: a file (.pth or .safetensors) or a name (general-x4v3, x4plus, ...).
+        sr_denoise: Denoising strength of general-x4v3, 0 (keep noise) to 1, by blending with its wdn weights.
+        sr_wdn_weights: Weights to blend with; by default general-wdn-x4v3, or the file of that name beside the other.
+        sr_max_side: Crops with a longer side, in pixels, are first reduced to it; null for never.
+        store_size: Side of the stored square in pixels; null keeps the enlarged crop.
+        resize: stretch to the square as the paper does, or pad with black.
+        roi_margin: Added on each side of the box, as a fraction of that side.
+        classes: Class names in the order of the model's outputs, where the default order is not wanted.
+        on_error: raise reports unreadable photographs as an error; skip leaves them out and lists them.
+        device: Where a network runs, as torch names it.
+        devices: Processes or GPUs on each host that share the work (Lightning's distributed engine where more than 1).
+        num_nodes: Hosts that share the work, each started by torchrun or SLURM.
+        verify: Reads all photographs and entries again instead of trusting the index, and makes bad entries anew.
+        preview: Draws so many crops beside their bicubic and super-resolved form, into the cache's folder.
+        download: Fetches the official weights that are named and not there yet.
+        prune: Afterwards lists the entries of this configuration that belong to no manifest given.
+        also: Further manifests whose entries `prune` keeps.
+        yes: Removes what `prune` lists.
+        dry_run: Only says how many crops there are to make, and about what time and disk they take.
+
+    Returns:
+        What was done; in a dry run nothing is made, `bytes` and `seconds` are estimates for what is missing.
+
+    Raises:
+        KDConvNeXtError: Manifest, weights, photographs or folder are not usable: all findings.
+    """
+    spec = CropSpec(
+        roi_margin=roi_margin,
+        sr_max_side=sr_max_side,
+        store_size=store_size,
+        resize=resize,
+        upscaler=upscaler,
+        sr_weights=sr_weights,
+        sr_denoise=sr_denoise,
+        sr_wdn_weights=sr_wdn_weights,
+    )
+    if download:
+        download_weights(spec.weights())
+    table = read_manifest(manifest, classes=classes, on_error=on_error)
+    root = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    if dry_run:
+        return estimate(_opened(root, spec, device, table), table)
+    alone, made = devices == num_nodes == 1, 0
+    if not alone:
+        from kd_convnext.data.crops.preparing.distributed import fill_over_ranks
+
+        shared = fill_over_ranks(table, root, spec, device=device, devices=devices, num_nodes=num_nodes, verify=verify)
+        if shared is None:
+            return PrepareSummary(0, 0, 0, 0, 0.0)
+        made = shared
+    cache = _opened(root, spec, device, table)
+    prepared = cache.fill(table, on_error=on_error, verify=verify and alone)  # other ranks have verified already
+    done = _report(prepared, made)
+    if verify:
+        _discard_damaged(prepared)
+    if preview:
+        print(f"preview: {write_preview(cache, table, preview)}")
+    if prune:
+        _prune(cache, [table, *(read_manifest(path) for path in also)], yes)
+    return done
+
+
+def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> CropCache:
+    """Opens the cache and says what it is about."""
+    cache = CropCache(root, spec, device)
+    name = cache.upscaler.identity
+    print(f"{len(manifest)} crops, upscaler {name.name} ({name.architecture}, x{name.scale}), {cache.folder}")
+    _list_left_out("photographs of the manifest", manifest.skipped)
+    return cache
+
+
+def _report(prepared: PreparedCrops, made: int) -> PrepareSummary:
+    """Sums up; ``made`` counts what other ranks have made before."""
+    _list_left_out("crops", tuple(prepared.failed.values()))
+    before = prepared.summary
+    done = replace(before, made=before.made + made, found=before.found - made)
+    print(
+        f"{done.made} made, {done.found} found, {done.failed} failed; "
+        f"{megabytes(done.bytes)} in {duration(done.seconds)}"
+    )
+    return done
+
+
+def _discard_damaged(prepared: PreparedCrops) -> None:
+    damaged = discard_damaged(prepared)
+    if damaged:
+        print(f"{damaged} was damaged and is removed; a fit with packed crops makes it again")
+
+
+def _prune(cache: CropCache, manifests: Sequence[Manifest], yes: bool) -> None:
+    unused = find_unused(cache, manifests)
+    for path in unused.files[:_LISTED]:
+        print(f"  {path.relative_to(cache.folder)}")
+    if len(unused.files) > _LISTED:
+        print(f"  ... and {len(unused.files) - _LISTED} more")
+    print(f"prune: {len(unused.files)} files of no manifest given, {megabytes(unused.bytes)} in {cache.folder}")
+    if unused.files and not yes:
+        print("nothing is removed without --yes true; --also MANIFEST keeps another manifest's entries")
+    elif unused.files:
+        print(f"{remove(unused)} removed")
+
+
+def _list_left_out(what: str, findings: Sequence[Finding]) -> None:
+    if findings:
+        print(f"{len(findings)} {what} left out:", file=sys.stderr)
+        for finding in findings:
+            print(f"  - {finding}", file=sys.stderr)

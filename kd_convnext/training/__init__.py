@@ -1,0 +1,1 @@
+"""The training commands, their callbacks and what a run records."""

@@ -1,0 +1,328 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our data, modules and run folder."""
+
+import copy
+import json
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from kd_convnext.checkpoints.format import KEY, read_checkpoint
+from kd_convnext.common.configs import with_shipped_files
+from kd_convnext.common.files import atomic_write
+from kd_convnext.common.machine import best_precision, device_kind
+from kd_convnext.common.parsing import parsing
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+from kd_convnext.modules.classifier import ClassifierModule
+from kd_convnext.runs.folder import RunFolder, new_run_folder, run_of_checkpoint
+from kd_convnext.training.checkpointing import BackgroundWriter, RunCheckpoint
+from kd_convnext.training.header import RunHeader
+from kd_convnext.training.loader_tuning import LoaderTuning
+from kd_convnext.training.previews import AugmentationPreview, CurveFigures
+from kd_convnext.training.progress_bar import DataWaitBar
+from kd_convnext.training.record import RunRecord
+
+RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
+"""How the first process of a machine tells the others it starts where the run lies."""
+
+PRECISION = "KD_CONVNEXT_PRECISION"
+"""How it tells them the arithmetic it has chosen, so that all compute alike."""
+
+LINKED = ("num_classes", "class_names", "class_weights")
+"""Arguments of the modules that come from the data."""
+
+CHECKPOINT_DEFAULTS: dict[str, Any] = {
+    "monitor": "val/f1_macro",
+    "mode": "max",
+    "filename": "best",
+    "save_weights_only": True,
+    "auto_insert_metric_name": False,
+    "enable_version_counter": False,
+}
+
+
+class ConfigRecord(Callback):
+    """Writes the resolved configuration into the run's folder and gives it to the loggers."""
+
+    def __init__(self, text: str, values: dict[str, Any]) -> None:
+        """Keeps the configuration.
+
+        Args:
+            text: As YAML.
+            values: As plain values.
+        """
+        super().__init__()
+        self.text, self.values = text, values
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes it before a fit."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        atomic_write(RunFolder(Path(trainer.default_root_dir)).config, lambda file: file.write(self.text.encode()))
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):
+                logger.log_hyperparams({"config": self.values})
+
+
+class TrainingCLI(LightningCLI):
+    """One configuration, one run folder."""
+
+    folder: RunFolder
+
+    @classmethod
+    def parsed(cls, words: Sequence[str]) -> "TrainingCLI | None":
+        """Runs a command.
+
+        Args:
+            words: The subcommand and its options.
+
+        Returns:
+            The finished command, or None where only help was wanted.
+
+        Raises:
+            KDConvNeXtError: Bad input.
+        """
+        # What a run is and where it lies, our own header says in one line.
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+        options = {name: {"exit_on_error": False} for name in cls.subcommands()}
+        try:
+            return cls(
+                model_class=ClassifierModule,
+                datamodule_class=SpecimenDataModule,
+                subclass_mode_model=True,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={"enable_model_summary": False},
+                parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", **options},
+                args=with_shipped_files(words),
+            )
+        except SystemExit as stop:
+            if not stop.code:
+                return None
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
+
+    def finish(self) -> int:
+        """Closes the loggers' runs, so that another command of this process begins its own.
+
+        Returns:
+            The exit code, 0.
+        """
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
+        return 0
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what a run has beside model, data and trainer, and links the model to the data."""
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run's folder below runs/.")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
+        parser.add_lightning_class_args(RunRecord, "record")
+        parser.add_lightning_class_args(RunHeader, "header")
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, with one clear line for what cannot be understood."""
+        _refuse_linked(args)
+        with parsing(args[0]):
+            super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Takes the model of a checkpoint that is judged from the checkpoint; a fit goes by its configuration."""
+        command = self.config.subcommand
+        path = self.config[command].get("ckpt_path")
+        if path is None:
+            if command == "fit":
+                return
+            remedy = "Give the best.ckpt of a run."
+            raise ConfigError(Finding("--ckpt_path", f"{command} needs a checkpoint", remedy))
+        checkpoint = read_checkpoint(path)
+        if command == "fit":
+            if "optimizer_states" not in checkpoint:
+                what = "holds a network, not the state of its training"
+                raise ConfigError(Finding(f"--ckpt_path {path}", what, "Give the last.ckpt of the run."))
+            return
+        settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in LINKED}
+        model = {"class_path": f"kd_convnext.{checkpoint[KEY]['kind']}", "init_args": settings}
+        self.config[command].model = None
+        with parsing(command):
+            self.config = self.parser.parse_object({command: {"model": model}}, self.config)
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses folder and precision, and points loggers and checkpoints into the folder."""
+        config = self.config[self.subcommand]
+        self._clean = copy.deepcopy(config)
+        # Typed again, the configuration begins a new run in a folder of its own.
+        self._clean.ckpt_path = None
+        self._clean.trainer.default_root_dir = None
+        self.folder = _folder(config)
+        trainer = config.trainer
+        # Judging stays in float32, so that a checkpoint's answers do not depend on the machine.
+        if self.subcommand == "fit" and trainer.precision is None and not trainer.plugins:
+            earlier = _earlier_precision(self.folder) if config.ckpt_path is not None else None
+            trainer.precision = earlier or _precision(device_kind(trainer.accelerator))
+        config.trainer.default_root_dir = str(self.folder.path)
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(self.folder.checkpoints)
+        for logger in _as_list(config.trainer.logger):
+            options = logger.init_args
+            if "save_dir" in options and str(options.save_dir) in (".", "None"):
+                # W&B writes in a process of its own, whose working directory is that of the first run of this one.
+                options.save_dir = str(self.folder.path.absolute())
+            if "project" in options and options.get("name") is None:
+                options.name = "/".join(self.folder.path.parts[-2:])
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer; what our constructors refuse is said as they said it."""
+        refused: list[KDConvNeXtError] = []
+
+        def build(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
+            try:
+                return kind(*args, **kwargs)
+            except KDConvNeXtError as error:
+                refused.append(error)
+                raise
+
+        self.parser.add_instantiator(build, object, subclasses=True)
+        try:
+            super().instantiate_classes()
+        except ValueError:
+            # The parser tries every type that an argument may have, and reports all failures as one of its own.
+            if refused:
+                raise refused[-1] from None
+            raise
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer with our callbacks and, for a fit, always a CSV logger."""
+        command = str(self.subcommand)
+        trainer = self._get(self.config_init, "trainer")
+        parser = self._parser(command)
+        text = parser.dump(self._clean, skip_none=False)
+        callbacks: list[Callback] = [ConfigRecord(text, self._clean.as_dict()), CurveFigures()]
+        if command == "fit":
+            callbacks[1:1] = [LoaderTuning(), AugmentationPreview()]
+        if trainer.get("enable_progress_bar") is not False:
+            callbacks.append(DataWaitBar())
+        if trainer.get("fast_dev_run"):
+            callbacks = []
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        loggers = self._loggers(trainer.logger)
+        plugins = _plugins(trainer.plugins, trainer.strategy, loggers)
+        return super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
+
+    def _loggers(self, asked: Any) -> list[Logger] | bool:
+        if asked is False:
+            return False
+        loggers: list[Logger] = [] if asked in (None, True) else asked if isinstance(asked, list) else [asked]
+        if self.subcommand == "fit" and not any(isinstance(logger, CSVLogger) for logger in loggers):
+            _keep_earlier(self.folder.path / "metrics.csv")
+            loggers.append(CSVLogger(str(self.folder.path), name="", version=""))
+        return loggers or False
+
+
+def _folder(config: Namespace) -> RunFolder:
+    if config.ckpt_path is not None:
+        return run_of_checkpoint(config.ckpt_path)
+    if not _first_process() and RUN_FOLDER in os.environ:
+        return RunFolder(Path(os.environ[RUN_FOLDER]))
+    if config.trainer.default_root_dir is not None:
+        folder = RunFolder(Path(config.trainer.default_root_dir))
+        if folder.last.exists():
+            remedy = f"Name another --trainer.default_root_dir, or go on with --ckpt_path {folder.last}."
+            raise ConfigError(Finding(str(folder.path), "holds a run already", remedy))
+    else:
+        given = config.get("config") or []
+        folder = new_run_folder("runs", config.name or (Path(str(given[0])).stem if given else "run"))
+    os.environ[RUN_FOLDER] = str(folder.path)
+    return folder
+
+
+def _earlier_precision(folder: RunFolder) -> str | None:
+    """Finds what a fit that is resumed has computed in: it goes on so, whatever the machine."""
+    if not folder.environment.is_file():
+        return None
+    return cast("str | None", json.loads(folder.environment.read_text()).get("precision"))
+
+
+def _precision(device: str) -> str:
+    """Chooses as the machine's first process did."""
+    if not _first_process() and PRECISION in os.environ:
+        return os.environ[PRECISION]
+    os.environ[PRECISION] = best_precision(device).value
+    return os.environ[PRECISION]
+
+
+def _first_process() -> bool:
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _keep_earlier(metrics: Path) -> None:
+    """Keeps the numbers of a run that is resumed: the CSV logger would delete them."""
+    if not metrics.exists() or not _first_process():
+        return
+    number = 1
+    while (kept := metrics.with_name(f"metrics_until_resume_{number}.csv")).exists():
+        number += 1
+    metrics.rename(kept)
+
+
+def _refuse_linked(words: Sequence[str]) -> None:
+    """An explicit value for what comes from the data would be ignored without a word."""
+    for word in words:
+        for name in LINKED:
+            if word.split("=")[0] in (f"--model.{name}", f"--model.init_args.{name}"):
+                remedy = "Leave it out; --data.classes names the classes."
+                raise ConfigError(Finding(f"--model.{name}", "it comes from the data", remedy))
+
+
+def _plugins(asked: Any, strategy: Any, loggers: list[Logger] | bool) -> list[Any]:
+    """Adds the writer of checkpoints, where the strategy writes whole ones and nobody chose another."""
+    # A logger that keeps checkpoints (`log_model`) reads a file as soon as it has been saved.
+    if any(getattr(logger, "_log_model", False) for logger in loggers or ()):  # type: ignore[union-attr]
+        return _as_list(asked)
+    plugins = _as_list(asked)
+    plain = isinstance(strategy, str) and strategy.startswith(("auto", "ddp"))
+    taken = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+    return [*plugins, BackgroundWriter()] if plain and not taken else plugins
+
+
+def _as_list(given: Any) -> list[Any]:
+    if given in (None, True, False):
+        return []
+    return given if isinstance(given, list) else [given]
+
+
+def run_training(words: Sequence[str]) -> int:
+    """Runs ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Args:
+        words: The subcommand and its options.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        KDConvNeXtError: Bad input.
+    """
+    cli = TrainingCLI.parsed(words)
+    return 0 if cli is None else cli.finish()

@@ -1,0 +1,57 @@
+"""Describes the packages and the machine of a run."""
+
+import platform
+import sys
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from lightning.pytorch import Trainer
+
+from kd_convnext._version import __version__
+from kd_convnext.modules.compiled_step import plan_compile
+from kd_convnext.training.header import device_name
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "timm",
+    "albumentations",
+    "opencv-python-headless",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "spandrel",
+    "wandb",
+)
+
+
+def environment(trainer: Trainer) -> dict[str, object]:
+    """Tells what a fit ran on.
+
+    Args:
+        trainer: At the start of a fit.
+
+    Returns:
+        Start time, command, device, precision, how steps were planned to run, processes, Python, platform, and package
+        versions.
+    """
+    asked = getattr(trainer.lightning_module, "compile_asked", None)
+    versions = {"kd-convnext": __version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "device": device_name(trainer),
+        "precision": trainer.precision,
+        "steps": None if asked is None else str(plan_compile(asked, trainer)),
+        "processes": trainer.world_size,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+    }

@@ -1,0 +1,249 @@
+"""What a fit says about itself: what runs where, how long it takes, what waits for data, what comes next."""
+
+from typing import TYPE_CHECKING
+
+from kd_convnext.common.console import say, shown
+from kd_convnext.common.machine import best_precision
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+import shlex
+import time
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kd_convnext.runs.folder import RunFolder
+from kd_convnext.training.pace import StepClock, batches_done, batches_left, duration, validation_batches_left
+
+LONG_ON_CPU = 2 * 3600.0
+"""Seconds above which a fit on a CPU comes with a warning."""
+
+
+_FORWARD = 1 / 3
+"""Share of a training step that is its forward pass, where it was not measured (8.98 of 26.7 GFLOPs for ConvNeXt-T)."""
+
+
+class RunHeader(Callback):
+    """Says at the start what runs where and how long it will take, and at the end what to type next."""
+
+    def __init__(
+        self, small_config: str | None = None, distill_config: str | None = None, measured_steps: int = 2
+    ) -> None:
+        """Sets what is named.
+
+        Args:
+            small_config: The small CPU setting of the same job, named when a fit on a CPU will take over two
+                hours; None names its folder only.
+            distill_config: For a teacher: the config of the student it can teach; None says nothing of it.
+            measured_steps: Steps after the first (which warms up) whose time is measured for the estimate.
+        """
+        super().__init__()
+        self.small_config = small_config
+        self.distill_config = distill_config
+        self.measured_steps = measured_steps
+        self._clock: StepClock | None = None
+        self._validation_batch: float | None = None
+        self._validation_begun = 0.0
+
+    @property
+    def measured(self) -> tuple[float, float]:
+        """Seconds of a training step, with its wait for data, and of a validation batch; NaN before the first."""
+        clock = self._clock
+        step = (clock.waited + clock.worked) / clock.steps if clock and clock.steps else nan
+        return step, step * _FORWARD if self._validation_batch is None else self._validation_batch
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints device, precision, size and folder, and what is made of the machine."""
+        self._clock, self._validation_batch = None, None
+        say(trainer, header_line(trainer, pl_module))
+        say(trainer, machine_line(trainer, pl_module))
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Measures a validation batch in the sanity check."""
+        if trainer.sanity_checking:
+            self._validation_begun = time.perf_counter()
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Keeps the last batch's time: the first one warms up."""
+        if trainer.sanity_checking:
+            _finish(trainer)
+            self._validation_batch = time.perf_counter() - self._validation_begun
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        """Begins to wait for the epoch's first batch."""
+        if self._clock:
+            self._clock.ask()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Ends the wait for a batch."""
+        if self._clock:
+            self._clock.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Measures the steps after the first, then says how long the fit will take."""
+        if self._clock is None:
+            _finish(trainer)
+            self._clock = StepClock()
+        elif self._clock.steps < self.measured_steps:
+            _finish(trainer)
+            self._clock.end()
+            if self._clock.steps == self.measured_steps:
+                self._estimate(trainer, pl_module, self._clock)
+
+    def on_validation_end(self, *args: Any) -> None:
+        """Keeps validation out of the steps' time."""
+        if self._clock:
+            self._clock.ask()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the next commands, if the fit has left a checkpoint."""
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            config = RunFolder(Path(trainer.default_root_dir)).config
+            for line in next_commands(Path(best), config, self.distill_config):
+                say(trainer, line)
+
+    def _estimate(self, trainer: Trainer, module: LightningModule, clock: StepClock) -> None:
+        step = (clock.waited + clock.worked) / clock.steps
+        batch = self._validation_batch or step * _FORWARD
+        seconds = batches_left(trainer) * step + validation_batches_left(trainer) * batch
+        seconds += _thawed_batches_left(trainer, module) * step * (1 / _FORWARD - 1)
+        if seconds < float("inf"):
+            on_cpu = trainer.strategy.root_device.type == "cpu"
+            for line in estimate_lines(seconds, step, on_cpu=on_cpu, small_config=self.small_config):
+                say(trainer, line)
+
+
+def header_line(trainer: Trainer, module: LightningModule) -> str:
+    """Says what is fitted, where, and into which folder.
+
+    Args:
+        trainer: At the start of a fit.
+        module: What is fitted.
+
+    Returns:
+        One line: class, parameters (those that train), device, precision, processes, folder.
+    """
+    count = sum(parameter.numel() for parameter in module.parameters()) / 1e6
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad) / 1e6
+    folder = shown(Path(trainer.default_root_dir))
+    return (
+        f"Fitting {type(module).__name__} ({count:.2f} M parameters, {trained:.2f} M of them train) on "
+        f"{device_name(trainer)}, precision {trainer.precision}, folder {folder}"
+    )
+
+
+def device_name(trainer: Trainer) -> str:
+    """Names the device of this process, and how many processes there are if more than one.
+
+    Args:
+        trainer: Any trainer.
+
+    Returns:
+        Such as ``CPU (2 threads)`` or ``NVIDIA H200 x 4``.
+    """
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        name = f"CPU ({torch.get_num_threads()} threads)"
+    else:
+        name = device.type.upper()
+    return name if trainer.world_size == 1 else f"{name} x {trainer.world_size}"
+
+
+def estimate_lines(seconds: float, step_seconds: float, *, on_cpu: bool, small_config: str | None) -> list[str]:
+    """Says how long a fit will take, and warns where a CPU is too slow for it.
+
+    Args:
+        seconds: Expected for the rest of the fit.
+        step_seconds: Measured time of a step, with its wait for data.
+        on_cpu: The fit runs on a CPU.
+        small_config: See ``RunHeader``.
+
+    Returns:
+        One line, or two with the warning.
+    """
+    lines = [f"The whole fit is expected to take {duration(seconds)} ({step_seconds:.3g} s a step, measured)"]
+    if on_cpu and seconds > LONG_ON_CPU:
+        small = f"kd-convnext fit --config {small_config}" if small_config else "see configs/small_cpu/"
+        lines.append(
+            f"Warning: this setting is meant for a GPU; on this CPU it takes {duration(seconds)}. "
+            f"The same pipeline in a small setting takes minutes: {small}"
+        )
+    return lines
+
+
+def next_commands(ckpt_path: Path, config: Path, distill_config: str | None) -> list[str]:
+    """Says what to type after a fit.
+
+    Args:
+        ckpt_path: The fit's best checkpoint.
+        config: The fit's resolved configuration.
+        distill_config: See ``RunHeader``.
+
+    Returns:
+        A heading and one command a line, quoted for a POSIX shell.
+    """
+    checkpoint = shlex.quote(shown(ckpt_path))
+    lines = ["Next:", f"  kd-convnext test --config {shlex.quote(shown(config))} --ckpt_path {checkpoint}"]
+    if distill_config:
+        # The student's configuration laid over this run's: same photographs, split and crops.
+        both = f"--config {shlex.quote(shown(config))} --config {shlex.quote(distill_config)}"
+        name = shlex.quote(Path(distill_config).stem)
+        lines.append(f"  kd-convnext fit {both} --name {name} --model.teacher_ckpt {checkpoint}")
+    return lines
+
+
+def _thawed_batches_left(trainer: Trainer, module: LightningModule) -> float:
+    """Counts the batches to come once the body, held still now, learns: their steps go back through it too."""
+    head_epochs = int(getattr(module, "head_epochs", 0))
+    if not head_epochs or all(parameter.requires_grad for parameter in module.parameters()):
+        return 0.0
+    with_head_alone = max(0.0, head_epochs * trainer.num_training_batches - batches_done(trainer))
+    return max(0.0, batches_left(trainer) - with_head_alone)
+
+
+def _finish(trainer: Trainer) -> None:
+    """Waits for the device's queue, so that a clock reads finished work."""
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize(trainer.strategy.root_device)
+
+
+def machine_line(trainer: "Trainer", module: "LightningModule") -> str:
+    """Says what a fit makes of its machine, and why.
+
+    Args:
+        trainer: At the start of a fit.
+        module: What is fitted.
+
+    Returns:
+        One line: cores and GPU, precision, compilation, loader.
+    """
+    import torch
+
+    from kd_convnext.common.machine import available_cores
+    from kd_convnext.data.loading.datamodule import SpecimenDataModule
+    from kd_convnext.modules.compiled_step import plan_compile
+
+    device = trainer.strategy.root_device
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU" if device.type == "cpu" else "GPU"
+    cores = available_cores()
+    best = best_precision(device.type)
+    reason = best.reason if trainer.precision == best.value else "as given"
+    parts = [f"precision {trainer.precision} ({reason})"]
+    asked = getattr(module, "compile_asked", None)
+    if asked is not None:
+        parts.append(str(plan_compile(asked, trainer)))
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, SpecimenDataModule):
+        crops = "packed crops" if data.packed else "crops from their files"
+        parts += [str(data.workers), crops, f"augmentation by {data.augment.engine}"]
+        if data.workers.starved and not (data.packed and data.augment.engine == "opencv"):
+            parts.append("steps will wait: --data.packed true --data.augment.engine opencv loads several times faster")
+    return f"Machine: {cores} core{'' if cores == 1 else 's'}, {gpu}: {', '.join(parts)}"

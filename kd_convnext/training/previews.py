@@ -1,0 +1,60 @@
+"""Logs augmented training images and training curves."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from kd_convnext.runs.figures import crop_grid, training_curves
+from kd_convnext.training.outputs import _data, show_figure
+
+
+class AugmentationPreview(Callback):
+    """Shows, before the first step, what augmentation makes of some training crops."""
+
+    def __init__(self, pictures: int = 16) -> None:
+        """Sets the size of the grid.
+
+        Args:
+            pictures: Crops, spread evenly over the training part.
+        """
+        super().__init__()
+        self.pictures = pictures
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes ``figures/augmented_crops.png`` and tells the loggers; the global random state stays."""
+        if not trainer.is_global_zero:
+            return
+        data = _data(trainer)
+        places = np.linspace(0, len(data.train_set) - 1, min(self.pictures, len(data.train_set))).astype(int)
+        with isolate_rng():
+            samples = [data.train_set[int(place)] for place in places]
+        titles = [data.class_names[int(sample["label"])] for sample in samples]
+        images = [_picture(np.asarray(sample["image"])) for sample in samples]
+        show_figure(trainer, "train/augmented_crops", crop_grid(images, titles))
+
+
+class CurveFigures(Callback):
+    """Draws the curves of loss, its terms and macro F1 once a fit is done, from the CSV logger's numbers."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes ``figures/training_curves.png``, if there is a ``CSVLogger``."""
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):
+                continue
+            logger.save()
+            metrics = Path(logger.log_dir) / "metrics.csv"
+            if metrics.exists():
+                show_figure(trainer, "train/training_curves", training_curves(pd.read_csv(metrics)))
+                return
+
+
+def _picture(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Turns uint8 [C, H, W] with one or three channels into [H, W, 3]."""
+    return np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)

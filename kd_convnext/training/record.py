@@ -1,0 +1,228 @@
+"""What a run leaves behind: its split, environment, predictions, metrics and figures, in files and loggers.
+
+The callbacks that talk to the user during a fit (``DataWaitBar``, ``RunHeader``) live in
+``kd_convnext.training.header`` and can be named from here too.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from kd_convnext.common.console import say, shown
+from kd_convnext.common.figures import save_figure
+from kd_convnext.data.loading.views import still_view
+from kd_convnext.errors import KDConvNeXtError
+from kd_convnext.evaluation.answers import Evaluation
+from kd_convnext.runs.figures import confusion_matrix, crop_grid, per_class_bars, reliability_diagram
+from kd_convnext.runs.loggers import log_confusion, log_files, log_table
+from kd_convnext.runs.tables import (
+    class_table,
+    prediction_table,
+    write_environment,
+    write_metrics,
+    write_predictions,
+    write_table,
+)
+from kd_convnext.training.environment import environment
+from kd_convnext.training.header import RunHeader
+from kd_convnext.training.outputs import _data, run_folder, show_figure
+from kd_convnext.training.previews import AugmentationPreview, CurveFigures
+from kd_convnext.training.progress_bar import DataWaitBar
+
+if TYPE_CHECKING:
+    from kd_convnext.models.backbones import Backbone
+
+__all__ = ["AugmentationPreview", "CurveFigures", "DataWaitBar", "RunHeader", "RunRecord", "run_folder"]
+
+
+_GRID = 36
+"""Pictures of the grid of wrong predictions at most."""
+
+
+class RunRecord(Callback):
+    """Writes a run's record into its folder and gives the same to the loggers.
+
+    At the start of a fit the split and the environment; at the end of ``test`` the predictions, metrics and
+    figures; at the end of ``validate`` metrics and figures.
+    """
+
+    def __init__(
+        self,
+        max_pictures: int = 200,
+        picture_size: int = 96,
+        log_validation: bool = False,
+        heat_maps: int = 0,
+        artifacts: bool = False,
+    ) -> None:
+        """Sets what the loggers get.
+
+        Args:
+            max_pictures: Rows of the prediction table: wrong ones first, the surest of them on top, then
+                right ones from the least sure on. ``predictions.csv`` always has all. 0 for no table.
+            picture_size: Longer side of the table's pictures, in pixels.
+            log_validation: Give the loggers the confusion matrix of every validation during a fit.
+            heat_maps: Test photographs to show with the evidence for the predicted class over them, in the table's
+                order, and beside each that of the teacher, where its checkpoint is at hand; each map costs about
+                fifty forward passes.
+            artifacts: Give W&B split and best checkpoint of a fit, and metrics, predictions and report of a test.
+        """
+        super().__init__()
+        self.heat_maps = heat_maps
+        self.artifacts = artifacts
+        self.max_pictures = max_pictures
+        self.picture_size = picture_size
+        self.log_validation = log_validation
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes ``split.csv`` and ``environment.json``."""
+        if not trainer.is_global_zero:
+            return
+        folder, data = run_folder(trainer), _data(trainer)
+        data.split.write(folder.split, data.manifest)
+        write_environment(folder, environment(trainer))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives W&B the split and the best checkpoint, if asked for."""
+        if self.artifacts and trainer.is_global_zero:
+            folder = run_folder(trainer)
+            log_files(trainer.loggers, "split", "split", [folder.split])
+            log_files(trainer.loggers, "checkpoint", "model", [folder.best])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records ``validate``; within a fit gives the loggers the confusion matrix, if asked for."""
+        found = _evaluation(trainer, pl_module, "evaluation")
+        if found is None or trainer.sanity_checking:
+            return
+        if trainer.state.fn == "validate":
+            self._record(trainer, pl_module, found)
+        elif self.log_validation:
+            log_confusion(trainer.loggers, "val/confusion_matrix", found, trainer.global_step)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records ``test``: ``predictions.csv``, ``metrics.json``, ``figures/``."""
+        found = _evaluation(trainer, pl_module, "evaluation")
+        if found is None:
+            return
+        write_predictions(run_folder(trainer), found, _data(trainer).manifest)
+        self._record(trainer, pl_module, found)
+        if self.max_pictures:
+            self._show_predictions(trainer, found)
+        if self.heat_maps:
+            self._show_heat_maps(trainer, pl_module, found)
+        if self.artifacts:
+            folder = run_folder(trainer)
+            log_files(trainer.loggers, "results", "report", [folder.metrics, folder.predictions, folder.report])
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the answers: ``predictions_<part>.csv``."""
+        found = _evaluation(trainer, pl_module, "evaluation")
+        if found is None:
+            return
+        data = _data(trainer)
+        path = run_folder(trainer).predictions_of(data.predict_part)
+        write_table(path, prediction_table(found, data.manifest))
+        say(trainer, f"Answers for {len(found)} regions of interest: {shown(path)}")
+
+    def _record(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
+        """Writes metrics and figures of the images and, where there are lesions, of those."""
+        lesions = _evaluation(trainer, module, "lesion_evaluation")
+        if getattr(getattr(module, "card", None), "leak_allowed", False):
+            write_metrics(run_folder(trainer), {f"{found.part}/leak_allowed": 1.0})
+            say(
+                trainer, "Warning: lesions of the judged parts were in training (allow_leak): these results are no test"
+            )
+        for prefix, evaluation in ((found.part, found), (f"{found.part}/lesion", lesions)):
+            metrics = evaluation.metrics() if evaluation else {}
+            if not evaluation or not metrics:
+                continue
+            write_metrics(run_folder(trainer), {f"{prefix}/{name}": value for name, value in metrics.items()})
+            name = f"{prefix}/confusion_matrix"
+            figure = confusion_matrix(evaluation.confusion_matrix(), evaluation.class_names)
+            save_figure(run_folder(trainer).figure(name), figure)
+            log_confusion(trainer.loggers, name, evaluation, trainer.global_step)
+            show_figure(trainer, f"{prefix}/per_class", per_class_bars(evaluation))
+            show_figure(trainer, f"{prefix}/reliability", reliability_diagram(evaluation))
+            log_table(trainer.loggers, f"{prefix}/per_class_table", class_table(evaluation), trainer.global_step)
+
+    def _show_predictions(self, trainer: Trainer, found: Evaluation) -> None:
+        """Gives the loggers the table of predictions with pictures, and a grid of wrong ones."""
+        data = _data(trainer)
+        chosen = most_telling(found)[: self.max_pictures]
+        pictures = [_shrink(data.crops.load(int(row)), self.picture_size) for row in found.index[chosen]]
+        table = prediction_table(found, data.manifest).iloc[chosen].reset_index(drop=True)
+        # Files have them all in predictions.csv.
+        loggers = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]
+        log_table(loggers, "test/predictions", table, trainer.global_step, pictures)
+        wrong = table[(table["label"] != "") & (table["label"] != table["prediction"])].head(_GRID)
+        if len(wrong):
+            titles = (wrong["label"] + ", not " + wrong["prediction"]).tolist()
+            show_figure(trainer, "test/misclassified", crop_grid(pictures[: len(wrong)], titles))
+
+    def _show_heat_maps(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
+        """Shows where the evidence for the predicted classes lies, the surest mistakes first, and the teacher's."""
+        # timm imports wandb wherever it is installed; runs without heat maps do without.
+        from kd_convnext.models.heatmaps import evidence_over, resized
+
+        data, backbone, teacher = _data(trainer), cast("Backbone", module.classifier), _teacher(trainer, module)
+        resize, pictures, titles = data.crops.spec.resize, [], []
+        for place in most_telling(found)[: self.heat_maps]:
+            crop = data.crops.load(int(found.index[place]))
+            seen = still_view(crop, backbone.image_size, backbone.in_chans, resize)
+            predicted, label = int(found.predictions[place]), int(found.labels[place])
+            pictures.append(evidence_over(backbone, seen, predicted, crop, padded=resize == "pad"))
+            wrong = f" ({found.class_names[label]})" if label not in (predicted, -1) else ""
+            titles.append(f"{found.class_names[predicted]}{wrong}")
+            if teacher is not None:
+                seen = resized(seen, teacher.image_size)
+                pictures.append(evidence_over(teacher, seen, predicted, crop, padded=resize == "pad"))
+                titles.append(f"teacher, {found.class_names[predicted]}")
+        together = 1 if teacher is None else 2
+        show_figure(trainer, "test/heat_maps", crop_grid(pictures, titles, together))
+
+
+def most_telling(evaluation: Evaluation) -> npt.NDArray[np.intp]:
+    """Orders samples by what there is to learn from looking at them.
+
+    Args:
+        evaluation: N samples.
+
+    Returns:
+        N positions: wrong answers from the surest on, then the others from the least sure on.
+    """
+    wrong = (evaluation.labels >= 0) & (evaluation.labels != evaluation.predictions)
+    confidence = evaluation.probabilities.max(axis=1)
+    return np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))
+
+
+def _teacher(trainer: Trainer, module: LightningModule) -> "Backbone | None":
+    """Loads the teacher of a distilled student, where its checkpoint is at hand."""
+    from kd_convnext.checkpoints.network import load_network
+
+    path = getattr(module, "teacher_ckpt", None)
+    if path is None or not Path(path).is_file():
+        return None
+    try:
+        with torch.inference_mode(False):  # its weights take part in gradients
+            return load_network(path, str(module.device)).backbone
+    except KDConvNeXtError as error:
+        say(trainer, f"Heat maps are shown without the teacher's: {error}")
+        return None
+
+
+def _evaluation(trainer: Trainer, module: LightningModule, name: str) -> Evaluation | None:
+    """Reads what the module has collected; None in all processes but the first."""
+    return cast("Evaluation | None", getattr(module, name, None)) if trainer.is_global_zero else None
+
+
+def _shrink(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

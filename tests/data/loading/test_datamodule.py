@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import data
+
+from kd_convnext.data.loading.augment import AugmentSpec
+from kd_convnext.data.loading.views import Views
+from kd_convnext.errors import ConfigError, SplitError
+
+
+@pytest.fixture(scope="module")
+def source(tiny_manifest, tiny_cache):
+    module = data(tiny_manifest, tiny_cache)
+    for stage in ("fit", "test", "predict"):
+        module.setup(stage)
+    return module
+
+
+def test_batches(source):
+    batch = next(iter(source.train_dataloader()))
+    assert batch["image"].dtype == torch.uint8 and batch["image"].shape == (8, 3, 32, 32)
+    assert batch["label"].dtype == torch.int64 and batch["index"].dtype == torch.int64
+    assert batch["label"].tolist() == source.manifest.labels[batch["index"]].tolist()
+
+
+def test_parts_share_no_lesion_and_cover_everything(source):
+    lesions = source.manifest.groups("lesion")
+    parts = [set(lesions[part.rows]) for part in (source.train_set, source.val_set, source.test_set)]
+    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    assert sum(len(part) for part in (source.train_set, source.val_set, source.test_set)) == 60
+    assert len(source.predict_set) == 60
+
+
+def test_validation_and_test_are_never_augmented(source):
+    for part in (source.val_set, source.test_set):
+        assert torch.equal(part[0]["image"], part[0]["image"])
+        assert not part.views.random
+    loader = source.val_dataloader()
+    assert [b["index"].tolist() for b in loader] == [b["index"].tolist() for b in loader]
+
+
+def epoch_of(source, epoch):
+    loader = source.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    batches = list(loader)
+    return torch.cat([b["index"] for b in batches]), torch.cat([b["image"] for b in batches])
+
+
+def test_epochs_differ_and_repeat(source):
+    rows, images = epoch_of(source, 0)
+    again, same_images = epoch_of(source, 0)
+    assert torch.equal(rows, again) and torch.equal(images, same_images)
+    later, _ = epoch_of(source, 1)
+    assert not torch.equal(rows, later)
+    assert sorted(rows.tolist()) == sorted(source.train_set.rows.tolist())
+
+
+def test_views_do_not_depend_on_workers(source, tiny_manifest, tiny_cache):
+    parallel = data(tiny_manifest, tiny_cache, num_workers=2)
+    parallel.setup("fit")
+    for one, other in zip(epoch_of(source, 3), epoch_of(parallel, 3), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_balanced_sampling(tiny_cache, tiny_manifest, tmp_path):
+    text = tiny_manifest.read_text().splitlines()
+    kept = [line for line in text if not line.startswith(("0_3", "0_4", "0_5"))]
+    uneven = tmp_path / "uneven.csv"
+    uneven.write_text("\n".join(line if n == 0 else f"{tiny_manifest.parent}/{line}" for n, line in enumerate(kept)))
+    module = data(uneven, tiny_cache, class_balanced=True)
+    module.setup("fit")
+    loader = module.train_dataloader()
+    counts = np.zeros(5)
+    for epoch in range(60):
+        loader.sampler.set_epoch(epoch)
+        counts += np.bincount(module.train_set.labels[[view.position for view in loader.sampler]], minlength=5)
+    assert counts.min() / counts.max() > 0.8
+
+
+def test_grey(tiny_manifest, tiny_cache):
+    module = data(tiny_manifest, tiny_cache, in_chans=1)
+    module.setup("fit")
+    assert next(iter(module.train_dataloader()))["image"].shape[1] == 1
+
+
+def test_class_weights_are_the_training_parts(source):
+    assert np.mean(source.class_weights) == pytest.approx(1)
+    assert all(type(weight) is float for weight in source.class_weights)
+
+
+def test_whole_crops_of_any_shape(tiny_manifest, tiny_cache):
+    module = data(tiny_manifest, tiny_cache, store_size=None)
+    module.setup("fit")
+    assert next(iter(module.train_dataloader()))["image"].shape == (8, 3, 32, 32)
+
+
+def test_augmentation_keeps_at_least_nine_tenths(source):
+    ramp = np.zeros((200, 200, 3), np.uint8)
+    ramp[..., 0] = np.arange(200)[:, None]
+    ramp[..., 1] = np.arange(200)[None]
+    for crop_of, least in (("area", 0.9), ("side", 0.81)):
+        views = Views(200, 3, AugmentSpec(translate=0.0, crop_of=crop_of))
+        kept = []
+        for seed in range(200):
+            view = views(ramp, seed).astype(float)
+            spans = [view[..., axis].max() - view[..., axis].min() + 1 for axis in (0, 1)]
+            kept.append(spans[0] * spans[1] / 200**2)
+        assert min(kept) >= least - 0.02 and min(kept) < least + 0.03 and max(kept) > 0.99
+
+
+def test_flips_and_shifts_are_drawn_as_often_as_asked():
+    mark = np.zeros((40, 40, 3), np.uint8)
+    mark[:20, :20] = 255
+    views = Views(40, 3, AugmentSpec(crop=0.0, translate=0.0))
+    corners = [views(mark, seed)[::39, ::39, 0].argmax() for seed in range(400)]
+    assert np.bincount(corners, minlength=4).min() > 70
+    moving = Views(40, 3, AugmentSpec(horizontal_flip=0, vertical_flip=0, crop=0.0, border="black"))
+    edges = [int((moving(mark, seed)[..., 0] > 127).any(axis=0).nonzero()[0].max()) for seed in range(200)]
+    assert min(edges) >= 14 and max(edges) <= 24 and min(edges) < 17 < 21 < max(edges)
+
+
+def test_bad_values_are_named_together(tiny_manifest):
+    with pytest.raises(ConfigError) as caught:
+        data(tiny_manifest, None, image_size=2, batch_size=0, num_workers=-1)
+    assert len(caught.value.findings) == 3
+
+
+def test_given_split_has_no_repeats(tiny_manifest, tiny_cache, tmp_path, source):
+    path = tiny_manifest.parent / "split_given.csv"
+    source.split.write(path, source.manifest)
+    again = data(path, tiny_cache)
+    assert again.split.hash == source.split.hash
+    with pytest.raises(SplitError):
+        _ = data(path, tiny_cache, split_index=1).split
+
+
+def test_training_and_validation_shrink_a_crop_alike():
+    """Bilinear shrinking by 3 would let a fine grating through that averaging does not."""
+    grating = np.zeros((192, 192, 3), np.uint8)
+    grating[:, ::2] = 255
+    flat = Views(64, 3)(grating, 0)
+    drawn = [Views(64, 3, AugmentSpec(translate=0.0, crop=0.01))(grating, seed) for seed in range(20)]
+    assert flat.std() < 50
+    assert max(view.std() for view in drawn) < 50
+
+
+def test_whole_crops_are_padded_where_padding_is_asked_for():
+    tall = np.full((60, 30, 3), 200, np.uint8)
+    padded, stretched = (Views(60, 3, resize=resize)(tall, 0) for resize in ("pad", "stretch"))
+    assert (stretched == 200).all()
+    assert (padded[:, 15:45] == 200).all() and (padded[:, :15] == 0).all() and (padded[:, 45:] == 0).all()

@@ -1,0 +1,321 @@
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.manifests import BOX, GOOD, findings_of, only_finding, save_image, write_csv, write_manifest
+from PIL import Image
+
+from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.manifest import PAPER_CLASSES, read_manifest
+from kd_convnext.errors import ManifestError
+
+
+def test_a_csv_is_read_whole(tmp_path):
+    rows = [
+        {**GOOD[0], "patient_id": "P1", "x": 1, "y": 2, "width": 3, "height": 4, "split": "train"},
+        {**GOOD[0], "patient_id": "P1", "x": "5.0", "y": 2, "width": 3, "height": 4, "split": "Train"},
+        {**GOOD[1], "split": "test"},
+    ]
+    manifest = read_manifest(write_manifest(tmp_path, rows))
+
+    assert len(manifest) == 3
+    assert manifest.class_names == ("AIS", "MIA")
+    assert manifest.labels.tolist() == [0, 0, 1] and manifest.labels.dtype == np.int64
+    assert manifest.class_counts() == {"AIS": 2, "MIA": 1}
+    assert [manifest.box(i) for i in range(3)] == [Box(1, 2, 3, 4), Box(5, 2, 3, 4), None]
+    assert manifest.image_path(2) == tmp_path / "images/b.png"
+    assert manifest.where(2) == "manifest.csv, row 4"
+    assert manifest.table["split"].tolist() == ["train", "train", "test"]
+    assert manifest.table["patient_id"].tolist() == ["P1", "P1", ""]
+    assert manifest.table[["image_width", "image_height"]].to_numpy().tolist() == [[12, 8]] * 3
+    assert manifest.table.index.tolist() == [0, 1, 2]
+    assert manifest.skipped == ()
+
+
+def test_byte_order_mark_capitals_spaces_and_blank_lines_are_tolerated(tmp_path):
+    save_image(tmp_path / "a.png", 1)
+    save_image(tmp_path / "b.png", 2)
+    path = tmp_path / "m.csv"
+    path.write_text("Image , LABEL\n a.png, AIS\n\n,\nb.png ,MIA\n", encoding="utf-8-sig")
+    manifest = read_manifest(path)
+    assert manifest.table["image"].tolist() == ["a.png", "b.png"]
+    assert manifest.where(1) == "m.csv, row 5"
+
+
+def test_rows_are_numbered_by_line_where_text_spans_lines(tmp_path):
+    write_manifest(tmp_path, GOOD)
+    (tmp_path / "m.csv").write_text('image,label,note\nimages/a.png,AIS,"two\nlines"\nimages/b.png,MIA,\n')
+    assert read_manifest(tmp_path / "m.csv").table["row"].tolist() == [2, 4]
+
+
+def test_labels_that_pandas_takes_for_missing_are_kept(tmp_path):
+    rows = [{**GOOD[0], "label": "NA"}, {**GOOD[1], "label": "None"}]
+    assert read_manifest(write_manifest(tmp_path, rows)).class_names == ("NA", "None")
+
+
+def test_class_order_is_the_papers_or_sorted_or_as_given(tmp_path):
+    rows = [{"image": f"{i}.png", "label": label} for i, label in enumerate(sorted(PAPER_CLASSES))]
+    path = write_manifest(tmp_path, rows)
+    assert read_manifest(path).class_names == PAPER_CLASSES
+    wider = [*sorted(PAPER_CLASSES), "Normal"]
+    assert read_manifest(path, classes=wider).class_names == tuple(wider)
+    four = write_csv(tmp_path / "four.csv", rows[:4])
+    assert read_manifest(four).class_names == ("AIS", "Grade 1", "Grade 2", "Grade 3")
+
+
+def test_paths_are_spelt_one_way(tmp_path):
+    save_image(tmp_path / "elsewhere/c.png", 7)
+    rows = [
+        {"image": "./images/../images/a.png", "label": "AIS", **BOX},
+        {"image": str(tmp_path / "set/images/a.png"), "label": "AIS", **BOX, "width": 5},
+        {"image": "images\\b.png", "label": "MIA", **BOX},
+        {"image": "../elsewhere/c.png", "label": "MIA", **BOX},
+        {"image": str(tmp_path / "elsewhere/c.png"), "label": "MIA", **BOX, "width": 5},
+    ]
+    save_image(tmp_path / "set/images/a.png", 1)
+    save_image(tmp_path / "set/images/b.png", 2)
+    with pytest.raises(ManifestError, match="same bytes"):  # the last two, under two names outside the folder
+        read_manifest(write_csv(tmp_path / "set/m.csv", rows))
+    manifest = read_manifest(write_csv(tmp_path / "set/m.csv", rows[:4]))
+    assert manifest.table["image"].tolist() == ["images/a.png", "images/a.png", "images/b.png", "../elsewhere/c.png"]
+
+
+def test_class_folders_are_read(tmp_path):
+    for seed, name in enumerate(["AIS/a.JPG", "AIS/deep/er/b.webp", "MIA/c.tiff", "MIA/.hidden.png", ".git/d.png"]):
+        save_image(tmp_path / name, seed)
+    (tmp_path / "AIS/notes.txt").write_text("no photograph")
+    (tmp_path / "split.csv").write_text("a file beside the class folders")
+    (tmp_path / "AIS/circle").symlink_to(tmp_path / "AIS")
+    (tmp_path / "Empty").mkdir()
+
+    with pytest.warns(UserWarning, match="without photographs, left out: Empty"):
+        manifest = read_manifest(tmp_path)
+
+    assert manifest.table["image"].tolist() == ["AIS/a.JPG", "AIS/deep/er/b.webp", "MIA/c.tiff"]
+    assert manifest.table["label"].tolist() == ["AIS", "AIS", "MIA"]
+    assert manifest.root == tmp_path and manifest.where(0) == "AIS/a.JPG" and manifest.box(0) is None
+
+
+def test_photographs_beside_class_folders_have_no_label(tmp_path):
+    for seed, name in enumerate(["AIS/a.png", "MIA/b.png", "stray.png"]):
+        save_image(tmp_path / name, seed)
+    assert findings_of(tmp_path)[0].startswith("stray.png: the label is empty")
+    assert read_manifest(tmp_path, require_labels=False).labels.tolist() == [0, 1, -1]
+
+
+def test_part_folders_are_not_taken_for_classes(tmp_path):
+    for seed, name in enumerate(["train/AIS/a.png", "test/MIA/b.png"]):
+        save_image(tmp_path / name, seed)
+    assert "parts of a split, not classes" in findings_of(tmp_path)[0]
+
+
+def test_a_folder_without_photographs_is_refused(tmp_path):
+    (tmp_path / "AIS").mkdir()
+    assert "no photographs" in findings_of(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "the manifest is empty"),
+        (b"\n \n", "the manifest is empty"),
+        (b"image,label\n", "the manifest has no rows"),
+        (b"photo,label\na.png,AIS\n", "row 1: there is no column 'image'"),
+        (b"image;label\na.png;AIS\n", "row 1: the columns are not separated by commas"),
+        ("image,label\nä.png,AIS\n".encode("latin-1"), "not UTF-8"),
+        (b'image,label\na.png,"AIS\n', "row 2: not CSV"),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_refused(tmp_path, content, expected):
+    (tmp_path / "manifest.csv").write_bytes(content)
+    (found,) = findings_of(tmp_path / "manifest.csv")
+    assert found.startswith("manifest.csv") and expected in found
+
+
+def test_a_missing_manifest_is_refused(tmp_path):
+    assert "does not exist" in findings_of(tmp_path / "manifest.csv")[0]
+
+
+def test_missing_columns_are_named(tmp_path):
+    rows = [{"image": f"{i}.png", "x": 0, "y": 0, "width": 3} for i in range(2)]
+    found = findings_of(write_manifest(tmp_path, rows))
+    assert found[0].startswith("manifest.csv, row 1: there is no column 'label'")
+    assert "boxes need four columns, height not there" in found[1]
+    assert len(found) == 2
+
+
+def test_repeated_columns_and_ragged_rows_are_named(tmp_path):
+    write_manifest(tmp_path, GOOD)
+    (tmp_path / "m.csv").write_text("image,label,label\nimages/a.png,AIS,AIS\nimages/b.png,MIA\n")
+    found = findings_of(tmp_path / "m.csv")
+    assert "m.csv, row 1: the column 'label' stands twice" in found[0]
+    assert "m.csv, row 3: 2 fields where the header has 3" in found[1]
+
+
+def test_a_misspelt_column_is_pointed_out(tmp_path):
+    rows = [{**row, "patientid": "P"} for row in GOOD]
+    with pytest.warns(UserWarning, match="'patientid' is not used; did you mean 'patient_id'"):
+        read_manifest(write_manifest(tmp_path, rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"label": ""}, "the label is empty (images/c.png)"),
+        ({"image": ""}, "the image is empty"),
+        ({"x": 1}, "half a box: x=1, y=, width=, height="),
+        ({**BOX, "x": "1.5"}, "not whole numbers: x=1.5"),
+        ({**BOX, "x": "abc"}, "not whole numbers: x=abc"),
+        ({**BOX, "x": "inf"}, "not whole numbers: x=inf"),
+        ({**BOX, "x": "1e30"}, "not whole numbers: x=1e30"),
+        ({**BOX, "width": 0}, "an empty box: x=0, y=0, width=0"),
+        ({**BOX, "height": -3}, "an empty box"),
+        ({**BOX, "x": -1}, "reaches outside the photograph of 12 x 8 pixels"),
+        ({**BOX, "x": 1}, "reaches outside the photograph of 12 x 8 pixels"),
+        ({**BOX, "y": 1}, "reaches outside the photograph of 12 x 8 pixels"),
+        ({"image": "images/b.png"}, "the same photograph and region as manifest.csv, row 3"),
+    ],
+)
+def test_each_bad_row_is_named_with_a_remedy(tmp_path, change, expected):
+    third = {"image": "images/c.png", "label": "MIA", **dict.fromkeys(BOX, ""), **change}
+    found = only_finding(tmp_path, [*GOOD, third])
+    assert found.startswith("manifest.csv, row 4: ") and expected in found
+
+
+def test_one_region_with_two_labels_is_refused(tmp_path):
+    found = only_finding(tmp_path, [*GOOD, {**GOOD[1], "label": "AIS"}])
+    assert "row 4: the same photograph and region as manifest.csv, row 3, there labelled 'MIA', here 'AIS'" in found
+
+
+def test_boxes_are_checked_against_the_upright_photograph(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = write_manifest(tmp_path, [{**GOOD[0], **BOX, "width": 8, "height": 12}, GOOD[1]])
+    assert "reaches outside the photograph of 12 x 8" in findings_of(path)[0]
+    Image.open(tmp_path / "images/a.png").save(tmp_path / "images/a.png", exif=exif)
+    assert read_manifest(path).table.loc[0, ["image_width", "image_height"]].tolist() == [8, 12]
+
+
+def test_labels_outside_the_classes_are_named(tmp_path):
+    found = only_finding(tmp_path, [*GOOD, {"image": "c.png", "label": "Typo"}], classes=["AIS", "MIA"])
+    assert found.startswith("manifest.csv, row 4: unknown label 'Typo'") and "AIS, MIA" in found
+
+
+def test_one_class_only_is_refused_but_right_for_prediction(tmp_path):
+    rows = [{**row, "label": "AIS"} for row in GOOD]
+    assert "there is only one class, 'AIS'" in only_finding(tmp_path, rows)
+    assert read_manifest(tmp_path / "manifest.csv", classes=["MIA", "AIS"], require_labels=False).labels.tolist() == [
+        1,
+        1,
+    ]
+    bare = write_csv(tmp_path / "bare.csv", [{"image": row["image"]} for row in rows])
+    assert read_manifest(bare, require_labels=False).labels.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("classes", [["AIS"], ["AIS", "AIS", "MIA"], ["AIS", "", "MIA"]])
+def test_wrong_classes_are_refused(tmp_path, classes):
+    assert any(
+        "is not a list of classes" in found for found in findings_of(write_manifest(tmp_path, GOOD), classes=classes)
+    )
+
+
+def test_labels_that_differ_in_capitals_are_pointed_out(tmp_path):
+    with pytest.warns(UserWarning, match=r"differ in capitals.*'AIS', 'Ais'"):
+        read_manifest(write_manifest(tmp_path, [*GOOD, {"image": "c.png", "label": "Ais"}]))
+
+
+def make_unreadable(folder: Path, rows: list[dict]) -> Path:
+    path = write_manifest(folder, rows)
+    (folder / "images/missing.png").unlink()
+    (folder / "images/zero.png").write_bytes(b"")
+    (folder / "images/text.png").write_text("no image")
+    return path
+
+
+UNREADABLE = [
+    {"image": "images/missing.png", "label": "AIS", **BOX},
+    {"image": "images/missing.png", "label": "AIS", **BOX, "width": 5},
+    {"image": "images/zero.png", "label": "MIA"},
+    {"image": "images/text.png", "label": "MIA"},
+]
+
+
+def test_unreadable_photographs_are_all_named(tmp_path):
+    found = findings_of(make_unreadable(tmp_path, [*GOOD, *UNREADABLE]))
+    assert len(found) == 3
+    assert found[0].startswith("manifest.csv, row 4: the photograph does not exist")
+    assert "missing.png, and 1 more rows use it" in found[0]
+    assert found[1].startswith("manifest.csv, row 6: the photograph cannot be read (the file is empty)")
+    assert found[2].startswith("manifest.csv, row 7: the photograph cannot be read (not an image")
+
+
+def test_unreadable_photographs_are_left_out_by_choice(tmp_path):
+    path = make_unreadable(tmp_path, [UNREADABLE[0], *GOOD, *UNREADABLE[1:]])
+    with pytest.warns(UserWarning, match=r"3 unreadable photographs \(4 rows\) left out"):
+        manifest = read_manifest(path, on_error="skip")
+    assert manifest.table["image"].tolist() == ["images/a.png", "images/b.png"]
+    assert manifest.table.index.tolist() == [0, 1] and manifest.where(0) == "manifest.csv, row 3"
+    assert [finding.where for finding in manifest.skipped] == [f"manifest.csv, row {row}" for row in (2, 6, 7)]
+
+
+def test_skipping_leaves_other_problems_errors(tmp_path):
+    (found,) = findings_of(make_unreadable(tmp_path, [*GOOD, *UNREADABLE, {"image": "c.png"}]), on_error="skip")
+    assert "row 8: the label is empty" in found
+
+
+def test_skipping_must_not_end_in_nothing_nor_lose_a_class(tmp_path):
+    assert "no photograph could be read" in findings_of(make_unreadable(tmp_path, UNREADABLE), on_error="skip")[0]
+    save_image(tmp_path / "images/a.png")
+    rows = [*UNREADABLE, GOOD[0]]
+    assert "no photograph of MIA could be read" in findings_of(write_csv(tmp_path / "m.csv", rows), on_error="skip")[0]
+
+
+def test_everything_wrong_is_reported_together(tmp_path):
+    rows = [
+        {**GOOD[0], **BOX, "split": "train"},
+        {**GOOD[1], "split": "val"},
+        {"image": "images/c.png", "label": "", "x": 3, "split": "train"},
+        {"image": "images/d.png", "label": "Typo", **BOX, "width": 0, "split": "test"},
+        {"image": "images/e.png", "label": "AIS", **BOX, "y": 3, "split": "test"},
+        {"image": "images/f.png", "label": "AIS", "lesion_id": "L1", "split": "holdout"},
+        {"image": "images/g.png", "label": "AIS", "lesion_id": "L1", "split": "val"},
+        {"image": "images/missing.png", "label": "AIS", "split": "val"},
+        {**GOOD[1], "split": "val"},
+    ]
+    path = write_manifest(tmp_path, rows)
+    (tmp_path / "images/missing.png").unlink()
+    found = findings_of(path, classes=["AIS", "MIA"])
+    expected = {
+        "row 4: half a box",
+        "row 5: an empty box",
+        "row 4: the label is empty",
+        "row 5: unknown label",
+        "row 6: the box",
+        "row 10: the same photograph",
+        "row 7: 'holdout' is not a part",
+        "row 8: the lesion 'L1'",
+        "row 9: the photograph does not exist",
+    }
+    assert len(found) == len(expected)
+    for start in expected:
+        assert any(text.startswith(f"manifest.csv, {start}") for text in found), (start, found)
+
+
+@pytest.mark.realdata
+def test_real_manifests_are_sound_and_quick(shared_dir):
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lesions = read_manifest(shared_dir / "data/ham_paper5/manifest.csv")
+    assert lesions.class_counts() == {"akiec": 121, "bcc": 196, "bkl": 546, "df": 41, "nv": 1317}
+    assert len(set(lesions.groups("lesion"))) == 1279
+    assert len(set(lesions.groups("image"))) == 2220  # two files have the same bytes
+
+    with pytest.warns(UserWarning, match="354 of 364 lesions have several labels"):
+        smears = read_manifest(shared_dir / "data/bccd/manifest.csv")
+    assert smears.class_counts() == {"Platelets": 361, "RBC": 4153, "WBC": 372}
+    assert len(set(smears.groups("lesion"))) == len(set(smears.groups("image"))) == 364
+    assert smears.box(0) == Box(260, 177, 231, 199)
+    assert time.perf_counter() - start < 30  # 1 s where the disk is warm

@@ -1,0 +1,142 @@
+"""The experiment over several processes: killed and continued, a killed cell, Ray, W&B, measured estimates."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from helpers.experiments import CONFIGS, cells, description, record, write
+from helpers.wandb_reader import read_runs
+
+from kd_convnext.cli import main
+
+pytestmark = pytest.mark.slow
+PATIENCE = 240
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """One thread here and in every process begun: sums over other numbers of threads round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def options(tiny_manifest, tiny_cache, tmp_path_factory):
+    """Two methods on two splits, three short epochs each."""
+    folder = tmp_path_factory.mktemp("description")
+    grid = description()
+    grid["common"]["trainer"]["max_epochs"] = 3
+    config = write(folder, {**grid, "methods": {name: grid["methods"][name] for name in ("swin", "kd_both")}})
+    return [f"--config={config}", f"--manifest={tiny_manifest}", f"--cache_dir={tiny_cache}", "--bootstrap=20"]
+
+
+@pytest.fixture(scope="module")
+def straight(options, tmp_path_factory):
+    """The results of a run without interruption."""
+    out = tmp_path_factory.mktemp("straight") / "out"
+    assert main(["paper", *options, "--repeats=2", f"--out={out}", "--isolate=false"]) == 0
+    return (out / "results.csv").read_text()
+
+
+def start(options, out):
+    command = [sys.executable, "-m", "kd_convnext.cli", "paper", *options, f"--out={out}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition):
+    end = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.005)
+    return found
+
+
+def children(out):
+    """Processes of cells below a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if "kd_convnext.experiment.running.child" in words and any(word.startswith(str(out)) for word in words):
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_killed_and_continued_gives_the_same_results(options, straight, tmp_path):
+    out = tmp_path / "out"
+    last = out / "cells" / "kd_both" / "default" / "repeat0" / "checkpoints" / "last.ckpt"
+    process = start([*options, "--repeats=2"], out)
+    wait_for(lambda: last.exists())
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not children(out))
+    assert list(cells(out)) == ["swin/default/repeat0"]
+    teacher = (out / "cells/swin/default/repeat0/checkpoints/best.ckpt").stat().st_mtime_ns
+    assert main(["paper", *options, "--repeats=2", f"--out={out}", "--resume=true"]) == 0
+    assert (out / "cells/swin/default/repeat0/checkpoints/best.ckpt").stat().st_mtime_ns == teacher
+    assert (out / "results.csv").read_text() == straight
+    curves = pd.read_csv(last.parent.parent / "metrics.csv")
+    epochs = curves.loc[curves["val/f1_macro"].notna(), "epoch"]
+    assert epochs.tolist() == [0, 1, 2]
+    # The second fit of the cell went on: it did not begin with the first epoch.
+    log = (last.parent.parent / "log.txt").read_text()
+    assert log.count("Fitting DistillModule") == 2
+
+
+def test_a_killed_cell_is_a_failed_cell(options, tmp_path):
+    out = tmp_path / "out"
+    process = start([*options, "--repeats=2", "--methods=swin"], out)
+    log = out / "cells" / "swin" / "default" / "repeat0" / "log.txt"
+    wait_for(lambda: log.exists() and "Fitting" in log.read_text())
+    for child in children(out):
+        os.kill(child, signal.SIGKILL)
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "killed by SIGKILL" in error and "swin/default/repeat0" in error
+    found = {name: record(cell)["status"] for name, cell in cells(out).items()}
+    assert found == {"swin/default/repeat0": "failed", "swin/default/repeat1": "finished"}
+
+
+def test_ray_gives_the_results_of_the_serial_run(options, straight, tmp_path):
+    pytest.importorskip("ray")
+    out = tmp_path / "out"
+    assert main(["paper", *options, "--repeats=2", f"--out={out}", "--launcher=ray", "--workers=2"]) == 0
+    assert (out / "results.csv").read_text() == straight
+    begun = {name: (cell / "split.csv").stat().st_mtime for name, cell in cells(out).items()}
+    ended = {name: (cell / "cell.json").stat().st_mtime for name, cell in cells(out).items()}
+    for repeat in (0, 1):
+        assert begun[f"kd_both/default/repeat{repeat}"] > ended[f"swin/default/repeat{repeat}"]
+    # Two at a time: the teachers ran side by side.
+    assert begun["swin/default/repeat1"] < ended["swin/default/repeat0"]
+
+
+def test_an_estimate_from_timed_steps(options, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["paper", *options, "--repeats=2", f"--out={out}", "--dry_run=true"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("timed steps") == 4 and printed.count(" GB ") == 4 and "To run: about" in printed
+    assert not out.exists()
+
+
+def test_cells_of_an_experiment_are_one_group_in_wandb(options, tmp_path):
+    out = tmp_path / "trial"
+    words = ["paper", *options, "--repeats=1", f"--out={out}", f"--overlays=[{CONFIGS / 'wandb.yaml'}]"]
+    assert main([*words, "--cell=0"]) == 0
+    assert main([*words, "--cell=1", "--resume=true"]) == 0
+    swin, convnext = "swin_tiny_patch4_window7_224", "convnext_tiny"
+    for method, networks in (("swin", swin), ("kd_both", f"{convnext}_from_{swin}")):
+        runs = read_runs(out / "cells" / method / "default" / "repeat0", 2)
+        assert {run.group for run in runs} == {"trial"}
+        assert {run.name for run in runs} == {f"{networks}/{method}/default/repeat0"}

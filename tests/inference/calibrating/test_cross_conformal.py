@@ -1,0 +1,197 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from helpers import tiny
+from helpers.inference import changed, copy_run, make_run
+from scipy.stats import t
+
+from kd_convnext import Predictor
+from kd_convnext.cli import main
+from kd_convnext.data.manifest.grouping import group_hashes
+from kd_convnext.data.manifest.manifest import read_manifest
+from kd_convnext.inference.calibrating.cross_conformal import checked
+from kd_convnext.inference.trust.prediction_sets import Held, fit_thresholds, lesions_needed, weighted_threshold
+
+NAMES = ("A", "B", "C", "D")
+SHARES = (0.5, 0.25, 0.17, 0.08)
+
+
+@pytest.fixture(scope="module")
+def repeats(tiny_manifest, tiny_cache, tmp_path_factory):
+    """Runs of three repeats of the split, the same recipe."""
+    made = []
+    for index in range(3):
+        source = tiny.data(tiny_manifest, tiny_cache, split_index=index)
+        module = tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC)
+        made.append(make_run(tmp_path_factory.mktemp(f"repeat{index}"), source, module))
+    return made
+
+
+@pytest.fixture
+def run(repeats, tmp_path):
+    return copy_run(repeats[0], tmp_path / "run")
+
+
+def calibrate(run, *also, coverage=0.75):
+    words = ["--ckpt_path", str(run), f"--coverage={coverage}", "--also", ",".join(map(str, also))]
+    return main(["calibrate", *words])
+
+
+def parts(checkpoint):
+    """Lesions of each class in each part."""
+    table = pd.read_csv(checkpoint.parent.parent / "split.csv", dtype=str)
+    return {key: set(rows["lesion_id"]) for key, rows in table.groupby(["label", "split"])}
+
+
+def test_lesions_that_other_repeats_have_held_out_count(run, repeats, capsys):
+    assert calibrate(run, *repeats[1:]) == 0
+    printed = capsys.readouterr().out
+    own, *others = (parts(checkpoint) for checkpoint in repeats)
+    tested = set().union(*(found for (_, part), found in own.items() if part == "test"))
+    stored = json.loads((run.parent / "calibration.json").read_text())
+    needed, counts = lesions_needed(0.75), []
+    for place, name in enumerate(Predictor.from_checkpoint(run).network.card.class_names):
+        elsewhere = set().union(*(found[name, "val"] for found in others)) - tested
+        counts.append(len(own[name, "val"] | elsewhere))
+        for level in ("photograph", "lesion"):
+            classes = stored[level]["classes"]
+            assert classes["lesions"][place] == len(own[name, "val"]) < needed and not classes["guaranteed"][place]
+            assert classes["crossed"][place] == (counts[-1] if counts[-1] >= needed else 0)
+            assert (classes["values"][place] is not None) == (counts[-1] >= needed)
+    enough = [count for count in counts if count >= needed]
+    assert enough and printed.count("NO guarantee: about, by") == len(enough)
+    assert stored["record"]["transfer"] is None or "of its own (95 % interval" in printed
+    assert main(["card", "--ckpt_path", str(run)]) == 0
+    assert "About as much, **without a guarantee**, for:" in (run.parent.parent / "MODEL_CARD.md").read_text()
+    # Thresholds are those of single networks' answers, each lesion counted once.
+    asked = [held_out(checkpoint, tested if checkpoint != repeats[0] else set()) for checkpoint in repeats]
+    labels, scores, lesions = (np.concatenate(column) for column in zip(*asked, strict=True))
+    for name, value in zip(stored["class_names"], stored["photograph"]["classes"]["values"], strict=True):
+        expected = weighted_threshold(scores[labels == name], lesions[labels == name], 0.75)
+        assert (np.inf if value is None else value) == pytest.approx(expected, abs=1e-6)
+
+
+def held_out(checkpoint, left_out):
+    """Labels, scores and lesions of a run's validation photographs."""
+    table = pd.read_csv(checkpoint.parent.parent / "split.csv", dtype={"lesion_id": str})
+    rows = table[(table["split"] == "val") & ~table["lesion_id"].isin(left_out)]
+    predictor = Predictor.from_checkpoint(checkpoint, calibration="none")
+    manifest = read_manifest(tiny_folder(checkpoint))
+    by_name = {str(manifest.table.at[row, "image"]): row for row in range(len(manifest))}
+    scores = []
+    for image, label in zip(rows["image"], rows["label"], strict=True):
+        row = by_name[image]
+        answer = predictor(manifest.image_path(row), manifest.box(row))
+        scores.append(1 - answer.probabilities[answer.class_names.index(label)])
+    return rows["label"].to_numpy(str), np.array(scores), rows["lesion_id"].to_numpy(str)
+
+
+def tiny_folder(checkpoint):
+    return yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())["data"]["manifest"]
+
+
+class TestRefused:
+    def test_split_that_holds_out_no_others(self, run, repeats, capsys):
+        assert calibrate(run, repeats[0]) == 2
+        assert f"--also {repeats[0]}" in (said := capsys.readouterr().err) and "same split" in said
+        assert calibrate(run, repeats[1], repeats[1]) == 2
+        assert "same split" in capsys.readouterr().err
+        assert not (run.parent / "calibration.json").exists()
+
+    def test_network_that_has_seen_what_it_held_out(self, run, repeats, tiny_manifest, tmp_path, capsys):
+        """As when its teacher was trained on another split."""
+        other = copy_run(repeats[1], tmp_path / "other")
+        manifest = read_manifest(tiny_manifest)
+        seen = group_hashes(manifest.table, np.arange(len(manifest)))
+        changed(other, other, seen_groups=torch.from_numpy(seen))
+        assert calibrate(run, other) == 2
+        assert f"--also {other}" in (said := capsys.readouterr().err) and "were seen before" in said
+
+    def test_another_recipe(self, run, tiny_run, capsys):
+        assert calibrate(run, tiny_run) == 2
+        assert "its network is swin_tiny_patch4_window7_224, not convnext_tiny" in capsys.readouterr().err
+
+    def test_file_that_is_not_there(self, run, capsys):
+        assert calibrate(run, "gone.ckpt") == 2
+        assert "gone.ckpt" in capsys.readouterr().err
+
+
+class Network:
+    """One outcome of a recipe: answers for lesions, with faults of its own."""
+
+    def __init__(self, rng, skill=2.0):
+        self.rng, self.skill = rng, skill
+        self.fault, self.sharpness = rng.normal(0, 0.3, 4), np.exp(rng.normal(0, 0.15))
+
+    def answers(self, lesions, start=0):
+        labels = self.rng.choice(4, lesions, p=SHARES)
+        logits = self.rng.normal(0, 1.5, (lesions, 4)) + self.fault
+        logits[np.arange(lesions), labels] += self.skill
+        powers = np.exp(self.sharpness * logits)
+        names = np.array([f"{id(self)}-{number}" for number in range(start, start + lesions)])
+        return Held(powers / powers.sum(axis=1, keepdims=True), labels, names)
+
+
+def repeated(rng, skill=2.0):
+    """Thresholds of a network with about three lesions of class D, and of seven others; and of D on new lesions."""
+    network, others = Network(rng, skill), Held.of([Network(rng).answers(40) for _ in range(7)])
+    own = network.answers(40)
+    thresholds = fit_thresholds(*own, NAMES, others=others)
+    new = network.answers(2000, 40)
+    rows = new.labels == 3
+    return thresholds, own, others, thresholds.sets(new.probabilities[rows])[:, 3].mean()
+
+
+def test_coverage_of_a_scarce_class_where_networks_are_alike():
+    rng, covered = np.random.default_rng(5), []
+    for _ in range(150):
+        thresholds, _, _, found = repeated(rng)
+        if thresholds.crossed[3]:
+            assert not thresholds.guaranteed[3] and np.isfinite(thresholds.values[3])
+            covered.append(found)
+    values = np.array(covered)
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    assert len(values) > 120 and values.mean() + half >= 0.9 and values.mean() - half <= 0.9 + 1 / 20
+
+
+def test_networks_that_are_not_alike_are_found_out():
+    """What no theorem rules out: the network that answers is weaker. Nothing is promised, and the check says so."""
+    rng, covered, warned = np.random.default_rng(6), [], 0
+    for _ in range(40):
+        thresholds, own, others, found = repeated(rng, skill=0.0)
+        if thresholds.crossed[3]:
+            covered.append(found)
+            assert not thresholds.guaranteed[3]
+        warned += checked(own, others, NAMES, 0.9).high < 0.9
+    assert np.mean(covered) < 0.85 and warned >= 36
+
+
+def test_check_says_nothing_against_networks_that_are_alike():
+    rng, intervals = np.random.default_rng(7), []
+    for _ in range(40):
+        _, own, others, _ = repeated(rng)
+        intervals.append(checked(own, others, NAMES, 0.9))
+    assert sum(found.high < 0.9 for found in intervals) <= 4
+    assert checked(own, own, NAMES, 0.9) is None
+
+
+def test_lesion_that_several_networks_have_held_out_counts_once():
+    rng = np.random.default_rng(0)
+    held = Held(rng.dirichlet((1, 1, 1, 1), 8), np.full(8, 3), np.array([f"L{number}" for number in range(8)]))
+    twice = Held.of([held, held])
+    found = fit_thresholds(*held, NAMES, others=twice)
+    assert found.crossed == (0, 0, 0, 0) and found.values[3] == np.inf  # eight lesions stay eight
+    ninth = Held(held.probabilities[:1], held.labels[:1], np.array(["L9"]))
+    assert fit_thresholds(*held, NAMES, others=Held.of([twice, ninth])).crossed == (0, 0, 0, 9)
+
+
+def test_own_lesions_are_enough_where_they_are_enough():
+    rng = np.random.default_rng(1)
+    own = Held(rng.dirichlet((1, 1, 1, 1), 30), np.zeros(30, int), np.arange(30).astype(str))
+    others = Held(rng.dirichlet((1, 1, 1, 9), 90), np.zeros(90, int), np.arange(100, 190).astype(str))
+    crossed = fit_thresholds(*own, NAMES, others=others)
+    assert crossed.values == fit_thresholds(*own, NAMES).values and crossed.guaranteed[0] and crossed.crossed[0] == 0

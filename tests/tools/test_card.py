@@ -1,0 +1,147 @@
+import json
+
+import pandas as pd
+import pytest
+from helpers import tiny
+from helpers.inference import copy_run
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+
+from kd_convnext.cli import main
+from kd_convnext.errors import CheckpointError
+from kd_convnext.inference.predictor import Predictor
+from kd_convnext.inference.publishing.hub import PublishedModel
+from kd_convnext.modules.teacher import TeacherModule
+from kd_convnext.training.record import RunRecord
+
+
+@pytest.fixture(scope="module")
+def tested_run(tiny_run, tiny_manifest, tiny_cache, tmp_path_factory):
+    """The tiny teacher, tested and calibrated."""
+    checkpoint = copy_run(tiny_run, tmp_path_factory.mktemp("tested"))
+    source = tiny.data(tiny_manifest, tiny_cache)
+    trainer = tiny.trainer(checkpoint.parent.parent, callbacks=[RunRecord()])
+    trainer.test(TeacherModule.load_from_checkpoint(checkpoint), source, ckpt_path=str(checkpoint), verbose=False)
+    assert main(["calibrate", "--ckpt_path", str(checkpoint), "--coverage", "0.5"]) == 0
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def published(tested_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    assert main(["publish", "--ckpt_path", str(tested_run), "--out", str(folder), "--license", "apache-2.0"]) == 0
+    return folder
+
+
+# ---- the card
+
+
+def test_the_card_of_a_run_says_what_its_files_say(tested_run, capsys):
+    assert main(["card", "--ckpt_path", str(tested_run), "--resamples", "200"]) == 0
+    path = tested_run.parent.parent / "MODEL_CARD.md"
+    assert str(path) in capsys.readouterr().out
+    card = ModelCard.load(path)
+    metrics = json.loads((tested_run.parent.parent / "metrics.json").read_text())
+    shown = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_paper"):
+        assert shown[name] == pytest.approx(metrics[f"test/{name}"], abs=1e-4)
+        assert f"| {name} | {metrics[f'test/{name}']:.3f} |" in card.text
+    split = pd.read_csv(tested_run.parent.parent / "split.csv")
+    mine = split[split["label"] == "AIS"]
+    expected = [
+        f"{(mine['split'] == part).sum()} ({mine[mine['split'] == part]['lesion_id'].nunique()})"
+        for part in ("train", "val", "test")
+    ]
+    assert f"| AIS | {' | '.join(expected)} |" in card.text
+    for words in ("not a medical device", "research-only", "Temperature", "95 %", "Fewer than 10 tested lesions"):
+        assert words in card.text or words in str(card.data)
+    assert str(tested_run.parent) not in str(card)
+
+
+def test_what_is_unknown_is_said_to_be(tiny_run, tmp_path):
+    moved = tmp_path / "moved.ckpt"
+    moved.write_bytes(tiny_run.read_bytes())
+    assert main(["card", "--ckpt_path", str(moved), "--out", str(tmp_path / "card.md")]) == 0
+    card = ModelCard.load(tmp_path / "card.md")
+    for words in ("Not tested", "Not calibrated", "counts are unknown"):
+        assert words in card.text
+    assert not card.data.eval_results
+
+
+def test_a_leak_is_on_the_card(tested_run, tmp_path):
+    from helpers.inference import changed
+
+    leaky = changed(tested_run, tmp_path / "leaky.ckpt", leak_allowed=True)
+    assert main(["card", "--ckpt_path", str(leaky), "--out", str(tmp_path / "card.md")]) == 0
+    assert "were in its training" in (tmp_path / "card.md").read_text()
+
+
+# ---- the hub
+
+
+def test_what_is_published_answers_alike(tested_run, published, tiny_manifest):
+    names = {path.name for path in published.iterdir()}
+    assert names == {"config.json", "model.safetensors", "calibration.json", "calibration.safetensors", "README.md"}
+    pulled = PublishedModel.from_pretrained(str(published))
+    before = Predictor.from_checkpoint(tested_run)
+    for photo in ("0_0_0.png", "3_2_1.png", "4_5_0.png"):
+        one, other = before(tiny_manifest.parent / photo), pulled.predictor(tiny_manifest.parent / photo)
+        assert (one.probabilities == other.probabilities).all()
+        assert (one.prediction_set, one.abstain, one.reasons) == (other.prediction_set, other.abstain, other.reasons)
+
+
+def test_nothing_private_is_published(tested_run, published, tiny_manifest):
+    text = (published / "config.json").read_text() + (published / "README.md").read_text()
+    config = json.loads((published / "config.json").read_text())
+    assert "seen_groups" not in config["data"]
+    for private in (str(tiny_manifest.parent), str(tested_run.parent), "L0-0"):
+        assert private not in text
+    with safe_open(published / "model.safetensors", framework="pt") as weights:
+        assert weights.metadata() == {"format": "pt"}
+    assert ModelCard.load(published / "README.md").data.license == "apache-2.0"
+
+
+def test_pulled_is_pushed_again_unchanged(published, tmp_path):
+    PublishedModel.from_pretrained(str(published)).save_pretrained(tmp_path / "again")
+    for path in published.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes().strip() == path.read_bytes().strip(), path.name
+
+
+def test_pushing_goes_to_the_named_private_repository(tested_run, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class FakeApi:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, private, exist_ok):
+            calls.append((repo_id, private))
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, folder_path, **options):
+            calls.append({path.name for path in folder_path.iterdir()})
+            return "https://hub/commit"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", FakeApi)
+    words = ["publish", "--ckpt_path", str(tested_run), "--out", str(tmp_path / "out"), "--repo_id", "me/student"]
+    assert main(words) == 0
+    assert calls[0] == ("me/student", True)
+    assert {"README.md", "model.safetensors", "config.json"} <= calls[1]
+    assert "https://hub/commit" in capsys.readouterr().out
+    assert 'from_pretrained("me/student")' in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_folder_that_is_none_of_ours_is_refused(published, tmp_path, capsys):
+    with pytest.raises(CheckpointError, match="kd-convnext publish"):
+        PublishedModel.from_pretrained(str(tmp_path))
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in published.iterdir():
+        (damaged / path.name).write_bytes(path.read_bytes())
+    (damaged / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="is not a published model"):
+        PublishedModel.from_pretrained(str(damaged))
+    newer = json.loads((published / "config.json").read_text()) | {"format_version": 99}
+    (damaged / "config.json").write_text(json.dumps(newer))
+    with pytest.raises(CheckpointError, match="Update kd-convnext"):
+        PublishedModel.from_pretrained(str(damaged))

@@ -1,0 +1,227 @@
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.bad_files import Payload, write_odd_images
+from helpers.inference import changed, copy_run
+
+from kd_convnext import Predictor, __version__
+from kd_convnext.cli import main
+
+CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_run, tmp_path_factory):
+    checkpoint = copy_run(tiny_run, tmp_path_factory.mktemp("calibrated") / "run")
+    assert main(["calibrate", "--ckpt_path", str(checkpoint), "--coverage=0.5"]) == 0
+    return checkpoint
+
+
+@pytest.fixture
+def unlabelled(tiny_manifest, tmp_path):
+    """The first 12 photographs (six lesions) with boxes and lesions, without labels."""
+    rows = [line.split(",") for line in tiny_manifest.read_text().splitlines()[1:13]]
+    lines = ["image,lesion_id,x,y,width,height"]
+    lines += [",".join([f"{tiny_manifest.parent}/{row[0]}", *row[2:]]) for row in rows]
+    manifest = tmp_path / "new.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    return manifest
+
+
+def classify(*words):
+    return main(["classify", *map(str, words)])
+
+
+def test_manifest_without_labels(calibrated, unlabelled, tmp_path):
+    out = tmp_path / "out"
+    assert classify(unlabelled, "--ckpt_path", calibrated, "--out", out) == 0
+    assert {path.name for path in out.iterdir()} == {"answers.csv", "answers.json", "lesions.csv"}
+    answers, lesions = pd.read_csv(out / "answers.csv"), pd.read_csv(out / "lesions.csv")
+    given = pd.read_csv(unlabelled)
+    for column in given.columns:
+        assert answers[column].tolist() == given[column].tolist()
+    assert lesions["lesion_id"].tolist() == given["lesion_id"].drop_duplicates().tolist()
+    assert lesions["photographs"].tolist() == [2] * 6
+    columns = [f"prob_{name}" for name in CLASSES]
+    assert answers[columns].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-6)
+    means = answers.groupby("lesion_id")[columns].mean().loc[lesions["lesion_id"]]
+    assert lesions[columns].to_numpy() == pytest.approx(means.to_numpy(), abs=1e-6)
+    for table in (answers, lesions):
+        best = table[columns].idxmax(axis=1).str.removeprefix("prob_")
+        assert table["prediction"].tolist() == best.tolist()
+        sets = (
+            table["prediction_set"].fillna("").str.split("|").map(lambda names: len([name for name in names if name]))
+        )
+        assert table["abstain"].tolist() == ((sets != 1) | (table["gate_score"] > 1)).tolist()
+        assert (table["abstain"] == table["reasons"].notna()).all()
+
+
+def test_json_says_the_same_and_which_model_it_was(calibrated, unlabelled, tmp_path):
+    out = tmp_path / "out"
+    assert classify(unlabelled, "--ckpt_path", calibrated, "--out", out) == 0
+    found = json.loads((out / "answers.json").read_text())
+    model = found["model"]
+    assert model["kd_convnext"] == __version__ and model["name"] == "swin_tiny_patch4_window7_224"
+    assert (
+        model["checkpoint_sha256"]
+        == json.loads((calibrated.parent / "calibration.json").read_text())["checkpoint_sha256"]
+    )
+    assert found["calibration"]["coverage"] == 0.5 and found["failures"] == []
+    with (out / "answers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, entry in zip(rows, found["answers"], strict=True):
+        assert row["image"] == entry["image"] and row["prediction"] == entry["prediction"]
+        assert [entry["probabilities"][name] for name in CLASSES] == pytest.approx(
+            [float(row[f"prob_{name}"]) for name in CLASSES], abs=1e-7
+        )
+        assert row["prediction_set"] == "|".join(entry["prediction_set"])
+        assert row["checkpoint_sha256"] == model["checkpoint_sha256"]
+    assert len(found["lesions"]) == 6
+
+
+def test_files_and_folders_are_as_the_predictor_answers(calibrated, tiny_manifest, tmp_path):
+    folder = tiny_manifest.parent
+    words = [folder / "1_0_0.png", folder, "--ckpt_path", calibrated, "--out", tmp_path / "out"]
+    assert classify(*words) == 0
+    table = pd.read_csv(tmp_path / "out" / "answers.csv")
+    assert table["image"].tolist() == [str(folder / "1_0_0.png"), *sorted(map(str, folder.glob("*.png")))]
+    assert not (tmp_path / "out" / "lesions.csv").exists()
+    predictor = Predictor.from_checkpoint(calibrated)
+    for row in (0, 5, 60):
+        answer = predictor(table["image"][row])
+        found = [table[f"prob_{name}"][row] for name in CLASSES]
+        assert found == pytest.approx(answer.probabilities.tolist(), abs=1e-7)
+        assert table["gate_score"][row] == pytest.approx(answer.gate_score, abs=1e-6)
+
+
+@pytest.mark.parametrize("lesion_by", ["folder", "all"])
+def test_photographs_of_one_lesion_without_a_manifest(calibrated, tiny_manifest, tmp_path, lesion_by):
+    folder = tiny_manifest.parent
+    photos = [folder / f"0_{number}_0.png" for number in range(3)]
+    assert classify(*photos, "--ckpt_path", calibrated, "--out", tmp_path / "o", "--lesion_by", lesion_by) == 0
+    lesions = pd.read_csv(tmp_path / "o" / "lesions.csv")
+    assert lesions["photographs"].tolist() == [3]
+    assert lesions["lesion_id"].tolist() == [str(folder) if lesion_by == "folder" else "all"]
+
+
+def test_one_photograph_with_a_box(calibrated, tiny_manifest, tmp_path, capsys):
+    photo = tiny_manifest.parent / "2_0_0.png"
+    words = [photo, "--ckpt_path", calibrated, "--out", tmp_path / "o"]
+    assert classify(*words, "--box=2,1,36,34") == 0
+    table = pd.read_csv(tmp_path / "o" / "answers.csv")
+    assert table[["x", "y", "width", "height"]].to_numpy().tolist() == [[2, 1, 36, 34]]
+    again = [*words, "--overwrite=true"]
+    for bad in ([*again, "--box=2,1"], [photo, *again, "--box=2,1,3,3"]):
+        assert classify(*bad) == 2
+        assert "--box" in capsys.readouterr().err
+    assert classify(*again, "--box=30,1,36,34") == 2
+    assert "does not lie inside" in capsys.readouterr().err
+
+
+def test_mirror_images_by_choice(tiny_run, tiny_manifest, tmp_path):
+    photo = tiny_manifest.parent / "2_0_0.png"
+    for tta in ("true", "false"):
+        assert classify(photo, "--ckpt_path", tiny_run, "--out", tmp_path / tta, "--tta", tta) == 0
+    one, other = (pd.read_csv(tmp_path / tta / "answers.csv")["prob_AIS"][0] for tta in ("true", "false"))
+    assert one == pytest.approx(Predictor.from_checkpoint(tiny_run, tta=True)(photo).probabilities[3], abs=1e-7)
+    assert one != other
+
+
+def test_without_calibration_a_person_decides(tiny_run, unlabelled, tmp_path, capsys):
+    assert classify(unlabelled, "--ckpt_path", tiny_run, "--out", tmp_path / "o") == 0
+    assert "not calibrated" in capsys.readouterr().err
+    for name in ("answers.csv", "lesions.csv"):
+        table = pd.read_csv(tmp_path / "o" / name)
+        assert table["abstain"].all() and table["prediction_set"].isna().all() and table["gate_score"].isna().all()
+
+
+class TestPhotographsWithoutAnAnswer:
+    @pytest.fixture
+    def odd(self, tmp_path):
+        folder = tmp_path / "odd"
+        folder.mkdir()
+        return folder, *write_odd_images(folder)
+
+    def test_others_are_answered_and_these_are_listed(self, calibrated, odd, tmp_path, capsys):
+        folder, good, bad = odd
+        bad = [name for name in bad if name != "folder.png"]
+        photos = [folder / name for name in (*bad, *good)]
+        out = tmp_path / "out"
+        assert classify(*photos, "--ckpt_path", calibrated, "--out", out) == 2
+        err = capsys.readouterr().err
+        assert all(name in err for name in bad) and "Traceback" not in err
+        assert pd.read_csv(out / "answers.csv")["image"].tolist() == [str(folder / name) for name in good]
+        failures = pd.read_csv(out / "failures.csv")
+        assert failures["image"].tolist() == [str(folder / name) for name in bad]
+        assert failures["problem"].notna().all() and failures["remedy"].notna().all()
+        assert len(json.loads((out / "answers.json").read_text())["failures"]) == len(bad)
+        assert classify(*photos, "--ckpt_path", calibrated, "--out", out, "--overwrite=true", "--on_error=skip") == 0
+
+    def test_rows_of_a_manifest(self, calibrated, unlabelled, odd, tmp_path):
+        folder, _, _ = odd
+        text = unlabelled.read_text()
+        unlabelled.write_text(f"{text}{folder / 'empty.jpg'},L,,,,\n{folder / 'good.png'},L,,,,\n")
+        assert classify(unlabelled, "--ckpt_path", calibrated, "--out", tmp_path / "o", "--on_error=skip") == 0
+        assert len(pd.read_csv(tmp_path / "o" / "answers.csv")) == 13
+        failures = pd.read_csv(tmp_path / "o" / "failures.csv")
+        assert failures["image"].tolist() == ["new.csv, row 14"]
+
+    def test_old_failures_go_when_all_is_well(self, calibrated, odd, tmp_path):
+        folder, _, _ = odd
+        words = ["--ckpt_path", calibrated, "--out", tmp_path / "o", "--overwrite=true"]
+        assert classify(folder / "empty.jpg", *words) == 2
+        assert not (tmp_path / "o" / "answers.csv").exists()
+        assert classify(folder / "good.png", *words) == 0
+        assert not (tmp_path / "o" / "failures.csv").exists()
+
+
+class TestRefused:
+    def test_folder_that_is_not_empty(self, tiny_run, unlabelled, tmp_path, capsys):
+        assert classify(unlabelled, "--ckpt_path", tiny_run, "--out", tmp_path) == 2
+        assert "--overwrite true" in capsys.readouterr().err
+
+    def test_code_in_a_checkpoint_is_never_run(self, tmp_path, unlabelled, capsys):
+        torch.save({"kd_convnext": Payload(tmp_path / "touched")}, tmp_path / "evil.ckpt")
+        assert classify(unlabelled, "--ckpt_path", tmp_path / "evil.ckpt", "--out", tmp_path / "o") == 2
+        assert "loaded safely" in capsys.readouterr().err
+        assert not (tmp_path / "touched").exists() and not (tmp_path / "o").exists()
+
+    def test_folder_without_photographs(self, tiny_run, tmp_path, capsys):
+        (tmp_path / "nothing").mkdir()
+        assert classify(tmp_path / "nothing", "--ckpt_path", tiny_run, "--out", tmp_path / "o") == 2
+        assert "no photographs" in capsys.readouterr().err
+
+    def test_manifest_with_bad_boxes_names_every_row(self, tiny_run, unlabelled, tmp_path, capsys):
+        lines = unlabelled.read_text().splitlines()
+        lines[2] = lines[2].replace(",36,34", ",99,34")
+        lines[5] = lines[5].replace(",36,34", ",,34")
+        unlabelled.write_text("\n".join(lines) + "\n")
+        assert classify(unlabelled, "--ckpt_path", tiny_run, "--out", tmp_path / "o") == 2
+        err = capsys.readouterr().err
+        assert "row 3" in err and "row 6" in err
+
+    def test_no_photographs_at_all(self, tiny_run, tmp_path, capsys):
+        assert classify("--ckpt_path", tiny_run, "--out", tmp_path / "o") == 2
+        assert "photos" in capsys.readouterr().err
+
+
+def test_overridden_leaks_are_said(tiny_run, unlabelled, tmp_path, capsys):
+    leaky = changed(tiny_run, tmp_path / "leaky.ckpt", leak_allowed=True)
+    assert classify(unlabelled, "--ckpt_path", leaky, "--out", tmp_path / "o") == 0
+    assert "has seen lesions" in capsys.readouterr().err
+    assert json.loads((tmp_path / "o" / "answers.json").read_text())["model"]["leak_allowed"]
+
+
+def test_the_order_of_photographs_does_not_matter(calibrated, unlabelled, tmp_path):
+    assert classify(unlabelled, "--ckpt_path", calibrated, "--out", tmp_path / "a") == 0
+    header, *rows = unlabelled.read_text().splitlines()
+    shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    unlabelled.write_text("\n".join([header, *shuffled]) + "\n")
+    assert classify(unlabelled, "--ckpt_path", calibrated, "--out", tmp_path / "b") == 0
+    for name, key in (("answers.csv", "image"), ("lesions.csv", "lesion_id")):
+        first, second = (pd.read_csv(tmp_path / out / name).sort_values(key, ignore_index=True) for out in "ab")
+        pd.testing.assert_frame_equal(first, second, check_exact=True)

@@ -1,0 +1,69 @@
+"""Two real processes on the CPU, started as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.command_line import OFFLINE, SMALL_SWIN, TINY, convnext
+from helpers.paths import CONFIGS
+
+pytestmark = pytest.mark.slow
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.precision=32-true"]
+
+
+def run(folder, *words):
+    done = subprocess.run(
+        [sys.executable, "-m", "kd_convnext.cli", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def test_distillation_on_two_processes(tiny_manifest, tmp_path):
+    lines = tiny_manifest.read_text().splitlines()
+    photographs = [f"{tiny_manifest.parent}/{line}" for line in lines[1:-1]]  # 59: parts that do not divide by two
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("\n".join([lines[0], *photographs]) + "\n")
+    data = [f"--data.manifest={manifest}", "--data.cache_dir=cache", *TINY, *TWO]
+    swin = ["--config", str(CONFIGS / "teacher_swin_tiny.yaml"), *SMALL_SWIN, *OFFLINE]
+    run(tmp_path, "fit", *swin, *data)
+    (teacher,) = (tmp_path / "runs" / "teacher_swin_tiny").iterdir()
+    student = ["--config", str(CONFIGS / "kd_convnext_tiny.yaml"), *convnext("student")]
+    student += ["--model.student.pretrained=false", f"--model.teacher_ckpt={teacher}/checkpoints/best.ckpt"]
+    run(tmp_path, "fit", *student, *data, "--data.views=2", "--model.teacher_cache=true", "--name=stored")
+    shards = [np.load(path) for path in (tmp_path / "cache" / "teacher").glob("*/*.npy")]
+    assert len(shards) == 2  # each process asked for its share
+    (stored,) = (tmp_path / "runs" / "stored").iterdir()
+    images = (pd.read_csv(stored / "split.csv")["split"] == "train").sum()
+    assert len(np.unique(np.concatenate([shard["view"] for shard in shards]))) == images  # one epoch, one view of each
+    run(tmp_path, "fit", *student, *data)
+    (folder,) = (tmp_path / "runs" / "kd_convnext_tiny").iterdir()
+    metrics = [judged(tmp_path, folder, devices) for devices in (2, 1)]
+    assert metrics[0].keys() == metrics[1].keys()
+    for name, value in metrics[0].items():
+        assert value == pytest.approx(metrics[1][name], abs=1e-6, nan_ok=True), name
+
+
+def judged(at, folder: Path, devices: int) -> dict[str, float]:
+    (folder / "metrics.json").unlink(missing_ok=True)
+    words = ["--config", str(folder / "config.yaml"), f"--ckpt_path={folder}/checkpoints/best.ckpt"]
+    words += [f"--trainer.devices={devices}", "--trainer.strategy=" + ("ddp" if devices > 1 else "auto")]
+    for command in ("test", "validate", "predict"):
+        run(at, command, *words)
+    split = pd.read_csv(folder / "split.csv")
+    answers = pd.read_csv(folder / "predictions.csv")
+    assert answers["image"].is_unique
+    assert set(answers["image"]) == set(split.loc[split["split"] == "test", "image"])
+    assert len(pd.read_csv(folder / "predictions_all.csv")) == len(split) == 59
+    return {
+        name: float("nan") if v is None else v for name, v in json.loads((folder / "metrics.json").read_text()).items()
+    }
