@@ -5,12 +5,6 @@ scale, sizes, ...) and the crop's own pixels, so another weight file, scale or b
 processes that share the folder agree without talking to each other.
 """
 
-from kd_convnext.common.files import default_cache_dir
-from kd_convnext.data.crops.cache.reading import Photograph
-from kd_convnext.data.crops.cache.reading import Region
-from kd_convnext.data.crops.cache.reading import photographs_of
-from kd_convnext.data.crops.cache.reading import read_regions
-
 import hashlib
 import json
 import os
@@ -24,25 +18,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from kd_convnext._version import __version__
+from kd_convnext.common.arrays import Pixels
+from kd_convnext.common.console import progress_bar
+from kd_convnext.common.files import atomic_write, default_cache_dir, write_finding
+from kd_convnext.data.crops.cache.entries import entry_size, read_entry, write_entry
+from kd_convnext.data.crops.cache.index import Index, Stamp
+from kd_convnext.data.crops.cache.prepared import PreparedCrops, PrepareSummary, crop_key, entry_path
+from kd_convnext.data.crops.cache.reading import Photograph, Region, photographs_of, read_regions
+from kd_convnext.data.crops.make import enlarge, make_crop
 from kd_convnext.data.crops.pool import crop_pool
 from kd_convnext.data.crops.spec import CropSpec
-from kd_convnext.data.crops.make import enlarge, make_crop
-from kd_convnext.data.crops.cache.index import Index, Stamp
-from kd_convnext.data.crops.cache.entries import entry_size, read_entry, write_entry
 from kd_convnext.data.manifest.manifest import Manifest
-from kd_convnext.data.crops.cache.prepared import PreparedCrops, PrepareSummary, crop_key, entry_path
-from kd_convnext.common.console import progress_bar
-from kd_convnext.data.manifest.boxes import Box, crop_roi
-from kd_convnext.data.manifest.images import read_image
-from kd_convnext.common.arrays import Pixels
-from kd_convnext.errors import CacheError, Finding, KDConvNeXtError
-from kd_convnext.common.files import atomic_write, write_finding
+from kd_convnext.errors import CacheError, Finding
 
 __all__ = [
     "CropCache",
@@ -56,16 +48,6 @@ __all__ = [
 ]
 
 OnError = Literal["raise", "skip"]
-
-
-
-
-
-
-
-
-
-
 
 
 @dataclass(frozen=True)
@@ -291,12 +273,6 @@ class CropCache:
             atomic_write(path, lambda file: file.write(content))
         except OSError as error:
             raise CacheError(write_finding(path, error)) from error
-
-
-
-
-
-
 
 
 def _name_row(manifest: Manifest, row: int, finding: Finding) -> Finding:

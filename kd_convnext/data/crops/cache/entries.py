@@ -1,23 +1,15 @@
 """A stored crop as a file that can be checked by itself, and the index that spares decoding photographs."""
 
-import json
 import os
-import platform
-import secrets
-import threading
-import time
 import zlib
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.common.arrays import Pixels
-from kd_convnext.errors import CacheError
 from kd_convnext.common.files import atomic_write, write_finding
+from kd_convnext.errors import CacheError
 
 PNG_LEVEL = 3
 
@@ -29,8 +21,6 @@ if hasattr(cv2, "IMWRITE_PNG_FILTER"):
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_BYTES = 24  # signature, length and type of IHDR, width, height
-
-
 
 
 def write_entry(path: Path, pixels: Pixels) -> int:
@@ -134,5 +124,3 @@ def _intact(content: bytes) -> bool:
             return False
         at = end
     return True
-
-

@@ -1,19 +1,18 @@
 """Remembers which photograph gave which stored crop, so that photographs are not decoded again."""
 
-from kd_convnext.common.files import write_finding
-from kd_convnext.data.manifest.boxes import Box
-from kd_convnext.errors import CacheError
-
-from pathlib import Path
-from types import TracebackType
-from typing import Any
-from typing import NamedTuple
 import json
 import os
 import platform
 import secrets
 import threading
 import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from kd_convnext.common.files import write_finding
+from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.errors import CacheError
 
 
 class Stamp(NamedTuple):

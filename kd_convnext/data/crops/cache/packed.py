@@ -12,11 +12,11 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from kd_convnext.data.crops.cache.prepared import PreparedCrops
-from kd_convnext.common.console import progress_bar
 from kd_convnext.common.arrays import Pixels
-from kd_convnext.errors import CacheError, Finding
+from kd_convnext.common.console import progress_bar
 from kd_convnext.common.files import atomic_write, require_space, write_finding
+from kd_convnext.data.crops.cache.prepared import PreparedCrops
+from kd_convnext.errors import CacheError, Finding
 
 
 def pack_path(folder: Path, keys: Mapping[int, str]) -> Path:

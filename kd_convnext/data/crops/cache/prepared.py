@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kd_convnext.data.crops.spec import CropSpec
-from kd_convnext.data.crops.make import enlarge
+from kd_convnext.common.arrays import Pixels
 from kd_convnext.data.crops.cache.entries import read_entry, write_entry
+from kd_convnext.data.crops.make import enlarge
+from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.manifest.boxes import Box, crop_roi
 from kd_convnext.data.manifest.images import read_image
-from kd_convnext.common.arrays import Pixels
 from kd_convnext.errors import CacheError, Finding
 
 OnMiss = Literal["make", "raise"]

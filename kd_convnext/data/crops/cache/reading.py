@@ -1,21 +1,19 @@
 """Reads photographs and cuts their regions, several at a time."""
 
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.data.crops.cache.index import Stamp
 from kd_convnext.data.crops.cache.prepared import crop_key
 from kd_convnext.data.crops.spec import CropSpec
-from kd_convnext.data.manifest.boxes import Box
-from kd_convnext.data.manifest.boxes import crop_roi
+from kd_convnext.data.manifest.boxes import Box, crop_roi
 from kd_convnext.data.manifest.images import read_image
 from kd_convnext.data.manifest.manifest import Manifest
-from kd_convnext.errors import Finding
-from kd_convnext.errors import KDConvNeXtError
-
-from pathlib import Path
-from typing import Any
-from typing import NamedTuple
-import numpy as np
-import numpy.typing as npt
+from kd_convnext.errors import Finding, KDConvNeXtError
 
 
 class Region(NamedTuple):
