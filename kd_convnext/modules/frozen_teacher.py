@@ -11,7 +11,7 @@ from torch import Tensor
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
-from kd_convnext.models.taps import FeatureTaps
+from kd_convnext.models.taps import FeatureTaps, watched_features
 from kd_convnext.modules.teacher import TeacherModule
 
 ARGUMENT = "--model.teacher_ckpt"
@@ -30,13 +30,16 @@ class FrozenTeacher:
         taps: Hooks on its stages; None where no features are wanted.
     """
 
-    def __init__(self, ckpt_path: str, *, tap: bool, tap_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, ckpt_path: str, *, tap: bool, tap_names: Sequence[str] | None = None, embed: bool = False
+    ) -> None:
         """Loads the teacher.
 
         Args:
             ckpt_path: Checkpoint of a :class:`TeacherModule`.
             tap: Whether features are wanted.
             tap_names: Modules to tap; by default the four stages.
+            embed: Whether the embedding is wanted, that is what the last linear layer sees.
 
         Raises:
             CheckpointError: The file cannot be used as a teacher.
@@ -54,6 +57,7 @@ class FrozenTeacher:
         self.class_names = module.class_names
         self.card: DataCard | None = module.card
         self.taps = FeatureTaps(self.backbone, tap_names) if tap else None
+        self._embedded = watched_features(self.backbone) if embed else None
         self._architecture = json.dumps(checkpoint["hyper_parameters"]["backbone"], sort_keys=True)
 
     @property
@@ -73,6 +77,11 @@ class FrozenTeacher:
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves the network to where the student is, and to its type."""
         self.backbone.to(device=device, dtype=dtype)
+
+    @property
+    def embedding(self) -> Tensor | None:
+        """The embedding [B, D] of the last images; None where it is not wanted."""
+        return self._embedded[0].flatten(1) if self._embedded else None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:

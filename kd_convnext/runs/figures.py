@@ -1,9 +1,7 @@
 """Figures of a run. Each function returns a matplotlib ``Figure``; none touches pyplot's global state."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,10 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
-from kd_convnext.errors import ConfigError
-from kd_convnext.common.files import atomic_write, write_finding
 from kd_convnext.runs.tables import class_table
 
 if TYPE_CHECKING:
@@ -214,7 +209,3 @@ def reliability_diagram(evaluation: "Evaluation", bins: int = 15) -> Figure:
     lower.bar(centres, counts, width=0.9 / bins, color="grey")
     lower.set(xlabel="confidence (highest probability)", ylabel="samples")
     return figure
-
-
-
-

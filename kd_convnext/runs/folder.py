@@ -1,24 +1,16 @@
 """A run's folder: its fixed tree, and the tables and numbers that are written into it."""
 
-import json
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
+from kd_convnext.common.files import write_finding
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.common.files import atomic_write, write_finding
 
 if TYPE_CHECKING:
-    from kd_convnext.data.manifest.manifest import Manifest
-    from kd_convnext.evaluation.answers import Evaluation
-
+    pass
 
 
 @dataclass(frozen=True)
@@ -161,19 +153,3 @@ def require_empty(path: Path, *, permitted: bool, option: str) -> None:
     if path.is_dir() and not permitted and any(path.iterdir()):
         remedy = f"Name another folder, or add {option} to write there."
         raise ConfigError(Finding(str(path), "the folder is not empty", remedy))
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

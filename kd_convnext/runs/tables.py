@@ -1,21 +1,22 @@
 """Writes and reads the tables of a run: metrics, predictions, environment."""
 
-from kd_convnext.common.files import write_text
-from kd_convnext.errors import ConfigError
-from kd_convnext.errors import Finding
-from kd_convnext.runs.folder import RunFolder
 from typing import TYPE_CHECKING
+
+from kd_convnext.common.files import write_text
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.runs.folder import RunFolder
+
 if TYPE_CHECKING:
     from kd_convnext.data.manifest.manifest import Manifest
     from kd_convnext.evaluation.answers import Evaluation
 
-from collections.abc import Mapping
-from pathlib import Path
 import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
-
 
 _BOX = ["x", "y", "width", "height"]
 

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.paths import CONFIGS
+from helpers.wandb_reader import OfflineRun, read_runs
+from helpers.wandb_server import listening
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
-from helpers.paths import CONFIGS
-from helpers.wandb_reader import OfflineRun, read_runs
-from helpers.wandb_server import listening
 
 from kd_convnext import SpecimenDataModule, TeacherModule
 from kd_convnext.cli import main

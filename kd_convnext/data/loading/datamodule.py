@@ -21,7 +21,9 @@ from kd_convnext.data.loading.card import DataCard, Groups
 from kd_convnext.data.loading.class_weights import inverse_frequency
 from kd_convnext.data.loading.dataset import SpecimenDataset, View
 from kd_convnext.data.loading.loader import specimen_loader
-from kd_convnext.data.loading.sampler import ViewSampler
+from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, unlabelled_share
+from kd_convnext.data.loading.sampler import Sampling, ViewSampler
+from kd_convnext.data.loading.unlabelled import UNLABELLED, Unlabelled, read_unlabelled, refuse_judged
 from kd_convnext.data.loading.views import Views
 from kd_convnext.data.loading.workers import Workers, unmeasured_workers
 from kd_convnext.data.manifest.grouping import KEPT_APART, GroupBy, Part, group_hashes
@@ -78,7 +80,10 @@ class SpecimenDataModule(pl.LightningDataModule):
         image_size: int = 224,
         in_chans: Literal[1, 3] = 3,
         augment: AugmentSpec | None = None,
+        sampling: Sampling = "natural",
         class_balanced: bool = False,
+        unlabelled: str | None = None,
+        unlabelled_ratio: float = 1.0,
         batch_size: int = 32,
         num_workers: int | None = None,
         view_seed: int = 0,
@@ -112,7 +117,11 @@ class SpecimenDataModule(pl.LightningDataModule):
             image_size: Side of the network's input in pixels.
             in_chans: 3 for colour, 1 for grey.
             augment: The random changes of training; by default the paper's.
-            class_balanced: Draw every class equally often (with replacement) in training.
+            sampling: How often training draws a class: ``natural``, ``square_root`` of its share, or ``balanced``.
+            class_balanced: The same as ``sampling: balanced``.
+            unlabelled: Photographs without labels for a teacher to answer for: a manifest, or a folder. None of their
+                lesions, patients or files may be in validation or test.
+            unlabelled_ratio: Unlabelled images for each labelled one in a batch; ``batch_size`` counts labelled ones.
             batch_size: Images a batch and process.
             num_workers: Loader processes; by default a fit measures how many keep up with its steps (0 where loading
                 hardly takes time), and judging takes as many as the cores allow, at most 8.
@@ -127,7 +136,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         """
         super().__init__()
         augment = augment or AugmentSpec()
-        _check(image_size, batch_size, num_workers, views)
+        _check(image_size, batch_size, num_workers, views, unlabelled_ratio)
         self.path, self.classes, self.on_error = manifest, classes, on_error
         self.group_by: GroupBy = group_by
         self.ratios, self.split_seed, self.split_index = ratios, split_seed, split_index
@@ -145,12 +154,15 @@ class SpecimenDataModule(pl.LightningDataModule):
         )
         self.packed, self.on_miss = packed, on_miss
         self.image_size, self.in_chans, self.augment = image_size, in_chans, augment
-        self.class_balanced, self.batch_size = class_balanced, batch_size
+        self.sampling: Sampling = "balanced" if class_balanced else sampling
+        self.batch_size = batch_size
+        self.unlabelled_path, self.unlabelled_ratio = unlabelled, unlabelled_ratio
         self.num_workers = num_workers
         self.workers = unmeasured_workers(num_workers)
         self._measure: Callable[[Iterable[View]], Workers] | None = None
         self.view_seed, self.views = view_seed, views
         self.predict_part, self.allow_leak = predict_part, allow_leak
+        self._unlabelled_leak = False
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -176,6 +188,15 @@ class SpecimenDataModule(pl.LightningDataModule):
             group_by=self.group_by,
             few_groups=self.few_groups,
         )
+
+    @cached_property
+    def unlabelled(self) -> Unlabelled | None:
+        """The photographs without labels, read on first use; None where none are given.
+
+        Raises:
+            ManifestError: They cannot be read.
+        """
+        return None if self.unlabelled_path is None else read_unlabelled(self.unlabelled_path)
 
     @property
     def class_names(self) -> list[str]:
@@ -221,6 +242,8 @@ class SpecimenDataModule(pl.LightningDataModule):
                 raise ManifestError(Finding(self.path, f"the {name} part is empty", remedy))
             views = moving if name == "train" else still
             setattr(self, f"{name}_set", SpecimenDataset(crops, kept, labels, views))
+        if "train" in rows and self.unlabelled is not None:
+            self.train_set = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
 
     def measure_workers(self, measure: Callable[[Iterable[View]], Workers]) -> None:
         """Takes a measurement of the loader processes a fit needs, run once when its training loader is built.
@@ -232,19 +255,24 @@ class SpecimenDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns shuffled, augmented training batches; a last batch of one image is dropped."""
-        trainer = self.trainer
-        sampler = ViewSampler(
-            self.train_set,
-            seed=self.view_seed,
-            class_balanced=self.class_balanced,
-            views=self.views,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-        )
+        trainer, part = self.trainer, self.train_set
+        options: dict[str, Any] = {
+            "seed": self.view_seed,
+            "sampling": self.sampling,
+            "views": self.views,
+            "num_replicas": trainer.world_size if trainer else 1,
+            "rank": trainer.global_rank if trainer else 0,
+        }
+        sampler: ViewSampler
+        size = self.batch_size
+        if isinstance(part, MixedDataset):
+            sampler = MixedSampler(part, block=size, ratio=self.unlabelled_ratio, **options)
+            size += unlabelled_share(size, self.unlabelled_ratio)
+        else:
+            sampler = ViewSampler(part, **options)
         if trainer and trainer.training and self._measure:
             self.workers, self._measure = self._measure(sampler), None
-        last = len(sampler) % self.batch_size == 1
-        return self._loader(self.train_set, self.workers, sampler=sampler, drop_last=last)
+        return self._loader(part, self.workers, size, sampler=sampler, drop_last=len(sampler) % size == 1)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Returns the validation part in order."""
@@ -269,7 +297,7 @@ class SpecimenDataModule(pl.LightningDataModule):
 
     def card(self) -> DataCard:
         """Describes data and split for a checkpoint trained on them."""
-        return DataCard(
+        card = DataCard(
             class_names=self.manifest.class_names,
             image_size=self.image_size,
             in_chans=self.in_chans,
@@ -279,6 +307,24 @@ class SpecimenDataModule(pl.LightningDataModule):
             group_by=self.group_by,
             seen_groups=group_hashes(self.manifest.table, self.split.rows("train")),
         )
+        return card if self.unlabelled is None else card.having_seen(self.unlabelled.groups, self._unlabelled_leak)
+
+    def _unlabelled_set(self, unlabelled: Unlabelled, views: Views) -> SpecimenDataset:
+        judged = np.concatenate([self.split.rows("val"), self.split.rows("test")])
+        self._unlabelled_leak = refuse_judged(unlabelled, self.manifest, judged, allow=self.allow_leak)
+        crops = self._cache().fill(unlabelled.manifest, unlabelled.rows, on_error="skip")
+        kept = unlabelled.rows[~np.isin(unlabelled.rows, list(crops.failed))]
+        return SpecimenDataset(crops, kept, np.full(len(unlabelled.rows), UNLABELLED, np.int64), views)
+
+    def still_loader(self, image_size: int, views: Sequence[View]) -> DataLoader[Any]:
+        """Returns batches of training crops, labelled or not, without augmentation.
+
+        Args:
+            image_size: Side of the pictures in pixels; a teacher may see another size than its student.
+            views: Which crops, in this order.
+        """
+        still, part = Views(image_size, self.in_chans, resize=self.crop_spec.resize), self.train_set
+        return self._loader(part.seen_through(still), sampler=views)
 
     def _rows(self, name: str) -> npt.NDArray[np.int64]:
         if name == "predict":
@@ -287,13 +333,16 @@ class SpecimenDataModule(pl.LightningDataModule):
             return self.split.rows(self.predict_part)
         return self.split.rows(cast(Part, name))
 
-    def _fill(self, rows: npt.NDArray[np.int64]) -> Crops:
-        """Makes sure that rows can be loaded; returns where from."""
+    def _cache(self) -> CropCache:
         root = default_cache_dir() if self.cache_dir is None else Path(self.cache_dir).expanduser()
         trainer = self.trainer
         device = "cuda" if trainer and trainer.strategy.root_device.type == "cuda" else "cpu"
         self.crop_spec = self.crop_spec.resolved()
-        cache = CropCache(root, self.crop_spec, device)
+        return CropCache(root, self.crop_spec, device)
+
+    def _fill(self, rows: npt.NDArray[np.int64]) -> Crops:
+        """Makes sure that rows can be loaded; returns where from."""
+        trainer, cache = self.trainer, self._cache()
         if self.packed:
             # Packed whole, so that all repeats of the split share the file.
             rows = np.arange(len(self.manifest.table), dtype=np.int64)
@@ -322,10 +371,12 @@ class SpecimenDataModule(pl.LightningDataModule):
             trainer.strategy.barrier("packed")
         return packed
 
-    def _loader(self, dataset: SpecimenDataset, workers: Workers | None = None, **options: Any) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: SpecimenDataset, workers: Workers | None = None, size: int | None = None, **options: Any
+    ) -> DataLoader[Any]:
         trainer, workers = self.trainer, workers or unmeasured_workers(self.num_workers)
         pinned = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        return specimen_loader(dataset, self.batch_size, workers.count, pin_memory=pinned, **options)
+        return specimen_loader(dataset, size or self.batch_size, workers.count, pin_memory=pinned, **options)
 
 
 _NEEDED: dict[str, tuple[str, ...]] = {
@@ -336,7 +387,9 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 }
 
 
-def _check(image_size: int, batch_size: int, num_workers: int | None, views: int | None) -> None:
+def _check(
+    image_size: int, batch_size: int, num_workers: int | None, views: int | None, unlabelled_ratio: float
+) -> None:
     values: Sequence[tuple[str, int, int]] = (
         ("image_size", image_size, 8),
         ("batch_size", batch_size, 1),
@@ -348,5 +401,7 @@ def _check(image_size: int, batch_size: int, num_workers: int | None, views: int
         for name, value, least in values
         if value < least
     ]
+    if not unlabelled_ratio > 0:
+        findings.append(Finding("--data.unlabelled_ratio", f"{unlabelled_ratio} is not above 0", "Use for example 2."))
     if findings:
         raise ConfigError(findings)

@@ -1,7 +1,8 @@
 """Crops as tensors, and the order in which training sees them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, NotRequired, TypedDict, cast
+from copy import copy
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import cv2
 import numpy as np
@@ -21,10 +22,11 @@ class Batch(TypedDict):
 
     Attributes:
         image: uint8 [B, C, H, W]; networks normalise on the device.
-        label: int64 [B], positions in the class names.
-        index: int64 [B], rows of the manifest.
-        teacher_logits: float16 [B, K], where the teacher's answers are stored.
+        label: int64 [B], positions in the class names; -1 for an image without a label.
+        index: int64 [B], rows of the manifest; ``-1 - row`` for rows of the unlabelled manifest.
+        teacher_logits: float16 [B, K], where the teacher's outputs are stored.
         teacher_maps: float16 [B, C, H, W] of each tapped stage, where they are stored.
+        teacher_embedding: float16 [B, D], what the teacher's head sees, where it is stored.
     """
 
     image: Tensor
@@ -32,16 +34,18 @@ class Batch(TypedDict):
     index: Tensor
     teacher_logits: NotRequired[Tensor]
     teacher_maps: NotRequired[list[Tensor]]
+    teacher_embedding: NotRequired[Tensor]
 
 
 class Sample(TypedDict):
-    """One element of a batch: image uint8 [C, H, W], label and row of the manifest, and what the teacher said."""
+    """One element of a batch: image uint8 [C, H, W], label and row of the manifest, and the teacher's outputs."""
 
     image: Tensor
     label: int
     index: int
     teacher_logits: NotRequired[Tensor]
     teacher_maps: NotRequired[list[Tensor]]
+    teacher_embedding: NotRequired[Tensor]
 
 
 class View(NamedTuple):
@@ -51,16 +55,29 @@ class View(NamedTuple):
     seed: int
 
 
+class Place(NamedTuple):
+    """Where a crop comes from: its source, its row there, its label (-1 without), its ``index`` in a batch."""
+
+    crops: Crops
+    row: int
+    label: int
+    number: int
+
+
 class SpecimenDataset(Dataset[Sample]):
     """The crops of one part.
 
     Attributes:
         rows: int64 [N], rows of the manifest.
+        labels: int64 [N].
         shape: [C, H, W] of a picture.
-        answers: What the teacher said about views, to be loaded with them; None where it is asked live.
+        answers: The teacher's outputs, to be loaded with the views; None where it runs live.
+        answers_seed: The seed under which outputs are stored, where all views of a crop share them; None where each
+            view has its own.
     """
 
     answers: TeacherAnswers | None = None
+    answers_seed: int | None = None
 
     def __init__(self, crops: Crops, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], views: Views) -> None:
         """Binds the parts together.
@@ -81,17 +98,40 @@ class SpecimenDataset(Dataset[Sample]):
         """Returns N."""
         return len(self.rows)
 
+    def place(self, position: int) -> Place:
+        """Finds a crop.
+
+        Args:
+            position: 0..N-1.
+
+        Returns:
+            Where it comes from.
+        """
+        row = int(self.rows[position])
+        return Place(self.crops, row, int(self.labels[position]), row)
+
+    def seen_through(self, views: Views) -> "SpecimenDataset":
+        """Returns the same crops as other pictures, without stored outputs.
+
+        Args:
+            views: How a crop becomes a picture.
+        """
+        other = copy(self)
+        other.views, other.answers = views, None
+        other.shape = (views.in_chans, views.image_size, views.image_size)
+        return other
+
     def __getitem__(self, key: int | View) -> Sample:
         """Loads one crop.
 
         Args:
-            key: A position in 0..N-1, or a position with the seed of a view; stored answers come with views alone.
+            key: A position in 0..N-1, or a position with the seed of a view; stored outputs come with views alone.
         """
         image = np.empty(self.shape, np.uint8)
-        position, row = self._draw(key, image)
-        sample: Sample = {"image": torch.from_numpy(image), "label": int(self.labels[position]), "index": row}
+        place = self._draw(key, image)
+        sample: Sample = {"image": torch.from_numpy(image), "label": place.label, "index": place.number}
         if self.answers is not None and isinstance(key, View):
-            sample["teacher_logits"], sample["teacher_maps"] = self._answer(self.answers, row, key.seed)
+            sample.update(self._answer(self.answers, place, key.seed))  # type: ignore[typeddict-item]
         return sample
 
     def batch(self, keys: Sequence[int | View], into: Pixels | None = None) -> Batch:
@@ -105,23 +145,27 @@ class SpecimenDataset(Dataset[Sample]):
             The batch; its ``image`` lies in ``into``.
         """
         images = np.empty((len(keys), *self.shape), np.uint8) if into is None else into
-        drawn = [self._draw(key, image) for key, image in zip(keys, images, strict=True)]
-        positions, rows = np.array(drawn, np.int64).reshape(-1, 2).T
-        labels = torch.from_numpy(self.labels[positions].astype(np.int64))
-        batch: Batch = {"image": torch.from_numpy(images), "label": labels, "index": torch.from_numpy(rows.copy())}
+        places = [self._draw(key, image) for key, image in zip(keys, images, strict=True)]
+        numbers = np.array([(place.label, place.number) for place in places], np.int64).reshape(-1, 2)
+        labels, index = (torch.from_numpy(column.copy()) for column in numbers.T)
+        batch: Batch = {"image": torch.from_numpy(images), "label": labels, "index": index}
         if self.answers is not None and all(isinstance(key, View) for key in keys):
             seeds = [cast(View, key).seed for key in keys]
-            said = [self._answer(self.answers, row, seed) for row, seed in zip(rows.tolist(), seeds, strict=True)]
-            batch["teacher_logits"], batch["teacher_maps"] = default_collate(said)
+            said = [self._answer(self.answers, place, seed) for place, seed in zip(places, seeds, strict=True)]
+            batch.update(default_collate(said))
         return batch
 
-    def _draw(self, key: int | View, image: Pixels) -> tuple[int, int]:
-        """Writes a picture into uint8 [C, H, W]; returns its position and its row of the manifest."""
+    def _draw(self, key: int | View, image: Pixels) -> Place:
+        """Writes a picture into uint8 [C, H, W]; returns where its crop comes from."""
         position, seed = key if isinstance(key, View) else View(key, key)
-        row = int(self.rows[position])
-        cv2.split(self.views(self.crops.load(row), seed), list(image))  # a sixth of NumPy's time
-        return position, row
+        place = self.place(position)
+        cv2.split(self.views(place.crops.load(place.row), seed), list(image))  # a sixth of NumPy's time
+        return place
 
-    def _answer(self, answers: TeacherAnswers, row: int, seed: int) -> tuple[Tensor, list[Tensor]]:
-        logits, maps = answers.load(self.crops.key(row), seed)
-        return torch.from_numpy(logits), [torch.from_numpy(values) for values in maps]
+    def _answer(self, answers: TeacherAnswers, place: Place, seed: int) -> dict[str, Any]:
+        stored = answers.load(place.crops.key(place.row), seed if self.answers_seed is None else self.answers_seed)
+        found: dict[str, Any] = {"teacher_logits": torch.from_numpy(stored.logits)}
+        found["teacher_maps"] = [torch.from_numpy(values) for values in stored.maps]
+        if stored.embedding is not None:
+            found["teacher_embedding"] = torch.from_numpy(stored.embedding)
+        return found

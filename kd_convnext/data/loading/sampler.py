@@ -1,6 +1,7 @@
 """Samples the views of a training part: order, class balance, seeds."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,11 @@ from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 from kd_convnext.data.loading.dataset import SpecimenDataset, View
+
+Sampling = Literal["natural", "square_root", "balanced"]
+"""How often a class is drawn: as often as it occurs, by the square root of that, or all equally often."""
+
+_POWER: dict[Sampling, float] = {"natural": 0.0, "square_root": 0.5, "balanced": 1.0}
 
 
 def view_seeds(seed: int, rows: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -41,7 +47,7 @@ class ViewSampler(DistributedSampler[View]):
         dataset: SpecimenDataset,
         *,
         seed: int,
-        class_balanced: bool = False,
+        sampling: Sampling = "natural",
         views: int | None = None,
         num_replicas: int = 1,
         rank: int = 0,
@@ -51,18 +57,18 @@ class ViewSampler(DistributedSampler[View]):
         Args:
             dataset: The training part.
             seed: Decides order and views.
-            class_balanced: Draw with replacement, every class equally often; else each crop once an epoch.
+            sampling: ``natural``: each crop once an epoch; the others draw with replacement, see `Sampling`.
             views: How many views there are of each crop: one an epoch in turn, or by chance where classes are
-                balanced. None for new ones in every epoch.
+                drawn with replacement. None for new ones in every epoch.
             num_replicas: Processes that share an epoch.
             rank: This process, 0..num_replicas-1.
         """
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self.rows, self.views = dataset.rows, views
         self.weights: Tensor | None = None
-        if class_balanced:
-            counts = np.bincount(dataset.labels)
-            self.weights = torch.from_numpy(1.0 / counts[dataset.labels])
+        if power := _POWER[sampling]:
+            counts = np.bincount(dataset.labels).astype(np.float64)
+            self.weights = torch.from_numpy(counts[dataset.labels] ** -power)
 
     def __iter__(self) -> Iterator[View]:
         """Yields this process's share of the epoch."""

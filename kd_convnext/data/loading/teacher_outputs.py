@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,17 @@ from kd_convnext.errors import CacheError, Finding
 _FORMAT = 1
 
 Record = npt.NDArray[np.void]
+
+STILL = 0
+"""The seed of a crop's view without augmentation."""
+
+
+class StoredOutputs(NamedTuple):
+    """A teacher's outputs for one view, in float16: logits [K], maps [C, H, W], embedding [D] or None."""
+
+    logits: npt.NDArray[np.float16]
+    maps: list[npt.NDArray[np.float16]]
+    embedding: npt.NDArray[np.float16] | None
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class AnswerKind:
         precision: Of the trainer, such as ``bf16-mixed``.
         num_classes: Width of the logits, K.
         maps: Shapes [C, H, W] of the kept maps.
+        embedding: Width D of the kept embedding; 0 where none is kept.
     """
 
     teacher: str
@@ -42,13 +54,21 @@ class AnswerKind:
     precision: str
     num_classes: int
     maps: tuple[tuple[int, ...], ...]
+    embedding: int = 0
 
     @property
     def record(self) -> np.dtype[np.void]:
         """One view: its name, a checksum, logits and maps in float16; 22 bytes for five classes without maps."""
         fields: list[tuple[Any, ...]] = [("view", "<u8"), ("crc32", "<u4"), ("logits", "<f2", (self.num_classes,))]
         fields += [(f"map{number}", "<f2", shape) for number, shape in enumerate(self.maps)]
+        if self.embedding:
+            fields.append(("embedding", "<f2", (self.embedding,)))
         return np.dtype(fields)
+
+    @property
+    def large(self) -> bool:
+        """Whether records are too large to be read all at once."""
+        return bool(self.maps or self.embedding)
 
     def folder(self, root: Path) -> Path:
         """Returns where answers of this kind lie below a cache's root."""
@@ -56,7 +76,10 @@ class AnswerKind:
 
     def text(self) -> str:
         """Returns all of it as JSON."""
-        return json.dumps({"format": _FORMAT, **asdict(self)}, sort_keys=True, indent=2) + "\n"
+        values = asdict(self)
+        if not self.embedding:
+            del values["embedding"]  # named as before there were any: what is stored stays valid
+        return json.dumps({"format": _FORMAT, **values}, sort_keys=True, indent=2) + "\n"
 
 
 def view_name(crop_key: str, seed: int) -> int:
@@ -100,7 +123,7 @@ class TeacherAnswers:
         known[known] = self._names[places[known]] == wanted[known]
         return ~known
 
-    def load(self, crop_key: str, seed: int) -> tuple[npt.NDArray[np.float16], list[npt.NDArray[np.float16]]]:
+    def load(self, crop_key: str, seed: int) -> StoredOutputs:
         """Reads the answer for a view.
 
         Args:
@@ -108,7 +131,7 @@ class TeacherAnswers:
             seed: Of the view.
 
         Returns:
-            Logits [K] and the kept maps [C, H, W].
+            The outputs, in float16.
 
         Raises:
             CacheError: There is none, or it is damaged.
@@ -122,18 +145,26 @@ class TeacherAnswers:
             raise CacheError(Finding(str(self.path), "the teacher's answer for a view is gone", remedy))
         shard, place = self._places[found]
         records = self._shards[shard][place : place + 1].copy()
-        if self.kind.maps and not _sound(records)[0]:
+        if self.kind.large and not _sound(records)[0]:
             what = f"a teacher's answer in {self.path} is damaged"
             raise CacheError(Finding(str(self.path), what, f"Delete {self.path}, and start again."))
-        return records["logits"][0], [records[f"map{number}"][0] for number in range(len(self.kind.maps))]
+        maps = [records[f"map{number}"][0] for number in range(len(self.kind.maps))]
+        return StoredOutputs(records["logits"][0], maps, records["embedding"][0] if self.kind.embedding else None)
 
-    def add(self, names: Sequence[int], logits: npt.NDArray[Any], maps: Sequence[npt.NDArray[Any]]) -> None:
+    def add(
+        self,
+        names: Sequence[int],
+        logits: npt.NDArray[Any],
+        maps: Sequence[npt.NDArray[Any]] = (),
+        embedding: npt.NDArray[Any] | None = None,
+    ) -> None:
         """Writes answers into a file of their own, whole or not at all.
 
         Args:
             names: From `view_name`, N of them.
             logits: [N, K].
             maps: [N, C, H, W] of each kept stage.
+            embedding: [N, D], where it is kept.
 
         Raises:
             CacheError: They cannot be written, or do not fit into half precision.
@@ -143,7 +174,9 @@ class TeacherAnswers:
             records["view"], records["logits"] = names, logits
             for number, values in enumerate(maps):
                 records[f"map{number}"] = values
-        fields = ["logits", *(f"map{number}" for number in range(len(maps)))]
+            if embedding is not None:
+                records["embedding"] = embedding
+        fields = [name for name in records.dtype.names or () if name not in ("view", "crc32")]
         if not all(np.isfinite(records[name]).all() for name in fields):
             remedy = "Set --model.teacher_cache false; check that the teacher's own results are sound."
             raise CacheError(Finding("teacher", "an answer is not finite in half precision", remedy))
@@ -184,7 +217,7 @@ class TeacherAnswers:
                 continue  # damaged: its views are answered again
             if isinstance(found, np.ndarray) and found.dtype == kind and found.ndim == 1:
                 # Records with maps are too large to be read all: each is checked when it is loaded.
-                shards.append(found if self.kind.maps else found[_sound(found)])
+                shards.append(found if self.kind.large else found[_sound(found)])
         names = [np.asarray(shard["view"]) for shard in shards]
         places = [np.stack([np.full(len(shard), n), np.arange(len(shard))], 1) for n, shard in enumerate(shards)]
         flat = np.concatenate(names) if names else np.zeros(0, np.uint64)

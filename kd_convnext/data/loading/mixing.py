@@ -1,0 +1,120 @@
+"""Mixes labelled and unlabelled crops in every batch of a training."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kd_convnext.data.loading.dataset import Place, SpecimenDataset, View
+from kd_convnext.data.loading.sampler import ViewSampler, view_seeds
+
+
+class MixedDataset(SpecimenDataset):
+    """A training part followed by crops without labels: positions from ``len(labelled)`` on are unlabelled.
+
+    ``rows`` and ``labels`` are those of the labelled crops.
+
+    Attributes:
+        labelled: The training part.
+        unlabelled: The crops without labels.
+    """
+
+    def __init__(self, labelled: SpecimenDataset, unlabelled: SpecimenDataset) -> None:
+        """Joins two datasets that draw pictures alike.
+
+        Args:
+            labelled: The training part.
+            unlabelled: Rows of another manifest, all with label -1.
+        """
+        self.crops, self.views, self.shape = labelled.crops, labelled.views, labelled.shape
+        self.rows, self.labels = labelled.rows, labelled.labels
+        self.labelled, self.unlabelled = labelled, unlabelled
+
+    def __len__(self) -> int:
+        """Returns the number of labelled and unlabelled crops together."""
+        return len(self.labelled) + len(self.unlabelled)
+
+    def place(self, position: int) -> Place:
+        """Finds a crop; the index of an unlabelled one is ``-1 - row``.
+
+        Args:
+            position: 0..N-1.
+
+        Returns:
+            Where it comes from.
+        """
+        count = len(self.labelled)
+        if position < count:
+            return self.labelled.place(position)
+        found = self.unlabelled.place(position - count)
+        return found._replace(number=-1 - found.row)
+
+
+class MixedSampler(ViewSampler):
+    """Yields blocks of labelled views followed by unlabelled ones, so that every batch has its share of both.
+
+    The labelled views are those of :class:`ViewSampler`, in its order. Unlabelled crops are drawn without replacement,
+    pass after pass over all of them, whatever the number of epochs a pass takes.
+    """
+
+    def __init__(self, dataset: MixedDataset, *, block: int, ratio: float, **options: Any) -> None:
+        """Prepares the draw.
+
+        Args:
+            dataset: Labelled and unlabelled crops.
+            block: Labelled images a batch.
+            ratio: Unlabelled images for each labelled one, above 0.
+            **options: Those of :class:`ViewSampler`.
+        """
+        super().__init__(dataset.labelled, **options)
+        self.first, self.other_rows = len(dataset.labelled), dataset.unlabelled.rows
+        sizes = [block] * (self.num_samples // block)
+        if rest := self.num_samples % block:
+            sizes.append(rest)
+        self.blocks = [(size, unlabelled_share(size, ratio)) for size in sizes]
+
+    def __len__(self) -> int:
+        """Returns the number of views of this process's epoch."""
+        return sum(size + extra for size, extra in self.blocks)
+
+    def __iter__(self) -> Iterator[View]:
+        """Yields this process's share of the epoch, block by block."""
+        labelled, others = super().__iter__(), iter(self._others())
+        for size, extra in self.blocks:
+            yield from (next(labelled) for _ in range(size))
+            yield from (next(others) for _ in range(extra))
+
+    def _others(self) -> list[View]:
+        """Lists this process's unlabelled views of the epoch."""
+        wanted = sum(extra for _, extra in self.blocks)
+        # Processes take turns, so that none sees another's crop of the same pass.
+        places = (self.epoch * wanted + np.arange(wanted)) * self.num_replicas + self.rank
+        passes, within = np.divmod(places, len(self.other_rows))
+        positions = np.empty(wanted, np.int64)
+        for number in np.unique(passes):
+            chosen = passes == number
+            positions[chosen] = self._order(int(number))[within[chosen]]
+        numbers = passes if self.views is None else passes % self.views
+        seeds = view_seeds(self.seed + 1, self.other_rows[positions], numbers)
+        return [
+            View(self.first + position, seed) for position, seed in zip(positions.tolist(), seeds.tolist(), strict=True)
+        ]
+
+    def _order(self, number: int) -> npt.NDArray[np.int64]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 + number)
+        return torch.randperm(len(self.other_rows), generator=generator).numpy()
+
+
+def unlabelled_share(labelled: int, ratio: float) -> int:
+    """Counts the unlabelled images beside some labelled ones in a batch.
+
+    Args:
+        labelled: Labelled images.
+        ratio: Unlabelled images for each of them.
+
+    Returns:
+        At least 1.
+    """
+    return max(1, round(labelled * ratio))

@@ -1,0 +1,115 @@
+"""Reads photographs without labels that a teacher answers for, and keeps judged lesions out of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kd_convnext.data.manifest.grouping import group_hashes
+from kd_convnext.data.manifest.inspection import IMAGE_SUFFIXES, first_of_same_bytes
+from kd_convnext.data.manifest.manifest import Manifest, read_manifest
+from kd_convnext.errors import Finding, LeakError, ManifestError
+
+UNLABELLED = -1
+"""The label of an image without one; label terms leave it out."""
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Photographs without labels, beside a training part.
+
+    Attributes:
+        manifest: Their manifest; its labels, where it has any, are never read.
+        groups: Sorted hashes of their lesions, patients and photographs, int64.
+    """
+
+    manifest: Manifest
+    groups: npt.NDArray[np.int64]
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """All rows of the manifest, int64 [U]."""
+        return np.arange(len(self.manifest), dtype=np.int64)
+
+
+def read_unlabelled(path: str | Path) -> Unlabelled:
+    """Reads a manifest or a folder of photographs; labels are not needed, and a class may be unknown.
+
+    Args:
+        path: A CSV as of :func:`read_manifest`, or a folder with photographs anywhere below it.
+
+    Returns:
+        The photographs.
+
+    Raises:
+        ManifestError: There are none, or the manifest has problems.
+    """
+    place = Path(path).expanduser()
+    manifest = _of_folder(place) if place.is_dir() else read_manifest(place, require_labels=False, on_error="skip")
+    rows = np.arange(len(manifest), dtype=np.int64)
+    return Unlabelled(manifest, group_hashes(manifest.table, rows))
+
+
+def refuse_judged(unlabelled: Unlabelled, manifest: Manifest, judged: npt.NDArray[np.int64], *, allow: bool) -> bool:
+    """Refuses unlabelled photographs of lesions, patients or files that validation or test judge by.
+
+    Args:
+        unlabelled: The photographs without labels.
+        manifest: The labelled ones.
+        judged: Rows of ``manifest`` in validation and test, int64.
+        allow: Go on all the same.
+
+    Returns:
+        Whether there are such photographs (that were allowed).
+
+    Raises:
+        LeakError: There are, and they are not allowed.
+    """
+    own, theirs = unlabelled.manifest.table, manifest.table.iloc[judged]
+    shared = _shared_ids(own, theirs) | _same_files(unlabelled.manifest, manifest, judged)
+    if not shared.any():
+        return False
+    if not allow:
+        names = own["image"][shared].tolist()
+        listed = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
+        what = f"{len(names)} of its photographs show lesions, patients or files of validation or test ({listed})"
+        remedy = "Leave them out, or give --data.allow_leak true to go on; the results then say so."
+        raise LeakError(Finding(f"--data.unlabelled {unlabelled.manifest.name}", what, remedy))
+    return True
+
+
+def _shared_ids(own: pd.DataFrame, theirs: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    shared = np.zeros(len(own), bool)
+    for column in ("lesion_id", "patient_id"):
+        known = set(theirs[column]) - {""}
+        shared |= own[column].isin(known).to_numpy()
+    return shared
+
+
+def _same_files(unlabelled: Manifest, manifest: Manifest, judged: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Tells which unlabelled photographs have the bytes of a judged one, whatever their names."""
+    theirs = sorted({manifest.image_path(row) for row in judged.tolist()})
+    own = [unlabelled.image_path(row) for row in range(len(unlabelled))]
+    paths = [*theirs, *own]
+    first = first_of_same_bytes(paths, [path.stat().st_size if path.is_file() else 0 for path in paths])
+    return np.array([first.get(len(theirs) + row, len(theirs)) < len(theirs) for row in range(len(own))], bool)
+
+
+def _of_folder(folder: Path) -> Manifest:
+    """Lists the photographs below a folder as a manifest without labels."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in found]
+    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    if not names:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ManifestError(Finding(str(folder), f"there are no photographs ({kinds})", "Name another folder."))
+    columns = {name: pd.array([pd.NA] * len(names), dtype="Int64") for name in ("x", "y", "width", "height")}
+    text = dict.fromkeys(("label", "lesion_id", "patient_id", "split"), "")
+    table = pd.DataFrame({"row": range(1, len(names) + 1), "image": names, "photograph": names, **columns}).assign(
+        **text
+    )
+    return Manifest(folder, folder, table, ())

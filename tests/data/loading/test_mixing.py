@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from helpers.tiny import data
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler
+from kd_convnext.errors import ConfigError, LeakError, ManifestError
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder of seven photographs that nobody has labelled."""
+    folder = tmp_path_factory.mktemp("unlabelled")
+    rng = np.random.default_rng(3)
+    (folder / "ward").mkdir()
+    for number in range(7):
+        Image.fromarray(rng.integers(0, 256, (30, 30, 3), np.uint8)).save(folder / "ward" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tiny_manifest, tiny_cache, photographs):
+    found = data(tiny_manifest, tiny_cache, unlabelled=str(photographs), unlabelled_ratio=0.5)
+    found.setup("fit")
+    return found
+
+
+def test_every_batch_has_its_share_of_both(source):
+    loader = source.train_dataloader()
+    labelled = len(source.split.rows("train"))
+    seen = []
+    for batch in loader:
+        size = len(batch["label"])
+        inner = (batch["label"] >= 0).sum().item()
+        assert inner in (8, labelled % 8) and size - inner == max(1, round(inner / 2))
+        assert ((batch["label"] == -1) == (batch["index"] < 0)).all()
+        seen += batch["index"][batch["label"] >= 0].tolist()
+    assert sorted(seen) == sorted(source.split.rows("train").tolist())
+    assert len(loader) == -(-labelled // 8)
+
+
+def test_labels_of_an_unlabelled_manifest_are_never_read(tiny_manifest, tiny_cache, photographs, tmp_path):
+    manifest = photographs / "labels.csv"
+    manifest.write_text("image,label\n" + "".join(f"ward/{number}.png,a class of its own\n" for number in range(7)))
+    found = data(tiny_manifest, tiny_cache, unlabelled=str(manifest))
+    found.setup("fit")
+    assert found.num_classes == 5
+    part = found.train_set
+    assert isinstance(part, MixedDataset)
+    assert {part[position]["label"] for position in range(len(part.labelled), len(part))} == {-1}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.floats(0.1, 3), st.integers(0, 5), st.integers(1, 3))
+def test_unlabelled_crops_are_passed_over_evenly(source, block, ratio, epochs, replicas):
+    """After any number of epochs each unlabelled crop was drawn as often as any other, or once more."""
+    counts = np.zeros(len(source.train_set.unlabelled), int)
+    first = len(source.train_set.labelled)
+    for rank in range(replicas):
+        sampler = MixedSampler(source.train_set, block=block, ratio=ratio, seed=1, num_replicas=replicas, rank=rank)
+        for epoch in range(epochs):
+            sampler.set_epoch(epoch)
+            views = list(sampler)
+            assert len(views) == len(sampler)
+            for view in views:
+                if view.position >= first:
+                    counts[view.position - first] += 1
+    assert counts.max() - counts.min() <= 1
+
+
+def test_an_epoch_is_repeated_exactly(source):
+    sampler = MixedSampler(source.train_set, block=4, ratio=1.5, seed=2)
+    sampler.set_epoch(3)
+    once = list(sampler)
+    assert once == list(sampler)
+    sampler.set_epoch(4)
+    assert once != list(sampler)
+
+
+@pytest.mark.parametrize("part, refused", [("val", True), ("test", True), ("train", False)])
+def test_lesions_of_judged_parts_are_refused(tiny_manifest, tiny_cache, tmp_path, part, refused):
+    found = data(tiny_manifest, tiny_cache)
+    row = int(found.split.rows(part)[0])
+    lesion = found.manifest.table.at[row, "lesion_id"]
+    Image.new("RGB", (30, 30)).save(tmp_path / "other.png")
+    (tmp_path / "m.csv").write_text(f"image,lesion_id\nother.png,{lesion}\n")
+    options = {"unlabelled": str(tmp_path / "m.csv")}
+    if not refused:
+        data(tiny_manifest, tiny_cache, **options).setup("fit")
+        return
+    with pytest.raises(LeakError, match=r"1 of its photographs .* \(other.png\)"):
+        data(tiny_manifest, tiny_cache, **options).setup("fit")
+    allowed = data(tiny_manifest, tiny_cache, allow_leak=True, **options)
+    allowed.setup("fit")
+    assert allowed.card().leak_allowed
+
+
+def test_a_copy_of_a_judged_file_is_refused_under_any_name(tiny_manifest, tiny_cache, tmp_path):
+    found = data(tiny_manifest, tiny_cache)
+    row = int(found.split.rows("test")[0])
+    (tmp_path / "renamed.png").write_bytes(found.manifest.image_path(row).read_bytes())
+    with pytest.raises(LeakError, match=r"renamed\.png"):
+        data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path)).setup("fit")
+
+
+def test_the_card_knows_the_unlabelled_lesions(source, tiny_manifest, tiny_cache):
+    assert np.isin(source.unlabelled.groups, source.card().seen_groups).all()
+    assert not np.isin(source.unlabelled.groups, data(tiny_manifest, tiny_cache).card().seen_groups).any()
+
+
+def test_an_empty_folder_and_a_ratio_of_nothing_are_refused(tiny_manifest, tiny_cache, tmp_path):
+    with pytest.raises(ManifestError, match="no photographs"):
+        data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path)).setup("fit")
+    with pytest.raises(ConfigError, match="unlabelled_ratio"):
+        data(tiny_manifest, tiny_cache, unlabelled_ratio=0.0)
