@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+from kd_convnext.models.token_head import TokenHead
 from kd_convnext.models.weights import hub_or_cache, load_weights
 
 STAGE_REDUCTIONS = (4, 8, 16, 32)
@@ -47,6 +48,8 @@ class BackboneSpec:
         in_chans: 3 for colour, 1 for grey.
         drop_path_rate: Stochastic depth in 0..1.
         args: Further arguments of the timm model, such as ``depths`` or ``window_size``.
+        token_blocks: 0 for timm's own head; above 0, for Vision Transformers, a linear head on the class tokens of so
+            many last blocks and the mean patch token (:class:`TokenHead`).
     """
 
     name: str = "swin_tiny_patch4_window7_224"
@@ -56,6 +59,7 @@ class BackboneSpec:
     in_chans: int = 3
     drop_path_rate: float = 0.0
     args: dict[str, Any] | None = None
+    token_blocks: int = 0
 
 
 class Backbone(nn.Module):
@@ -160,6 +164,8 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> Backbone:
         if spec.args or _pretrained_cfg(backbone.network)["input_size"][-1] != spec.image_size:
             # Many a size or argument that cannot work shows only in a forward pass.
             blank_pass(backbone)
+    except KDConvNeXtError:
+        raise
     except Exception as error:
         # timm's models divide, index and assert with their arguments before anything looks at them.
         raise ConfigError(
@@ -171,7 +177,10 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> Backbone:
             )
         ) from error
     if spec.weights is not None:
-        load_weights(backbone.network, spec.weights, in_chans=spec.in_chans)
+        network = backbone.network
+        if isinstance(network, TokenHead) and not spec.weights.endswith(".ckpt"):
+            network = network.vit  # a file of timm knows nothing of our head
+        load_weights(network, spec.weights, in_chans=spec.in_chans)
     elif spec.pretrained:
         # Built without weights first: what fails now is no argument's fault.
         with hub_or_cache(spec.name):
@@ -215,6 +224,12 @@ def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
 
 
 def _create(spec: BackboneSpec, num_classes: int, *, pretrained: bool) -> nn.Module:
+    if spec.token_blocks:
+        return TokenHead(_create_timm(spec, 0, pretrained=pretrained), spec.token_blocks, num_classes)
+    return _create_timm(spec, num_classes, pretrained=pretrained)
+
+
+def _create_timm(spec: BackboneSpec, num_classes: int, *, pretrained: bool) -> nn.Module:
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": spec.in_chans, "pretrained": pretrained}
     # Models with windows or position tables must be told the size; others refuse the argument.
     if timm.models.get_pretrained_cfg_value(spec.name, "fixed_input_size"):

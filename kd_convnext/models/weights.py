@@ -82,6 +82,12 @@ def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
     if any(name not in state or state[name].shape != own[name].shape for name in head_names):
         _log.info("%s: the head starts afresh, the file's has other classes", file)
         state |= {name: own[name] for name in head_names}
+    if not head_names:  # built without a head of its own
+        state = {
+            name: value for name, value in state.items() if not name.startswith(tuple(f"{head}." for head in heads))
+        }
+    # torch itself takes files without these counters, which only batch norms without momentum read.
+    state |= {name: own[name] for name in own if name.endswith(".num_batches_tracked") and name not in state}
     missing = [name for name in own if name not in state]
     foreign = [name for name in state if name not in own]
     unlike = [

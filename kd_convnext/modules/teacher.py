@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.data.loading.dataset import Batch
+from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.focal import FocalLoss
 from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
+from kd_convnext.modules.frozen_features import fit_linear_head, linear_head, still_features, training_embeddings
 from kd_convnext.modules.optim import OptimSpec
 
 TaskLoss = Literal["cross_entropy", "weighted_cross_entropy", "focal"]
@@ -28,8 +30,9 @@ class TeacherModule(ClassifierModule):
         backbone: BackboneSpec | None = None,
         loss: TaskLoss = "focal",
         gamma: float = 2.0,
-        finetune: Literal["head_first", "full", "head_only"] = "full",
+        finetune: Literal["head_first", "full", "head_only", "linear"] = "full",
         head_epochs: int = 5,
+        linear_c: float = 0.01,
         optim: OptimSpec | None = None,
         compile: Compile = "auto",
     ) -> None:
@@ -42,8 +45,11 @@ class TeacherModule(ClassifierModule):
             backbone: The network; by default Swin-T at 224 px from scratch.
             loss: ``focal`` (Eq. 4), ``cross_entropy``, or ``weighted_cross_entropy``.
             gamma: Focus of the focal loss.
-            finetune: ``full``; ``head_first`` (the head alone for ``head_epochs``, then everything); ``head_only``.
+            finetune: ``full``; ``head_first`` (the head alone for ``head_epochs``, then everything); ``head_only``; or
+                ``linear``: the head by logistic regression on features that are computed once and stored, minutes on a
+                laptop; give the trainer one epoch.
             head_epochs: Epochs of the head alone.
+            linear_c: Inverse strength of the regression's L2 regularisation, above 0, for ``linear``.
             optim: Optimiser and schedule; by default the paper's.
             compile: Whether a fit compiles its steps; ``auto`` on a GPU, where the fit is long enough to pay for it.
 
@@ -62,14 +68,16 @@ class TeacherModule(ClassifierModule):
             gamma=gamma,
             finetune=finetune,
             head_epochs=head_epochs,
+            linear_c=linear_c,
             optim=optim,
             compile=compile,
         )
         self.backbone = build_backbone(backbone, num_classes)
         self.start_from(backbone)
-        self.finetune = finetune
+        self.finetune, self.linear_c = finetune, linear_c
+        self.automatic_optimization = finetune != "linear"
         self._head_epochs = head_epochs if finetune == "head_first" else 0
-        if finetune == "head_only":
+        if finetune in ("head_only", "linear"):
             for parameter in self.backbone.body_parameters():
                 parameter.requires_grad_(False)
         self.task_loss = build_task_loss(loss, class_weights, gamma)
@@ -84,12 +92,35 @@ class TeacherModule(ClassifierModule):
         """For so many epochs only the head learns."""
         return self._head_epochs
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the loss of a batch, a scalar."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Returns the loss of a batch, a scalar; None where the head is fitted in one go."""
+        if self.finetune == "linear":
+            self.optimizers().step()  # type: ignore[union-attr]
+            return None
         loss: Tensor
         loss, logits = self.run_step(self.judged, batch["image"], batch["label"])
         self.log_training(loss, logits, batch["label"])
         return loss
+
+    def on_fit_start(self) -> None:
+        """Prepares the fit; with ``finetune: linear`` computes the features and fits the head.
+
+        Raises:
+            ConfigError: The data is no :class:`SpecimenDataModule`, which the features are computed from.
+        """
+        super().on_fit_start()
+        if self.finetune != "linear":
+            return
+        data = self.specimens
+        if data is None:
+            remedy = "Use a SpecimenDataModule, or finetune: head_only."
+            raise ConfigError(Finding("--model.finetune", "linear needs crops to compute features of", remedy))
+        features = training_embeddings(still_features(self.backbone, data, self.trainer), data)
+        weight, bias = fit_linear_head(features, data.train_set.labels, self.num_classes, self.linear_c)
+        head = linear_head(self.backbone)
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
 
     def judged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Classifies images and compares the answers with their labels.

@@ -1,0 +1,111 @@
+"""Fills a store of network outputs on disk: what is missing, in shares, with progress, kept when interrupted."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from kd_convnext.common.console import progress_bar, say
+from kd_convnext.data.loading.dataset import View
+from kd_convnext.data.loading.teacher_outputs import TeacherAnswers
+from kd_convnext.errors import CacheError, Finding
+
+_KEPT_SECONDS = 30.0
+"""A fit that is killed loses no more of the teacher's work than this."""
+
+_KEPT_BYTES = 64e6
+"""Answers held in memory before they are written."""
+
+
+Answer = tuple[Tensor, list[Tensor], Tensor | None]
+"""Logits [B, K], maps [B, C, H, W] and embedding [B, D] of a batch."""
+
+
+def filled_store(
+    answers: TeacherAnswers,
+    views: Sequence[View],
+    names: Sequence[int],
+    asked: Callable[[Sequence[View]], Iterable[Answer]],
+    trainer: pl.Trainer,
+) -> TeacherAnswers:
+    """Computes what a store lacks. Under several processes each makes its share.
+
+    Args:
+        answers: The store, perhaps with what earlier runs have computed.
+        views: The views wanted, M of them.
+        names: Their names, from `view_name`.
+        asked: From views to the outputs of a network, in batches.
+        trainer: Whose fit begins.
+
+    Returns:
+        The store, complete.
+
+    Raises:
+        CacheError: The outputs do not fit on the disk, or cannot be written.
+    """
+    # One process looks, before any writes: all must divide the same list.
+    missing = trainer.strategy.broadcast(np.flatnonzero(answers.missing(names)))
+    if len(missing):
+        say(trainer, answers.require_space(len(missing)))
+        mine = missing[trainer.global_rank :: trainer.world_size]
+        with isolate_rng():
+            _write_all(asked([views[n] for n in mine]), [names[n] for n in mine], trainer, answers)
+        trainer.strategy.barrier("teacher")
+        answers = TeacherAnswers(answers.path, answers.kind)
+        if answers.missing(names).any():
+            remedy = "Give all processes one folder with --data.cache_dir, and start again."
+            raise CacheError(Finding(str(answers.path), "the outputs of other processes are not there", remedy))
+    return answers
+
+
+def on_the_cpu(logits: Tensor, maps: Sequence[Tensor], embedding: Tensor | None) -> Answer:
+    """Brings outputs to the CPU in float32: whether a value fits into half precision is judged where it is written.
+
+    Args:
+        logits: [B, K].
+        maps: [B, C, H, W] of each tapped stage.
+        embedding: [B, D] or None.
+
+    Returns:
+        The same.
+    """
+    return logits.float().cpu(), [v.float().cpu() for v in maps], None if embedding is None else embedding.float().cpu()
+
+
+def _write_all(asked: Iterable[Answer], names: Sequence[int], trainer: pl.Trainer, answers: TeacherAnswers) -> None:
+    """Writes outputs in files of half a minute each; what was computed before an interrupt is kept."""
+    held: list[Answer] = []
+    begin, size, written = time.monotonic(), 0, 0
+
+    def write() -> None:
+        nonlocal written, begin, size
+        if held:
+            logits, maps, embedding = _joined(held)
+            answers.add(names[written : written + len(logits)], logits, maps, embedding)
+            written += len(logits)
+        held.clear()
+        begin, size = time.monotonic(), 0
+
+    wanted = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    try:
+        with progress_bar(len(names), wanted, "the teacher's outputs") as advance:
+            for answer in asked:
+                held.append(answer)
+                size += len(answer[0]) * answers.kind.record.itemsize
+                if size > _KEPT_BYTES or time.monotonic() - begin > _KEPT_SECONDS:
+                    write()
+                advance(len(answer[0]))
+    finally:
+        write()
+
+
+def _joined(held: Sequence[Answer]) -> tuple[Any, list[Any], Any]:
+    logits = torch.cat([answer[0] for answer in held]).numpy()
+    maps = [torch.cat(stage).numpy() for stage in zip(*(answer[1] for answer in held), strict=True)]
+    embeddings = [answer[2] for answer in held if answer[2] is not None]
+    return logits, maps, torch.cat(embeddings).numpy() if embeddings else None
