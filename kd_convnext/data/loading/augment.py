@@ -1,10 +1,12 @@
 """Describes the augmentations of training photographs and builds them with albumentations."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 
+from kd_convnext.data.loading.augment_photographs import PhotographSpec
 from kd_convnext.errors import ConfigError, Finding
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ class AugmentSpec:
         crop_of: Whether ``crop`` is a fraction of the ``area`` or of the ``side``.
         translate: Largest shift along x and along y, as a fraction of the side; 0.1 in the paper.
         border: What a shift brings into view: the ``reflect`` ed crop or ``black``.
+        photograph: Further changes as between two photographs of one specimen; None for none, as in the paper.
+        transforms: Further albumentations transforms, in this order, each ``{class_path: albumentations.NAME,
+            init_args: {...}}``; they see the crop first.
         engine: Who makes the changes: ``albumentations``, or plain ``opencv``, equal in distribution and much faster.
     """
 
@@ -32,6 +37,8 @@ class AugmentSpec:
     translate: float = 0.1
     border: Literal["reflect", "black"] = "reflect"
     engine: Literal["albumentations", "opencv"] = "albumentations"
+    photograph: PhotographSpec | None = None
+    transforms: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that cannot work, all together."""
@@ -49,7 +56,16 @@ class AugmentSpec:
             raise ConfigError(findings)
 
 
-def _augmentations(spec: AugmentSpec, image_size: int) -> "A.Compose":
+def paper_pipeline(spec: AugmentSpec, image_size: int) -> "A.Compose":
+    """Builds flips, shift and window with albumentations.
+
+    Args:
+        spec: What may change, and how much.
+        image_size: Side of the result in pixels.
+
+    Returns:
+        From uint8 RGB [N, N, 3] to [image_size, image_size, 3].
+    """
     # Seconds of import, which answering for one photograph does not need.
     import albumentations as A
 
@@ -74,3 +90,41 @@ def _augmentations(spec: AugmentSpec, image_size: int) -> "A.Compose":
             )
         )
     return A.Compose(steps)
+
+
+def built_transforms(described: Sequence[Mapping[str, Any]]) -> "A.Compose":
+    """Builds albumentations transforms from their descriptions.
+
+    Args:
+        described: ``{class_path: albumentations.NAME, init_args: {...}}`` each; ``transforms`` among the arguments
+            (of ``OneOf``, ``Compose``) are described alike.
+
+    Returns:
+        All of them, one after the other.
+
+    Raises:
+        ConfigError: A name is no transform of albumentations, or its arguments do not suit it.
+    """
+    import albumentations as A
+
+    return A.Compose([_transform(each) for each in described])
+
+
+def _transform(described: Mapping[str, Any]) -> "A.BasicTransform | A.BaseCompose":
+    import albumentations as A
+
+    path, where = str(described.get("class_path", "")), "augment.transforms"
+    package, _, name = path.rpartition(".")
+    kind = getattr(A, name, None) if package == "albumentations" else None
+    # Nothing but transforms: a description comes from a file that may be a stranger's.
+    if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform | A.BaseCompose)):
+        remedy = "Write for example class_path: albumentations.GridDropout."
+        raise ConfigError(Finding(where, f"{path or described!r} is no transform of albumentations", remedy))
+    arguments = dict(described.get("init_args") or {})
+    if "transforms" in arguments:
+        arguments["transforms"] = [_transform(each) for each in arguments["transforms"]]
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise ConfigError(Finding(f"{where} {path}", what, "See the documentation of albumentations.")) from error

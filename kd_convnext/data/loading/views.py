@@ -3,17 +3,15 @@
 import random
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 
 from kd_convnext.common.arrays import Pixels
-from kd_convnext.data.loading.augment import AugmentSpec, _augmentations
+from kd_convnext.data.loading.augment import AugmentSpec, built_transforms, paper_pipeline
 from kd_convnext.data.loading.augment_opencv import augmented
-
-if TYPE_CHECKING:
-    pass
+from kd_convnext.data.loading.augment_photographs import photographed
 
 
 class Views:
@@ -44,7 +42,8 @@ class Views:
         self.resize = resize
         self.random = augment is not None
         self._spec = augment
-        self._augment = _augmentations(augment, image_size) if augment and augment.engine == "albumentations" else None
+        self._further = built_transforms(augment.transforms) if augment and augment.transforms else None
+        self._augment = paper_pipeline(augment, image_size) if augment and augment.engine == "albumentations" else None
 
     def identity(self) -> dict[str, Any]:
         """Returns, as plain values, all that decides which picture a crop and a seed give."""
@@ -53,6 +52,9 @@ class Views:
         if engine == "albumentations":
             drawn_by["albumentations"] = version("albumentations")
         augment = asdict(self._spec) if self._spec else None
+        for name in ("photograph", "transforms"):
+            if augment and augment[name] is None:
+                del augment[name]  # named as before there were any: what is stored stays valid
         sizes = {"image_size": self.image_size, "in_chans": self.in_chans, "resize": self.resize}
         return {**sizes, "augment": augment, "drawn_by": drawn_by}
 
@@ -67,6 +69,11 @@ class Views:
             uint8 [image_size, image_size, in_chans].
         """
         crop = _squared(crop, self.resize)
+        if self._further is not None:
+            self._further.set_random_state(np.random.default_rng((seed, 2)), random.Random(seed))
+            crop = np.asarray(self._further(image=crop)["image"], dtype=np.uint8)
+        if self._spec is not None and self._spec.photograph is not None:
+            crop = photographed(crop, self._spec.photograph, seed)
         if self._augment is not None:
             # Not `set_random_seed`: it gives every step the same draw, so that flips would only come in pairs.
             self._augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
