@@ -6,7 +6,7 @@ every run, split and head that shares the network's body.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -27,6 +27,8 @@ from kd_convnext.modules.output_store import Answer, filled_store, on_the_cpu
 
 Embeddings = npt.NDArray[np.float32]
 
+_FOLDS = 5
+
 
 @dataclass
 class HeadedFeatures:
@@ -36,11 +38,13 @@ class HeadedFeatures:
         store: The features by crop.
         weight: float32 [K, D].
         bias: float32 [K].
+        held_out: Logits [K] of crops that the head was fitted on, by crop, from heads that were not.
     """
 
     store: TeacherAnswers
     weight: Embeddings
     bias: Embeddings
+    held_out: dict[str, Embeddings] = field(default_factory=dict)
 
     def load(self, crop_key: str, seed: int) -> StoredOutputs:
         """Reads the features of a crop and applies the head.
@@ -57,7 +61,9 @@ class HeadedFeatures:
         """
         found = self.store.load(crop_key, seed)
         assert found.embedding is not None
-        logits = self.weight @ found.embedding.astype(np.float32) + self.bias
+        logits = self.held_out.get(crop_key)
+        if logits is None:
+            logits = self.weight @ found.embedding.astype(np.float32) + self.bias
         return StoredOutputs(logits.astype(np.float16), [], found.embedding)
 
 
@@ -127,13 +133,19 @@ def still_features(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Tra
     return filled_store(TeacherAnswers(kind.folder(data.crops.folder.parent), kind), views, names, asked, trainer)
 
 
-def headed_features(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer) -> HeadedFeatures:
+def headed_features(
+    backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, c: float | None = None
+) -> HeadedFeatures:
     """Computes a frozen teacher's outputs for every training crop without augmentation.
+
+    A linear head on many features knows its own training crops by heart: there its answers say little more than the
+    labels. Where ``c`` is given, labelled crops get the answers of heads that were fitted without their lesions.
 
     Args:
         backbone: The teacher.
         data: Set up for a fit.
         trainer: Whose fit begins.
+        c: Regularisation of the head's fit, where it was fitted on this training part by :func:`fit_linear_head`.
 
     Returns:
         The outputs, by crop.
@@ -143,7 +155,48 @@ def headed_features(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Tr
     """
     store, head = still_features(backbone, data, trainer), linear_head(backbone)
     bias = torch.zeros(head.out_features) if head.bias is None else head.bias.detach().float().cpu()
-    return HeadedFeatures(store, head.weight.detach().float().cpu().numpy(), bias.numpy())
+    found = HeadedFeatures(store, head.weight.detach().float().cpu().numpy(), bias.numpy())
+    if c is not None:
+        part = data.train_set
+        groups = data.manifest.groups(data.group_by)[part.rows]
+        logits = held_out_logits(training_embeddings(store, data), part.labels, groups, head.out_features, c)
+        keys = [part.crops.key(row) for row in part.rows.tolist()]
+        found.held_out = dict(zip(keys, logits, strict=True))
+    return found
+
+
+def held_out_logits(
+    features: Embeddings, labels: npt.NDArray[np.int64], groups: npt.NDArray[np.str_], num_classes: int, c: float
+) -> Embeddings:
+    """Computes each crop's logits by a linear head that was fitted without its group (five folds).
+
+    Args:
+        features: float32 [N, D].
+        labels: int64 [N].
+        groups: str [N], such as lesions; a fold holds whole groups.
+        num_classes: K.
+        c: As of :func:`fit_linear_head`.
+
+    Returns:
+        float32 [N, K].
+    """
+    names, members = np.unique(groups, return_inverse=True)
+    # Rarest classes first, round after round, so that every fold has its share of each.
+    frequency = np.bincount(labels, minlength=num_classes)
+    label_of = np.zeros(len(names), np.int64)
+    label_of[members] = labels
+    order = np.lexsort((np.random.default_rng(0).random(len(names)), label_of, frequency[label_of]))
+    fold = np.empty(len(names), np.int64)
+    fold[order] = np.arange(len(names)) % _FOLDS
+    logits = np.empty((len(labels), num_classes), np.float32)
+    for number in range(_FOLDS):
+        out = fold[members] == number
+        if out.any():
+            inside = features[~out] if (~out).any() else features
+            known = labels[~out] if (~out).any() else labels
+            weight, bias = fit_linear_head(inside, known, num_classes, c)
+            logits[out] = features[out] @ weight.numpy().T + bias.numpy()
+    return logits
 
 
 def fit_linear_head(

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+from helpers import tiny
+from sklearn.linear_model import LogisticRegression
+
+from kd_convnext import TeacherModule
+from kd_convnext.data.loading.teacher_outputs import STILL
+from kd_convnext.models.backbones import BackboneSpec, build_backbone
+from kd_convnext.modules.frozen_features import fit_linear_head, headed_features, held_out_logits, still_features
+
+VIT = BackboneSpec(
+    name="vit_tiny_patch16_224",
+    image_size=32,
+    token_blocks=2,
+    args={"depth": 3, "embed_dim": 24, "num_heads": 2, "patch_size": 8},
+)
+
+
+def blobs(count=120, width=12, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes, count, p=np.array([0.7, 0.2, 0.1]))
+    features = rng.normal(size=(count, width)) + 1.5 * np.eye(classes, width)[labels]
+    return (features * rng.uniform(0.1, 5, width) + 3).astype(np.float32), labels
+
+
+def test_the_head_is_scikit_learns_on_standardised_features():
+    features, labels = blobs()
+    weight, bias = fit_linear_head(features, labels, 3, 0.05)
+    scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    theirs = LogisticRegression(C=0.05, class_weight="balanced", max_iter=2000, tol=1e-8).fit(scaled, labels)
+    ours = torch.softmax(torch.from_numpy(features) @ weight.T + bias, 1).numpy()
+    np.testing.assert_allclose(ours, theirs.predict_proba(scaled), atol=2e-3)
+
+
+def test_a_class_without_crops_never_wins():
+    features, labels = blobs()
+    weight, bias = fit_linear_head(features, np.where(labels == 1, 3, labels), 4, 1.0)
+    assert 1 not in (torch.from_numpy(features) @ weight.T + bias).argmax(1).unique().tolist()
+
+
+def test_held_out_answers_come_from_heads_without_the_lesion():
+    """Random labels can only be learnt by heart: held out they are guessed, no better than by chance."""
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(300, 250)).astype(np.float32)
+    labels = rng.integers(0, 3, 300)
+    groups = np.array([f"lesion:{number // 2}" for number in range(300)])
+    weight, bias = fit_linear_head(features, labels, 3, 10.0)
+    by_heart = ((features @ weight.numpy().T + bias.numpy()).argmax(1) == labels).mean()
+    held_out = (held_out_logits(features, labels, groups, 3, 10.0).argmax(1) == labels).mean()
+    assert by_heart > 0.85 and held_out < 0.45
+
+
+def test_lesions_are_never_divided(monkeypatch):
+    fitted = []
+    monkeypatch.setattr(
+        "kd_convnext.modules.frozen_features.fit_linear_head",
+        lambda features, labels, k, c: fitted.append(set(features[:, 0])) or (torch.zeros(k, 1), torch.zeros(k)),
+    )
+    groups = np.array([f"L{number % 20}" for number in range(60)])
+    features = np.array([[number % 20] for number in range(60)], np.float32)
+    held_out_logits(features, np.arange(60) % 2, groups, 2, 1.0)
+    outside = [set(range(20)) - inside for inside in fitted]
+    assert sorted(name for each in outside for name in each) == list(range(20))
+
+
+def test_token_head_reads_class_tokens_and_the_mean_patch():
+    backbone = build_backbone(VIT, 5).eval()
+    images = torch.rand(2, 3, 32, 32)
+    network = backbone.network
+    tokens = network.vit.forward_features(backbone.normalise(images))
+    embedding = network.embed(backbone.normalise(images))
+    assert embedding.shape == (2, 72)
+    torch.testing.assert_close(embedding[:, 24:48], tokens[:, 0])
+    torch.testing.assert_close(embedding[:, 48:], tokens[:, 1:].mean(1))
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_manifest, tiny_cache, tmp_path_factory):
+    source = tiny.data(tiny_manifest, tiny_cache)
+    module = TeacherModule(
+        num_classes=source.num_classes,
+        class_names=source.class_names,
+        backbone=VIT,
+        finetune="linear",
+        linear_c=100.0,
+    )
+    folder = tmp_path_factory.mktemp("linear")
+    trainer = tiny.trainer(folder, limit_train_batches=1)
+    trainer.fit(module, datamodule=source)
+    trainer.save_checkpoint(folder / "teacher.ckpt")
+    return module, source, trainer, folder / "teacher.ckpt"
+
+
+def test_only_the_head_is_fitted_and_it_fits(fitted):
+    module, source, trainer, _ = fitted
+    torch.manual_seed(0)
+    fresh = build_backbone(VIT, 5)
+    assert trainer.global_step == 1
+    part = source.train_set
+    images = torch.stack([part[position]["image"] for position in range(len(part))])
+    with torch.no_grad():
+        found = module.backbone.eval()(images).argmax(1).numpy()
+    assert (found == part.labels).mean() > 0.8
+    assert {name for name, _ in fresh.named_parameters()} == {name for name, _ in module.backbone.named_parameters()}
+
+
+def test_features_are_computed_once_whatever_the_head(fitted, monkeypatch):
+    _, source, trainer, path = fitted
+    again = TeacherModule.load_from_checkpoint(path)
+    monkeypatch.setattr("kd_convnext.models.token_head.TokenHead.embed", None)  # would be called
+    store = still_features(again.backbone, source, trainer)
+    with torch.no_grad():
+        again.backbone.network.head.weight.add_(1.0)
+    assert still_features(again.backbone, source, trainer).path == store.path
+
+
+def test_stored_answers_are_those_of_the_network(fitted):
+    module, source, trainer, _ = fitted
+    answers = headed_features(module.backbone, source, trainer)
+    part = source.train_set
+    for position in (0, 5):
+        image = part.seen_through(source.val_set.views)[position]["image"][None]
+        with torch.no_grad():
+            both = (module.backbone.eval()(image) + module.backbone(image.flip(-1))) / 2
+        found = answers.load(part.crops.key(int(part.rows[position])), STILL)
+        np.testing.assert_allclose(found.logits.astype(np.float32), both[0].numpy(), rtol=0.02, atol=0.05)
