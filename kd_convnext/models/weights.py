@@ -12,6 +12,7 @@ from huggingface_hub import constants, get_session
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
+from kd_convnext.data.crops.upscaling.weights import weights_dir
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 
 OWN_PREFIXES = ("student.network.", "backbone.network.")
@@ -65,7 +66,7 @@ def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
     Raises:
         CheckpointError: The file is missing or unreadable, or does not fit the network.
     """
-    state = _read(file)
+    state = _read(file, cast(Mapping[str, Any], network.pretrained_cfg).get("hf_hub_id"))
     own = network.state_dict()
     try:
         state = _to_timm_layout(state, network)
@@ -103,10 +104,14 @@ def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
     network.load_state_dict(state)
 
 
-def _read(file: str) -> dict[str, Tensor]:
-    path = Path(file)
+def _read(file: str, hub_id: str | None = None) -> dict[str, Tensor]:
+    path = Path(file).expanduser()
     if not path.is_file():
-        raise CheckpointError(Finding(file, "no such file", "Check the path given as backbone.weights."))
+        path = weights_dir() / path.name
+    if not path.is_file():
+        source = f" (the file of {hub_id} on the Hugging Face hub)" if hub_id else ""
+        remedy = f"Check the path given as backbone.weights, or put the file{source} into {weights_dir()}."
+        raise CheckpointError(Finding(file, "no such file", remedy))
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

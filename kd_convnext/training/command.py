@@ -30,6 +30,7 @@ from kd_convnext.training.loader_tuning import LoaderTuning
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.record import RunRecord
+from kd_convnext.training.teacher_first import trained_teacher
 
 RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
 """How the first process of a machine tells the others it starts where the run lies."""
@@ -134,6 +135,12 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what a run has beside model, data and trainer, and links the model to the data."""
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run's folder below runs/.")
+        parser.add_argument(
+            "--teacher_config",
+            type=str | None,
+            default=None,
+            help="Without --model.teacher_ckpt: trains this teacher first, on the same data, into RUN/teacher.",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
         parser.add_lightning_class_args(RunRecord, "record")
@@ -176,6 +183,7 @@ class TrainingCLI(LightningCLI):
         self._clean.ckpt_path = None
         self._clean.trainer.default_root_dir = None
         self.folder = _folder(config)
+        self._train_teacher(config)
         trainer = config.trainer
         # Judging stays in float32, so that a checkpoint's answers do not depend on the machine.
         if self.subcommand == "fit" and trainer.precision is None and not trainer.plugins:
@@ -191,6 +199,16 @@ class TrainingCLI(LightningCLI):
                 options.save_dir = str(self.folder.path.absolute())
             if "project" in options and options.get("name") is None:
                 options.name = "/".join(self.folder.path.parts[-2:])
+
+    def _train_teacher(self, config: Namespace) -> None:
+        """Trains the teacher that the configuration names, where no checkpoint of one is given."""
+        if self.subcommand != "fit" or config.teacher_config is None or not _first_process():
+            return
+        if config.model.init_args.get("teacher_ckpt") is None:
+            teacher = with_shipped_files([config.teacher_config])[0]
+            path = trained_teacher(teacher, self.folder, config.data.as_dict(), run_training)
+            config.model.init_args.teacher_ckpt = str(path)
+            self._clean.model.init_args.teacher_ckpt = str(path)
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what our constructors refuse is said as they said it."""

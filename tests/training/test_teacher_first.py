@@ -1,0 +1,76 @@
+import json
+
+import pytest
+import torch
+import yaml
+from helpers.command_line import TINY
+from helpers.tiny import CONVNEXT, SWIN
+
+from kd_convnext.cli import main
+
+TEACHER = {
+    "model": {
+        "class_path": "kd_convnext.TeacherModule",
+        "init_args": {
+            "backbone": {"name": "swin_tiny_patch4_window7_224", "image_size": 32, "args": SWIN},
+            "optim": {"lr": 1e-3},
+        },
+    },
+    "trainer": {"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu", "enable_progress_bar": False},
+    "data": {"image_size": 32, "batch_size": 8, "num_workers": 0},
+}
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch, tiny_manifest, tiny_cache):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
+    student = {"name": "convnext_tiny", "image_size": 32, "args": CONVNEXT}
+    init = {"class_path": "kd_convnext.DistillModule", "init_args": {"student": student}}
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump({"model": init, "teacher_config": "teacher.yaml"}))
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}", "--data.split_index=1"]
+    return ["fit", "--config", "student.yaml", *TINY, *data, "--trainer.default_root_dir=run"]
+
+
+def test_one_command_trains_the_teacher_and_then_the_student(words, tmp_path, capsys):
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "The teacher first, by teacher.yaml:" in out
+    teacher, student = tmp_path / "run/teacher", tmp_path / "run"
+    cards = [
+        torch.load(run / "checkpoints/best.ckpt", weights_only=True)["kd_convnext"]["card"]
+        for run in (teacher, student)
+    ]
+    assert cards[0]["split_hash"] == cards[1]["split_hash"]
+    config = yaml.safe_load((student / "config.yaml").read_text())
+    assert config["model"]["init_args"]["teacher_ckpt"].endswith("run/teacher/checkpoints/best.ckpt")
+    assert json.loads((student / "environment.json").read_text())
+    # The student's own folder holds the student's run: the teacher changed neither its folder nor its precision.
+    assert (student / "metrics.csv").is_file() and (teacher / "metrics.csv").is_file()
+
+
+def test_a_resumed_student_does_not_train_its_teacher_again(words, tmp_path):
+    assert main(words) == 0
+    teacher = tmp_path / "run/teacher/checkpoints/best.ckpt"
+    before = teacher.stat().st_mtime_ns
+    words = [word for word in words if "max_epochs" not in word]
+    assert main([*words, "--trainer.max_epochs=2", "--ckpt_path=run/checkpoints/last.ckpt"]) == 0
+    assert teacher.stat().st_mtime_ns == before
+
+
+def test_missing_start_weights_are_named_with_their_source_and_place(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("KD_CONVNEXT_CACHE", str(tmp_path / "cache"))
+    vit = {
+        "name": "vit_small_patch14_dinov2",
+        "image_size": 28,
+        "weights": "weights/vit.safetensors",
+        "token_blocks": 1,
+    }
+    teacher = json.loads(json.dumps(TEACHER))
+    teacher["model"]["init_args"]["backbone"] = vit
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher))
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for part in ("weights/vit.safetensors", "timm/vit_small_patch14_dinov2", str(tmp_path / "cache" / "weights")):
+        assert part in error
