@@ -4,11 +4,16 @@ Everything a user can get wrong ends here. The command line prints the message w
 exits with code 2; in a notebook the same text is the exception's message.
 """
 
+import json
+import multiprocessing
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 MAX_PRINTED = 50
 """Findings printed in one message; the rest are counted (all are in ``findings``)."""
+
+CARRIED = "kd_convnext.findings: "
+"""Begins the line of a traceback that carries the findings of a child process as JSON."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,12 @@ class KDConvNeXtError(Exception):
             findings: One finding or several; or the traceback's text by which torch hands on a loader worker's error.
         """
         if isinstance(findings, str):
-            findings = _of_traceback(findings, type(self).__name__)
+            findings = _carried(findings)
         self.findings = (findings,) if isinstance(findings, Finding) else tuple(findings)
         super().__init__(self._message())
+        if multiprocessing.parent_process() is not None:
+            # Torch rebuilds a loader worker's exception from its traceback alone, and notes are part of that.
+            self.add_note(CARRIED + json.dumps([asdict(finding) for finding in self.findings]))
 
     def _message(self) -> str:
         if len(self.findings) == 1:
@@ -64,11 +72,13 @@ class KDConvNeXtError(Exception):
         return type(self), (self.findings,)
 
 
-def _of_traceback(text: str, name: str) -> Finding:
-    """Finds the message at the end of a traceback: ``...errors.CacheError: where: what. remedy``."""
-    where, _, rest = text.rpartition(f"{name}: ")[2].strip().partition(": ")
-    what, _, remedy = rest.partition(". ")
-    return Finding(where, what, remedy)
+def _carried(text: str) -> tuple[Finding, ...]:
+    """Reads the findings that a traceback carries; where none does, the text itself is the finding."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if line.startswith(CARRIED):
+            return tuple(Finding(**finding) for finding in json.loads(line.removeprefix(CARRIED)))
+    return (Finding("another process", lines[-1] if lines else "it failed", "See its messages above."),)
 
 
 class ManifestError(KDConvNeXtError):

@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.harness.figures import Grid, tell
 from benchmarks.harness.timing import arguments
+from kd_convnext.common.machine import available_cores
 
 ROWS, MORE_ROWS = (1_000, 10_000, 100_000), (1_000, 10_000, 100_000, 1_000_000)
 CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
@@ -152,7 +153,7 @@ def loader_grid(folder: Path, count: int) -> tuple[Grid, float]:
     )
     batches = (8, 16, 32, 64)
     rows: list[list[object]] = []
-    for workers in (0, 1, 2, *(more for more in (4, 8, 15) if more < (os.cpu_count() or 1))):
+    for workers in (0, 1, 2, *(more for more in (4, 8, 15) if more < available_cores())):
         speeds: list[object] = []
         views = [View(number % len(files), number) for number in range(count * max(1, workers // 2))]
         for batch in batches:
@@ -161,7 +162,7 @@ def loader_grid(folder: Path, count: int) -> tuple[Grid, float]:
             speeds.append(round(len(views) / seconds[1]))
             del loader
         rows.append([f"{workers} worker processes", *speeds])
-    title = f"Loader alone, images of {SIZE} px a second (packed, opencv), on {os.cpu_count()} cores"
+    title = f"Loader alone, images of {SIZE} px a second (packed, opencv), on {available_cores()} cores"
     return Grid(title, ("", *(f"batch {batch}" for batch in batches)), rows), rate
 
 
@@ -169,7 +170,7 @@ def batch_grid() -> Grid:
     """Measures steps of a small student over the batch."""
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(available_cores())
     rows = []
     for batch in (8, 16, 32, 64):
         run = _step("convnext_atto", 96, batch)

@@ -14,6 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from kd_convnext.common.machine import available_cores
+
 PACKAGES = (
     "torch",
     "opencv-python-headless",
@@ -103,7 +105,7 @@ def machine() -> dict[str, object]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
     return {"cpu": cpu, "cores": cores, "load": load, "python": platform.python_version(), **versions}
 
 

@@ -2,16 +2,11 @@
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 Pixels = npt.NDArray[np.uint8]
-
-
 Values = npt.NDArray[np.float64]
-
-
 Logits = npt.NDArray[np.float64]
-
-
 Labels = npt.NDArray[np.int64]
 
 
@@ -25,6 +20,4 @@ def softmax(logits: Logits, temperature: float = 1.0) -> npt.NDArray[np.float64]
     Returns:
         [..., K], sums to 1 over the last axis.
     """
-    scaled = np.asarray(logits, np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+    return np.asarray(special.softmax(np.asarray(logits, np.float64) / temperature, axis=-1))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+from argparse import ArgumentError, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,9 +26,7 @@ def parsing(command: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # of argparse or jsonargparse only; everything else passes
-        if type(error).__module__.split(".")[0] not in ("argparse", "jsonargparse"):
-            raise
+    except (ArgumentError, ArgumentTypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         remedy = f"See kd-convnext {command} --help."
         raise ConfigError(Finding(f"kd-convnext {command}", " ".join(lines[:6]), remedy)) from error

@@ -1,6 +1,5 @@
 """Answers for new photographs, from a checkpoint alone."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import torch
 
 from kd_convnext.checkpoints.network import Network, load_network
 from kd_convnext.common.arrays import Pixels, Values, softmax
+from kd_convnext.common.machine import available_cores
 from kd_convnext.data.crops.make import enlarge
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.crops.upscaling.upscaler import Upscaler
@@ -233,7 +233,7 @@ class Predictor:
             Each photograph, in order, with what the network sees of it, uint8 [S, S, C], or why it sees nothing.
         """
         jobs: deque[Future[list[tuple[Photograph, Pixels | Failure]]]] = deque()
-        workers = min(4, os.cpu_count() or 1)
+        workers = min(4, available_cores())
         pool = ThreadPoolExecutor(workers, thread_name_prefix="photographs")
         try:
             for _, group in groupby(photographs, key=_source):
@@ -255,8 +255,9 @@ class Predictor:
                     image = read_image(given) if isinstance(given, Path) else _checked(given)
                 crop = crop_roi(image, photograph.box, self.spec.roi_margin)
                 done.append((photograph, self.picture(enlarge(crop, self.spec, self._upscaler))))
-            except Exception as error:  # no photograph, whatever is wrong with it, may stop the others
-                done.append((photograph, Failure(photograph, _finding(photograph, error))))
+            except KDConvNeXtError as error:  # what is wrong with one photograph stops no other
+                finding = replace(error.findings[0], where=str(photograph))
+                done.append((photograph, Failure(photograph, finding)))
         return done
 
     def _pass(self, pictures: Sequence[Pixels]) -> tuple[Values, Features]:
@@ -306,14 +307,6 @@ def _checked(pixels: Pixels) -> Pixels:
         what = f"an array {pixels.dtype} {list(pixels.shape)} is not a photograph"
         raise ConfigError(Finding("image", what, "Give uint8 RGB [height, width, 3], or a file."))
     return pixels
-
-
-def _finding(photograph: Photograph, error: Exception) -> Finding:
-    if isinstance(error, KDConvNeXtError):
-        return replace(error.findings[0], where=str(photograph))
-    reason = (str(error).strip().splitlines() or [""])[0]
-    what = f"cannot be prepared ({type(error).__name__}: {reason})"
-    return Finding(str(photograph), what, "Check the photograph and its box, or leave it out.")
 
 
 def _cropping(network: Network, sr_weights: str | None, device: str) -> tuple[CropSpec, Upscaler]:

@@ -70,8 +70,8 @@ def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
     own = network.state_dict()
     try:
         state = _to_timm_layout(state, network)
-    except Exception as error:
-        # timm's converters assume a file of their model and fail in as many ways as there are others.
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # timm's converters assume a file of their model: they index, reshape and compute before they look.
         raise _does_not_fit(file, f"is of another model ({_one_line(error)})") from error
     cfg = cast(Mapping[str, Any], network.pretrained_cfg)
     stem = f"{cfg.get('first_conv')}.weight"
@@ -164,7 +164,7 @@ def _does_not_fit(file: str, what: str) -> CheckpointError:
 def _hub_answers() -> bool:
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception:
-        # Any failure, whatever the client calls it, means the same: do not wait for it twelve times.
+    except Exception:  # requests', httpx's or httpx2's errors, by the version of the hub's client
+        # No name, no route, a refused or a slow answer mean the same: do not wait for it twelve times.
         return False
     return True

@@ -119,13 +119,23 @@ class ClassifierModule(pl.LightningModule, ABC):
             self.card = self.card.having_seen(earlier.seen_groups, leak or earlier.leak_allowed)
 
     def on_train_epoch_start(self) -> None:
-        """Frees the body once the head had its epochs."""
+        """Unfreezes the backbone after ``head_epochs`` epochs."""
         self._tally.clear()  # an interrupted fit may have left some
-        # Under DDP every parameter must keep its gradient: there the schedule alone holds the body still.
+        # Under DDP every parameter must get a gradient; `on_before_optimizer_step` drops the body's there.
         if self.head_epochs and self.trainer.world_size == 1:
             learns = self.current_epoch >= self.head_epochs
             for parameter in self.classifier.body_parameters():
                 parameter.requires_grad_(learns)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drops the backbone's gradients while only the head is trained.
+
+        So that under DDP, as on one device, they neither count when gradients are clipped nor fill the optimiser's
+        moments: Lightning calls this before clipping, and optimisers skip parameters without a gradient.
+        """
+        if self.current_epoch < self.head_epochs:
+            for parameter in self.classifier.body_parameters():
+                parameter.grad = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds each epoch (stochastic depth), so that a resumed run draws what an uninterrupted one would."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 from kd_convnext._version import __version__
 from kd_convnext.common.files import atomic_write, write_finding
-from kd_convnext.common.machine import best_precision
+from kd_convnext.common.machine import available_cores, best_precision
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
@@ -136,7 +136,7 @@ def _packages() -> Iterator[Check]:
 def _torch(device: str | None) -> Iterator[Check]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
     yield Check("torch", "PASS", f"{torch.__version__}, {torch.get_num_threads()} threads on {cores} cores")
     if not torch.cuda.is_available():
         verdict: Verdict = "FAIL" if device and device != "cpu" else "WARN"

@@ -204,6 +204,16 @@ class TestCheckpointsThatAreRefused:
             Predictor.from_checkpoint(tiny_run, device="cuda:77")
 
 
+@pytest.mark.parametrize("fault", [MemoryError, TypeError, ZeroDivisionError])
+def test_a_fault_of_the_program_is_no_bad_photograph(predictor, photographs, fault, monkeypatch):
+    def broken(*_):
+        raise fault
+
+    monkeypatch.setattr("kd_convnext.inference.predictor.enlarge", broken)
+    with pytest.raises(fault):
+        list(predictor.predict_many(photographs[:2]))
+
+
 def test_odd_images_are_answered_or_named(predictor, tmp_path):
     good, bad = write_odd_images(tmp_path)
     names = [name for pair in zip(good, [*bad, *bad], strict=False) for name in pair]

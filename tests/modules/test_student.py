@@ -1,8 +1,11 @@
 import shutil
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from helpers.tiny import CONVNEXT_SPEC, SWIN_SPEC, data, student, teacher, trainer
+from scipy.special import log_softmax
 
 from kd_convnext import DistillModule, TeacherModule
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
@@ -224,10 +227,38 @@ class TestFineTuning:
         assert all(torch.equal(a, b) for a, b in zip(before, module.backbone.body_parameters(), strict=True))
 
     @pytest.mark.parametrize("loss", ["cross_entropy", "weighted_cross_entropy", "focal"])
-    def test_losses(self, source, tmp_path, loss):
-        fit = trainer(tmp_path, limit_train_batches=1, limit_val_batches=1)
-        fit.fit(teacher(source, loss=loss), datamodule=source)
-        assert float(fit.callback_metrics["train/loss"]) > 0
+    def test_losses_are_their_formulas(self, loss):
+        weights, labels = [0.5, 1.0, 2.0, 0.25, 1.25], torch.tensor([0, 2, 2, 4, 3, 1])
+        module = TeacherModule(5, class_weights=weights, backbone=SWIN_SPEC, loss=loss, gamma=1.5).eval()
+        images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        value, logits = module.judged(images, labels)
+        log_p = log_softmax(logits.detach().double().numpy(), axis=1)[np.arange(6), labels]
+        alpha = np.array(weights)[labels]
+        formulas = {
+            "cross_entropy": -log_p.mean(),
+            "weighted_cross_entropy": -(alpha * log_p).sum() / alpha.sum(),
+            "focal": -(alpha * (1 - np.exp(log_p)) ** 1.5 * log_p).mean(),
+        }
+        assert float(value) == pytest.approx(formulas[loss], rel=1e-5)
+        assert len({round(formula, 6) for formula in formulas.values()}) == 3
+        assert not [name for name in module.state_dict() if "task_loss" in name]  # weights come from hyper-parameters
+
+    def test_a_body_that_rests_counts_in_no_clipping_and_fills_no_moments(self, source, tmp_path):
+        """As under DDP, where the body keeps getting gradients while only the head is trained."""
+
+        class AsUnderDdp(pl.Callback):
+            def on_train_batch_start(self, trainer, module, batch, batch_idx):
+                module.classifier.requires_grad_(True)
+
+        states, heads = [], []
+        for callbacks in ([], [AsUnderDdp()]):
+            fit = trainer(tmp_path, gradient_clip_val=1e-3, callbacks=callbacks, limit_val_batches=0)
+            module = teacher(source, finetune="head_first", head_epochs=1)
+            fit.fit(module, datamodule=source)
+            states.append([len(fit.optimizers[0].state.get(p, ())) for p in module.backbone.body_parameters()])
+            heads.append(torch.cat([p.detach().flatten() for p in module.backbone.head_parameters()]))
+        assert not any(states[0]) and not any(states[1])
+        assert torch.equal(*heads)
 
 
 class TestRepeatability:

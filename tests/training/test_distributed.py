@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers.command_line import OFFLINE, SMALL_SWIN, TINY, convnext
 from helpers.paths import CONFIGS
 
@@ -51,6 +52,23 @@ def test_distillation_on_two_processes(tiny_manifest, tmp_path):
     assert metrics[0].keys() == metrics[1].keys()
     for name, value in metrics[0].items():
         assert value == pytest.approx(metrics[1][name], abs=1e-6, nan_ok=True), name
+
+
+def test_head_first_trains_the_head_alone_on_one_process_and_on_two(tiny_manifest, tmp_path):
+    swin = ["--config", str(CONFIGS / "teacher_swin_tiny.yaml"), *SMALL_SWIN, *OFFLINE]
+    swin += [f"--data.manifest={tiny_manifest}", "--data.cache_dir=cache", *TINY]
+    swin += ["--model.finetune=head_first", "--model.head_epochs=1", "--trainer.max_epochs=1"]
+    swin += ["--trainer.gradient_clip_val=0.01"]
+    trained = []
+    for name, devices in (("one", ["--trainer.devices=1", "--trainer.precision=32-true"]), ("two", TWO)):
+        run(tmp_path, "fit", *swin, *devices, f"--name={name}")
+        (folder,) = (tmp_path / "runs" / name).iterdir()
+        content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        (optimizer,) = content["optimizer_states"]
+        heads = {n for group in optimizer["param_groups"] if group["name"] == "head" for n in group["params"]}
+        assert heads and set(optimizer["state"]) == heads, name
+        trained.append({key: value for key, value in content["state_dict"].items() if ".head." not in key})
+    assert all(torch.equal(value, trained[1][key]) for key, value in trained[0].items() if "running" not in key)
 
 
 def judged(at, folder: Path, devices: int) -> dict[str, float]:

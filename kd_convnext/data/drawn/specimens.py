@@ -3,7 +3,6 @@
 No photograph of a patient is in them, and nothing measured on them says anything about patients.
 """
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from kd_convnext.common.files import atomic_write, write_finding
+from kd_convnext.common.machine import available_cores
 from kd_convnext.data.drawn.lesions import Photograph, Structure, draw_lesion, photograph
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import ConfigError, Finding
@@ -117,7 +117,7 @@ def draw_specimens(
 
     try:
         (out / "images").mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             shown = track(
                 pool.map(draw, range(len(names))),
                 description="drawing lesions",

@@ -1,7 +1,6 @@
 """Facts about many photograph files, gathered in parallel without decoding pixels."""
 
 import hashlib
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
+from kd_convnext.common.machine import available_cores
 from kd_convnext.data.manifest.images import read_size
 from kd_convnext.errors import Finding, ManifestError
 
@@ -94,7 +94,7 @@ def _digest(path: Path) -> bytes | None:
 
 def _in_parallel(function: Callable[[_Item], _Result], items: Sequence[_Item], description: str) -> list[_Result]:
     """Maps over threads (the work is mostly waiting for the disk), with a bar on a terminal."""
-    threads = min(32, 4 * (os.cpu_count() or 1))
+    threads = min(32, 4 * available_cores())
     # By the handful: a million waiting tasks would take gigabytes.
     count = min(_HANDFUL, -(-len(items) // (4 * threads))) or 1
     handfuls = (items[start : start + count] for start in range(0, len(items), count))

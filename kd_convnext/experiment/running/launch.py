@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_convnext.common.machine import available_cores
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell, CellKey
 from kd_convnext.experiment.plan.record import CellRecord
@@ -64,7 +65,7 @@ def run_on_ray(cells: Sequence[Cell], place: Workplace, workers: int, told: Told
     if begun:
         local = "RAY_ADDRESS" not in os.environ
         # A worker for each cell at least, also where there are fewer cores.
-        here: dict[str, Any] = {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+        here: dict[str, Any] = {"num_cpus": max(workers, available_cores()), "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.WARNING, **(here if local else {}))
     try:
         return _on_ray(ray, cells, place, workers, told)

@@ -10,13 +10,16 @@ from typing import Any
 
 from kd_convnext.common.arrays import Values
 from kd_convnext.common.files import atomic_write
-from kd_convnext.errors import CheckpointError, Finding
+from kd_convnext.errors import CheckpointError, Finding, KDConvNeXtError
 from kd_convnext.inference.trust.gate import Distances, Gate
 from kd_convnext.inference.trust.prediction_sets import ClassThresholds, Few
 
 NOT_CALIBRATED = "not calibrated: nothing says when to trust this model"
 FILE = "calibration.json"
 FORMAT_VERSION = 2
+
+_DAMAGE = (AttributeError, LookupError, OSError, TypeError, ValueError, KDConvNeXtError)
+"""What reading a file raises whose entries are missing, of other types, or out of range."""
 
 _REMEDY = "Run kd-convnext calibrate --ckpt_path {ckpt}, or classify with --calibration none."
 
@@ -167,7 +170,7 @@ def read_calibration(path: Path, checkpoint_sha256: str, class_names: tuple[str,
     try:
         found = _from_state(state, _read_gate(path.with_suffix(".safetensors"), state["gate_sha256"]))
         fits = found.class_names == class_names
-    except Exception as error:  # whatever a file by another hand makes the readers stumble over
+    except _DAMAGE as error:
         finding = Finding(str(path), f"is damaged ({_line(error)})", remedy)
         raise CheckpointError(finding) from error
     if not fits:
@@ -176,12 +179,16 @@ def read_calibration(path: Path, checkpoint_sha256: str, class_names: tuple[str,
 
 
 def _read_gate(path: Path, digest: str) -> Gate:
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{path.name} is of another calibration")
-    return Gate(**load(content))
+    try:
+        return Gate(**load(content))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def _from_state(state: dict[str, Any], gate: Gate) -> Calibration:

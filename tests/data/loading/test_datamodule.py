@@ -5,7 +5,7 @@ from helpers.tiny import data
 
 from kd_convnext.data.loading.augment import AugmentSpec
 from kd_convnext.data.loading.views import Views
-from kd_convnext.errors import ConfigError, SplitError
+from kd_convnext.errors import CacheError, ConfigError, Finding, SplitError
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +83,48 @@ def test_grey(tiny_manifest, tiny_cache):
     assert next(iter(module.train_dataloader()))["image"].shape[1] == 1
 
 
-def test_class_weights_are_the_training_parts(source):
-    assert np.mean(source.class_weights) == pytest.approx(1)
-    assert all(type(weight) is float for weight in source.class_weights)
+def test_class_weights_are_the_inverse_counts_of_the_training_part(tiny_cache, tiny_manifest, tmp_path):
+    lines = tiny_manifest.read_text().splitlines()
+    # Training images of the five classes: 8, 4, 2, 1, 0; validation and test hold other counts.
+    wanted = {"Grade 1": 8, "Grade 2": 4, "Grade 3": 2, "AIS": 1, "MIA": 0}
+    rows, given = [lines[0] + ",split"], dict.fromkeys(wanted, 0)
+    for line in lines[1:]:
+        label, lesion = line.split(",")[1:3]
+        inside = given[label] < wanted[label] and (wanted[label] > 1 or line.split(",")[0].endswith("_0.png"))
+        given[label] += inside
+        part = "train" if inside else "val" if lesion.endswith("5") else "test" if lesion.endswith("4") else None
+        rows += [f"{tiny_manifest.parent}/{line},{part}"] if part else []
+    manifest = tmp_path / "unbalanced.csv"
+    manifest.write_text("\n".join(rows) + "\n")
+    module = data(manifest, tiny_cache)
+    counts = {
+        name: int((module.manifest.labels[module.split.rows("train")] == n).sum())
+        for n, name in enumerate(module.class_names)
+    }
+    assert counts == wanted
+    # 1/8, 1/4, 1/2 and 1 have the mean 15/32.
+    by_hand = {"Grade 1": 4 / 15, "Grade 2": 8 / 15, "Grade 3": 16 / 15, "AIS": 32 / 15, "MIA": 0.0}
+    assert module.class_weights == pytest.approx([by_hand[name] for name in module.class_names])
+    assert all(type(weight) is float for weight in module.class_weights)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_findings_cross_a_loader_process_whole(tiny_manifest, tiny_cache, workers, monkeypatch):
+    findings = (
+        Finding("a.csv, row 3 (C:)", "the box: 1, 2. It is empty", "Correct it. Or leave it out."),
+        Finding("b.csv, row 4", "naïve\nlines", "None"),
+    )
+
+    def refuse(*_):
+        raise CacheError(findings)
+
+    module = data(tiny_manifest, tiny_cache, num_workers=workers)
+    module.setup("fit")
+    monkeypatch.setattr(type(module.train_set.crops), "load", refuse)
+    with pytest.raises(CacheError) as caught:
+        next(iter(module.train_dataloader()))
+    assert caught.value.findings == findings
+    assert str(caught.value).startswith("2 problems found:")
 
 
 def test_whole_crops_of_any_shape(tiny_manifest, tiny_cache):
