@@ -113,6 +113,16 @@ class ExportError(KDConvNeXtError):
     """An exported network does not answer as its checkpoint does."""
 
 
+class TrainingError(KDConvNeXtError):
+    """A fit cannot go on: its numbers are no longer finite."""
+
+
+class Terminated(KDConvNeXtError):
+    """A command was told to stop by SIGTERM: a time limit, ``docker stop``, a guard against full memory."""
+
+    exit_code = 143
+
+
 class CellError(KDConvNeXtError):
     """Cells of an experiment have failed; the others are done."""
 

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.common.configs import with_shipped_files
@@ -21,7 +23,7 @@ from kd_convnext.common.files import atomic_write
 from kd_convnext.common.machine import best_precision, device_kind
 from kd_convnext.common.parsing import parsing
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
-from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, Terminated
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder, new_run_folder, run_of_checkpoint
 from kd_convnext.training.checkpointing import BackgroundWriter, RunCheckpoint
@@ -114,8 +116,11 @@ class TrainingCLI(LightningCLI):
                 parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", **options},
                 args=with_shipped_files(words),
             )
+        except SIGTERMException:
+            # A SystemExit without a code.
+            raise _terminated(words[0]) from None
         except SystemExit as stop:
-            if not stop.code:
+            if stop.code == 0:
                 return None
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
@@ -258,9 +263,25 @@ class TrainingCLI(LightningCLI):
         return loggers or False
 
 
+def _terminated(command: str) -> Terminated:
+    """Says what is left of a command that SIGTERM has ended, and how it goes on."""
+    folder = RunFolder(Path(os.environ.get(RUN_FOLDER, ".")))
+    if command != "fit":
+        return Terminated(Finding(f"kd-convnext {command}", "was told to stop (SIGTERM)", "Give the command again."))
+    what = "the fit was told to stop (SIGTERM) before it had ended"
+    if not folder.last.exists():
+        remedy = "No epoch was finished: give the command again, with another --trainer.default_root_dir."
+        return Terminated(Finding(str(folder.path), what, remedy))
+    config, last = shlex.quote(str(folder.config)), shlex.quote(str(folder.last))
+    remedy = f"What is finished stays; go on with: kd-convnext fit --config {config} --ckpt_path {last}"
+    return Terminated(Finding(str(folder.path), what, remedy))
+
+
 def _folder(config: Namespace) -> RunFolder:
     if config.ckpt_path is not None:
-        return run_of_checkpoint(config.ckpt_path)
+        folder = run_of_checkpoint(config.ckpt_path)
+        os.environ[RUN_FOLDER] = str(folder.path)
+        return folder
     if not _first_process() and RUN_FOLDER in os.environ:
         return RunFolder(Path(os.environ[RUN_FOLDER]))
     if config.trainer.default_root_dir is not None:

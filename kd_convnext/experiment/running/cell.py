@@ -18,7 +18,7 @@ import yaml
 
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.parsing import exit_code
-from kd_convnext.errors import ConfigError
+from kd_convnext.errors import ConfigError, Finding, Terminated
 from kd_convnext.experiment.plan.cells import Cell
 from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell, write_cell
 from kd_convnext.runs.folder import RunFolder
@@ -134,7 +134,7 @@ def _run(commands: Sequence[Sequence[str]], folder: Path, place: Workplace) -> s
 def _in_process(words: Sequence[str], log: TextIO, place: Workplace) -> int:
     """Runs one command: with several devices, each of their processes runs the same words again."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "kd_convnext.experiment.running.child", *words],
+        [sys.executable, "-m", "kd_convnext.experiment.child", *words],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -164,6 +164,9 @@ def _here(words: Sequence[str], log: TextIO, place: Workplace) -> int:
             return 1
     if code == 130:
         raise KeyboardInterrupt
+    if code == Terminated.exit_code:
+        # The signal was meant for the process, which is ours: no other cell may begin.
+        raise Terminated(Finding("kd-convnext paper", "was told to stop (SIGTERM)", "Go on with --resume true."))
     return code
 
 

@@ -69,7 +69,7 @@ def children(out):
             words = path.read_bytes().decode().split("\0")
         except OSError:
             continue
-        if "kd_convnext.experiment.running.child" in words and any(word.startswith(str(out)) for word in words):
+        if "kd_convnext.experiment.child" in words and any(word.startswith(str(out)) for word in words):
             found.append(int(path.parent.name))
     return found
 

@@ -1,0 +1,75 @@
+"""SIGTERM, as time limits, `docker stop` and guards of memory send it: a fit that it ends is not a finished one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers.command_line import TINY, convnext
+
+from kd_convnext.cli import main
+from kd_convnext.errors import Terminated
+from kd_convnext.experiment.plan.cells import Cell
+from kd_convnext.experiment.plan.record import CellRecord
+from kd_convnext.experiment.running import cell as running
+from kd_convnext.training import command
+
+LONG = ["--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone"), "--trainer.max_epochs=5000"]
+PATIENCE = 120
+
+
+def begun(words, last):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-m", "kd_convnext.cli", *words]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
+    end = time.monotonic() + PATIENCE
+    while not last.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "no checkpoint"
+        time.sleep(0.05)
+    return process
+
+
+def test_a_fit_ends_with_143_and_says_how_to_go_on(tiny_manifest, tiny_cache, tmp_path):
+    run = tmp_path / "run"
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
+    last = run / "checkpoints" / "last.ckpt"
+    process = begun(["fit", *LONG, *data, f"--trainer.default_root_dir={run}"], last)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+    assert "SIGTERM" in told and str(last) in told and "Traceback" not in told
+    words = told[told.index("kd-convnext fit ") :].split()[1:]
+    done = torch.load(last, weights_only=True)["epoch"]
+    assert main([*words, f"--trainer.max_epochs={done + 2}"]) == 0
+    assert torch.load(last, weights_only=True)["epoch"] == done + 1
+
+
+def test_help_is_no_signal():
+    assert main(["fit", "--help"]) == 0
+
+
+@pytest.mark.parametrize(("code", "status"), [(143, "failed"), (2, "failed"), (0, "finished")])
+def test_a_cell_is_finished_only_if_its_fit_ended_by_itself(code, status, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "_in_process", lambda words, log, place: code if words[0] == "fit" else 0)
+    record = running.run_cell(_cell(), running.Workplace(tmp_path))
+    assert isinstance(record, CellRecord) and record.status == status
+
+
+def test_a_signal_to_the_experiment_begins_no_other_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "TrainingCLI", _Stopped)
+    with pytest.raises(Terminated):
+        running.run_cell(_cell(), running.Workplace(tmp_path, isolate=False))
+
+
+class _Stopped:
+    @classmethod
+    def parsed(cls, words):
+        raise command._terminated(words[0])
+
+
+def _cell():
+    return Cell("swin", "Swin", "ablation", "default", 0, 0, {}, "hash", None, "test")
