@@ -1,4 +1,4 @@
-"""Reading our checkpoints: safely, and with one clear line for whatever is wrong with them."""
+"""Reads checkpoints without unpickling, with one clear line for whatever is wrong with them."""
 
 import pickle
 from collections.abc import Mapping
@@ -11,6 +11,9 @@ from kd_convnext.errors import CheckpointError, Finding
 
 KEY = "kd_convnext"
 """Where our own entries lie in a Lightning checkpoint."""
+
+_BEFORE = {"TeacherModule": "backbone", "DistillModule": "student"}
+"""The deployable part of checkpoints written before they named it."""
 
 FORMAT_VERSION = 1
 """Raised when a checkpoint can no longer be read by older versions; older ones keep loading."""
@@ -47,3 +50,27 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path") -> dict[str
         what = f"{path} has format {version}, this version reads up to {FORMAT_VERSION}"
         raise CheckpointError(Finding(argument, what, "Update kd-convnext."))
     return cast(dict[str, Any], checkpoint)
+
+
+def deployable_part(checkpoint: Mapping[str, Any]) -> str | None:
+    """Names the part of the state dict, and the constructor's argument, that hold the network to deploy.
+
+    Args:
+        checkpoint: From `read_checkpoint`.
+
+    Returns:
+        ``backbone`` or ``student``, or what a subclass chose; None where nothing in it classifies.
+    """
+    own = checkpoint[KEY]
+    part = own.get("answers_with") or _BEFORE.get(own.get("kind"))
+    return part if part in checkpoint["hyper_parameters"] else None
+
+
+def is_distilled(checkpoint: Mapping[str, Any]) -> bool:
+    """Tells whether the network of a checkpoint was trained with a teacher.
+
+    Args:
+        checkpoint: From `read_checkpoint`.
+    """
+    own = checkpoint[KEY]
+    return bool(own.get("distilled", own.get("kind") == "DistillModule"))

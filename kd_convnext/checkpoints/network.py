@@ -1,4 +1,4 @@
-"""A checkpoint becomes a network that answers; nothing of its training is loaded."""
+"""Loads the deployable network of a checkpoint, and nothing else of its training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 
 from kd_convnext._version import __version__
-from kd_convnext.checkpoints.format import KEY, read_checkpoint
+from kd_convnext.checkpoints.format import KEY, deployable_part, is_distilled, read_checkpoint
 from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.common.files import sha256_of
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 from kd_convnext.models.taps import watched_features
-
-ANSWERING = {"TeacherModule": "backbone", "DistillModule": "student"}
-"""Kinds of checkpoints, and the part of each that answers."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +24,13 @@ class ModelInfo:
 
     Attributes:
         name: The network's timm name.
-        kind: The module it was trained as, ``TeacherModule`` or ``DistillModule``.
+        kind: Class name of the module it was trained as, such as ``TeacherModule``.
         checkpoint: The checkpoint's file name.
         checkpoint_sha256: Hash of its bytes.
         kd_convnext: Version of this software.
         torch: Version of PyTorch.
         leak_allowed: Whether the network, or its teacher, had seen lesions that it was judged on.
+        distilled: Whether it was trained with a teacher.
     """
 
     name: str
@@ -42,6 +40,7 @@ class ModelInfo:
     kd_convnext: str
     torch: str
     leak_allowed: bool
+    distilled: bool = False
 
 
 class Network:
@@ -62,11 +61,11 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        """Where it answers."""
+        """The device of the network."""
         return self.backbone.mean.device
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Answers.
+        """Runs the network: returns logits and features.
 
         Args:
             images: uint8 [B, C, S, S], on any device.
@@ -87,7 +86,7 @@ def load_network(path: str | Path, device: str = "cpu") -> Network:
 
     Args:
         path: The checkpoint, as `fit` writes it. Objects in it are never unpickled.
-        device: Where it is to answer, as torch names it.
+        device: The device to load it to, as torch names it.
 
     Returns:
         The network.
@@ -98,34 +97,54 @@ def load_network(path: str | Path, device: str = "cpu") -> Network:
     """
     checkpoint = read_checkpoint(path)
     own: Mapping[str, Any] = checkpoint[KEY]
-    kind = own.get("kind")
+    kind, part = str(own.get("kind")), deployable_part(checkpoint)
     remedy = "Give the checkpoints/best.ckpt of a run of kd-convnext fit."
-    if kind not in ANSWERING:
+    if part is None:
         raise CheckpointError(Finding("--ckpt_path", f"{path} holds a {kind}, which does not classify", remedy))
     if own.get("card") is None:
         what = f"{path} does not say how its photographs were cropped (it was trained without our data module)"
         raise CheckpointError(Finding("--ckpt_path", what, remedy))
     card = DataCard.from_state(own["card"])
-    part = ANSWERING[kind]
-    spec = spec_of(BackboneSpec, checkpoint["hyper_parameters"][part])
-    backbone = build_backbone(spec, len(card.class_names))
-    state = {name.replace("_orig_mod.", ""): value for name, value in checkpoint["state_dict"].items()}
-    start = f"{part}."
-    try:
-        backbone.load_state_dict({name.removeprefix(start): state[name] for name in state if name.startswith(start)})
-    except RuntimeError as error:
-        what = f"the weights in {path} do not fit {spec.name} ({' '.join(str(error).split())[:200]})"
-        raise CheckpointError(Finding("--ckpt_path", what, remedy)) from error
+    backbone = load_backbone(checkpoint, part, path)
     info = ModelInfo(
-        name=spec.name,
+        name=spec_of(BackboneSpec, checkpoint["hyper_parameters"][part]).name,
         kind=kind,
         checkpoint=Path(path).name,
         checkpoint_sha256=sha256_of(Path(path).expanduser()),
         kd_convnext=__version__,
         torch=torch.__version__,
         leak_allowed=card.leak_allowed,
+        distilled=is_distilled(checkpoint),
     )
     return Network(_moved(backbone, device), card, info)
+
+
+def load_backbone(checkpoint: Mapping[str, Any], part: str, path: str | Path) -> Backbone:
+    """Builds one network of a checkpoint and loads its weights.
+
+    Args:
+        checkpoint: From `read_checkpoint`.
+        part: Which, see `deployable_part`.
+        path: The checkpoint's file, for the message.
+
+    Returns:
+        The network in training mode, on the CPU.
+
+    Raises:
+        CheckpointError: The weights are those of another network.
+    """
+    settings = checkpoint["hyper_parameters"]
+    spec = spec_of(BackboneSpec, settings[part])
+    backbone = build_backbone(spec, int(settings["num_classes"]))
+    state = {name.replace("_orig_mod.", ""): value for name, value in checkpoint["state_dict"].items()}
+    start = f"{part}."
+    try:
+        backbone.load_state_dict({name.removeprefix(start): state[name] for name in state if name.startswith(start)})
+    except RuntimeError as error:
+        what = f"the weights in {path} do not fit {spec.name} ({' '.join(str(error).split())[:200]})"
+        remedy = "Give the checkpoints/best.ckpt of a run of kd-convnext fit."
+        raise CheckpointError(Finding("--ckpt_path", what, remedy)) from error
+    return backbone
 
 
 def _moved(backbone: Backbone, device: str) -> Backbone:

@@ -1,4 +1,4 @@
-"""Start weights: from a file, or from the hub without long waits."""
+"""Loads start weights: from a file, or from the Hugging Face hub without long waits."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ from kd_convnext.data.crops.upscaling.weights import weights_dir
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 
 OWN_PREFIXES = ("student.network.", "backbone.network.")
-"""Where the deployable network lies in the checkpoints of this package."""
+"""Where the deployable network lies in checkpoints of this package that do not say it themselves."""
 
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub's first answer; its client alone tries twelve times over 47 s."""
@@ -128,6 +128,9 @@ def _read(file: str, hub_id: str | None = None) -> dict[str, Tensor]:
                 "Give a .safetensors, .pth, .pt or .ckpt file.",
             )
         ) from error
+    own = content.get("kd_convnext") if isinstance(content, dict) else None
+    named = own.get("answers_with") if isinstance(own, dict) else None
+    own_prefixes = (f"{named}.network.",) if named else OWN_PREFIXES
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -135,7 +138,7 @@ def _read(file: str, hub_id: str | None = None) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise _does_not_fit(file, "holds no state dict")
     state = {key.replace("_orig_mod.", ""): value for key, value in clean_state_dict(content).items()}
-    for prefix in OWN_PREFIXES:
+    for prefix in own_prefixes:
         inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if inner:
             return inner

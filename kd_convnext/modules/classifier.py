@@ -1,33 +1,31 @@
-"""What every classifier here shares: evaluation, logging, leak checks, optimiser, and what its checkpoint says."""
+"""Trains, evaluates and logs a classifier: everything that teacher and student share but their training loss."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from kd_convnext.checkpoints.format import FORMAT_VERSION, KEY, read_checkpoint
-from kd_convnext.data.loading.card import DataCard, check_leak
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import Batch
-from kd_convnext.errors import CheckpointError, ConfigError, Finding
+from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation.answers import Evaluation, PredictionStore, Source
-from kd_convnext.models.backbones import Backbone, BackboneSpec
+from kd_convnext.models.backbones import Backbone
+from kd_convnext.modules.checkpointed import CheckpointedModule
 from kd_convnext.modules.compiled_step import Compile, FastPath, plan_compile
 from kd_convnext.modules.epoch_tally import EpochTally
+from kd_convnext.modules.guard import check_classes, check_crops, leaks
 from kd_convnext.modules.optim import OptimSpec, build_optimizer, build_schedule
 
 LOWEST_PROBABILITY = 1e-12
 """Probabilities are kept in float32; below this a logarithm says nothing."""
 
 
-class ClassifierModule(pl.LightningModule, ABC):
-    """A network that classifies specimens, with everything around it but its training loss.
+class ClassifierModule(CheckpointedModule, ABC):
+    """Trains and evaluates a network that classifies specimens; subclasses add its training loss.
 
     Attributes:
         compile_asked: Whether a fit compiles its steps: True, False, or ``auto``.
@@ -62,7 +60,6 @@ class ClassifierModule(pl.LightningModule, ABC):
         self.num_classes = num_classes
         self.optim = optim
         self.compile_asked: Compile = compile_asked
-        self.card: DataCard | None = None
         self.evaluation: Evaluation | None = None
         self.lesion_evaluation: Evaluation | None = None
         self.latest_loss: Tensor | None = None
@@ -72,13 +69,17 @@ class ClassifierModule(pl.LightningModule, ABC):
         self._fast: FastPath | None = None
 
     @property
-    @abstractmethod
     def classifier(self) -> Backbone:
-        """The network that answers, and that is deployed."""
+        """The network that is trained and deployed, the attribute that ``deployable`` names."""
+        return cast(Backbone, getattr(self, self.deployable))
+
+    @abstractmethod
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch, a scalar."""
 
     @property
     def head_epochs(self) -> int:
-        """For so many epochs only the head learns."""
+        """Number of initial epochs in which only the head is trained."""
         return 0
 
     def fresh_parameters(self) -> Iterable[nn.Parameter]:
@@ -155,7 +156,7 @@ class ClassifierModule(pl.LightningModule, ABC):
         return function(*inputs) if self._fast is None else self._fast(function, *inputs)
 
     def on_train_end(self) -> None:
-        """Lets compiled graphs go."""
+        """Releases compiled graphs and their memory."""
         if self._fast is not None:
             self._fast.close()
             self._fast = None
@@ -231,7 +232,7 @@ class ClassifierModule(pl.LightningModule, ABC):
     def on_predict_start(self) -> None:
         """Refuses data of other classes, and other crops."""
         self._check_classes(self.specimens)
-        self._check_crops(self.specimens)
+        check_crops(self.card, self.specimens)
 
     def on_validation_epoch_end(self) -> None:
         """Judges validation."""
@@ -276,7 +277,7 @@ class ClassifierModule(pl.LightningModule, ABC):
         if part == "val":
             self.log("val_f1", metrics["val/f1_macro"], prog_bar=True, logger=False, sync_dist=True)
 
-    # ---- data: classes and leaks
+    # ---- data
 
     @property
     def specimens(self) -> SpecimenDataModule | None:
@@ -285,105 +286,19 @@ class ClassifierModule(pl.LightningModule, ABC):
         return data if isinstance(data, SpecimenDataModule) else None
 
     def _check_classes(self, data: SpecimenDataModule | None) -> None:
-        if data is None:
-            return
-        if self.class_names and self.class_names != tuple(data.class_names):
-            what = f"it knows the classes {', '.join(self.class_names)}, the data has {', '.join(data.class_names)}"
-            raise CheckpointError(
-                Finding("this model", what, "Use data of the same classes, or give --data.classes in this order.")
-            )
-        if self.num_classes != data.num_classes:
-            what = f"it has {self.num_classes} outputs, the data has {data.num_classes} classes"
-            raise CheckpointError(Finding("this model", what, "Use data of the same classes."))
+        check_classes(self.class_names, self.num_classes, data)
 
     def _check_judged(self, part: Source) -> None:
         data = self.specimens
         self._check_classes(data)
-        self._check_crops(data)
+        check_crops(self.card, data)
         if data is not None and self._leaks("this checkpoint", self.card, data, (part,)):
             assert self.card is not None
             self.card = self.card.having_seen(self.card.seen_groups, leak_allowed=True)
 
-    def _check_crops(self, data: SpecimenDataModule | None) -> None:
-        """Refuses other crops than those of the training: the answers would be worth nothing."""
-        if data is None or self.card is None:
-            return
-        now, then = data.card(), self.card
-        names = ("crop_identity", "image_size", "in_chans")
-        findings = [
-            Finding(
-                "this checkpoint",
-                f"its {name} was {getattr(then, name)}, the data's is {getattr(now, name)}",
-                "Use the config.yaml of its run (and the same Real-ESRGAN weights).",
-            )
-            for name in names
-            if getattr(now, name) != getattr(then, name)
-        ]
-        if findings:
-            raise CheckpointError(findings)
-
-    @staticmethod
-    def _leaks(who: str, card: DataCard | None, data: SpecimenDataModule, parts: Sequence[Source]) -> bool:
-        if card is None:
-            return False
-        found = False
-        for part in parts:
-            judged = data.judged_groups(part)  # type: ignore[arg-type]
-            found |= check_leak(card.seen_groups, judged, who=who, part=part, allow=data.allow_leak)
-        return found
-
-    # ---- checkpoint
-
-    def keep_hyperparameters(self, **values: Any) -> None:
-        """Keeps the constructor's arguments as plain values, so that a checkpoint loads without unpickling.
-
-        Args:
-            **values: Arguments by name; specifications become dictionaries.
-        """
-        plain: dict[str, Any] = {}
-        for name, value in values.items():
-            if isinstance(value, BackboneSpec):
-                # The weights will be in the checkpoint: loading it must not ask the hub or the start file again.
-                value = replace(value, pretrained=False, weights=None)
-            plain[name] = asdict(value) if isinstance(value, BackboneSpec | OptimSpec) else value
-        self.save_hyperparameters(plain)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads weights.
-
-        Raises:
-            CheckpointError: They are those of another network.
-        """
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as error:
-            what = " ".join(str(error).split())[:300]
-            remedy = "Use the configuration that the checkpoint was trained with (config.yaml in its run folder)."
-            raise CheckpointError(Finding("checkpoint", what, remedy)) from error
-
-    def start_from(self, spec: BackboneSpec) -> None:
-        """Remembers what the start weights have seen, where they come from a checkpoint of ours.
-
-        Args:
-            spec: What the network was built from.
-        """
-        if spec.weights is not None and spec.weights.endswith(".ckpt"):
-            state = read_checkpoint(spec.weights, "backbone.weights")[KEY]["card"]
-            self.card = None if state is None else DataCard.from_state(state)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is needed to answer for a new photograph."""
-        checkpoint[KEY] = {
-            "format_version": FORMAT_VERSION,
-            "kind": type(self).__name__,
-            "class_names": list(self.class_names),
-            "card": None if self.card is None else self.card.to_state(),
-        }
+    _leaks = staticmethod(leaks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it back."""
-        own: Mapping[str, Any] = checkpoint.get(KEY, {})
-        self.class_names = tuple(own.get("class_names", self.class_names))
+        """Restores class names and data card, refusing a checkpoint of other classes than the data's."""
+        super().on_load_checkpoint(checkpoint)
         self._check_classes(self.specimens)
-        if own.get("card") is not None:
-            self.card = DataCard.from_state(own["card"])

@@ -1,4 +1,4 @@
-"""The teacher while it teaches: fixed, without gradients, outside the student's module tree."""
+"""Loads a teacher, frozen and outside the student's module tree, so that it is neither saved nor optimised."""
 
 import hashlib
 import json
@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_convnext.checkpoints.format import KEY, read_checkpoint
+from kd_convnext.checkpoints.format import KEY, deployable_part, is_distilled, read_checkpoint
+from kd_convnext.checkpoints.network import load_backbone
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
 from kd_convnext.models.taps import FeatureTaps, watched_features
-from kd_convnext.modules.teacher import TeacherModule
 
 ARGUMENT = "--model.teacher_ckpt"
 
@@ -36,7 +36,7 @@ class FrozenTeacher:
         """Loads the teacher.
 
         Args:
-            ckpt_path: Checkpoint of a :class:`TeacherModule`.
+            ckpt_path: Checkpoint of a :class:`~kd_convnext.TeacherModule` or of a subclass of it.
             tap: Whether features are wanted.
             tap_names: Modules to tap; by default the four stages.
             embed: Whether the embedding is wanted, that is what the last linear layer sees.
@@ -46,19 +46,16 @@ class FrozenTeacher:
             ConfigError: A tap's name is unknown.
         """
         checkpoint = read_checkpoint(ckpt_path, ARGUMENT)
-        kind = checkpoint[KEY]["kind"]
-        if kind != TeacherModule.__name__:
-            what = f"{ckpt_path} holds a {kind}, not a teacher"
+        own, part = checkpoint[KEY], deployable_part(checkpoint)
+        if part is None or is_distilled(checkpoint):
+            what = f"{ckpt_path} holds a {own['kind']}, not a teacher"
             raise CheckpointError(Finding(ARGUMENT, what, "Give the best.ckpt of a TeacherModule's run."))
-        module = TeacherModule(**checkpoint["hyper_parameters"])
-        module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"])
-        self.backbone = module.backbone.eval().requires_grad_(False)
-        self.class_names = module.class_names
-        self.card: DataCard | None = module.card
+        self.backbone = load_backbone(checkpoint, part, ckpt_path).eval().requires_grad_(False)
+        self.class_names = tuple(own["class_names"])
+        self.card: DataCard | None = None if own.get("card") is None else DataCard.from_state(own["card"])
         self.taps = FeatureTaps(self.backbone, tap_names) if tap else None
         self._embedded = watched_features(self.backbone) if embed else None
-        self._architecture = json.dumps(checkpoint["hyper_parameters"]["backbone"], sort_keys=True)
+        self._architecture = json.dumps(checkpoint["hyper_parameters"][part], sort_keys=True)
 
     @property
     def fingerprint(self) -> str:
@@ -85,7 +82,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Answers.
+        """Runs the network: returns logits and feature maps.
 
         Args:
             images: [B, C, H, W], uint8 0..255 or floating 0..1, of any size.

@@ -15,7 +15,7 @@ from kd_convnext.losses.feature_maps import Distance, FeatureLoss, Reduction
 from kd_convnext.losses.focal import FocalLoss
 from kd_convnext.losses.objective import DistillationLoss, LossTerms
 from kd_convnext.losses.soft_targets import SoftTargetLoss
-from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
+from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.models.regressors import Regressors
 from kd_convnext.models.taps import FeatureTaps
 from kd_convnext.modules.classifier import ClassifierModule
@@ -36,6 +36,9 @@ class DistillModule(ClassifierModule):
             where the feature term is dropped.
         teacher: The frozen teacher, during fit only; never part of a checkpoint.
     """
+
+    deployable = "student"
+    distilled = True
 
     def __init__(
         self,
@@ -119,11 +122,6 @@ class DistillModule(ClassifierModule):
         self.regressors: Regressors | None = None
         self.teacher: FrozenTeacher | None = None
         self._teacher_tap_names: list[str] = []
-
-    @property
-    def classifier(self) -> Backbone:
-        """The student."""
-        return self.student
 
     def fresh_parameters(self) -> list[nn.Parameter]:
         """Returns the regressors' parameters."""

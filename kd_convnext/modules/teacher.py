@@ -1,4 +1,4 @@
-"""A classifier alone: the Swin teacher, and with another backbone every baseline and rival of the paper."""
+"""Fine-tunes a classifier on labels alone: the Swin teacher, and every baseline of the paper."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -10,7 +10,7 @@ from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.data.loading.dataset import Batch
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.focal import FocalLoss
-from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
+from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
 from kd_convnext.modules.frozen_features import fit_linear_head, linear_head, still_features, training_embeddings
@@ -20,7 +20,11 @@ TaskLoss = Literal["cross_entropy", "weighted_cross_entropy", "focal"]
 
 
 class TeacherModule(ClassifierModule):
-    """Fine-tunes any timm classifier."""
+    """Fine-tunes any timm classifier.
+
+    Attributes:
+        backbone: The network.
+    """
 
     def __init__(
         self,
@@ -83,13 +87,8 @@ class TeacherModule(ClassifierModule):
         self.task_loss = build_task_loss(loss, class_weights, gamma)
 
     @property
-    def classifier(self) -> Backbone:
-        """The network."""
-        return self.backbone
-
-    @property
     def head_epochs(self) -> int:
-        """For so many epochs only the head learns."""
+        """Number of initial epochs in which only the head is trained."""
         return self._head_epochs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:

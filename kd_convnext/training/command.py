@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import kd_convnext
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.common.configs import with_shipped_files
 from kd_convnext.common.files import atomic_write
@@ -175,7 +176,8 @@ class TrainingCLI(LightningCLI):
                 raise ConfigError(Finding(f"--ckpt_path {path}", what, "Give the last.ckpt of the run."))
             return
         settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in LINKED}
-        model = {"class_path": f"kd_convnext.{checkpoint[KEY]['kind']}", "init_args": settings}
+        given = (self.config[command].get("model") or {}).get("class_path", "")
+        model = {"class_path": _class_path(checkpoint[KEY]["kind"], given, path), "init_args": settings}
         self.config[command].model = None
         with parsing(command):
             self.config = self.parser.parse_object({command: {"model": model}}, self.config)
@@ -343,6 +345,18 @@ def _plugins(asked: Any, strategy: Any, loggers: list[Logger] | bool) -> list[An
     plain = isinstance(strategy, str) and strategy.startswith(("auto", "ddp"))
     taken = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
     return [*plugins, BackgroundWriter()] if plain and not taken else plugins
+
+
+def _class_path(kind: str, given: str, checkpoint: str) -> str:
+    """Finds the module's class: ours by its name, any other by the configuration, as nothing is imported unasked."""
+    if kind in kd_convnext.__all__:
+        return f"kd_convnext.{kind}"
+    if given.rpartition(".")[2] == kind:
+        return given
+    remedy = "Give the config.yaml of its run (--config), which names the class."
+    raise ConfigError(
+        Finding(f"--ckpt_path {checkpoint}", f"was trained as {kind}, a class of another package", remedy)
+    )
 
 
 def _as_list(given: Any) -> list[Any]:

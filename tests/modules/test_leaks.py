@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.paths import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +81,13 @@ def fit(manifest: str, cache: str, folder: str) -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_a_fit_of_thirty_epochs_holds_no_more_at_its_end(tiny_manifest, tiny_cache, tmp_path):
     words = [str(tiny_manifest), tiny_cache, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    paths = f"{REPOSITORY}:{REPOSITORY / 'tests'}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "NO_ALBUMENTATIONS_UPDATE": "1"}
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+    }
     done = subprocess.run(
         [sys.executable, __file__, *words], capture_output=True, text=True, timeout=300, env=environment
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from kd_convnext.common.configs import shipped_file
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.experiment.plan.configuration import hash_of, merged, read_yaml, with_absolute_paths
+from kd_convnext.experiment.plan.configuration import hash_of, is_distilling, merged, read_yaml, with_absolute_paths
 from kd_convnext.experiment.plan.grid import Grid, MethodSpec
 from kd_convnext.experiment.plan.record import Family
 
@@ -17,8 +17,6 @@ DEFAULT = "default"
 
 CellKey = tuple[str, str, int]
 """Method, setting, repeat."""
-
-_DISTILL = "DistillModule"
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,12 @@ def _method_findings(grid: Grid, key: str, spec: MethodSpec) -> Iterator[Finding
     if not Path(shipped_file(spec.config)).is_file():
         yield Finding(f"{where}.config", f"there is no file {spec.config}", "Name a configuration of fit.")
         return
-    distilled = str(merged(read_yaml(spec.config), spec.overlay)["model"]["class_path"]).endswith(_DISTILL)
+    class_path = str(merged(read_yaml(spec.config), spec.overlay)["model"]["class_path"])
+    try:
+        distilled = is_distilling(class_path)
+    except (ImportError, AttributeError, ValueError) as error:
+        yield Finding(f"{where}.config", f"{class_path} cannot be imported ({error})", "Correct model.class_path.")
+        return
     if distilled and spec.teacher is None:
         yield Finding(f"{where}.teacher", "a DistillModule needs a teacher", "Name the method that teaches.")
     if spec.teacher is not None and not distilled:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,20 @@ def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
             value = str(path) if path.exists() or name == "cache_dir" else value
         result[name] = value
     return result
+
+
+def is_distilling(class_path: str) -> bool:
+    """Tells whether a module learns from a teacher.
+
+    Args:
+        class_path: ``kd_convnext.TeacherModule``, ``kd_convnext.DistillModule``, or the import path of a subclass.
+
+    Raises:
+        ImportError: There is no such module.
+        AttributeError: The module has no such class.
+        ValueError: The path names no module.
+    """
+    module, _, name = class_path.rpartition(".")
+    if module == "kd_convnext":
+        return name == "DistillModule"  # known without loading torch
+    return bool(getattr(import_module(module), name).distilled)

@@ -164,8 +164,8 @@ class _Measure:
         """The cell's configuration for a few steps: no start weights, no loggers, noise for photographs."""
         options: dict[str, Any] = {}
         for name, value in cell.config["model"]["init_args"].items():
-            spec = name in ("backbone", "student") and isinstance(value, dict)
-            options[name] = {**value, "pretrained": False, "weights": None} if spec else value
+            start = isinstance(value, dict) and value.keys() & {"pretrained", "weights"}
+            options[name] = {**value, "pretrained": False, "weights": None} if start else value
         if cell.teacher is not None:
             options["teacher_ckpt"] = str(self.teachers[cell.teacher.method])
         elif "finetune" in options:

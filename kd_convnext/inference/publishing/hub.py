@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from kd_convnext.checkpoints.format import KEY, read_checkpoint
-from kd_convnext.checkpoints.network import ANSWERING, ModelInfo, Network
+from kd_convnext.checkpoints.format import deployable_part, read_checkpoint
+from kd_convnext.checkpoints.network import ModelInfo, Network
 from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.common.files import atomic_write
 from kd_convnext.data.loading.card import DataCard
@@ -70,7 +70,7 @@ class PublishedModel(ModelHubMixin):
         """
         predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights)
         checkpoint = read_checkpoint(ckpt_path)
-        spec = spec_of(BackboneSpec, checkpoint["hyper_parameters"][ANSWERING[checkpoint[KEY]["kind"]]])
+        spec = spec_of(BackboneSpec, checkpoint["hyper_parameters"][str(deployable_part(checkpoint))])
         text = model_card(predictor, run_of_checkpoint(ckpt_path), repo_id=repo_id, **card)
         return cls(predictor, replace(spec, pretrained=False, weights=None), text)
 

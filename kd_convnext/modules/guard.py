@@ -1,0 +1,82 @@
+"""Checks that a model and data belong together: the same classes, the same crops, no lesion on both sides."""
+
+from collections.abc import Sequence
+
+from kd_convnext.data.loading.card import DataCard, check_leak
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.errors import CheckpointError, Finding
+from kd_convnext.evaluation.answers import Source
+
+_OF_CROPS = ("crop_identity", "image_size", "in_chans")
+
+
+def check_classes(class_names: Sequence[str], num_classes: int, data: SpecimenDataModule | None) -> None:
+    """Refuses data of other classes than the model's.
+
+    Args:
+        class_names: The model's, in the order of its outputs; empty where it does not know them yet.
+        num_classes: Number of its outputs, K.
+        data: The data; None where they are no data module of ours, which passes.
+
+    Raises:
+        CheckpointError: Other names, another order, or another number of classes.
+    """
+    if data is None:
+        return
+    if class_names and tuple(class_names) != tuple(data.class_names):
+        what = f"it knows the classes {', '.join(class_names)}, the data has {', '.join(data.class_names)}"
+        remedy = "Use data of the same classes, or give --data.classes in this order."
+        raise CheckpointError(Finding("this model", what, remedy))
+    if num_classes != data.num_classes:
+        what = f"it has {num_classes} outputs, the data has {data.num_classes} classes"
+        raise CheckpointError(Finding("this model", what, "Use data of the same classes."))
+
+
+def check_crops(card: DataCard | None, data: SpecimenDataModule | None) -> None:
+    """Refuses crops made otherwise than those of the training: answers for them would be worth nothing.
+
+    Args:
+        card: What the model knows of its training data; None passes.
+        data: The data; None passes.
+
+    Raises:
+        CheckpointError: Other crops; one finding for each difference.
+    """
+    if data is None or card is None:
+        return
+    now = data.card()
+    findings = [
+        Finding(
+            "this checkpoint",
+            f"its {name} was {getattr(card, name)}, the data's is {getattr(now, name)}",
+            "Use the config.yaml of its run (and the same Real-ESRGAN weights).",
+        )
+        for name in _OF_CROPS
+        if getattr(now, name) != getattr(card, name)
+    ]
+    if findings:
+        raise CheckpointError(findings)
+
+
+def leaks(who: str, card: DataCard | None, data: SpecimenDataModule, parts: Sequence[Source]) -> bool:
+    """Finds lesions of the training among those that are to be judged.
+
+    Args:
+        who: The model, for the message.
+        card: What it knows of its training data; None has seen nothing.
+        data: The data; their ``allow_leak`` turns the refusal into a warning.
+        parts: Which parts are to be judged.
+
+    Returns:
+        Whether there are such lesions, and they are allowed.
+
+    Raises:
+        LeakError: There are such lesions.
+    """
+    if card is None:
+        return False
+    found = False
+    for part in parts:
+        judged = data.judged_groups(part)  # type: ignore[arg-type]
+        found |= check_leak(card.seen_groups, judged, who=who, part=part, allow=data.allow_leak)
+    return found
