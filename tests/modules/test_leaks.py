@@ -83,11 +83,6 @@ def test_a_fit_of_thirty_epochs_holds_no_more_at_its_end(tiny_manifest, tiny_cac
     words = [str(tiny_manifest), tiny_cache, str(tmp_path)]
     paths = f"{REPOSITORY}:{REPOSITORY / 'tests'}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "NO_ALBUMENTATIONS_UPDATE": "1"}
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}",
-        "NO_ALBUMENTATIONS_UPDATE": "1",
-    }
     done = subprocess.run(
         [sys.executable, __file__, *words], capture_output=True, text=True, timeout=300, env=environment
     )
