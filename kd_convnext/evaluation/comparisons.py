@@ -7,16 +7,16 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from kd_convnext.evaluation.proportions import LEVEL, Interval, difference_interval
 from kd_convnext.evaluation.statistics import (
-    LEVEL,
     METRICS,
-    Interval,
     LesionCounts,
     Metric,
     count_lesions,
     draw_weights,
     exchange_test,
     holm,
+    intervals,
     percentile_interval,
     resampled,
     scores,
@@ -24,6 +24,9 @@ from kd_convnext.evaluation.statistics import (
 )
 
 Verdict = Literal["better", "worse", "no difference shown"]
+_NOTHING = 1e-9
+"""Spread of a bootstrap that is rounding."""
+
 IDENTITY = ("repeat", "image", "x", "y", "width", "height")
 """What makes two answers answers to the same question."""
 
@@ -139,21 +142,39 @@ def compare_pairs(pairs: Sequence[Pair], resamples: int, seed: int) -> list[Comp
     tests = [_p_values(pair, resamples, seed) for pair in pairs]
     corrected = {metric: holm([test[metric] for test in tests]) for metric in METRICS}
     found = []
+    family = 1 - (1 - LEVEL) / max(1, len(pairs))
     for place, pair in enumerate(pairs):
-        weights = draw_weights(pair.first.strata, resamples, seed)
-        drawn = [scores(resampled(weights, side.counts)) for side in (pair.first, pair.second)]
+        wide = [_difference_intervals(pair, level, resamples, seed) for level in (LEVEL, family)]
         whole = [scores(side.total) for side in (pair.first, pair.second)]
-        differences = {}
-        for metric in METRICS:
-            values = drawn[0][metric] - drawn[1][metric]
-            differences[metric] = Difference(
+        differences = {
+            metric: Difference(
                 value=float(whole[0][metric] - whole[1][metric]),
-                interval=percentile_interval(values),
-                corrected=percentile_interval(values, 1 - (1 - LEVEL) / len(pairs)),
+                interval=wide[0][metric],
+                corrected=wide[1][metric],
                 p_value=tests[place][metric],
                 p_corrected=corrected[metric][place],
             )
+            for metric in METRICS
+        }
         found.append(_comparison(pair, differences))
+    return found
+
+
+def _difference_intervals(pair: Pair, level: float, resamples: int, seed: int) -> dict[Metric, Interval]:
+    """Bootstraps the differences; where no resample differs from another, both sides' intervals speak instead."""
+    sides = (pair.first, pair.second)
+    weights = draw_weights(pair.first.strata, resamples, seed)
+    first, second = (scores(resampled(weights, side.counts)) for side in sides)
+    found = {metric: percentile_interval(first[metric] - second[metric], level) for metric in METRICS}
+    mute = [metric for metric in METRICS if np.ptp(first[metric] - second[metric]) < _NOTHING]
+    if mute:
+        whole = [scores(side.total) for side in sides]
+        own = [intervals(side, resamples, seed, level) for side in sides]
+        # Answers that are the same in every lesion go together; of others nothing is known here.
+        together = 1.0 if np.array_equal(pair.first.counts, pair.second.counts) else 0.0
+        for metric in mute:
+            values = (float(whole[0][metric]), float(whole[1][metric]))
+            found[metric] = difference_interval(values, (own[0][metric], own[1][metric]), together)
     return found
 
 

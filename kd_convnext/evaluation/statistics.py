@@ -5,7 +5,6 @@ nothing here treats two photographs of a lesion as independent: a lesion is draw
 photographs of all repeats. Everything goes by the confusion matrix of each lesion, int64 [L, K, K] (rows true).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,31 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kd_convnext.evaluation.proportions import (
+    LEVEL,
+    UNKNOWN,
+    Interval,
+    clustered_interval,
+    f1_interval,
+    mean_interval,
+)
+
 Metric = Literal["accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_paper"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-LEVEL = 0.95
-"""Of every interval."""
-
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval.
-
-    Attributes:
-        low: Its lower end, NaN if nothing is known.
-        high: Its upper end.
-    """
-
-    low: float
-    high: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of 0 (an end that is 0 does not)."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,41 +174,72 @@ def percentile_interval(values: Floats, level: float = LEVEL) -> Interval:
         level: Probability, 0..1.
     """
     if not len(values):
-        return Interval(math.nan, math.nan)
+        return UNKNOWN
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 
-def intervals(lesions: LesionCounts, resamples: int, seed: int) -> dict[Metric, Interval]:
-    """Bootstraps over lesions.
+def intervals(lesions: LesionCounts, resamples: int, seed: int, level: float = LEVEL) -> dict[Metric, Interval]:
+    """Computes the interval of each metric over lesions.
+
+    Accuracy is a proportion and gets :func:`clustered_interval`. Means over the classes get the bootstrap over
+    lesions, widened where the intervals of the single classes, put together as if they were independent
+    (:func:`mean_interval`), reach further: a bootstrap of three lesions that are all right knows no doubt.
 
     Args:
         lesions: The answers.
         resamples: How many.
         seed: Of the drawing.
+        level: Probability, 0..1.
 
     Returns:
-        The 95 % interval of each metric of the pooled answers; NaN without a lesion.
+        The interval of each metric of the pooled answers; NaN without a lesion.
     """
     if not len(lesions.lesions):
-        return {metric: Interval(math.nan, math.nan) for metric in METRICS}
+        return {metric: UNKNOWN for metric in METRICS}
     drawn = resampled(draw_weights(lesions.strata, resamples, seed), lesions.counts)
-    return {metric: percentile_interval(values) for metric, values in scores(drawn).items()}
+    booted = {metric: percentile_interval(values, level) for metric, values in scores(drawn).items()}
+    points, single = class_scores(lesions.total), class_intervals(lesions, level)
+    macro = {name: mean_interval(points[name], single[name]) for name in points}
+    found: dict[Metric, Interval] = {
+        "accuracy": clustered_interval(_right(lesions.counts), lesions.counts.sum(axis=(1, 2)), level),
+        "precision_macro": booted["precision_macro"].joined(macro["precision"]),
+        "recall_macro": booted["recall_macro"].joined(macro["recall"]),
+        "f1_macro": booted["f1_macro"].joined(macro["f1"]),
+    }
+    # The harmonic mean grows with both.
+    ends = zip(_ends(macro["precision"]), _ends(macro["recall"]), strict=True)
+    low, high = (2 * one * other / (one + other) if one + other else 0.0 for one, other in ends)
+    return found | {"f1_paper": booted["f1_paper"].joined(Interval(low, high))}
 
 
-def class_intervals(lesions: LesionCounts, resamples: int, seed: int) -> dict[str, list[Interval]]:
-    """Bootstraps the scores of each class over lesions.
+def class_intervals(lesions: LesionCounts, level: float = LEVEL) -> dict[str, list[Interval]]:
+    """Computes the intervals of each class's scores, as proportions with the lesion as the unit.
 
     Args:
         lesions: The answers.
-        resamples: How many.
-        seed: Of the drawing.
+        level: Probability, 0..1.
 
     Returns:
-        K 95 % intervals for each of ``precision``, ``recall`` and ``f1``.
+        K intervals for each of ``precision``, ``recall`` and ``f1``; NaN where nothing was predicted or labelled so.
     """
-    drawn = resampled(draw_weights(lesions.strata, resamples, seed), lesions.counts)
-    return {name: [percentile_interval(column) for column in values.T] for name, values in class_scores(drawn).items()}
+    counts = lesions.counts
+    right = np.diagonal(counts, axis1=1, axis2=2)
+    predicted, labelled = counts.sum(axis=1), counts.sum(axis=2)
+    classes = range(counts.shape[1])
+    return {
+        "precision": [clustered_interval(right[:, k], predicted[:, k], level) for k in classes],
+        "recall": [clustered_interval(right[:, k], labelled[:, k], level) for k in classes],
+        "f1": [f1_interval(right[:, k], (predicted + labelled - right)[:, k], level) for k in classes],
+    }
+
+
+def _right(counts: Counts) -> Counts:
+    return np.asarray(np.trace(counts, axis1=1, axis2=2), dtype=np.int64)
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
 
 
 def sign_flip_test(differences: npt.NDArray[np.int64]) -> float:

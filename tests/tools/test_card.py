@@ -45,7 +45,7 @@ def test_the_card_of_a_run_says_what_its_files_say(tested_run, capsys):
     shown = {result.metric_name: result.metric_value for result in card.data.eval_results}
     for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_paper"):
         assert shown[name] == pytest.approx(metrics[f"test/{name}"], abs=1e-4)
-        assert f"| {name} | {metrics[f'test/{name}']:.3f} |" in card.text
+        assert f"| {name} | {metrics[f'test/{name}']:.2f} |" in card.text
     split = pd.read_csv(tested_run.parent.parent / "split.csv")
     mine = split[split["label"] == "AIS"]
     expected = [

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kd_convnext.evaluation.comparisons import Comparison, Pair, compare_pairs, make_pair
-from kd_convnext.evaluation.statistics import Interval, Metric, intervals
+from kd_convnext.evaluation.proportions import Interval
+from kd_convnext.evaluation.statistics import Metric, intervals
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.experiment.report.paper_values import METHODS
 from kd_convnext.experiment.report.results import Arm, CellResult, group_arms, read_results

@@ -7,6 +7,7 @@ doi:10.1136/bmj-2023-078378, items 1 to 27. The topics are in our own words; the
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kd_convnext.evaluation.proportions import digits
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.descriptions import describe, look
 
@@ -109,7 +110,9 @@ def _performance(analysis: Analysis) -> str | None:
     if best is None or best not in analysis.intervals:
         return None
     found = analysis.intervals[best]["f1_macro"]
-    return f"{best.title}: macro F1 95 % interval {found.low:.4f} to {found.high:.4f}; all methods in section 4."
+    places = digits(len(best.lesions.lesions))
+    span = f"{found.low:.{places}f} to {found.high:.{places}f}"
+    return f"{best.title}: macro F1 95 % interval {span} (unit: lesion); all methods in section 4."
 
 
 def _flow(analysis: Analysis) -> str | None:

@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kd_convnext.evaluation.comparisons import Comparison
-from kd_convnext.evaluation.statistics import Interval, Metric, class_intervals, class_scores, scores
+from kd_convnext.evaluation.proportions import Interval
+from kd_convnext.evaluation.statistics import Metric, class_intervals, class_scores, scores
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.experiment.report.tables import SHORT
@@ -119,7 +120,7 @@ def _classes(analysis: Analysis) -> list[NamedFigure]:
     if arm is None:
         return []
     values = class_scores(arm.lesions.total)
-    found = class_intervals(arm.lesions, analysis.settings.resamples, analysis.settings.seed)
+    found = class_intervals(arm.lesions)
     behind = arm.lesions.per_class()
     groups = {
         f"{name}\n({behind[k]} lesions)": {

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from kd_convnext._version import __version__
 from kd_convnext.common.files import sha256_of, write_text
+from kd_convnext.evaluation.proportions import FEW
 from kd_convnext.experiment.report import checklist, tables
 from kd_convnext.experiment.report import paper_values as reference
 from kd_convnext.experiment.report.analysis import Analysis, cell_name
@@ -21,9 +22,6 @@ from kd_convnext.experiment.report.descriptions import DESCRIBED, describe, envi
 from kd_convnext.experiment.report.figures import NamedFigure
 from kd_convnext.experiment.report.splits import Division
 from kd_convnext.experiment.report.tables import Table
-
-FEW = 10
-"""Lesions below which a class's figures are called weak."""
 
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 

@@ -1,19 +1,22 @@
 """The tables of an experiment: the paper's beside ours, intervals, comparisons. Text here, layout elsewhere."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kd_convnext.evaluation.comparisons import Comparison, Difference
-from kd_convnext.evaluation.statistics import METRICS, Interval, Metric, class_intervals, class_scores, scores
+from kd_convnext.evaluation.proportions import FEW, Interval, digits
+from kd_convnext.evaluation.statistics import METRICS, Metric, class_intervals, class_scores, scores
 from kd_convnext.experiment.report import paper_values as reference
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.descriptions import DESCRIBED, describe
 from kd_convnext.experiment.report.results import Arm
 
 NONE = "-"
+MARK = "†"
+"""Behind the number of lesions of a class that has too few of them."""
 NAMES = {
     "accuracy": "Accuracy [%]",
     "precision_macro": "Precision [%]",
@@ -80,9 +83,10 @@ def pooled(analysis: Analysis) -> Table | None:
     rows = []
     for arm in arms:
         values, found = scores(arm.lesions.total), analysis.intervals[arm]
-        cells = (_with_interval(float(values[name]), found[name], _format(name)) for name in _metrics())
         lesions = arm.lesions
-        rows.append((arm.title, str(len(lesions.lesions)), str(lesions.photographs), *cells))
+        behind = len(lesions.lesions)
+        cells = (_with_interval(float(values[name]), found[name], _format(name, behind)) for name in _metrics())
+        rows.append((arm.title, str(behind), str(lesions.photographs), *cells))
     note = (
         "Each value is of the answers of all repeats together, so it may differ a little from the mean over the "
         f"repeats. In brackets its 95 % interval: percentile bootstrap, {analysis.settings.resamples} resamples of "
@@ -151,21 +155,25 @@ def per_class(analysis: Analysis) -> Table | None:
     arm = analysis.best
     if arm is None or not len(arm.answers):
         return None
-    lesions, settings = arm.lesions, analysis.settings
+    lesions = arm.lesions
     values = class_scores(lesions.total)
-    found = class_intervals(lesions, settings.resamples, settings.seed)
+    found = class_intervals(lesions)
     paper = set(arm.class_names) == set(reference.PER_CLASS)
     behind, photographs = lesions.per_class(), lesions.total.sum(axis=1)
     rows = []
     for k, name in enumerate(arm.class_names):
         cells = (
-            _with_interval(values[score][k], found[score][k], _fraction) for score in ("precision", "recall", "f1")
+            _with_interval(values[score][k], found[score][k], _fraction(int(behind[k])))
+            for score in ("precision", "recall", "f1")
         )
-        printed = tuple(_fraction(value) for value in reference.PER_CLASS[name]) if paper else ()
-        rows.append((name, str(behind[k]), str(photographs[k]), *cells, *printed))
+        printed = tuple(f"{value:.4f}" for value in reference.PER_CLASS[name]) if paper else ()
+        rows.append((name, _marked(int(behind[k])), str(photographs[k]), *cells, *printed))
     printed = ("Paper: precision", "Paper: recall") if paper else ()
     columns = ("Class", "Lesions", "Photographs", "Precision", "Recall", "F1", *printed)
-    note = f"All repeats together; 95 % intervals by bootstrap over lesions. Shown because: {analysis.chosen_by}."
+    note = (
+        "All repeats together; in brackets exact 95 % intervals for as many trials as the lesions are worth. "
+        f"{_weak(behind)}Shown because: {analysis.chosen_by}."
+    )
     return Table(f"Per class: {arm.title} (the paper's Table 3)", columns, tuple(rows), note)
 
 
@@ -243,7 +251,7 @@ def _means(arm: Arm, prefix: str = "") -> tuple[str, ...]:
     cells = []
     for metric in _metrics():
         values = arm.values(f"{prefix}{metric}")
-        values, text = values[np.isfinite(values)], _format(metric)
+        values, text = values[np.isfinite(values)], _format(metric, _lesions(arm))
         mean = text(float(values.mean())) if len(values) else NONE
         cells.append(f"{mean} ± {text(float(values.std(ddof=1)))}" if len(values) > 1 else mean)
     return (arm.title, str(len(arm.results)), *cells)
@@ -251,7 +259,8 @@ def _means(arm: Arm, prefix: str = "") -> tuple[str, ...]:
 
 def _verdict(found: Comparison, metric: Metric) -> str:
     one = found.differences[metric]
-    numbers = f"{_signed(one.value)}, 95 % interval {_span(one.interval, _signed)}"
+    text = _signed(found.lesions)
+    numbers = f"{text(one.value)}, 95 % interval {_span(one.interval, text)}"
     return f"{SHORT[metric]} {one.verdict} ({numbers})"
 
 
@@ -263,10 +272,11 @@ def _comparison_table(comparisons: Sequence[Comparison], title: str, resamples: 
         for metric in COMPARED:
             one = found.differences[metric]
             counts = (f"{found.gained} / {found.lost}", str(found.lesions), str(found.photographs))
-            rows.append((name, SHORT[metric], one.verdict, *_difference(one), *counts))
+            rows.append((name, SHORT[metric], one.verdict, *_difference(one, _signed(found.lesions)), *counts))
     note = (
         "Differences on the photographs that both methods were tested on, all repeats together; 95 % intervals by "
-        f"paired bootstrap over lesions ({resamples} resamples), once each for itself and once corrected so that all "
+        f"paired bootstrap over lesions ({resamples} resamples; where none differs from another, by both "
+        "sides' own intervals, Newcombe 1998), once each for itself and once corrected so that all "
         f"{len(comparisons)} of this table hold together (Bonferroni). p: lesions exchanged between the methods; exact "
         "for accuracy (McNemar's exact test where every lesion has one photograph), "
         f"{resamples} random exchanges for macro F1; then corrected by Holm. Better or worse is said only where the "
@@ -277,29 +287,42 @@ def _comparison_table(comparisons: Sequence[Comparison], title: str, resamples: 
     return Table(title, (*heads, "Gained / lost", "Lesions", "Photographs"), tuple(rows), note)
 
 
-def _difference(one: Difference) -> tuple[str, ...]:
-    spans = (_span(one.interval, _signed), _span(one.corrected, _signed))
-    return (_signed(one.value), *spans, _p(one.p_value), _p(one.p_corrected))
+def _difference(one: Difference, text: Callable[[float], str]) -> tuple[str, ...]:
+    spans = (_span(one.interval, text), _span(one.corrected, text))
+    return (text(one.value), *spans, _p(one.p_value), _p(one.p_corrected))
 
 
 def _metrics() -> tuple[Metric, ...]:
     return tuple(sorted(METRICS, key=list(NAMES).index))
 
 
-def _format(metric: str) -> Callable[[float], str]:
-    return _percent if "%" in NAMES[metric] else _fraction
+def _lesions(arm: Arm) -> int:
+    """Counts the lesions behind an arm; a search over the loss, judged on validation, has no answers at hand."""
+    return len(arm.lesions.lesions) if len(arm.answers) else 0
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
+def _marked(lesions: int) -> str:
+    return f"{lesions} {MARK}" if lesions < FEW else str(lesions)
 
 
-def _fraction(value: float) -> str:
-    return f"{value:.4f}"
+def _weak(lesions: Iterable[int]) -> str:
+    return f"{MARK} fewer than {FEW} lesions: these figures say little. " if min(lesions, default=FEW) < FEW else ""
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.4f}"
+def _format(metric: str, lesions: int) -> Callable[[float], str]:
+    return _percent(lesions) if "%" in NAMES[metric] else _fraction(lesions)
+
+
+def _percent(lesions: int) -> Callable[[float], str]:
+    return lambda value: f"{100 * value:.{digits(lesions) - 2}f}"
+
+
+def _fraction(lesions: int) -> Callable[[float], str]:
+    return lambda value: f"{value:.{digits(lesions)}f}"
+
+
+def _signed(lesions: int) -> Callable[[float], str]:
+    return lambda value: f"{value:+.{digits(lesions)}f}"
 
 
 def _p(value: float) -> str:

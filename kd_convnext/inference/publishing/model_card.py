@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from kd_convnext.runs.folder import RunFolder
 
 FILE = "MODEL_CARD.md"
-FEW_LESIONS = 10
-"""A class with fewer tested lesions than this is named among the limits."""
 
 
 def model_card(
@@ -113,14 +111,17 @@ def _tested(run: "RunFolder", class_names: tuple[str, ...]) -> "LesionCounts | N
 
 
 def _results(lesions: "LesionCounts", class_names: tuple[str, ...], resamples: int, seed: int) -> dict[str, Any]:
+    from kd_convnext.evaluation.proportions import FEW, digits
     from kd_convnext.evaluation.statistics import METRICS, class_scores, intervals, scores
     from kd_convnext.evaluation.statistics import class_intervals as per_class
 
     point, around = scores(lesions.total), intervals(lesions, resamples, seed)
-    classes, f1 = class_scores(lesions.total), per_class(lesions, resamples, seed)["f1"]
+    behind = lesions.per_class()
+    classes, f1 = class_scores(lesions.total), per_class(lesions)["f1"]
     return {
         "photographs": lesions.photographs,
         "lesions": len(lesions.lesions),
+        "places": digits(len(lesions.lesions)),
         "metrics": [
             {"name": name, "value": float(point[name]), "low": around[name].low, "high": around[name].high}
             for name in METRICS
@@ -129,6 +130,9 @@ def _results(lesions: "LesionCounts", class_names: tuple[str, ...], resamples: i
             {
                 "name": name,
                 "support": int(lesions.total[place].sum()),
+                "lesions": int(behind[place]),
+                "few": bool(behind[place] < FEW),
+                "places": digits(int(behind[place])),
                 **{score: float(values[place]) for score, values in classes.items()},
                 "low": f1[place].low,
                 "high": f1[place].high,
@@ -198,14 +202,16 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
 
 
 def _limits(predictor: "Predictor", lesions: "LesionCounts | None") -> list[str]:
+    from kd_convnext.evaluation.proportions import FEW
+
     found = ["Tested on lesions of the same collection as it was trained on; nothing is known of other hospitals."]
     if predictor.network.info.leak_allowed:
         found.append("**Lesions it was judged on were in its training**, or in its teacher's: the results are no test.")
     if lesions is not None:
         counts = zip(predictor.network.card.class_names, lesions.per_class().tolist(), strict=True)
-        few = [f"{name} ({count})" for name, count in counts if count < FEW_LESIONS]
+        few = [f"{name} ({count})" for name, count in counts if count < FEW]
         if few:
-            found.append(f"Fewer than {FEW_LESIONS} tested lesions: {', '.join(few)}; their scores say little.")
+            found.append(f"Fewer than {FEW} tested lesions: {', '.join(few)}; their scores say little.")
     found.append("One split and one seed; another division of the photographs would give other numbers.")
     found.append("Heat maps and similar cases show what the network used. They are no findings.")
     return found
