@@ -1,4 +1,5 @@
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("KD_CONVNEXT_CACHE", tempfile.mkdtemp(prefix="kd-convnext-tests-"))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from kd_convnext.common.arrays import Values
 from kd_convnext.common.configs import data_options
 from kd_convnext.common.files import default_cache_dir
+from kd_convnext.common.tables import read_table
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.data.manifest.grouping import KEPT_APART, GroupBy, Part, group_hashes
@@ -50,7 +51,7 @@ class Answers:
         features: float32 [N, D].
         appearances: float64 [N, M].
         labels: int64 [N].
-        groups: str [N], lesions.
+        groups: str [N], what the split kept together: lesions at least.
     """
 
     logits: Values
@@ -106,8 +107,9 @@ class CalibrationData:
         return np.arange(len(self.manifest), dtype=np.int64) if self.split is None else self.split.rows(part)
 
     def hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """Names what is kept apart in some rows, as checkpoints do."""
-        return group_hashes(self.manifest.table, rows, KEPT_APART[_group_by(self.predictor.network.card)])
+        """Names what is kept apart in some rows: of the checkpoint's own split what that kept, of others all."""
+        kinds = KEPT_APART["known" if self.split is None else _group_by(self.predictor.network.card)]
+        return group_hashes(self.manifest.table, rows, kinds, as_written=True)
 
     def answers(self, rows: Rows) -> Answers:
         """Runs the network on some rows.
@@ -130,7 +132,8 @@ class CalibrationData:
         if not logits:
             what = "no labelled photographs to calibrate on"
             raise ConfigError(Finding(self.manifest.name, what, "Use a split with a validation part."))
-        groups = self.manifest.groups("lesion")[rows]
+        group_by = _group_by(self.predictor.network.card)
+        groups = self.manifest.groups("lesion" if group_by == "image" else group_by)[rows]
         labels = self.manifest.labels[rows]
         return Answers(np.concatenate(logits), np.concatenate(features), np.stack(appearances), labels, groups)
 
@@ -176,8 +179,10 @@ def further_data(predictor: Predictor, manifest: str, source: Source, own: Calib
     table = read_manifest(manifest, classes=card.class_names, group_by=_group_by(card))
     table = replace(table, table=table.table.assign(split=""))
     data = CalibrationData(table, None, _cache(predictor, source), predictor)
-    everything = np.union1d(card.seen_groups, own.hashes(np.arange(len(own.manifest), dtype=np.int64)))
-    _refuse(everything, data.hashes(data.rows("val")), manifest)
+    used = data.hashes(data.rows("val"))
+    all_kinds = replace(own, split=None)
+    held = np.intersect1d(all_kinds.hashes(np.arange(len(own.manifest), dtype=np.int64)), used)
+    _refuse(np.union1d(card.shared(used), held), manifest)
     return data
 
 
@@ -187,11 +192,10 @@ def refuse_leak(data: CalibrationData, part: Part) -> None:
     Raises:
         LeakError: There are such lesions in the part.
     """
-    _refuse(data.predictor.network.card.seen_groups, data.hashes(data.rows(part)), f"the {part} part")
+    _refuse(data.predictor.network.card.shared(data.hashes(data.rows(part))), f"the {part} part")
 
 
-def _refuse(seen: npt.NDArray[np.int64], used: npt.NDArray[np.int64], where: str) -> None:
-    shared = np.intersect1d(seen, used)
+def _refuse(shared: npt.NDArray[np.int64], where: str) -> None:
     if len(shared):
         what = (
             f"{len(shared)} lesions, patients or photographs of {where} were seen before, in training or in the split"
@@ -202,9 +206,7 @@ def _refuse(seen: npt.NDArray[np.int64], used: npt.NDArray[np.int64], where: str
 
 def _with_parts(manifest: Manifest, file: Path) -> Manifest:
     """Takes the parts that a run wrote down; rows it did not have are left out."""
-    import pandas as pd
-
-    written = pd.read_csv(file, dtype=str, keep_default_na=False)
+    written = read_table(file)
     parts = {tuple(row[:-1]): row[-1] for row in written[[*_IDENTITY, "split"]].to_numpy().tolist()}
     identity = manifest.table[_IDENTITY].astype(object)
     keys = identity.where(identity.notna(), "").astype(str).to_numpy().tolist()

@@ -111,13 +111,12 @@ class ClassifierModule(CheckpointedModule, ABC):
         if data.image_size != self.classifier.image_size:
             what = f"the data gives {data.image_size} px, the network takes {self.classifier.image_size}"
             raise ConfigError(Finding("--data.image_size", what, "Give both the same size."))
-        seen = None if self.card is None else self.card.seen_groups
-        leak = seen is not None and self._leaks("this checkpoint", self.card, data, ("val", "test"))
+        leak = self._leaks("this checkpoint", self.card, data, ("val", "test"))
         earlier = self.card
         self.class_names = tuple(data.class_names)
         self.card = data.card()
         if earlier is not None:
-            self.card = self.card.having_seen(earlier.seen_groups, leak or earlier.leak_allowed)
+            self.card = self.card.having_seen(earlier, leak or earlier.leak_allowed)
 
     def on_train_epoch_start(self) -> None:
         """Unfreezes the backbone after ``head_epochs`` epochs."""
@@ -294,7 +293,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         check_crops(self.card, data)
         if data is not None and self._leaks("this checkpoint", self.card, data, (part,)):
             assert self.card is not None
-            self.card = self.card.having_seen(self.card.seen_groups, leak_allowed=True)
+            self.card = replace(self.card, leak_allowed=True)
 
     _leaks = staticmethod(leaks)
 

@@ -77,6 +77,6 @@ def leaks(who: str, card: DataCard | None, data: SpecimenDataModule, parts: Sequ
         return False
     found = False
     for part in parts:
-        judged = data.judged_groups(part)  # type: ignore[arg-type]
-        found |= check_leak(card.seen_groups, judged, who=who, part=part, allow=data.allow_leak)
+        shared = data.shared_with(card, part)  # type: ignore[arg-type]
+        found |= check_leak(shared, who=who, part=part, allow=data.allow_leak)
     return found

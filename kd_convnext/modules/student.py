@@ -174,8 +174,7 @@ class DistillModule(ClassifierModule):
             return
         who = f"{ARGUMENT} {self.teacher_ckpt}"
         for part in ("val", "test"):
-            judged = data.judged_groups(part)
-            check_leak(teacher.card.seen_groups, judged, who=who, part=part, allow=data.allow_leak)
+            check_leak(data.shared_with(teacher.card, part), who=who, part=part, allow=data.allow_leak)
 
     def _store_answers(self, teacher: FrozenTeacher, data: SpecimenDataModule | None) -> None:
         # Not later: before the fit's first hook Lightning starts the loader's workers, with the data as it is then.
@@ -193,7 +192,7 @@ class DistillModule(ClassifierModule):
         self.teacher.to(self.device, self.student.mean.dtype)
         taught = self.teacher.card
         if self.card is not None and taught is not None:
-            self.card = self.card.having_seen(taught.seen_groups, taught.leak_allowed or self._teacher_leaks())
+            self.card = self.card.having_seen(taught, taught.leak_allowed or self._teacher_leaks())
         if self.teacher_cache:
             self.teacher = None  # it has answered
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kd_convnext.common.files import write_text
+from kd_convnext.common.tables import guarded
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder
 
@@ -101,7 +102,7 @@ def prediction_table(evaluation: "Evaluation", manifest: "Manifest") -> pd.DataF
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Writes a table as CSV (UTF-8, numbers with 8 digits, no row numbers).
+    """Writes a table as CSV (UTF-8, numbers with 8 digits, no row numbers, formulas neutralised).
 
     Args:
         path: The file, replaced at once.
@@ -110,7 +111,7 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
     Raises:
         ConfigError: The file cannot be written.
     """
-    write_text(path, frame.to_csv(index=False, float_format="%.8g"))
+    write_text(path, guarded(frame).to_csv(index=False, float_format="%.8g"))
 
 
 def write_predictions(folder: RunFolder, evaluation: "Evaluation", manifest: "Manifest") -> None:

@@ -76,6 +76,7 @@ def manifest_of(
             "image_width": 12,
             "image_height": 8,
             "photograph": images,
+            "alike": "",
         }
     )
     names = tuple(class_names or sorted(set(labels)))

@@ -166,7 +166,7 @@ class TestRefused:
     def test_lesions_of_the_training(self, run, tiny_manifest, tmp_path):
         manifest = read_manifest(tiny_manifest)
         seen = group_hashes(manifest.table, np.arange(len(manifest)))
-        leaky = changed(run, run, seen_groups=torch.from_numpy(seen))
+        leaky = changed(run, run, seen_groups=torch.from_numpy(seen), salt="")
         with pytest.raises(LeakError, match="val part were seen before"):
             calibrate(str(leaky))
 

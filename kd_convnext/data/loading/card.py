@@ -1,5 +1,6 @@
 """What a checkpoint says of the data: enough to answer for a new photograph, and to refuse a leak."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,9 +26,11 @@ class DataCard:
         crop_identity: What decided the stored pixels (`CropSpec.identity`), with the weights' sha256.
         split_hash: Names the division into parts.
         group_by: What was kept together.
-        seen_groups: int64, sorted hashes of every lesion, patient and photograph that training saw, the teacher's and
-            those of the start weights included.
+        seen_groups: int64, sorted hashes, salted, of every lesion, patient and photograph that training saw, the
+            teacher's and those of the start weights included where their salt is the same.
         leak_allowed: Whether a leak was found and overridden on the way to this network.
+        salt: Of `seen_groups`: one list of guessed ids cannot be looked up in all checkpoints. "" for none.
+        seen_elsewhere: Salts and hashes of what a teacher or start weights of another salt saw.
     """
 
     class_names: tuple[str, ...]
@@ -39,9 +42,11 @@ class DataCard:
     group_by: str
     seen_groups: Groups
     leak_allowed: bool = False
+    salt: str = ""
+    seen_elsewhere: tuple[tuple[str, Groups], ...] = ()
 
     def to_state(self) -> dict[str, Any]:
-        """Returns plain values and one tensor, loadable with ``weights_only=True``."""
+        """Returns plain values and tensors, loadable with ``weights_only=True``."""
         return {
             **{name: getattr(self, name) for name in ("image_size", "in_chans", "split_hash", "group_by")},
             "class_names": list(self.class_names),
@@ -49,6 +54,8 @@ class DataCard:
             "crop_identity": dict(self.crop_identity),
             "seen_groups": torch.from_numpy(self.seen_groups.copy()),
             "leak_allowed": self.leak_allowed,
+            "salt": self.salt,
+            "seen_elsewhere": [[salt, torch.from_numpy(groups.copy())] for salt, groups in self.seen_elsewhere],
         }
 
     @classmethod
@@ -57,20 +64,56 @@ class DataCard:
         values = dict(state)
         values["class_names"] = tuple(values["class_names"])
         values["seen_groups"] = values["seen_groups"].numpy()
+        values["seen_elsewhere"] = tuple((salt, groups.numpy()) for salt, groups in values.get("seen_elsewhere", ()))
         return cls(**values)
 
-    def having_seen(self, groups: Groups, leak_allowed: bool = False) -> "DataCard":
+    def having_seen(self, other: "DataCard", leak_allowed: bool = False) -> "DataCard":
         """Adds what a teacher or the start weights were trained on."""
-        seen = np.union1d(self.seen_groups, groups)
-        return replace(self, seen_groups=seen, leak_allowed=self.leak_allowed or leak_allowed)
+        found = {self.salt: self.seen_groups} | dict(self.seen_elsewhere)
+        for salt, groups in ((other.salt, other.seen_groups), *other.seen_elsewhere):
+            found[salt] = np.union1d(found.get(salt, groups), groups)
+        own = found.pop(self.salt)
+        leak_allowed = self.leak_allowed or leak_allowed
+        return replace(self, seen_groups=own, seen_elsewhere=tuple(found.items()), leak_allowed=leak_allowed)
+
+    def shared(self, judged: Groups) -> Groups:
+        """Finds what was seen in training among lesions, patients and photographs that are to be judged.
+
+        Args:
+            judged: Hashes without salt (:func:`kd_convnext.data.manifest.grouping.group_hashes`).
+
+        Returns:
+            Those of them that were seen.
+        """
+        seen = np.zeros(len(judged), np.bool_)
+        for salt, groups in ((self.salt, self.seen_groups), *self.seen_elsewhere):
+            seen |= np.isin(salted(judged, salt, ordered=False), groups)
+        return judged[seen]
 
 
-def check_leak(seen: Groups, judged: Groups, *, who: str, part: str, allow: bool) -> bool:
+def salted(groups: Groups, salt: str, *, ordered: bool = True) -> Groups:
+    """Hashes hashes with a salt.
+
+    Args:
+        groups: int64 [M].
+        salt: Any text; "" leaves them as they are.
+        ordered: Sort the result.
+
+    Returns:
+        int64 [M], 63 bits of the sha256 of salt and hash.
+    """
+    if not salt:
+        return groups
+    digests = (hashlib.sha256(f"{salt}:{value}".encode()).digest() for value in groups.tolist())
+    found = np.array([int.from_bytes(digest[:8], "big") >> 1 for digest in digests], dtype=np.int64)
+    return np.sort(found) if ordered else found
+
+
+def check_leak(shared: Groups, *, who: str, part: str, allow: bool) -> bool:
     """Refuses to judge a network on lesions that it, or its teacher, was trained on.
 
     Args:
-        seen: Hashes of what training saw.
-        judged: Hashes of the part.
+        shared: What the network has seen of the part (:meth:`DataCard.shared`).
         who: The network, for the message: ``--model.teacher_ckpt best.ckpt``.
         part: The part's name, for the message.
         allow: Go on all the same.
@@ -81,7 +124,6 @@ def check_leak(seen: Groups, judged: Groups, *, who: str, part: str, allow: bool
     Raises:
         LeakError: There is one and it is not allowed.
     """
-    shared = np.intersect1d(seen, judged)
     if not len(shared):
         return False
     if not allow:

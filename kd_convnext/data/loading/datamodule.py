@@ -17,7 +17,7 @@ from kd_convnext.data.crops.cache.packed import pack
 from kd_convnext.data.crops.cache.prepared import Crops, OnMiss, PreparedCrops
 from kd_convnext.data.crops.spec import CropSpec, Resize, UpscalerChoice
 from kd_convnext.data.loading.augment import AugmentSpec
-from kd_convnext.data.loading.card import DataCard, Groups
+from kd_convnext.data.loading.card import DataCard, Groups, salted
 from kd_convnext.data.loading.class_weights import inverse_frequency
 from kd_convnext.data.loading.dataset import SpecimenDataset, View
 from kd_convnext.data.loading.loader import specimen_loader
@@ -61,7 +61,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         manifest: str,
         classes: list[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
-        group_by: GroupBy = "lesion",
+        group_by: GroupBy = "known",
         ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
         split_index: int = 0,
@@ -97,7 +97,8 @@ class SpecimenDataModule(pl.LightningDataModule):
             manifest: CSV file, or folder of class folders.
             classes: Class names in the order of the outputs; by default the paper's order or the alphabet's.
             on_error: Whether an unreadable photograph stops everything (``raise``) or is left out, counted and listed.
-            group_by: What must not be divided: the lesion, the patient, or only the photograph.
+            group_by: What must not be divided: all that is ``known`` to belong together (patients, lesions, identical
+                and near-identical photographs), or less by choice: the patient, the lesion, or only the photograph.
             ratios: Shares of training, validation and test.
             split_seed: Decides the five repeats of the split.
             split_index: Which repeat, from 0.
@@ -293,11 +294,34 @@ class SpecimenDataModule(pl.LightningDataModule):
 
     def judged_groups(self, part: Part) -> Groups:
         """Returns the hashes of what the split keeps apart in a part, to compare with what a network has seen."""
-        return group_hashes(self.manifest.table, self.split.rows(part), KEPT_APART[self.group_by])
+        return self._hashes(part, KEPT_APART[self.group_by])
+
+    def shared_with(self, card: DataCard, part: Part) -> Groups:
+        """Finds what a part shares with all that a network has seen.
+
+        The division that the network was trained with may divide what it was told to (a patient, where divided by
+        lesion); other photographs are compared by patients, lesions and photographs alike.
+
+        Args:
+            card: Of the network.
+            part: The part to be judged.
+
+        Returns:
+            Hashes, int64.
+        """
+        own = card.split_hash == self.split.hash
+        judged = self._hashes(part, KEPT_APART[self.group_by] if own else KEPT_APART["known"])
+        return card.shared(judged)
+
+    def _hashes(self, part: Part, kinds: Sequence[GroupBy]) -> Groups:
+        return group_hashes(self.manifest.table, self.split.rows(part), kinds, as_written=True)
 
     def card(self) -> DataCard:
         """Describes data and split for a checkpoint trained on them."""
-        card = DataCard(
+        seen = group_hashes(self.manifest.table, self.split.rows("train"))
+        if self.unlabelled is not None:
+            seen = np.union1d(seen, self.unlabelled.groups)
+        return DataCard(
             class_names=self.manifest.class_names,
             image_size=self.image_size,
             in_chans=self.in_chans,
@@ -305,9 +329,10 @@ class SpecimenDataModule(pl.LightningDataModule):
             crop_identity=self.crop_spec.identity(),
             split_hash=self.split.hash,
             group_by=self.group_by,
-            seen_groups=group_hashes(self.manifest.table, self.split.rows("train")),
+            seen_groups=salted(seen, self.split.hash),
+            leak_allowed=self.unlabelled is not None and self._unlabelled_leak,
+            salt=self.split.hash,
         )
-        return card if self.unlabelled is None else card.having_seen(self.unlabelled.groups, self._unlabelled_leak)
 
     def _unlabelled_set(self, unlabelled: Unlabelled, views: Views) -> SpecimenDataset:
         judged = np.concatenate([self.split.rows("val"), self.split.rows("test")])

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kd_convnext.data.manifest.grouping import group_hashes
+from kd_convnext.data.manifest.ids import normal_id
 from kd_convnext.data.manifest.inspection import IMAGE_SUFFIXES, first_of_same_bytes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.errors import Finding, LeakError, ManifestError
@@ -85,8 +86,8 @@ def refuse_judged(unlabelled: Unlabelled, manifest: Manifest, judged: npt.NDArra
 def _shared_ids(own: pd.DataFrame, theirs: pd.DataFrame) -> npt.NDArray[np.bool_]:
     shared = np.zeros(len(own), bool)
     for column in ("lesion_id", "patient_id"):
-        known = set(theirs[column]) - {""}
-        shared |= own[column].isin(known).to_numpy()
+        known = {normal_id(value) for value in set(theirs[column]) - {""}}
+        shared |= own[column].map(normal_id).isin(known).to_numpy()
     return shared
 
 

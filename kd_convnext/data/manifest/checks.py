@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from kd_convnext.data.manifest.inspection import PhotographFile, first_of_same_bytes, inspect_files
+from kd_convnext.data.manifest.likeness import alike, look_at
 from kd_convnext.data.manifest.source import BOX_COLUMNS
 from kd_convnext.errors import Finding
 
 PARTS = ("train", "val", "test")
+_NAMED = 3  # examples in a warning
 _LARGEST = 2**31  # a coordinate beyond this is a mistake, and must not overflow
 
 
@@ -207,16 +209,20 @@ def warn_of_mixed_ids(table: pd.DataFrame, place: str) -> None:
             warnings.warn(f"{message}. {hint}.", stacklevel=3)
 
 
-def add_file_facts(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, dict[str, Finding]]:
-    """Reads the headers of all photographs and finds files of the same bytes.
+def add_file_facts(
+    table: pd.DataFrame, root: Path, *, likeness: bool = False
+) -> tuple[pd.DataFrame, dict[str, Finding]]:
+    """Reads the headers of all photographs and finds files of the same bytes, by choice of the same picture.
 
     Args:
         table: Columns where, image.
         root: Folder that `image` is relative to.
+        likeness: Look for near-identical photographs, which reads all of them once.
 
     Returns:
-        A copy with image_width, image_height (0 = unreadable) and photograph (the first image of the same
-        bytes); and a finding for each unreadable photograph, by image.
+        A copy with image_width, image_height (0 = unreadable), photograph (the first image of the same
+        bytes) and alike (the first of near-identical photographs, "" for others); and a finding for each
+        unreadable photograph, by image.
     """
     images = sorted(set(table["image"]) - {""})
     paths = [root / image for image in images]
@@ -227,7 +233,46 @@ def add_file_facts(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, dict[
     both = np.array([sizes.get(image, (0, 0)) for image in table["image"]], dtype=np.int64).reshape(-1, 2)
     facts = table.assign(image_width=both[:, 0], image_height=both[:, 1])
     facts["photograph"] = [names.get(image, image) for image in table["image"]]
+    twins = _near_identical(images, [file.width for file in files], names, root) if likeness else {}
+    facts["alike"] = [twins.get(image, "") for image in table["image"]]
     return facts, _unreadable(table, dict(zip(images, files, strict=True)))
+
+
+def _near_identical(images: list[str], widths: list[int], names: dict[str, str], root: Path) -> dict[str, str]:
+    """Returns the first image of each set of near-identical photographs, for each image of such a set."""
+    chosen = [image for image, width in zip(images, widths, strict=True) if width and names[image] == image]
+    pairs = alike(look_at([root / image for image in chosen], root))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(len(chosen), len(chosen)))
+    _, component = connected_components(edges, directed=False)
+    _, first, count = np.unique(component, return_index=True, return_counts=True)
+    return {
+        image: chosen[int(first[number])]
+        for image, number in zip(chosen, component.tolist(), strict=True)
+        if count[number] > 1
+    }
+
+
+def warn_of_twins(table: pd.DataFrame, place: str) -> None:
+    """Warns, once, of near-identical photographs under several lesions or with none, and names examples.
+
+    Args:
+        table: Columns image, lesion_id, alike.
+        place: The manifest's name.
+    """
+    twins = table[table["alike"] != ""].drop_duplicates("image")
+    lesion = twins["lesion_id"].where(twins["lesion_id"] != "", twins["image"])
+    new = lesion.groupby(twins["alike"]).transform("nunique") > 1  # others are together already
+    sets = [rows["image"].tolist() for _, rows in twins[new].groupby("alike", sort=False)]
+    if sets:
+        examples = "; ".join(" and ".join(names[:_NAMED]) for names in sets[:_NAMED]) + (
+            "; ..." if sets[_NAMED:] else ""
+        )
+        what = f"{place}: {int(new.sum())} photographs in {len(sets)} sets are near-identical and kept in one part"
+        hint = "Look at them: give them one lesion_id, delete copies, or let --data.group_by patient not compare"
+        warnings.warn(f"{what} ({examples}). {hint}.", stacklevel=3)
 
 
 def _unreadable(table: pd.DataFrame, files: dict[str, PhotographFile]) -> dict[str, Finding]:

@@ -8,22 +8,46 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kd_convnext.data.manifest.ids import normal_id
+
 Part = Literal["train", "val", "test"]
 
 
-GroupBy = Literal["lesion", "patient", "image"]
-
+GroupBy = Literal["known", "patient", "lesion", "image"]
+"""What no split divides: everything that is known to belong together, or less by explicit choice."""
 
 KEPT_APART: dict[GroupBy, tuple[GroupBy, ...]] = {
     "image": ("image",),
     "lesion": ("lesion", "image"),
     "patient": ("patient", "lesion", "image"),
+    "known": ("patient", "lesion", "image"),
 }
 """What no two parts share. A split by lesion may divide a patient, one by photograph a lesion: that is no leak."""
 
+_WORDS: dict[str, str] = {
+    "known": "patient, lesion, photograph and near-identical photographs",
+    "patient": "patient, lesion and photograph",
+    "lesion": "lesion and photograph, not by patient",
+    "image": "photograph alone, neither by lesion nor by patient",
+}
+_COLUMNS = {"patient": "patient_id", "lesion": "lesion_id", "image": "photograph"}
+
+
+def kept_together(group_by: str) -> str:
+    """Describes in words what a split keeps together: "by ...".
+
+    Args:
+        group_by: As in configurations and checkpoints.
+    """
+    return f"by {_WORDS.get(group_by, group_by)}"
+
 
 def group_hashes(
-    table: pd.DataFrame, rows: NDArray[np.int64], kinds: Sequence[GroupBy] = ("lesion", "patient", "image")
+    table: pd.DataFrame,
+    rows: NDArray[np.int64],
+    kinds: Sequence[GroupBy] = ("lesion", "patient", "image"),
+    *,
+    as_written: bool = False,
 ) -> NDArray[np.int64]:
     """Hashes the lesions, patients and photographs of some rows, to find them again in another manifest.
 
@@ -31,18 +55,21 @@ def group_hashes(
         table: A manifest's table.
         rows: Rows of it, int64.
         kinds: What to hash.
+        as_written: Also hash ids as written, to find them in checkpoints of versions that did not normalise.
 
     Returns:
-        int64 [M], sorted, each once, 63 bits of the sha256 of "lesion:<id>", "patient:<id>", "image:<path>".
+        int64 [M], sorted, each once, 63 bits of the sha256 of "lesion:<id>", "patient:<id>", "image:<path>", ids
+        as `normal_id` spells them.
     """
     chosen = table.iloc[rows]
-    names = [
-        f"{word}:{value}"
-        for word, column in (("lesion", "lesion_id"), ("patient", "patient_id"), ("image", "image"))
-        if word in kinds
-        for value in chosen[column].unique()
-        if value
-    ]
+    names: set[str] = set()
+    for word, column in (("lesion", "lesion_id"), ("patient", "patient_id"), ("image", "image")):
+        if word in kinds:
+            values = [str(value) for value in chosen[column].unique() if value]
+            if word == "image" or as_written:
+                names |= {f"{word}:{value}" for value in values}
+            if word != "image":
+                names |= {f"{word}:{normal_id(value)}" for value in values}
     digests = (hashlib.sha256(name.encode()).digest() for name in names)
     return np.unique(np.array([int.from_bytes(digest[:8], "big") >> 1 for digest in digests], dtype=np.int64))
 
@@ -51,7 +78,8 @@ def group_names(table: pd.DataFrame, group_by: GroupBy) -> NDArray[np.str_]:
     """Names the connected group of each row, see :meth:`Manifest.groups`.
 
     Args:
-        table: ``photograph``, and ``lesion_id`` and ``patient_id`` where the grouping asks for them ("" = unknown).
+        table: ``photograph``, and ``lesion_id`` and ``patient_id`` where the grouping asks for them ("" = unknown);
+            by "known" also ``alike`` where there is one: the first of near-identical photographs, "" for others.
         group_by: What must not be divided.
 
     Returns:
@@ -60,17 +88,18 @@ def group_names(table: pd.DataFrame, group_by: GroupBy) -> NDArray[np.str_]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    kinds = {"image": ["photograph"], "lesion": ["lesion_id", "photograph"]}
-    columns = kinds.get(group_by, ["patient_id", "lesion_id", "photograph"])
-    words = {"photograph": "image", "lesion_id": "lesion", "patient_id": "patient"}
+    columns = [_COLUMNS[kind] for kind in KEPT_APART[group_by]]
+    if group_by == "known" and "alike" in table:
+        columns.append("alike")
+    words = {"photograph": "image", "lesion_id": "lesion", "patient_id": "patient", "alike": "alike"}
     nodes: list[str] = []
     members = []
     for column in columns:
         codes, names = pd.factorize(table[column].where(table[column] != ""), sort=True)
         members.append(np.where(codes < 0, -1, codes + len(nodes)))
         nodes += [f"{words[column]}:{name}" for name in names]
-    photographs = members[-1]
-    edges = [(codes[codes >= 0], photographs[codes >= 0]) for codes in members[:-1]]
+    photographs = members[columns.index("photograph")]
+    edges = [(codes[codes >= 0], photographs[codes >= 0]) for codes in members]
     rows = np.concatenate([np.zeros(0, np.int64), *(edge[0] for edge in edges)])
     columns_ = np.concatenate([np.zeros(0, np.int64), *(edge[1] for edge in edges)])
     graph = coo_array((np.ones(len(rows), np.int8), (rows, columns_)), shape=(len(nodes), len(nodes)))

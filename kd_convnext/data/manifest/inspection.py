@@ -48,7 +48,7 @@ def inspect_files(paths: Sequence[Path]) -> list[PhotographFile]:
     Returns:
         One record per path, in order; unreadable files have a `problem`.
     """
-    return _in_parallel(_inspect, paths, "Checking photographs")
+    return in_parallel(_inspect, paths, "Checking photographs")
 
 
 def first_of_same_bytes(paths: Sequence[Path], sizes: Sequence[int]) -> dict[int, int]:
@@ -68,7 +68,7 @@ def first_of_same_bytes(paths: Sequence[Path], sizes: Sequence[int]) -> dict[int
         if size:
             by_size[size].append(position)
     candidates = [position for group in by_size.values() if len(group) > 1 for position in group]
-    digests = _in_parallel(_digest, [paths[position] for position in candidates], "Looking for copies")
+    digests = in_parallel(_digest, [paths[position] for position in candidates], "Looking for copies")
     by_digest: dict[bytes, list[int]] = defaultdict(list)
     for position, digest in zip(candidates, digests, strict=True):
         if digest is not None:
@@ -92,8 +92,17 @@ def _digest(path: Path) -> bytes | None:
         return None
 
 
-def _in_parallel(function: Callable[[_Item], _Result], items: Sequence[_Item], description: str) -> list[_Result]:
-    """Maps over threads (the work is mostly waiting for the disk), with a bar on a terminal."""
+def in_parallel(function: Callable[[_Item], _Result], items: Sequence[_Item], description: str) -> list[_Result]:
+    """Maps over threads (the work is mostly waiting for the disk), with a bar on a terminal.
+
+    Args:
+        function: Called once for each item.
+        items: In order.
+        description: Of the work, for the bar.
+
+    Returns:
+        The results, in order.
+    """
     threads = min(32, 4 * available_cores())
     # By the handful: a million waiting tasks would take gigabytes.
     count = min(_HANDFUL, -(-len(items) // (4 * threads))) or 1

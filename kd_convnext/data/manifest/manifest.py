@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kd_convnext.data.manifest import checks
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.grouping import GroupBy, group_names
+from kd_convnext.data.manifest.ids import tidy_ids
 from kd_convnext.data.manifest.source import BOX_COLUMNS, Source, read_source
 from kd_convnext.errors import Finding, ManifestError
 
@@ -22,7 +23,7 @@ PAPER_CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
 
 _COLUMNS = [
     *("row", "image", "label", "lesion_id", "patient_id", "x", "y", "width", "height", "split"),
-    *("image_width", "image_height", "photograph"),
+    *("image_width", "image_height", "photograph", "alike"),
 ]
 
 
@@ -37,7 +38,8 @@ class Manifest:
             a running number for a folder), image (path with /), label ("" where none is needed), lesion_id,
             patient_id ("" = unknown), x, y, width, height (Int64 pixels, NA = whole photograph), split ("" or
             train, val, test), image_width, image_height (pixels after EXIF rotation), photograph (the image,
-            or the first of several files with the same bytes).
+            or the first of several files with the same bytes), alike (the first of near-identical
+            photographs; "" where there is none, or where they were not compared).
         class_names: The classes in the order of the model's outputs.
         skipped: One finding for each unreadable photograph that was left out.
     """
@@ -72,7 +74,8 @@ class Manifest:
         """Names the group of each row; rows of one group must never be in two parts.
 
         Rows that share a photograph (or files of the same bytes) are always one group. By lesion, so are rows
-        of one lesion; by patient, also rows of one patient. Chains count: two lesions on one photograph make
+        of one lesion; by patient, also rows of one patient; by all that is known, also rows of near-identical
+        photographs. Chains count: two lesions on one photograph make
         one group. A row without an id is grouped by what else it has.
 
         Args:
@@ -114,7 +117,7 @@ def read_manifest(
     classes: Sequence[str] | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     require_labels: bool = True,
-    group_by: GroupBy = "lesion",
+    group_by: GroupBy = "known",
 ) -> Manifest:
     """Reads and checks a manifest: a CSV file, or a folder with one folder of photographs per class.
 
@@ -129,8 +132,9 @@ def read_manifest(
             labels found: in the paper's order where they are the paper's five, else sorted.
         on_error: "skip" leaves unreadable photographs out (`Manifest.skipped`); other problems still raise.
         require_labels: False for prediction: empty labels, one class or no label column are right then.
-        group_by: What must not be in two parts of the `split` column: one lesion; "patient": also one
-            patient; "image": only one photograph.
+        group_by: What must not be in two parts of the `split` column. "known": one patient, lesion or photograph,
+            and near-identical photographs are looked for; "patient": the same without looking; "lesion": a patient
+            may be; "image": a lesion may be.
 
     Returns:
         The checked manifest.
@@ -151,9 +155,9 @@ def read_manifest(
         raise ManifestError(findings)
     if unreadable:
         _warn_of_skipped(len(table) - len(kept), unreadable, place)
-    if group_by == "image":
-        _warn_of_divided_lesions(kept, place)
+    _warn_of_divided(kept, place, group_by)
     checks.warn_of_mixed_ids(kept, place)
+    checks.warn_of_twins(kept, place)
     return Manifest(source.path, source.root, _tidy(kept), class_names, tuple(unreadable.values()))
 
 
@@ -161,14 +165,15 @@ def _checked(
     source: Source, place: str, classes: Sequence[str] | None, require_labels: bool, group_by: GroupBy
 ) -> tuple[pd.DataFrame, list[Finding], dict[str, Finding]]:
     """Returns the table with numbers for boxes and facts of files, all findings, and the unreadable photographs."""
-    table, box_findings = checks.parse_boxes(source.table)
+    table, box_findings = checks.parse_boxes(tidy_ids(source.table, place))
     table["split"] = table["split"].str.lower()
     findings = [*source.findings, *_class_findings(classes), *checks.empty_path_findings(table), *box_findings]
     if require_labels and source.labelled:
         findings += checks.label_findings(table, classes, place)
     elif source.labelled:
         findings += checks.unknown_label_findings(table, classes)
-    table, unreadable = checks.add_file_facts(table, source.root)
+    likeness = require_labels and group_by == "known"
+    table, unreadable = checks.add_file_facts(table, source.root, likeness=likeness)
     findings += checks.outside_findings(table) + checks.repeated_findings(table)
     findings += checks.split_findings(table)
     if require_labels:  # copies are leaks between parts; two photographs to be answered for may be the same
@@ -179,7 +184,7 @@ def _checked(
 
 def _indivisible(group_by: GroupBy) -> list[tuple[str, str]]:
     keys = [("lesion_id", "lesion"), ("image", "photograph"), ("patient_id", "patient")]
-    return {"image": keys[1:2], "lesion": keys[:2], "patient": keys}[group_by]
+    return {"image": keys[1:2], "lesion": keys[:2], "patient": keys, "known": keys}[group_by]
 
 
 def _class_findings(classes: Sequence[str] | None) -> list[Finding]:
@@ -213,11 +218,16 @@ def _warn_of_skipped(rows: int, unreadable: dict[str, Finding], place: str) -> N
     warnings.warn(message, stacklevel=3)
 
 
-def _warn_of_divided_lesions(table: pd.DataFrame, place: str) -> None:
-    divided = checks.crossing_findings(table, [("lesion_id", "lesion")])
-    if divided:
-        message = f"{place}: {len(divided)} lesions are in more than one part, as grouping by image allows"
-        warnings.warn(f"{message}; metrics will be too good.", stacklevel=3)
+def _warn_of_divided(table: pd.DataFrame, place: str, group_by: GroupBy) -> None:
+    for column, word, allowing in (("lesion_id", "lesion", ("image",)), ("patient_id", "patient", ("image", "lesion"))):
+        divided = checks.crossing_findings(table, [(column, word)]) if group_by in allowing else []
+        if divided:
+            message = f"{place}: {len(divided)} {word}s are in more than one part, as grouping by {group_by} allows"
+            warnings.warn(f"{message}; metrics will be too good.", stacklevel=3)
+    twins = checks.crossing_findings(table, [("alike", "near-identical photograph")])
+    if twins:
+        message = f"{place}: {len(twins)} near-identical photographs are in more than one part of its split column"
+        warnings.warn(f"{message} (first: {twins[0].what}); metrics may be too good.", stacklevel=3)
 
 
 def _tidy(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kd_convnext.common.files import atomic_write
-from kd_convnext.data.manifest.grouping import GroupBy, Part
+from kd_convnext.common.tables import guarded
+from kd_convnext.data.manifest.grouping import GroupBy, Part, kept_together
 from kd_convnext.data.manifest.manifest import Manifest
 from kd_convnext.data.manifest.stratify import scarce_classes, stratify
 from kd_convnext.errors import Finding, SplitError
@@ -65,7 +66,7 @@ class Split:
         table = manifest.table[_WRITTEN].assign(split=self.parts)
 
         def write(file: BinaryIO) -> None:
-            table.to_csv(file, index=False, encoding="utf-8", lineterminator="\n")
+            guarded(table).to_csv(file, index=False, encoding="utf-8", lineterminator="\n")
 
         atomic_write(Path(path), write)
 
@@ -76,7 +77,7 @@ def make_split(
     index: int = 0,
     seed: int = 0,
     ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    group_by: GroupBy = "lesion",
+    group_by: GroupBy = "known",
     few_groups: Literal["warn", "error"] = "warn",
 ) -> Split:
     """Divides a manifest into training, validation and test part.
@@ -90,7 +91,8 @@ def make_split(
         index: Which repeat; each gives another division.
         seed: Seed of all repeats.
         ratios: Shares of train, val and test, in any scale (8, 1, 1); val or test may be 0.
-        group_by: What is never divided: a lesion, a patient (with all lesions), or only a photograph.
+        group_by: What is never divided: all that is known to belong together (patients, lesions, photographs,
+            near-identical photographs), a patient (with all lesions), a lesion, or only a photograph.
         few_groups: A class with fewer groups than parts stays in training, with a warning; or is an error.
 
     Returns:
@@ -103,7 +105,8 @@ def make_split(
     shares = _checked(manifest, index, ratios, group_by)
     groups = manifest.groups(group_by)
     if (manifest.table["split"] != "").all():
-        parts = _given(manifest, groups, index, group_by)
+        # What merely looks alike was warned of when the manifest was read: whoever gave the parts has decided.
+        parts = _given(manifest, manifest.groups("patient") if group_by == "known" else groups, index, group_by)
     else:
         names, member = np.unique(groups, return_inverse=True)
         counts = np.zeros((len(names), len(manifest.class_names)), dtype=np.int64)
@@ -129,7 +132,7 @@ def _checked(
         findings.append(Finding("split_index", f"{index} is below 0", "Count the repeats from 0."))
     patients = manifest.table["patient_id"] != ""
     if group_by not in get_args(GroupBy):
-        findings.append(Finding("group_by", f"{group_by!r} is unknown", "Use lesion, patient or image."))
+        findings.append(Finding("group_by", f"{group_by!r} is unknown", "Use known, patient, lesion or image."))
     elif group_by == "patient" and not patients.any():
         remedy = "Fill in the column patient_id, or group by lesion."
         findings.append(Finding(place, "there is no patient_id to group by", remedy))
@@ -157,7 +160,7 @@ def _given(manifest: Manifest, groups: NDArray[np.str_], index: int, group_by: G
         Finding(
             manifest.where(int(rows.index[1])),
             f"the group {name!r} is in more than one part: {', '.join(rows['part'])}",
-            f"Put it into one part, or do not group by {group_by}.",
+            f"Put it into one part, or group by less than {group_by} (--data.group_by).",
         )
         for name, rows in divided.groupby("group", sort=False)
     ]
@@ -195,7 +198,7 @@ def _report_few_groups(
             what = f"class {name!r} has no photographs"
         elif scarce[k]:
             number = int((counts[:, k] > 0).sum())
-            what = f"class {name!r} has {number} groups (by {group_by}), enough for training but not for {where}"
+            what = f"class {name!r} has {number} groups ({kept_together(group_by)}), enough for training but not for {where}"
         else:
             what = f"class {name!r} is not in {where}: its groups also hold other classes, needed elsewhere"
         remedy = "Add photographs of other lesions of that class, or leave the class out."

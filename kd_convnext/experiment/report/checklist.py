@@ -7,6 +7,7 @@ doi:10.1136/bmj-2023-078378, items 1 to 27. The topics are in our own words; the
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kd_convnext.data.manifest.grouping import kept_together
 from kd_convnext.evaluation.proportions import digits
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.descriptions import describe, look
@@ -87,8 +88,18 @@ def _disjoint(analysis: Analysis) -> str | None:
         return None
     kinds = sorted({division.group_by for division in analysis.divisions})
     leaks = sum(sum(division.leaks.values()) for division in analysis.divisions)
-    checked = "no lesion, patient or photograph is in two parts" if not leaks else "see the leak check in section 2"
-    return f"Kept together by {', '.join(kinds)}; checked in the split files: {checked}."
+    checked = f"no {_compared(analysis)} is in two parts" if not leaks else "see the leak check in section 2"
+    lacking = [
+        name for name in ("lesion", "patient") if not any(division.names(name) for division in analysis.divisions)
+    ]
+    if lacking:
+        checked += f"; {' and '.join(lacking)} are not named, so that one is in two parts cannot be excluded"
+    return f"Kept together {'; '.join(kept_together(kind) for kind in kinds)}; checked in the split files: {checked}."
+
+
+def _compared(analysis: Analysis) -> str:
+    named = [name for name in ("lesion", "patient") if any(division.names(name) for division in analysis.divisions)]
+    return " or ".join(["named " + " or ".join(named)] * bool(named) + ["photograph file"])
 
 
 def _imbalance(analysis: Analysis) -> str | None:

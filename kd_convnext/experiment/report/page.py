@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from kd_convnext._version import __version__
 from kd_convnext.common.files import sha256_of, write_text
+from kd_convnext.data.manifest.grouping import kept_together
 from kd_convnext.evaluation.proportions import FEW
 from kd_convnext.experiment.report import checklist, tables
 from kd_convnext.experiment.report import paper_values as reference
@@ -109,7 +110,7 @@ def _parts_table(analysis: Analysis) -> Table | None:
 
 def _leak_line(division: Division) -> str:
     found = ", ".join(f"{count} {kind}" for kind, count in division.leaks.items())
-    kept = f"Kept together by {division.group_by}; split file sha256 {division.sha256[:16]}."
+    kept = f"Kept together {kept_together(division.group_by)}; split file sha256 {division.sha256[:16]}."
     return f"Repeat {division.repeat}: {found} in more than one part. {kept}"
 
 
@@ -128,6 +129,8 @@ def _limits(analysis: Analysis) -> list[str]:
         few = [f"{name} ({count})" for name, count in counts if count < FEW]
         if few:
             found.append(f"Classes with fewer than {FEW} tested lesions: {', '.join(few)}. Their figures are weak.")
+    if analysis.divisions and not any(division.names("patient") for division in analysis.divisions):
+        found.append("Patients are not named: that one patient is in training and test cannot be excluded.")
     unnamed = max((division.unnamed for division in analysis.divisions), default=0)
     if unnamed:
         found.append(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import yaml
 
+from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.grouping import lesion_names
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation.statistics import METRICS, LesionCounts, class_scores, count_lesions, scores
@@ -189,8 +190,7 @@ def read_predictions(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
         OSError: It cannot be read.
         ValueError: It has other columns than it should, or answers that are no class.
     """
-    # A class may be called NA, an id 007.
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame = read_table(path)
     lacking = {"image", "lesion_id", "label", "prediction"} - set(frame)
     if lacking:
         raise ValueError(f"{path} lacks the columns {', '.join(sorted(lacking))}")

@@ -7,6 +7,7 @@ from functools import cached_property
 import pandas as pd
 
 from kd_convnext.common.files import sha256_of
+from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.grouping import lesion_names
 from kd_convnext.data.manifest.splits import PARTS
 from kd_convnext.experiment.report.results import CellResult
@@ -44,6 +45,10 @@ class Division:
     def leaks(self) -> dict[str, int]:
         """How many lesions, patients and photographs are in more than one part."""
         return {name: _divided(self.table, column) for name, column in _KINDS.items()}
+
+    def names(self, kind: str) -> bool:
+        """Says whether any row names its lesion or patient (``lesion``, ``patient``)."""
+        return bool((self.table[f"{kind}_id"] != "").any())
 
     @property
     def unnamed(self) -> int:
@@ -90,7 +95,7 @@ def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[
 
 
 def _read(result: CellResult, name: str) -> Division:
-    table = pd.read_csv(result.run.split, dtype=str, keep_default_na=False)
+    table = read_table(result.run.split)
     table = table[["image", "label", "lesion_id", "patient_id", "split"]]
     table = table.assign(lesion=lesion_names(table))
     group_by = str(((result.config or {}).get("data") or {}).get("group_by", "lesion"))

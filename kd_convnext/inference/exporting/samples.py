@@ -103,10 +103,10 @@ def _drawn(predictor: Predictor, count: int) -> Samples:
 def _seen(predictor: Predictor, manifest: Manifest) -> npt.NDArray[np.bool_]:
     """Returns which rows share a lesion, patient or photograph with the training, bool [N]."""
     card = predictor.network.card
-    kinds = KEPT_APART[card.group_by]  # type: ignore[index]
     rows = np.arange(len(manifest), dtype=np.int64)
-    shared = [np.isin(group_hashes(manifest.table, rows[[row]], kinds), card.seen_groups).any() for row in rows]
-    return np.array(shared, np.bool_)
+    kinds = KEPT_APART[card.group_by]  # type: ignore[index]
+    groups = [group_hashes(manifest.table, rows[[row]], kinds, as_written=True) for row in rows]
+    return np.array([len(card.shared(found)) > 0 for found in groups], np.bool_)
 
 
 def _pictures(predictor: Predictor, manifest: Manifest, root: Path, rows: npt.NDArray[np.int64]) -> Pixels:

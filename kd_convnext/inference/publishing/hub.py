@@ -130,9 +130,12 @@ class PublishedModel(ModelHubMixin):
         return cls(predictor, spec, text)
 
 
+_PRIVATE = ("seen_groups", "seen_elsewhere", "salt")
+
+
 def _public(card: DataCard) -> dict[str, Any]:
     """Returns what a new photograph needs; neither lesions' hashes nor where files lay."""
-    state = {name: value for name, value in card.to_state().items() if name != "seen_groups"}
+    state = {name: value for name, value in card.to_state().items() if name not in _PRIVATE}
     weights = state["crop"].get("sr_weights")
     return {**state, "crop": {**state["crop"], "sr_weights": Path(weights).name if weights else None}}
 

@@ -68,6 +68,8 @@ def model_card(
 def _words(
     predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]], lesions: "LesionCounts | None"
 ) -> dict[str, Any]:
+    from kd_convnext.data.manifest.grouping import kept_together
+
     info, data = predictor.network.info, predictor.network.card
     needs_weights = data.crop_identity["upscaler"]["weights_sha256"] is not None
     environment = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.is_file() else {}
@@ -81,7 +83,8 @@ def _words(
         "origin": "distilled from a larger teacher" if info.distilled else "trained on labels alone",
         "class_names": data.class_names,
         "counts": counts,
-        "group_by": data.group_by,
+        "kept_together": kept_together(data.group_by),
+        "leak_words": _leak_words(run),
         "split_hash": data.split_hash,
         "crop": _crop_words(data),
         "calibration": _calibration_words(predictor.calibration),
@@ -96,16 +99,15 @@ def _words(
 
 def _tested(run: "RunFolder", class_names: tuple[str, ...]) -> "LesionCounts | None":
     """Reads the test part's answers; None where the run was not tested."""
-    import pandas as pd
-
+    from kd_convnext.common.tables import read_table
     from kd_convnext.data.manifest.grouping import lesion_names
     from kd_convnext.evaluation.statistics import count_lesions
 
     if not run.predictions.is_file():
         return None
-    frame = pd.read_csv(run.predictions, dtype={"lesion_id": str, "label": str, "prediction": str}).fillna(
-        {"lesion_id": "", "label": ""}
-    )
+    frame = read_table(run.predictions)
+    probabilities = [name for name in frame if str(name).startswith("prob_")]
+    frame[probabilities] = frame[probabilities].astype(float)
     found = count_lesions(frame.assign(lesion=lesion_names(frame)), class_names)
     return found if found.photographs else None
 
@@ -160,13 +162,12 @@ def _eval_results(results: Mapping[str, Any]) -> list[Any]:
 
 
 def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, str]]:
-    import pandas as pd
-
+    from kd_convnext.common.tables import read_table
     from kd_convnext.data.manifest.grouping import lesion_names
 
     if not run.split.is_file():
         return []
-    frame = pd.read_csv(run.split, dtype=str, keep_default_na=False)
+    frame = read_table(run.split)
     frame["lesion"] = lesion_names(frame)
     found = []
     for name in class_names:
@@ -176,6 +177,33 @@ def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, st
             row[part] = f"{len(mine)} ({mine['lesion'].nunique()})"
         found.append(row)
     return found
+
+
+def _leak_words(run: "RunFolder") -> str:
+    """Says what of leaks between the parts can be known from the split, "" where all rows name lesion or patient."""
+    from kd_convnext.common.tables import read_table
+
+    if not run.split.is_file():
+        return ""
+    frame = read_table(run.split)
+    unnamed = (frame["lesion_id"] == "") & (frame["patient_id"] == "")
+    if unnamed.all():
+        return (
+            "No photograph names its lesion or patient: that one lesion or patient is in training and test **cannot be "
+            "excluded**, and the results may be too good."
+        )
+    found = []
+    for column, word in (("lesion_id", "lesions"), ("patient_id", "patients")):
+        divided = int((frame[frame[column] != ""].groupby(column)["split"].nunique() > 1).sum())
+        if divided:
+            found.append(f"**{divided} {word} are in more than one part**: the results are too good.")
+    if unnamed.any():
+        found.append(
+            f"{int(unnamed.sum())} photographs name neither lesion nor patient: leaks among them cannot be seen."
+        )
+    if (frame["patient_id"] == "").all():
+        found.append("Patients are not named: that one patient is in training and test cannot be excluded.")
+    return " ".join(found)
 
 
 def _crop_words(data: "DataCard") -> str:

@@ -106,8 +106,9 @@ def test_a_copy_of_a_judged_file_is_refused_under_any_name(tiny_manifest, tiny_c
 
 
 def test_the_card_knows_the_unlabelled_lesions(source, tiny_manifest, tiny_cache):
-    assert np.isin(source.unlabelled.groups, source.card().seen_groups).all()
-    assert not np.isin(source.unlabelled.groups, data(tiny_manifest, tiny_cache).card().seen_groups).any()
+    groups = source.unlabelled.groups
+    assert np.array_equal(source.card().shared(groups), groups)
+    assert not len(data(tiny_manifest, tiny_cache).card().shared(groups))
 
 
 def test_an_empty_folder_and_a_ratio_of_nothing_are_refused(tiny_manifest, tiny_cache, tmp_path):

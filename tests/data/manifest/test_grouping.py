@@ -1,12 +1,20 @@
+import re
 import shutil
+import warnings
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
-from helpers.manifests import BOX, GOOD, findings_of, manifest_of, only_finding, write_manifest
+from helpers.manifests import BOX, GOOD, findings_of, manifest_of, only_finding, write_csv, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from kd_convnext.data.manifest.grouping import group_hashes
+from kd_convnext.data.manifest.ids import normal_id
 from kd_convnext.data.manifest.manifest import read_manifest
+from kd_convnext.data.manifest.splits import make_split
 
 
 def test_a_lesion_with_two_labels_is_one_warning(tmp_path):
@@ -54,8 +62,10 @@ def test_a_photograph_in_two_parts_is_refused(tmp_path, group_by):
 
 def test_a_patient_in_two_parts_is_refused_where_patients_count(tmp_path):
     path = write_manifest(tmp_path, [{**row, "patient_id": "P"} for row in SPLIT])
-    read_manifest(path)
-    assert "the patient 'P' is in more than one part" in findings_of(path, group_by="patient")[0]
+    with pytest.warns(UserWarning, match="1 patients are in more than one part, as grouping by lesion allows"):
+        read_manifest(path, group_by="lesion")
+    for group_by in ("known", "patient"):
+        assert "the patient 'P' is in more than one part" in findings_of(path, group_by=group_by)[0]
 
 
 def copied(folder: Path, rows: list[dict]) -> Path:
@@ -118,3 +128,89 @@ def test_groups_are_the_finest_that_divide_nothing(rows, data):
                         expected[i] = expected[j] = min(expected[i], expected[j])
         groups = manifest.groups(group_by)
         assert len(set(zip(expected, groups, strict=True))) == len(set(expected)) == len(set(groups))
+
+
+def drawn(folder, number, seed):
+    """Writes photographs with structure, each of another scene."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for k in range(number):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        coarse.resize((240, 180), Image.Resampling.BICUBIC).save(folder / f"{k:03}.png")
+        names.append(f"{k:03}.png")
+    return names
+
+
+def test_photographs_saved_again_stay_in_one_part_whatever_their_ids(tmp_path):
+    names = drawn(tmp_path, 40, 0)
+    rows = [{"image": name, "label": "AB"[k % 2], "lesion_id": f"L{k}"} for k, name in enumerate(names)]
+    for k, name in enumerate(names[:20]):
+        with Image.open(tmp_path / name) as picture:
+            small = picture.resize((160, 120)) if k % 2 else picture
+            small.save(tmp_path / f"again{k}.jpg", quality=60)
+        rows.append({"image": f"again{k}.jpg", "label": "AB"[k % 2], "lesion_id": f"other{k}"})
+    path = write_csv(tmp_path / "manifest.csv", rows)
+    with pytest.warns(UserWarning, match="40 photographs in 20 sets are near-identical and kept in one part") as said:
+        manifest = read_manifest(path)
+    assert "000.png and again0.jpg" in str(said[0].message)
+    for index in range(5):
+        parts = dict(zip(manifest.table["image"], make_split(manifest, index=index).parts, strict=True))
+        assert [parts[f"again{k}.jpg"] for k in range(20)] == [parts[name] for name in names[:20]]
+    narrower = read_manifest(path, group_by="patient")
+    assert (narrower.table["alike"] == "").all()
+    # Kept in the cache folder: a second reading decodes nothing, a changed photograph is looked at anew.
+    with pytest.warns(UserWarning, match="20 sets"):
+        assert read_manifest(path).table["alike"].equals(manifest.table["alike"])
+    Image.fromarray(np.random.default_rng(9).integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(tmp_path / names[0])
+    with pytest.warns(UserWarning, match="38 photographs in 19 sets"):
+        read_manifest(path)
+
+
+def test_pictures_without_contrast_are_not_near_identical(tmp_path):
+    for k in range(6):
+        Image.new("RGB", (40, 30), (200, 200, 200 + k)).save(tmp_path / f"{k}.png")
+    rows = [{"image": f"{k}.png", "label": "AB"[k % 2], "lesion_id": f"L{k}"} for k in range(6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (read_manifest(write_csv(tmp_path / "manifest.csv", rows)).table["alike"] == "").all()
+
+
+def test_patients_are_kept_together_unless_chosen_otherwise(tmp_path):
+    rows = [
+        {"image": f"{k}.png", "label": "AB"[k % 2], "lesion_id": f"L{k}", "patient_id": f"P{k // 4}"} for k in range(80)
+    ]
+    manifest = read_manifest(write_manifest(tmp_path, rows))
+    divided = {}
+    for group_by in ("known", "patient", "lesion"):
+        parts = pd.Series(make_split(manifest, group_by=group_by).parts)
+        divided[group_by] = int((parts.groupby(manifest.table["patient_id"]).nunique() > 1).sum())
+    assert divided["known"] == divided["patient"] == 0 < divided["lesion"]
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [("Läsion 7", "La\u0308sion 7"), ("L7", "l7"), ("007", "7"), ("12", "12.0"), ("P-03", "p-3"), ("１２", "12")],
+)
+def test_spellings_of_one_id_are_one_lesion_and_said(tmp_path, one, other):
+    rows = [{**GOOD[0], "lesion_id": one}, {**GOOD[1], "label": "AIS", "lesion_id": other}]
+    rows.append({"image": "c.png", "label": "MIA", "lesion_id": "else"})
+    with pytest.warns(UserWarning, match="1 lesion ids are spelt in several ways and taken for one"):
+        manifest = read_manifest(write_manifest(tmp_path, rows))
+    groups = manifest.groups("lesion")
+    assert groups[0] == groups[1] != groups[2]
+    there = manifest_of(["AIS"], [other], images=["elsewhere.png"])
+    assert len(np.intersect1d(group_hashes(manifest.table, np.arange(1)), group_hashes(there.table, np.arange(1)))) == 1
+
+
+@pytest.mark.parametrize("unknown", ["NA", "n/a", "None", "nan", "NULL", "?", "unknown"])
+def test_an_unknown_id_joins_no_strangers(tmp_path, unknown):
+    rows = [{"image": f"{k}.png", "label": "AB"[k % 2], "lesion_id": unknown} for k in range(4)]
+    with pytest.warns(UserWarning, match=f"4 rows have .*{re.escape(unknown)}.* as lesion_id: taken as unknown"):
+        manifest = read_manifest(write_manifest(tmp_path, rows))
+    assert len(set(manifest.groups("known"))) == 4
+
+
+def test_different_ids_stay_different():
+    ids = ["1.5", "1.05", "L10", "L1", "L0", "12.01", "a b", "ab", "0", "00.5"]
+    assert len({normal_id(name) for name in ids}) == len(ids)

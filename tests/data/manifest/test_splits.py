@@ -175,7 +175,10 @@ def test_a_scarce_class_stays_in_training_with_a_warning_or_is_an_error():
     manifest = manifest_of(labels, lesions, class_names=["A", "B", "C"])
     with pytest.warns(UserWarning) as caught:
         split = make_split(manifest)
-    assert "class 'B' has 2 groups (by lesion), enough for training but not for val, test" in str(caught[0].message)
+    assert (
+        "class 'B' has 2 groups (by patient, lesion, photograph and near-identical photographs), enough for training but not for val, test"
+        in str(caught[0].message)
+    )
     assert "class 'C' has no photographs" in str(caught[1].message)
     assert class_counts(manifest, split, "train") == (8, 4, 0)
     with pytest.raises(SplitError) as raised:
@@ -236,9 +239,10 @@ def test_patients_are_never_divided():
 
 def test_a_given_split_must_not_divide_what_is_grouped():
     manifest = manifest_of(["A", "B"], patients=["P", "P"], parts=["train", "test"])
-    assert make_split(manifest).parts.tolist() == ["train", "test"]
-    with pytest.raises(SplitError, match=r"row 3: the group 'patient:P' is in more than one part: train, test"):
-        make_split(manifest, group_by="patient")
+    assert make_split(manifest, group_by="lesion").parts.tolist() == ["train", "test"]
+    for group_by in ("known", "patient"):
+        with pytest.raises(SplitError, match=r"row 3: the group 'patient:P' is in more than one part: train, test"):
+            make_split(manifest, group_by=group_by)
 
 
 def write_photographs(folder):

@@ -107,7 +107,7 @@ class TestRefused:
         other = copy_run(repeats[1], tmp_path / "other")
         manifest = read_manifest(tiny_manifest)
         seen = group_hashes(manifest.table, np.arange(len(manifest)))
-        changed(other, other, seen_groups=torch.from_numpy(seen))
+        changed(other, other, seen_groups=torch.from_numpy(seen), salt="")
         assert calibrate(run, other) == 2
         assert f"--also {other}" in (said := capsys.readouterr().err) and "were seen before" in said
 

@@ -1,0 +1,157 @@
+"""Reads and writes CSV files in which everything is text: NA is a name, 007 keeps its zeros, formulas stay asleep."""
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from kd_convnext.errors import Finding, ManifestError
+
+_ACTIVE = r"'*[=+\-@\t\r]"
+_GUARDED = re.compile(r"'+[=+\-@\t\r]")
+_SEPARATORS = (",", ";", "\t")
+_LONGEST_FIELD = 1 << 20  # characters
+_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+
+
+@dataclass(frozen=True)
+class Records:
+    """The fields of a table as written.
+
+    Attributes:
+        lines: Line of each record, the first line is 1.
+        fields: Of each record that is not blank, the header among them.
+        decimal_comma: Whether numbers may be written with a comma: the columns are not separated by one.
+    """
+
+    lines: list[int]
+    fields: list[list[str]]
+    decimal_comma: bool = False
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Reads a CSV file that this package wrote: all columns text, "" where nothing stands, formulas as they were.
+
+    Args:
+        path: The file (UTF-8, comma).
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not CSV.
+    """
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig")
+    return frame.apply(lambda column: column.where(~column.str.match(r"'+[=+\-@\t\r]"), column.str.slice(1)))
+
+
+def guarded(frame: pd.DataFrame) -> pd.DataFrame:
+    """Puts an apostrophe before text that a spreadsheet would run as a formula; `read_table` takes it off again.
+
+    Args:
+        frame: Any table; text that begins with =, +, -, @, a tab or a carriage return is changed, numbers are not.
+
+    Returns:
+        A copy.
+    """
+    found = frame.copy()
+    for position in range(found.shape[1]):
+        column = found.iloc[:, position]
+        if not (pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)):
+            continue
+        active = column.map(lambda value: isinstance(value, str) and re.match(_ACTIVE, value) is not None).astype(bool)
+        if active.any():
+            found.isetitem(position, column.where(~active, "'" + column.astype(str)))
+    return found
+
+
+def as_written(text: str) -> str:
+    """Takes off the apostrophe of `guarded`."""
+    return text[1:] if _GUARDED.match(text) else text
+
+
+def read_records(path: Path) -> Records:
+    """Reads a table as people have them: CSV with comma, semicolon or tab, in UTF-8 or UTF-16, or .xlsx.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its records as text.
+
+    Raises:
+        ManifestError: It cannot be read as a table; what it is instead, where that can be told.
+    """
+    if path.suffix.lower() in (".xlsx", ".xlsm"):
+        return _read_workbook(path)
+    text = _text(path)
+    separator = _separator(text.partition("\n")[0])
+    lines: list[int] = []
+    records: list[list[str]] = []
+    line = 1
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        for fields in reader:
+            if any(field.strip() for field in fields):
+                lines.append(line)
+                records.append([as_written(field) for field in fields])
+            line = reader.line_num + 1
+    except csv.Error as error:
+        remedy = "Check the double quotes from that row on."
+        raise ManifestError(Finding(f"{path.name}, row {line}", f"not CSV ({error})", remedy)) from error
+    finally:
+        csv.field_size_limit(before)
+    return Records(lines, records, decimal_comma=separator != ",")
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        remedy = "Check the file's permissions."
+        raise ManifestError(Finding(str(path), f"cannot be read ({error.strerror})", remedy)) from error
+    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        what, remedy = "a spreadsheet of another name, not CSV", 'Name it .xlsx, or save it as "CSV UTF-8".'
+        raise ManifestError(Finding(path.name, what, remedy))
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        remedy = 'Save it from the spreadsheet as "CSV UTF-8".'
+        raise ManifestError(Finding(path.name, "the manifest is not UTF-8 text", remedy)) from error
+    if "\0" in text:
+        remedy = 'Save it from the spreadsheet as "CSV UTF-8".'
+        raise ManifestError(Finding(path.name, "the manifest holds NUL characters: it is no text", remedy))
+    return text
+
+
+def _separator(header: str) -> str:
+    """Chooses what separates columns: what stands most often in the header, outside quotes; the comma on a tie."""
+    outside = re.sub(r'"[^"]*"', "", header)
+    return max(_SEPARATORS, key=lambda mark: (outside.count(mark), mark == ","))
+
+
+def _read_workbook(path: Path) -> Records:
+    """Reads the first sheet of an Excel workbook, cells as text."""
+    try:
+        import openpyxl
+    except ImportError as error:
+        remedy = 'pip install "kd-convnext[xlsx]", or save the sheet as "CSV UTF-8".'
+        raise ManifestError(Finding(path.name, "reading .xlsx needs openpyxl", remedy)) from error
+    try:
+        sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
+        rows = [["" if value is None else _cell(value) for value in row] for row in sheet.iter_rows(values_only=True)]
+    except Exception as error:  # zipfile, XML and openpyxl's own
+        remedy = 'Save the sheet as "CSV UTF-8".'
+        raise ManifestError(Finding(path.name, f"is not a workbook that can be read ({error})", remedy)) from error
+    kept = [(line, row) for line, row in enumerate(rows, start=1) if any(field.strip() for field in row)]
+    width = max((len(row) for _, row in kept[:1]), default=0)
+    return Records([line for line, _ in kept], [(row + [""] * width)[: max(width, len(row))] for _, row in kept])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)

@@ -1,0 +1,67 @@
+"""Compares ids of lesions and patients as people mean them, not as a spreadsheet happened to spell them."""
+
+import re
+import unicodedata
+import warnings
+
+import pandas as pd
+
+ID_COLUMNS = {"lesion_id": "lesion", "patient_id": "patient"}
+"""Columns of ids, and what each id names."""
+
+UNKNOWN = frozenset(
+    {"na", "n/a", "n.a.", "nan", "none", "null", "nil", "unknown", "unk", "missing", "not available", "?", "-", "--"}
+    | {"#n/a", "<na>", "nat", "undefined", "unbekannt", "inconnu", "desconocido", "k.a."}
+)
+"""Words that say that an id is not known, in lower case; as an id they would join strangers."""
+
+_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
+_WHOLE = re.compile(r"^([0-9]+)\.0+$")
+_NAMED = 3
+
+
+def normal_id(text: str) -> str:
+    """Normalises an id for comparison: Unicode form, capitals, outer blanks, leading zeros, a trailing ".0".
+
+    Args:
+        text: As written: "Läsion 007", "12.0".
+
+    Returns:
+        The same for all spellings of one id: "läsion 7", "12".
+    """
+    text = unicodedata.normalize("NFKC", text).casefold().strip()
+    return _ZEROS.sub("", _WHOLE.sub(r"\1", unicodedata.normalize("NFC", text)))
+
+
+def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
+    """Gives every id one spelling, and takes words such as "NA" for no id; warns of both.
+
+    Args:
+        table: Columns lesion_id and patient_id as written, "" where none.
+        place: The manifest's name, for the warnings.
+
+    Returns:
+        A copy: of several spellings of one id the first of the alphabet is kept.
+    """
+    tidied = table.copy()
+    for column, word in ID_COLUMNS.items():
+        written = pd.Series(sorted(set(table[column]) - {""}), dtype=object)
+        normal = written.map(normal_id)
+        unknown = normal.isin(list(UNKNOWN))
+        first = written.groupby(normal).transform("first").astype(object).mask(unknown, "")
+        spelling = dict(zip(written, first, strict=True)) | {"": ""}
+        tidied[column] = table[column].map(spelling)
+        if unknown.any():
+            rows = int(table[column].isin(list(written[unknown])).sum())
+            names = ", ".join(repr(name) for name in written[unknown])
+            warnings.warn(f"{place}: {rows} rows have {names} as {column}: taken as unknown", stacklevel=4)
+        several = written[~unknown].groupby(normal[~unknown]).agg(list)
+        several = several[several.map(len) > 1]
+        if len(several):
+            examples = "; ".join(" = ".join(repr(name) for name in names) for names in several.iloc[:_NAMED])
+            more = "; ..." if len(several) > _NAMED else ""
+            message = (
+                f"{place}: {len(several)} {word} ids are spelt in several ways and taken for one: {examples}{more}"
+            )
+            warnings.warn(message, stacklevel=4)
+    return tidied
