@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import timm
 import torch
 import yaml
 from helpers.command_line import OFFLINE, SMALL_SWIN, TINY, convnext
@@ -117,6 +118,13 @@ def test_every_shipped_configuration_runs(config, runs, tiny_manifest, tiny_cach
     elif "teacher_ckpt" in settings["model"]["init_args"] or settings["model"]["class_path"].endswith("DistillModule"):
         words += [*convnext("student"), "--model.student.pretrained=false"]
         words += [f"--model.teacher_ckpt={runs[0]}/checkpoints/best.ckpt"]
+    elif settings["model"]["init_args"].get("finetune") == "linear":
+        small = {"depth": 2, "embed_dim": 12, "num_heads": 2}
+        vit = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **small)
+        torch.save(vit.state_dict(), at / "vit.pth")
+        words += ["--model.backbone.name=vit_tiny_patch16_224", "--model.backbone.token_blocks=1"]
+        words += [f"--model.backbone.args={json.dumps(small)}", "--model.backbone.image_size=32"]
+        words += ["--model.backbone.weights=vit.pth"]
     else:
         name = settings["model"]["init_args"]["backbone"]["name"]
         words += [*OFFLINE, *TINY_RIVALS.get(name, SMALL_SWIN if "swin" in name else convnext("backbone"))]

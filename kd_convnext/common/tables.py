@@ -43,7 +43,10 @@ def read_table(path: Path) -> pd.DataFrame:
         ValueError: It is not CSV.
     """
     frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig")
-    return frame.apply(lambda column: column.where(~column.str.match(r"'+[=+\-@\t\r]"), column.str.slice(1)))
+    for name in frame:
+        column = frame[name]
+        frame[name] = column.where(~column.str.match(r"'+[=+\-@\t\r]"), column.str.slice(1))
+    return frame
 
 
 def guarded(frame: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +65,7 @@ def guarded(frame: pd.DataFrame) -> pd.DataFrame:
             continue
         active = column.map(lambda value: isinstance(value, str) and re.match(_ACTIVE, value) is not None).astype(bool)
         if active.any():
-            found.isetitem(position, column.where(~active, "'" + column.astype(str)))
+            found.isetitem(position, column.where(~active, "'" + column.astype(str)).array)
     return found
 
 

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -74,8 +75,8 @@ class ClassifierModule(CheckpointedModule, ABC):
         return cast(Backbone, getattr(self, self.deployable))
 
     @abstractmethod
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the loss of a batch, a scalar."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Returns the loss of a batch, a scalar; None where nothing is learnt by steps."""
 
     @property
     def head_epochs(self) -> int:

@@ -40,8 +40,8 @@ def label_findings(table: pd.DataFrame, classes: Sequence[str] | None, place: st
         what = f"there is only one class, {present[0]!r}"
         findings.append(Finding(place, what, "A classifier needs photographs of two classes or more."))
     spellings = pd.Series(present, dtype=object).groupby([label.casefold() for label in present]).agg(list)
-    for alike in spellings[spellings.map(len) > 1]:
-        warnings.warn(f"{place}: labels that differ in capitals only are different classes: {alike}", stacklevel=3)
+    for names in spellings[spellings.map(len) > 1]:
+        warnings.warn(f"{place}: labels that differ in capitals only are different classes: {names}", stacklevel=3)
     return findings
 
 

@@ -1,7 +1,6 @@
 """Finds near-identical photographs: one picture saved again, smaller, or with another brightness."""
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -135,7 +134,7 @@ def _look(path: Path) -> Bytes | None:
 
 def _stamp(path: Path) -> tuple[int, int, int, int]:
     try:
-        status = os.stat(path)
+        status = path.stat()
     except (OSError, ValueError):
         return (-1, -1, -1, -1)
     return (status.st_size, status.st_mtime_ns, status.st_ino % 2**62, status.st_ctime_ns)

@@ -106,7 +106,7 @@ def _tested(run: "RunFolder", class_names: tuple[str, ...]) -> "LesionCounts | N
     if not run.predictions.is_file():
         return None
     frame = read_table(run.predictions)
-    probabilities = [name for name in frame if str(name).startswith("prob_")]
+    probabilities = [str(name) for name in frame if str(name).startswith("prob_")]
     frame[probabilities] = frame[probabilities].astype(float)
     found = count_lesions(frame.assign(lesion=lesion_names(frame)), class_names)
     return found if found.photographs else None

@@ -190,7 +190,14 @@ def test_patients_are_kept_together_unless_chosen_otherwise(tmp_path):
 
 @pytest.mark.parametrize(
     "one, other",
-    [("Läsion 7", "La\u0308sion 7"), ("L7", "l7"), ("007", "7"), ("12", "12.0"), ("P-03", "p-3"), ("１２", "12")],
+    [
+        ("Läsion 7", "La\u0308sion 7"),
+        ("L7", "l7"),
+        ("007", "7"),
+        ("12", "12.0"),
+        ("P-03", "p-3"),
+        ("\uff11\uff12", "12"),
+    ],
 )
 def test_spellings_of_one_id_are_one_lesion_and_said(tmp_path, one, other):
     rows = [{**GOOD[0], "lesion_id": one}, {**GOOD[1], "label": "AIS", "lesion_id": other}]

@@ -18,7 +18,7 @@ from kd_convnext.training.outputs import show_figure
 @pytest.mark.parametrize("handful", [1, 3, 64])
 def test_files_are_inspected_in_order(tmp_path, monkeypatch, count, handful):
     monkeypatch.setattr(photographs, "_HANDFUL", handful)
-    monkeypatch.setattr(photographs.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("kd_convnext.data.manifest.inspection.available_cores", lambda: 1)
     paths = [tmp_path / f"{number}.png" for number in range(count)]
     for number, path in enumerate(paths):
         if number % 7 == 3:

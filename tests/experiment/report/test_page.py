@@ -103,7 +103,7 @@ def test_the_page_tells_data_methods_limits_and_how_to_repeat(compared):
         "CPU (1 thread), 32-true. Python 3.11.7 on Linux.",
         "No cell failed.",
         "to be filled in by the authors",
-        "Kept together by lesion; checked in the split files: no lesion, patient or photograph is in two parts.",
+        "checked in the split files: no named lesion or photograph file is in two parts",
         "For research. Not a medical device",
     ):
         assert words in page, words

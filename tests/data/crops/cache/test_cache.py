@@ -15,7 +15,6 @@ import torch
 from spandrel.architectures.Compact import Compact
 
 from kd_convnext.common.files import atomic_write, default_cache_dir
-from kd_convnext.data.crops.cache import cache as cache_module
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.cache.entries import read_entry, write_entry
 from kd_convnext.data.crops.cache.prepared import entry_path
@@ -99,7 +98,7 @@ def test_a_second_run_neither_upscales_nor_decodes(folder, manifest, monkeypatch
     first = CropCache(folder / "cache", SPEC).fill(manifest)
     cache = CropCache(folder / "cache", SPEC)
     cache.upscaler = Counting(cache.upscaler)
-    monkeypatch.setattr(cache_module, "read_image", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr("kd_convnext.data.crops.cache.reading.read_image", lambda path: pytest.fail("decoded"))
     index_files = list((folder / "cache").rglob("*.jsonl"))
     second = cache.fill(manifest)
     assert cache.upscaler.calls == 0
