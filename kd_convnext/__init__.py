@@ -8,6 +8,7 @@ from kd_convnext._version import __version__
 if TYPE_CHECKING:
     from kd_convnext.data.loading.datamodule import SpecimenDataModule
     from kd_convnext.inference.predictor import Predictor
+    from kd_convnext.losses import Eq5, Objective
     from kd_convnext.modules.student import DistillModule
     from kd_convnext.modules.teacher import TeacherModule
 
@@ -16,10 +17,12 @@ _LAZY = {
     "SpecimenDataModule": "kd_convnext.data.loading.datamodule",
     "TeacherModule": "kd_convnext.modules.teacher",
     "DistillModule": "kd_convnext.modules.student",
+    "Eq5": "kd_convnext.losses",
+    "Objective": "kd_convnext.losses",
     "Predictor": "kd_convnext.inference.predictor",
 }
 
-__all__ = ["DistillModule", "Predictor", "SpecimenDataModule", "TeacherModule", "__version__"]
+__all__ = ["DistillModule", "Eq5", "Objective", "Predictor", "SpecimenDataModule", "TeacherModule", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

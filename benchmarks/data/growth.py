@@ -235,7 +235,7 @@ def paper_grid(step: float, bandwidth: float) -> Grid:
     import torch
 
     from kd_convnext.models.backbones import BackboneSpec, build_backbone
-    from kd_convnext.models.regressors import Regressors
+    from kd_convnext.losses.projectors import Regressors
 
     with torch.device("meta"):
         student = build_backbone(BackboneSpec("convnext_tiny"), len(CLASSES))

@@ -3,20 +3,17 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from kd_convnext.checkpoints.upgrade import FORMAT_VERSION, KEY, upgraded
 from kd_convnext.errors import CheckpointError, Finding
 
-KEY = "kd_convnext"
-"""Where our own entries lie in a Lightning checkpoint."""
+__all__ = ["FORMAT_VERSION", "KEY", "deployable_part", "is_distilled", "read_checkpoint"]
 
 _BEFORE = {"TeacherModule": "backbone", "DistillModule": "student"}
 """The deployable part of checkpoints written before they named it."""
-
-FORMAT_VERSION = 1
-"""Raised when a checkpoint can no longer be read by older versions; older ones keep loading."""
 
 
 def read_checkpoint(path: str | Path, argument: str = "--ckpt_path") -> dict[str, Any]:
@@ -27,7 +24,8 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path") -> dict[str
         argument: Who asked, for the message.
 
     Returns:
-        The Lightning checkpoint; ``[KEY]`` holds ``format_version``, ``kind`` (the module's class name) and ``card``.
+        The Lightning checkpoint in the present format; ``[KEY]`` holds ``format_version``, ``kind`` (the module's class
+        name) and ``card``.
 
     Raises:
         CheckpointError: The file is missing, is no checkpoint, is not ours, or is of a newer version.
@@ -49,7 +47,7 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path") -> dict[str
     if version > FORMAT_VERSION:
         what = f"{path} has format {version}, this version reads up to {FORMAT_VERSION}"
         raise CheckpointError(Finding(argument, what, "Update kd-convnext."))
-    return cast(dict[str, Any], checkpoint)
+    return upgraded(checkpoint)
 
 
 def deployable_part(checkpoint: Mapping[str, Any]) -> str | None:

@@ -1,123 +1,144 @@
-"""The losses of the paper: feature maps (Eq. 1), soft targets (Eq. 3), focal (Eq. 4), and their sum (Eq. 5).
+"""Sums named loss terms with their weights."""
 
-Every loss works in at least float32, also under autocast, and never looks at a tensor's values, so nothing
-here waits for the device.
-"""
-
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.losses.feature_maps import FeatureLoss
-from kd_convnext.losses.focal import FocalLoss
-from kd_convnext.losses.soft_targets import SoftTargetLoss
-from kd_convnext.losses.term import _wide
+from kd_convnext.losses.described import Described, built
+from kd_convnext.losses.term import Needs, Outputs, Term, Widths
+
+RESERVED = ("step", "total")
+"""Names that would clash with logged ones."""
 
 
-class LossTerms(NamedTuple):
-    """Eq. 5 and its terms, all scalars.
+class Losses(NamedTuple):
+    """What an objective gives for a batch.
 
     Attributes:
-        total: The weighted sum, the one to minimise.
-        feature: Eq. 1, unweighted; 0 when dropped.
-        soft: Eq. 3, unweighted; 0 when dropped.
-        focal: Eq. 4, unweighted; 0 when dropped.
+        total: The weighted sum, a scalar: the one to minimise.
+        values: [T], the terms without their weights, in the order of their names.
     """
 
     total: Tensor
-    feature: Tensor
-    soft: Tensor
-    focal: Tensor
+    values: Tensor
 
 
-class DistillationLoss(nn.Module):
-    """``alpha * feature + (1 - alpha) * soft + beta * focal`` (Eq. 5).
+class Objective(Described, nn.Module):
+    """The weighted sum of named terms; each is logged as ``train/loss_<name>``.
 
-    A term that is ``None`` is dropped and the others keep their weight: the rows of the paper's ablation.
+    Attributes:
+        terms: The terms by name.
     """
 
-    def __init__(
-        self,
-        alpha: float = 0.5,
-        beta: float = 1.0,
-        feature: FeatureLoss | None = None,
-        soft: SoftTargetLoss | None = None,
-        focal: FocalLoss | None = None,
-    ) -> None:
-        """Combines the terms.
+    def __init__(self, terms: dict[str, Term]) -> None:
+        """Takes the terms.
 
         Args:
-            alpha: Weight of the feature term in 0..1; the soft-target term has 1 - alpha.
-            beta: Weight >= 0 of the focal term.
-            feature: Eq. 1, or ``None`` to drop it.
-            soft: Eq. 3, or ``None`` to drop it.
-            focal: Eq. 4, or ``None`` to drop it.
+            terms: Name to term; a name is what the logs call it.
 
         Raises:
-            ConfigError: A weight is out of range, or no term is left.
+            ConfigError: There is no term, or a name cannot be one.
         """
         super().__init__()
-        findings = []
-        if not 0 <= alpha <= 1:
-            findings.append(Finding("alpha", f"{alpha} is outside 0..1", "The paper uses 0.5."))
-        if not (math.isfinite(beta) and beta >= 0):
-            findings.append(Finding("beta", f"{beta} is not 0 or more", "The paper uses 1."))
-        if feature is None and soft is None and focal is None:
-            findings.append(Finding("loss", "all three terms are dropped", "Keep at least one."))
+        findings = [
+            Finding(
+                "objective", f"{name!r} cannot be a term's name", "Use letters, digits and _, and not step or total."
+            )
+            for name in terms
+            if not name.isidentifier() or name in RESERVED or hasattr(nn.ModuleDict, name)
+        ]
+        if not terms:
+            findings.append(Finding("objective", "it has no term", "Keep at least one."))
         if findings:
             raise ConfigError(findings)
-        self.alpha = float(alpha)
-        self.beta = float(beta)
-        self.feature = feature
-        self.soft = soft
-        self.focal = focal
+        self.terms = nn.ModuleDict({name: built(term, Term) for name, term in terms.items()})
 
-    def forward(
-        self,
-        student_logits: Tensor,
-        labels: Tensor,
-        *,
-        teacher_logits: Tensor | None = None,
-        student_features: Sequence[Tensor] | None = None,
-        teacher_features: Sequence[Tensor] | None = None,
-    ) -> LossTerms:
-        """Computes every kept term.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the terms, in order."""
+        return tuple(self.terms)
+
+    def named_terms(self) -> dict[str, Term]:
+        """Returns the terms by name."""
+        return {name: cast(Term, term) for name, term in self.terms.items()}
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the teachers that terms learn from, each once."""
+        named = (term.teacher for term in self.named_terms().values())
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+    def needs(self, teacher: str) -> Needs:
+        """Returns what the terms read of a teacher: what is run and stored of it.
 
         Args:
-            student_logits: [B, K].
-            labels: int64 [B], positions 0..K-1.
-            teacher_logits: [B, K]; needed by the soft-target term.
-            student_features: One map [B, C, H, W] per stage, after the regressors; needed by the feature
-                term.
-            teacher_features: As many maps of the same shapes; needed by the feature term.
+            teacher: Its name.
+        """
+        return reduce(or_, (t.needs for t in self.named_terms().values() if t.teacher == teacher), Needs(0))
+
+    @property
+    def student_needs(self) -> Needs:
+        """What the terms read of the student; always its logits."""
+        wanted = (t.needs if t.student_needs is None else t.student_needs for t in self.named_terms().values())
+        return reduce(or_, wanted, Needs.LOGITS)
+
+    def build(self, student: Widths, teachers: Mapping[str, Widths]) -> None:
+        """Lets every term create its projector.
+
+        Args:
+            student: Sizes of the student's outputs.
+            teachers: Sizes of each teacher's outputs.
+        """
+        for term in self.named_terms().values():
+            term.build(student, None if term.teacher is None else teachers[term.teacher])
+
+    def weigh_classes(self, weights: Sequence[float]) -> None:
+        """Hands the weights of the classes down to every term."""
+        for term in self.named_terms().values():
+            term.weigh_classes(weights)
+
+    def count_classes(self, counts: Sequence[int]) -> None:
+        """Hands the number of training images of each class down to every term."""
+        for term in self.named_terms().values():
+            term.count_classes(counts)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tells every term that an epoch begins, counted from 0."""
+        for term in self.named_terms().values():
+            term.begin_epoch(epoch)
+
+    def weights(self, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+        """Returns the weights [T] of an epoch, float32; given to ``forward`` as data, they recompile nothing.
+
+        Args:
+            epoch: From 0.
+            device: Where they are wanted.
+        """
+        return torch.tensor([term.weight_at(epoch) for term in self.named_terms().values()], device=device)
+
+    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], labels: Tensor, weights: Tensor) -> Losses:
+        """Computes every term and their weighted sum.
+
+        Args:
+            student: The student's outputs.
+            teachers: Each teacher's outputs, by name.
+            labels: int64 [B], -1 for rows without a label; or probabilities [B, K].
+            weights: [T], of `weights`.
 
         Returns:
-            The total and the unweighted terms.
-
-        Raises:
-            ValueError: An input of a kept term is missing.
+            The total, and the terms without their weights. A term of weight 0 stays in the sum: under distributed
+            training every parameter needs its gradient.
         """
-        zero = torch.zeros((), dtype=_wide(student_logits.dtype), device=student_logits.device)
-        total, feature, soft, focal = zero, zero, zero, zero
-        if self.feature is not None:
-            if student_features is None or teacher_features is None:
-                raise ValueError("the feature term needs student_features and teacher_features")
-            feature = self.feature(student_features, teacher_features)
-            total = total + self.alpha * feature
-        if self.soft is not None:
-            if teacher_logits is None:
-                raise ValueError("the soft-target term needs teacher_logits")
-            soft = self.soft(student_logits, teacher_logits)
-            total = total + (1.0 - self.alpha) * soft
-        if self.focal is not None:
-            focal = self.focal(student_logits, labels)
-            total = total + self.beta * focal
-        return LossTerms(total, feature, soft, focal)
-
-    def extra_repr(self) -> str:
-        """Shows the weights in the printed model."""
-        return f"alpha={self.alpha}, beta={self.beta}"
+        values: list[Tensor] = []
+        for term in self.named_terms().values():
+            teacher = None if term.teacher is None else teachers[term.teacher]
+            values.append(term(student, teacher, labels))
+        total = values[0] * weights[0]
+        for number, value in enumerate(values[1:], 1):
+            total = total + value * weights[number]
+        return Losses(total, torch.stack(values).detach())

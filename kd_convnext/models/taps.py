@@ -1,13 +1,40 @@
-"""Feature maps out of the middle of any backbone, by forward hooks."""
+"""Taps feature maps and the embedding of any backbone by forward hooks."""
 
 import difflib
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.models.backbones import STAGE_REDUCTIONS, Backbone, blank_pass
+from kd_convnext.models.token_head import TokenHead
+
+Layout = Literal["channels first", "channels last", "tokens"]
+
+Result = TypeVar("Result")
+
+TOKEN_TAPS = 4
+"""Blocks that are tapped by default in a network without stages."""
+
+
+@dataclass(frozen=True)
+class TapSpec:
+    """Which modules are tapped where terms need maps.
+
+    Attributes:
+        student: Modules of the student; by default its four stages.
+        teacher: Modules of every teacher, or for each teacher's name those of it; by default their stages.
+    """
+
+    student: list[str] | None = None
+    teacher: list[str] | dict[str, list[str]] | None = None
+
+    def of_teacher(self, name: str) -> list[str] | None:
+        """Returns the modules of a teacher, or None for its stages."""
+        return self.teacher.get(name) if isinstance(self.teacher, Mapping) else self.teacher
 
 
 class _Store:
@@ -29,14 +56,23 @@ class _Store:
 class _Hook:
     """Puts a module's output into the store, channels first."""
 
-    def __init__(self, store: _Store, name: str, channels_last: bool) -> None:
+    def __init__(self, store: _Store, name: str, layout: Layout, prefix: int) -> None:
         self.store = store
         self.name = name
-        self.channels_last = channels_last
+        self.layout = layout
+        self.prefix = prefix
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
         if self.store.active:
-            self.store.features[self.name] = output.permute(0, 3, 1, 2) if self.channels_last else output
+            self.store.features[self.name] = self._as_map(output)
+
+    def _as_map(self, output: Tensor) -> Tensor:
+        if self.layout == "tokens":
+            # The grid is square, as the images are; class and register tokens come first.
+            tokens = output[:, self.prefix :]
+            side = math.isqrt(tokens.shape[1])
+            return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], side, side)
+        return output.permute(0, 3, 1, 2) if self.layout == "channels last" else output
 
 
 class FeatureTaps:
@@ -63,7 +99,8 @@ class FeatureTaps:
 
         Args:
             backbone: The network to look into.
-            names: Modules of ``backbone.network``; by default its stages at 1/4, 1/8, 1/16 and 1/32.
+            names: Modules of ``backbone.network``; by default its stages at 1/4, 1/8, 1/16 and 1/32, in a plain vision
+                transformer four blocks at equal distances. Tokens become maps of their grid.
             active: Catch from now on, or only inside ``with``.
 
         Raises:
@@ -71,15 +108,20 @@ class FeatureTaps:
                 lacks the four stages and no names are given. Valid names are listed.
         """
         self.names = _checked_names(backbone, names)
-        stages = {stage.name: stage for stage in backbone.stages}
-        layouts = {name: (stages[name].channels, stages[name].channels_last) for name in self.names if name in stages}
+        stages = {} if _blocks(backbone) else {stage.name: stage for stage in backbone.stages}
+        layouts: dict[str, tuple[int, Layout]] = {
+            name: (stages[name].channels, "channels last" if stages[name].channels_last else "channels first")
+            for name in self.names
+            if name in stages
+        }
         layouts |= _probe(backbone, [name for name in self.names if name not in stages])
         self.channels = tuple(layouts[name][0] for name in self.names)
         self._store = _Store(active)
         self._outer: list[bool] = []
+        prefix = _prefix_tokens(backbone)
+        hooks = {name: _Hook(self._store, name, layouts[name][1], prefix) for name in self.names}
         self._handles = [
-            backbone.network.get_submodule(name).register_forward_hook(_Hook(self._store, name, layouts[name][1]))
-            for name in self.names
+            backbone.network.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()
         ]
 
     def pop(self) -> dict[str, Tensor]:
@@ -142,6 +184,10 @@ class FeatureTaps:
 
 def _checked_names(backbone: Backbone, names: Sequence[str] | None) -> tuple[str, ...]:
     stages = [stage.name for stage in backbone.stages]
+    blocks = _blocks(backbone)
+    if names is None and blocks:
+        count = min(TOKEN_TAPS, len(blocks))
+        return tuple(blocks[(number + 1) * len(blocks) // count - 1] for number in range(count))
     if names is None:
         found = tuple(stage.reduction for stage in backbone.stages)
         if found != STAGE_REDUCTIONS:
@@ -179,7 +225,28 @@ def _checked_names(backbone: Backbone, names: Sequence[str] | None) -> tuple[str
     return tuple(names)
 
 
-def _probe(backbone: Backbone, names: Sequence[str]) -> dict[str, tuple[int, bool]]:
+def _transformer(backbone: Backbone) -> tuple[str, nn.Module]:
+    """Finds the timm network and where it lies: a `TokenHead` holds it as ``vit``."""
+    network = backbone.network
+    return ("vit.", network.vit) if isinstance(network, TokenHead) else ("", network)
+
+
+def _prefix_tokens(backbone: Backbone) -> int:
+    return int(getattr(_transformer(backbone)[1], "num_prefix_tokens", 0))
+
+
+def _blocks(backbone: Backbone) -> list[str]:
+    """Names the blocks of a plain vision transformer, all of one resolution; none in other networks."""
+    start, network = _transformer(backbone)
+    if not hasattr(network, "num_prefix_tokens"):
+        return []
+    info: Any = getattr(network, "feature_info", [])
+    entries = info.get_dicts() if hasattr(info, "get_dicts") else info
+    reductions = {entry["reduction"] for entry in entries}
+    return [start + entry["module"] for entry in entries] if len(reductions) == 1 else []
+
+
+def _probe(backbone: Backbone, names: Sequence[str]) -> dict[str, tuple[int, Layout]]:
     """Runs one empty image through the network to learn channels and layout of modules that are no stages."""
     if not names:
         return {}
@@ -197,8 +264,13 @@ def _probe(backbone: Backbone, names: Sequence[str]) -> dict[str, tuple[int, boo
     finally:
         for handle in handles:
             handle.remove()
-    layouts, findings = {}, []
+    prefix = _prefix_tokens(backbone)
+    layouts: dict[str, tuple[int, Layout]] = {}
+    findings = []
     for name, shape in shapes.items():
+        if shape is not None and len(shape) == 3 and _is_square(shape[1] - prefix):
+            layouts[name] = (shape[2], "tokens")
+            continue
         if shape is None or len(shape) != 4:
             gives = "no tensor" if shape is None else f"shape {list(shape)}"
             findings.append(
@@ -209,10 +281,67 @@ def _probe(backbone: Backbone, names: Sequence[str]) -> dict[str, tuple[int, boo
         square_last, square_first = shape[2] == shape[3], shape[1] == shape[2]
         default = getattr(backbone.network, "output_fmt", "NCHW") == "NHWC"
         channels_last = default if square_last == square_first else square_first
-        layouts[name] = (shape[3] if channels_last else shape[1], channels_last)
+        layouts[name] = (shape[3], "channels last") if channels_last else (shape[1], "channels first")
     if findings:
         raise ConfigError(findings)
     return layouts
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count
+
+
+class _InputHook:
+    """Puts the first input of the last linear layer into the store."""
+
+    def __init__(self, store: _Store) -> None:
+        self.store = store
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self.store.active:
+            self.store.features["embedding"] = inputs[0].flatten(1)
+
+
+class EmbeddingTap:
+    """Catches what the last linear layer of a backbone sees: the pooled embedding.
+
+    Attributes:
+        width: D of the embedding.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        """Registers the hook.
+
+        Args:
+            backbone: The network to look into.
+        """
+        self._store = _Store(active=True)
+        handle = _head(backbone).register_forward_pre_hook(_InputHook(self._store))
+        blank_pass(backbone)
+        self.width = int(self._store.features["embedding"].shape[1])
+        self._store.active, self._store.features = False, {}
+        self._handle = handle
+
+    def run(self, backbone: Callable[[Tensor], Result], images: Tensor) -> tuple[Result, Tensor]:
+        """Runs the backbone and returns its embedding [B, D] beside its result; ``torch.compile`` traces it whole.
+
+        Args:
+            backbone: The tapped backbone, or a function that calls it once.
+            images: What it takes.
+        """
+        store = self._store
+        active, features = store.active, store.features
+        store.active, store.features = True, {}
+        try:
+            result = backbone(images)
+            return result, store.features["embedding"]
+        finally:
+            store.active, store.features = active, features
+
+
+def _head(backbone: Backbone) -> nn.Module:
+    head = cast(Any, backbone.network).get_classifier()
+    return cast(nn.Module, head[0] if isinstance(head, tuple | list | nn.ModuleList) else head)
 
 
 def watched_features(backbone: Backbone) -> list[Tensor]:
@@ -229,7 +358,5 @@ def watched_features(backbone: Backbone) -> list[Tensor]:
     def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen[:] = inputs[:1]
 
-    head = cast(Any, backbone.network).get_classifier()
-    head = head[0] if isinstance(head, tuple | list | nn.ModuleList) else head
-    head.register_forward_pre_hook(keep)
+    _head(backbone).register_forward_pre_hook(keep)
     return seen

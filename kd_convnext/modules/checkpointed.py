@@ -1,7 +1,7 @@
 """Writes and reads the entries that a checkpoint of ours has beside Lightning's."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 from kd_convnext.checkpoints.format import FORMAT_VERSION, KEY, read_checkpoint
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
+from kd_convnext.losses.described import plain_value
 from kd_convnext.models.backbones import BackboneSpec
-from kd_convnext.modules.optim import OptimSpec
 
 
 class CheckpointedModule(pl.LightningModule):
@@ -39,7 +39,7 @@ class CheckpointedModule(pl.LightningModule):
             if isinstance(value, BackboneSpec):
                 # The weights will be in the checkpoint: loading it must not ask the hub or the start file again.
                 value = replace(value, pretrained=False, weights=None)
-            plain[name] = asdict(value) if isinstance(value, BackboneSpec | OptimSpec) else value
+            plain[name] = plain_value(value, f"model.{name}")
         self.save_hyperparameters(plain)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -57,9 +57,17 @@ class EpochTally:
 
     def metrics(self) -> dict[str, Tensor]:
         """Returns the metrics of the steps' answers, by name; over the answers of all processes."""
-        logits, labels = torch.cat(self._logits), torch.cat(self._labels)
+        logits, labels = torch.cat(self._logits), torch.cat([_class_numbers(labels) for labels in self._labels])
+        logits, labels = logits[labels >= 0], labels[labels >= 0]
         metrics = self._metrics.to(labels.device)
         metrics.update(logits.float().softmax(dim=1), labels)
         found: dict[str, Tensor] = metrics.compute()
         metrics.reset()
         return found
+
+
+def _class_numbers(labels: Tensor) -> Tensor:
+    """Reads labels of both kinds: numbers, or probabilities, of which the likeliest counts; -1 stays -1."""
+    if labels.ndim == 1:
+        return labels
+    return torch.where((labels >= 0).all(dim=1), labels.argmax(dim=1), -1)

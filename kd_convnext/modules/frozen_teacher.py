@@ -12,13 +12,14 @@ from kd_convnext.checkpoints.format import KEY, deployable_part, is_distilled, r
 from kd_convnext.checkpoints.network import load_backbone
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
-from kd_convnext.models.taps import FeatureTaps, watched_features
+from kd_convnext.losses.term import Needs, Outputs, Widths
+from kd_convnext.models.probe import Probe
 
 ARGUMENT = "--model.teacher_ckpt"
 
 
 class FrozenTeacher:
-    """A trained classifier that answers with logits and feature maps.
+    """A trained classifier that gives what terms need of it: logits, feature maps, embedding.
 
     Not an ``nn.Module``: as a child of the student's module it would be saved into every checkpoint of the student,
     and the student could not be tested once the teacher's file has moved.
@@ -27,35 +28,43 @@ class FrozenTeacher:
         backbone: The network, in evaluation mode, no parameter with a gradient.
         class_names: Names in the order of its outputs.
         card: What it knows of its training data.
-        taps: Hooks on its stages; None where no features are wanted.
+        probe: Hooks on its stages and its head, as far as they are needed.
+        argument: Who named its file, for messages.
+        path: Its file.
     """
 
     def __init__(
-        self, ckpt_path: str, *, tap: bool, tap_names: Sequence[str] | None = None, embed: bool = False
+        self,
+        ckpt_path: str,
+        needs: Needs = Needs.LOGITS,
+        tap_names: Sequence[str] | None = None,
+        argument: str = ARGUMENT,
     ) -> None:
         """Loads the teacher.
 
         Args:
             ckpt_path: Checkpoint of a :class:`~kd_convnext.TeacherModule` or of a subclass of it.
-            tap: Whether features are wanted.
-            tap_names: Modules to tap; by default the four stages.
-            embed: Whether the embedding is wanted, that is what the last linear layer sees.
+            needs: What terms read of it.
+            tap_names: Modules to tap where maps are needed; by default the four stages.
+            argument: Who named the file, for messages.
 
         Raises:
             CheckpointError: The file cannot be used as a teacher.
             ConfigError: A tap's name is unknown.
         """
-        checkpoint = read_checkpoint(ckpt_path, ARGUMENT)
+        checkpoint = read_checkpoint(ckpt_path, argument)
         own, part = checkpoint[KEY], deployable_part(checkpoint)
         if part is None or is_distilled(checkpoint):
             what = f"{ckpt_path} holds a {own['kind']}, not a teacher"
-            raise CheckpointError(Finding(ARGUMENT, what, "Give the best.ckpt of a TeacherModule's run."))
+            raise CheckpointError(Finding(argument, what, "Give the best.ckpt of a TeacherModule's run."))
+        self.argument, self.path = argument, ckpt_path
         self.backbone = load_backbone(checkpoint, part, ckpt_path).eval().requires_grad_(False)
         self.class_names = tuple(own["class_names"])
         self.card: DataCard | None = None if own.get("card") is None else DataCard.from_state(own["card"])
-        self.taps = FeatureTaps(self.backbone, tap_names) if tap else None
-        self._embedded = watched_features(self.backbone) if embed else None
-        self._architecture = json.dumps(checkpoint["hyper_parameters"][part], sort_keys=True)
+        self.probe = Probe(self.backbone, needs, tap_names)
+        settings = checkpoint["hyper_parameters"]
+        self._linear_c = float(settings["linear_c"]) if settings.get("finetune") == "linear" else None
+        self._architecture = json.dumps(settings[part], sort_keys=True)
 
     @property
     def fingerprint(self) -> str:
@@ -66,6 +75,22 @@ class FrozenTeacher:
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    def held_out_c(self, split_hash: str) -> float | None:
+        """Returns the regularisation of a linear head that was fitted on the training part of a split.
+
+        Args:
+            split_hash: Of the split.
+
+        Returns:
+            None where the teacher was trained otherwise, or on other crops.
+        """
+        return self._linear_c if self.card is not None and self.card.split_hash == split_hash else None
+
+    @property
+    def widths(self) -> Widths:
+        """Sizes of what it gives."""
+        return self.probe.widths
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""
@@ -75,23 +100,18 @@ class FrozenTeacher:
         """Moves the network to where the student is, and to its type."""
         self.backbone.to(device=device, dtype=dtype)
 
-    @property
-    def embedding(self) -> Tensor | None:
-        """The embedding [B, D] of the last images; None where it is not wanted."""
-        return self._embedded[0].flatten(1) if self._embedded else None
-
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Runs the network: returns logits and feature maps.
+    def __call__(self, images: Tensor) -> Outputs:
+        """Runs the network: returns logits, and feature maps and embedding where they are needed.
 
         Args:
             images: [B, C, H, W], uint8 0..255 or floating 0..1, of any size.
 
         Returns:
-            Logits [B, K] and the tapped maps [B, C, H, W] (none without taps).
+            Logits [B, K]; maps [B, C, H, W] and embedding [B, D] where they are needed.
         """
         size = self.backbone.image_size
         if images.shape[-1] != size or images.shape[-2] != size:
             images = images.float() / 255 if images.dtype == torch.uint8 else images
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        return self.taps.run(self.backbone, images) if self.taps else (self.backbone(images), [])
+        return self.probe.run(self.backbone, images)

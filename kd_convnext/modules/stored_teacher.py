@@ -10,6 +10,7 @@ from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.sampler import view_seeds
 from kd_convnext.data.loading.teacher_outputs import AnswerKind, TeacherAnswers, view_name
+from kd_convnext.losses.term import logits_of
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
 from kd_convnext.modules.output_store import Answer, filled_store, on_the_cpu
 
@@ -39,9 +40,8 @@ def stored_answers(teacher: FrozenTeacher, data: SpecimenDataModule, trainer: pl
     def asked(chosen: Sequence[View]) -> Iterator[Answer]:
         for batch in data.view_loader(chosen):
             with trainer.precision_plugin.forward_context():
-                logits, maps = teacher(batch["image"].to(teacher.device, non_blocking=True))
-                embedding = teacher.embedding
-            yield on_the_cpu(logits, maps, embedding)
+                found = teacher(batch["image"].to(teacher.device, non_blocking=True))
+            yield on_the_cpu(logits_of(found), found.maps or (), found.embedding)
 
     return filled_store(TeacherAnswers(kind.folder(data.crops.folder.parent), kind), views, names, asked, trainer)
 
@@ -49,15 +49,15 @@ def stored_answers(teacher: FrozenTeacher, data: SpecimenDataModule, trainer: pl
 def _kind(teacher: FrozenTeacher, fingerprint: str, data: SpecimenDataModule, trainer: pl.Trainer) -> AnswerKind:
     blank = torch.zeros(1, data.in_chans, data.image_size, data.image_size, dtype=torch.uint8)
     with trainer.precision_plugin.forward_context():
-        logits, maps = teacher(blank.to(teacher.device))
+        found = teacher(blank.to(teacher.device))
     return AnswerKind(
         teacher=fingerprint,
-        taps=teacher.taps.names if teacher.taps else (),
+        taps=teacher.probe.tap_names,
         views=data.train_set.views.identity(),
         precision=str(trainer.precision),
-        num_classes=logits.shape[1],
-        maps=tuple(tuple(values.shape[1:]) for values in maps),
-        embedding=0 if teacher.embedding is None else teacher.embedding.shape[1],
+        num_classes=logits_of(found).shape[1],
+        maps=tuple(tuple(values.shape[1:]) for values in found.maps or ()),
+        embedding=0 if found.embedding is None else found.embedding.shape[1],
     )
 
 

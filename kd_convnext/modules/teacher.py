@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.data.loading.dataset import Batch
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.losses.focal import FocalLoss
+from kd_convnext.losses.labels.focal import FocalLoss
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from kd_convnext.evaluation.answers import Evaluation
 
 _STAGE_COLOURS = {"train": "tab:blue", "val": "tab:orange", "val/lesion": "tab:green"}
-_LOSS_TERMS = ("loss", "loss_feature", "loss_soft", "loss_focal")
 _TITLES = {
     "loss": "Loss",
     "loss_feature": "Feature loss (Eq. 1)",
@@ -78,7 +77,7 @@ def training_curves(frame: pd.DataFrame) -> Figure:
     axis = "epoch" if "epoch" in frame else "step"
     curves = {
         quantity: {stage: _curve(frame, f"{stage}/{quantity}", axis) for stage in _STAGE_COLOURS}
-        for quantity in (*_LOSS_TERMS, "f1_macro")
+        for quantity in ("loss", *_terms(frame), "f1_macro")
     }
     found = [name for name, stages in curves.items() if any(curve is not None for curve in stages.values())]
     columns = min(3, max(1, len(found)))
@@ -90,7 +89,7 @@ def training_curves(frame: pd.DataFrame) -> Figure:
             curve = curves[quantity][stage]
             if curve is not None:
                 panel.plot(curve.index, curve, color=colour, marker=".", label=stage)
-        panel.set(title=_TITLES[quantity], xlabel=axis)
+        panel.set(title=_TITLES.get(quantity, _named(quantity)), xlabel=axis)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         panel.legend()
@@ -99,6 +98,19 @@ def training_curves(frame: pd.DataFrame) -> Figure:
     if not found:
         panels[0].set_title("no curves were logged")
     return figure
+
+
+def _terms(frame: pd.DataFrame) -> list[str]:
+    """Names the loss terms in the columns of a metrics.csv, such as ``loss_soft``, in their order."""
+    found = (name.removeprefix("train/") for name in map(str, frame) if name.startswith("train/loss_"))
+    return [
+        name for name in dict.fromkeys(n.removesuffix("_epoch").removesuffix("_step") for n in found) if name != "loss"
+    ]
+
+
+def _named(quantity: str) -> str:
+    """Makes a title of ``loss_my_term``: ``My term loss``."""
+    return f"{quantity.removeprefix('loss_').replace('_', ' ').capitalize()} loss"
 
 
 def method_curves(frames: Mapping[str, pd.DataFrame], quantity: str) -> Figure:

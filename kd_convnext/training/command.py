@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import kd_convnext
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
+from kd_convnext.checkpoints.known_classes import check_classes
 from kd_convnext.common.configs import with_shipped_files
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.machine import best_precision, device_kind
@@ -30,6 +31,7 @@ from kd_convnext.runs.folder import RunFolder, new_run_folder, run_of_checkpoint
 from kd_convnext.training.checkpointing import BackgroundWriter, RunCheckpoint
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.loader_tuning import LoaderTuning
+from kd_convnext.training.old_spelling import modern_words
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.record import RunRecord
@@ -41,7 +43,7 @@ RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
 PRECISION = "KD_CONVNEXT_PRECISION"
 """How it tells them the arithmetic it has chosen, so that all compute alike."""
 
-LINKED = ("num_classes", "class_names", "class_weights")
+LINKED = ("num_classes", "class_names", "class_weights", "class_counts")
 """Arguments of the modules that come from the data."""
 
 CHECKPOINT_DEFAULTS: dict[str, Any] = {
@@ -105,18 +107,20 @@ class TrainingCLI(LightningCLI):
         warnings.filterwarnings("ignore", message=".*The number of training batches.*")
         options = {name: {"exit_on_error": False} for name in cls.subcommands()}
         try:
-            return cls(
-                model_class=ClassifierModule,
-                datamodule_class=SpecimenDataModule,
-                subclass_mode_model=True,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                save_config_callback=None,
-                seed_everything_default=0,
-                trainer_defaults={"enable_model_summary": False},
-                parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", **options},
-                args=with_shipped_files(words),
-            )
+            # Copies of rewritten files must exist until they are parsed, which the constructor does.
+            with modern_words(with_shipped_files(words)) as modern:
+                return cls(
+                    model_class=ClassifierModule,
+                    datamodule_class=SpecimenDataModule,
+                    subclass_mode_model=True,
+                    auto_configure_optimizers=False,
+                    load_from_checkpoint_support=False,
+                    save_config_callback=None,
+                    seed_everything_default=0,
+                    trainer_defaults={"enable_model_summary": False},
+                    parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", **options},
+                    args=modern,
+                )
         except SIGTERMException:
             # A SystemExit without a code.
             raise _terminated(words[0]) from None
@@ -177,6 +181,7 @@ class TrainingCLI(LightningCLI):
             return
         settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in LINKED}
         given = (self.config[command].get("model") or {}).get("class_path", "")
+        check_classes(settings, path)
         model = {"class_path": _class_path(checkpoint[KEY]["kind"], given, path), "init_args": settings}
         self.config[command].model = None
         with parsing(command):

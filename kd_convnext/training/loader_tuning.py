@@ -81,16 +81,16 @@ def _stepping(module: LightningModule, trainer: Trainer, count: int) -> float:
     network, device = cast(Any, module).classifier, trainer.strategy.root_device
     shape = (count, network.in_chans, network.image_size, network.image_size)
     images = torch.zeros(shape, dtype=torch.uint8, device=device)
-    teacher = None if getattr(module, "teacher_cache", False) else getattr(module, "teacher", None)
+    staff = None if getattr(module, "teacher_cache", False) else getattr(module, "staff", None)
     learns = any(parameter.requires_grad for parameter in network.body_parameters())
     modes = {part: part.training for part in network.modules()}
     network.eval()
     try:
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             total = (1 + _BACKWARD * learns) * _passing(network, images)
-            if teacher is not None:
-                teacher.to(device, network.mean.dtype)
-                total += _passing(teacher, images)
+            if staff is not None:
+                staff.to(device, network.mean.dtype)
+                total += sum(_passing(teacher, images) for teacher in staff.live.values())
     finally:
         for part, training in modes.items():
             part.training = training

@@ -201,11 +201,12 @@ def most_telling(evaluation: Evaluation) -> npt.NDArray[np.intp]:
 
 
 def _teacher(trainer: Trainer, module: LightningModule) -> "Backbone | None":
-    """Loads the teacher of a distilled student, where its checkpoint is at hand."""
+    """Loads the first teacher of a distilled student, where its checkpoint is at hand."""
     from kd_convnext.checkpoints.network import load_network
 
-    path = getattr(module, "teacher_ckpt", None)
-    if path is None or not Path(path).is_file():
+    files = getattr(module, "teachers", {})
+    _, path = next(iter(files.values()), ("", ""))
+    if not Path(path).is_file():
         return None
     try:
         with torch.inference_mode(False):  # its weights take part in gradients

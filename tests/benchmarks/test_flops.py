@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.flops import FlopCount, count_flops
-from kd_convnext.models.regressors import Regressors
+from kd_convnext.losses.projectors import Regressors
 
 # name, input channels, output channels, kernel, stride, padding, dilation, groups, and the output's side for 9 px
 CONVOLUTIONS = [

@@ -10,6 +10,7 @@ from helpers.tiny import CONVNEXT, SWIN
 
 STUDENT = {"name": "convnext_tiny", "image_size": 32, "args": CONVNEXT, "pretrained": False}
 TEACHER = {"name": "swin_tiny_patch4_window7_224", "image_size": 32, "args": SWIN, "pretrained": False}
+LOGITS_ALONE = {"init_args": {"drop": ["feature"]}}
 
 
 def description(**changes) -> dict:
@@ -22,7 +23,7 @@ def description(**changes) -> dict:
     methods = {
         "swin": method("Swin", "teacher_swin_tiny.yaml", backbone=TEACHER),
         "kd_both": method("Distilled", "kd_convnext_tiny.yaml", teacher="swin", student=STUDENT),
-        "kd_logits": method("Logits", "kd_convnext_tiny.yaml", teacher="swin", student=STUDENT, feature=False),
+        "kd_logits": method("Logits", "kd_convnext_tiny.yaml", teacher="swin", student=STUDENT, objective=LOGITS_ALONE),
         "convnext": method("ConvNeXt", "convnext_tiny.yaml", backbone=STUDENT),
     }
     return {"common": common, "baseline": "swin", "methods": methods, **changes}

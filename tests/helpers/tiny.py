@@ -34,7 +34,8 @@ def student(source: SpecimenDataModule, teacher_ckpt=None, **options) -> Distill
     pl.seed_everything(1, verbose=False)
     settings = {"student": CONVNEXT_SPEC, "optim": OptimSpec(lr=1e-3), **options}
     ckpt = None if teacher_ckpt is None else str(teacher_ckpt)
-    return DistillModule(source.num_classes, class_weights=source.class_weights, teacher_ckpt=ckpt, **settings)
+    known = {"class_weights": source.class_weights, "class_counts": source.class_counts}
+    return DistillModule(source.num_classes, **known, teacher_ckpt=ckpt, **settings)
 
 
 def trainer(folder, epochs=1, **options) -> pl.Trainer:

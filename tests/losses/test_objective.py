@@ -9,9 +9,24 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 
 from kd_convnext.data.loading.class_weights import inverse_frequency
-from kd_convnext.errors import ConfigError
-from kd_convnext.losses import FeatureLoss, FocalLoss, SoftTargetLoss
-from kd_convnext.losses.objective import DistillationLoss
+from kd_convnext.errors import CheckpointError, ConfigError
+from kd_convnext.losses import (
+    Eq5,
+    FeatureLoss,
+    FeatureMaps,
+    Focal,
+    FocalLoss,
+    Needs,
+    Objective,
+    Outputs,
+    SoftTargetLoss,
+    SoftTargets,
+    StageLogits,
+    Term,
+    WeightSchedule,
+    Widths,
+)
+from kd_convnext.losses.described import built
 
 TEACHER = torch.tensor([[2.0, 5.0, 1.0, 0.0, 3.0]], dtype=torch.float64)
 STUDENT = torch.tensor([[1.0, 4.0, 0.0, 2.0, 3.0]], dtype=torch.float64)
@@ -210,47 +225,110 @@ def test_half_precision_inputs_are_summed_in_float32(dtype: torch.dtype):
 
 
 def test_student_checkpoints_hold_no_class_weights():
-    loss = DistillationLoss(focal=FocalLoss([1.0, 2.0]), soft=SoftTargetLoss())
-    assert loss.state_dict() == {}
-    assert loss.focal.class_weights.tolist() == [1, 2]
+    objective = Eq5(drop=["feature"])
+    objective.weigh_classes([1.0, 2.0])
+    assert objective.state_dict() == {}
+    assert objective.terms["focal"].loss.class_weights.tolist() == [1, 2]
 
 
 # --- the combination ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("kept", ["fsc", "fs", "fc", "sc", "f", "s", "c"])
-def test_eq5_and_its_ablation(maps: tuple[list[Tensor], list[Tensor]], kept: str, alpha: float):
-    feature, soft, focal = FeatureLoss(), SoftTargetLoss(), FocalLoss()
-    beta = 0.7
-    loss = DistillationLoss(
-        alpha,
-        beta,
-        feature if "f" in kept else None,
-        soft if "s" in kept else None,
-        focal if "c" in kept else None,
-    )
-    terms = loss(
-        STUDENT,
-        LABEL,
-        teacher_logits=TEACHER if "s" in kept else None,
-        student_features=maps[0] if "f" in kept else None,
-        teacher_features=maps[1] if "f" in kept else None,
-    )
-    expected = [
-        feature(*maps).item() if "f" in kept else 0.0,
-        soft(STUDENT, TEACHER).item() if "s" in kept else 0.0,
-        focal(STUDENT, LABEL).item() if "c" in kept else 0.0,
-    ]
-    assert [term.item() for term in terms[1:]] == pytest.approx(expected)
-    assert terms.total.item() == pytest.approx(np.dot([alpha, 1 - alpha, beta], expected))
-    assert all(term.shape == () for term in terms)
+@pytest.mark.parametrize("drop", ["", "focal", "soft", "feature", "soft focal", "feature focal", "feature soft"])
+def test_eq5_and_its_ablation(maps: tuple[list[Tensor], list[Tensor]], drop: str, alpha: float):
+    objective = Eq5(alpha, 0.7, drop=drop.split())
+    widths = Widths(5, tuple(feature.shape[1] for feature in maps[0]))
+    objective.build(widths, {"teacher": widths})
+    objective.double()
+    student, teacher = (Outputs(z.repeat(3, 1), tuple(m)) for z, m in zip((STUDENT, TEACHER), maps, strict=True))
+    labels = LABEL.repeat(3)
+    losses = objective(student, {"teacher": teacher}, labels, objective.weights(0).double())
+    expected = {"soft": SoftTargetLoss()(STUDENT, TEACHER).item(), "focal": FocalLoss()(STUDENT, LABEL).item()}
+    if "feature" not in drop:
+        mapped = objective.terms["feature"].projector(maps[0], maps[1])
+        expected["feature"] = FeatureLoss()(mapped, maps[1]).item()
+    kept = [name for name in ("feature", "soft", "focal") if name not in drop.split()]
+    weights = {"feature": alpha, "soft": 1 - alpha, "focal": 0.7}
+    assert objective.names == tuple(kept)
+    assert losses.values.tolist() == pytest.approx([expected[name] for name in kept])
+    assert losses.total.item() == pytest.approx(sum(weights[name] * expected[name] for name in kept), rel=1e-6)
+    assert losses.total.shape == () and losses.values.shape == (len(kept),)
 
 
 def test_every_bad_option_is_reported():
     with pytest.raises(ConfigError) as caught:
-        DistillationLoss(alpha=1.5, beta=-1)
-    assert [finding.where for finding in caught.value.findings] == ["alpha", "beta", "loss"]
+        Eq5(alpha=1.5, beta=-1, drop=["feature", "soft", "focal", "spice"])
+    assert [finding.where for finding in caught.value.findings] == ["alpha", "beta", "drop", "loss"]
+
+
+def test_the_three_stages_come_one_after_the_other():
+    objective = Eq5(0.25, 2.0, stages="sequential", stage_epochs=(2, 1))
+    found = [objective.weights(epoch).tolist() for epoch in range(5)]
+    assert found == [[0.25, 0, 0], [0.25, 0, 0], [0, 0.75, 0], [0, 0, 2], [0, 0, 2]]
+
+
+class Constant(Term):
+    """A term of a fixed value."""
+
+    needs = Needs.EMBEDDING
+
+    def __init__(self, value: float = 1.0, **options) -> None:
+        super().__init__(**options)
+        self.value = value
+
+    def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
+        return torch.tensor(self.value)
+
+
+def test_an_objective_of_terms_from_two_teachers():
+    terms = {
+        "one": Constant(2.0, weight=0.5, teacher="swin"),
+        "two": SoftTargets(teacher="vit"),
+        "three": FeatureMaps(teacher="swin"),
+        "four": StageLogits(teacher="vit"),
+        "five": Focal(),
+    }
+    objective = Objective(terms)
+    assert objective.teachers == ("swin", "vit")
+    assert objective.needs("swin") == Needs.EMBEDDING | Needs.MAPS
+    assert objective.needs("vit") == Needs.LOGITS
+    assert objective.student_needs == Needs.EMBEDDING | Needs.MAPS | Needs.LOGITS
+    assert Objective({"five": Focal()}).teachers == ()
+    again = built(objective.description, Objective)
+    assert again.names == objective.names and again.description == objective.description
+    assert again.terms["one"].value == 2.0 and again.terms["one"].teacher == "swin"
+
+
+def test_a_term_of_ones_own_needs_no_more_than_forward():
+    objective = Objective({"mine": Constant(3.0, weight=2.0, schedule=WeightSchedule(start=1, rise=2))})
+    totals = [objective(Outputs(), {"teacher": Outputs()}, LABEL, objective.weights(e)).total.item() for e in range(5)]
+    assert totals == [0, 0, 3, 6, 6]
+
+
+@pytest.mark.parametrize("names", [["step"], ["total"], ["a b"], ["keys"], []])
+def test_names_that_cannot_be_logged_are_refused(names: list[str]):
+    with pytest.raises(ConfigError):
+        Objective({name: Focal() for name in names})
+
+
+@pytest.mark.parametrize("path", ["os.system", "no_such_module.Term", "kd_convnext.losses.Widths", "torch.nn.Linear"])
+def test_descriptions_build_nothing_but_known_terms(path: str):
+    with pytest.raises(CheckpointError, match="not among the imported subclasses"):
+        built({"class_path": path, "init_args": {}}, Term)
+
+
+def test_arguments_that_no_checkpoint_can_hold_are_refused():
+    with pytest.raises(ConfigError, match="cannot be kept in a checkpoint"):
+        _ = Constant(torch.ones(3)).description
+
+
+def test_schedules_climb_and_fall():
+    schedule = WeightSchedule(start=2, rise=2, stop=8, fall=2, end=0.5)
+    assert [schedule.factor(epoch) for epoch in range(10)] == [0, 0, 0, 0.5, 1, 1, 1, 0.75, 0.5, 0.5]
+    for wrong in ({"start": -1}, {"start": 3, "stop": 2}, {"end": float("nan")}):
+        with pytest.raises(ConfigError):
+            WeightSchedule(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -278,9 +356,9 @@ def test_inputs_that_do_not_pair_are_refused(maps: tuple[list[Tensor], list[Tens
         FeatureLoss()([torch.zeros(1, 2, 3, 3)], [torch.zeros(1, 2, 1, 1)])
     with pytest.raises(ValueError, match="do not pair"):
         FeatureLoss()([], [])
-    with pytest.raises(ValueError, match="teacher_logits"):
-        DistillationLoss(soft=SoftTargetLoss())(STUDENT, LABEL)
-    with pytest.raises(ValueError, match="student_features"):
-        DistillationLoss(feature=FeatureLoss())(STUDENT, LABEL)
+    with pytest.raises(ValueError, match="needs logits"):
+        SoftTargets()(Outputs(STUDENT), Outputs(), LABEL)
+    with pytest.raises(ValueError, match="needs feature maps"):
+        FeatureMaps()(Outputs(STUDENT), Outputs(TEACHER), LABEL)
     with pytest.raises(ValueError, match="2 class weights for 5 classes"):
         FocalLoss([1.0, 2.0])(STUDENT, LABEL)

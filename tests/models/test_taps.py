@@ -1,4 +1,4 @@
-"""Feature taps on both families of layouts, and the regressors behind them."""
+"""Feature taps on all families of layouts."""
 
 import copy
 import gc
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from kd_convnext.errors import ConfigError
-from kd_convnext.models import Backbone, BackboneSpec, FeatureTaps, Regressors, build_backbone
+from kd_convnext.losses import Needs
+from kd_convnext.models import Backbone, BackboneSpec, FeatureTaps, build_backbone
+from kd_convnext.models.probe import Probe
 
 SWIN = "swin_tiny_patch4_window7_224"
 TINY_SWIN = {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
@@ -151,9 +153,46 @@ def test_bad_names_are_reported_together_with_the_valid_ones():
 
 
 def test_backbones_without_four_stages_need_names():
-    vit = build_backbone(BackboneSpec("vit_tiny_patch16_224", image_size=64, args={"depth": 2}), 3)
+    mixer = build_backbone(BackboneSpec("mixer_s16_224", image_size=224, args={"num_blocks": 2}), 3)
     with pytest.raises(ConfigError, match="has stages at 1/16 of the image"):
-        FeatureTaps(vit)
+        FeatureTaps(mixer)
+
+
+@pytest.mark.parametrize("token_blocks", [0, 2])
+def test_tokens_of_a_plain_transformer_become_maps(token_blocks):
+    spec = BackboneSpec("vit_tiny_patch16_224", image_size=64, args={"depth": 8}, token_blocks=token_blocks)
+    vit = build_backbone(spec, 3).eval()
+    start = "vit." if token_blocks else ""
+    taps = FeatureTaps(vit)
+    assert taps.names == tuple(f"{start}blocks.{number}" for number in (1, 3, 5, 7)) and taps.channels == (192,) * 4
+    caught = {}
+    vit.network.get_submodule(f"{start}blocks.3").register_forward_hook(lambda *call: caught.update(tokens=call[2]))
+    images = torch.randn(2, 3, 64, 64)
+    _, maps = taps.run(vit, images)
+    assert [tuple(each.shape) for each in maps] == [(2, 192, 4, 4)] * 4
+    # The class token comes first; the others lie row by row.
+    assert torch.equal(maps[1][:, :, 2, 3], caught["tokens"][:, 1 + 2 * 4 + 3])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        BackboneSpec("convnext_tiny", image_size=32, args={"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 24]}),
+        BackboneSpec("vit_tiny_patch16_224", image_size=32, args={"depth": 1}),
+        BackboneSpec("vit_tiny_patch16_224", image_size=32, args={"depth": 2}, token_blocks=2),
+        BackboneSpec("efficientnet_lite0", image_size=32),
+    ],
+    ids=lambda spec: f"{spec.name} {spec.token_blocks}",
+)
+def test_a_probe_gives_what_the_head_sees(spec):
+    backbone = build_backbone(spec, 3).eval()
+    probe = Probe(backbone, Needs.EMBEDDING)
+    found = probe.run(backbone, torch.rand(2, 3, 32, 32))
+    head = backbone.network.get_classifier()
+    assert found.maps is None and found.embedding.shape == (2, probe.widths.embedding)
+    torch.testing.assert_close(head(found.embedding), found.logits)
+    assert probe.widths == (3, (), head.in_features)
+    assert Probe(backbone, Needs.LOGITS).run(backbone, torch.rand(1, 3, 32, 32)).embedding is None
 
 
 def test_taps_survive_compilation():
@@ -166,41 +205,3 @@ def test_taps_survive_compilation():
     for name, feature in features.items():
         torch.testing.assert_close(compiled[name], feature, rtol=1e-4, atol=1e-5)
     assert all(feature.requires_grad for feature in compiled.values())
-
-
-# --- regressors -------------------------------------------------------------------------------------------------------
-
-
-def test_regressors_bring_the_student_to_the_teachers_shape():
-    student = [torch.randn(2, c, s, s) for c, s in ((4, 8), (6, 4), (8, 3))]
-    teacher = [torch.randn(2, c, s, s) for c, s in ((5, 8), (7, 2), (9, 7))]
-    regressors = Regressors([4, 6, 8], [5, 7, 9])
-    mapped = regressors(student, teacher)
-    assert [m.shape for m in mapped] == [t.shape for t in teacher]
-    first, second, third = regressors.convolutions
-    torch.testing.assert_close(mapped[0], first(student[0]))
-    # Resampling before or after a 1x1 convolution is the same; it is done where it is cheaper.
-    torch.testing.assert_close(
-        mapped[1], nn.functional.adaptive_avg_pool2d(second(student[1]), 2), rtol=1e-4, atol=1e-5
-    )
-    torch.testing.assert_close(
-        mapped[2], third(nn.functional.interpolate(student[2], (7, 7), mode="bilinear")), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_regressors_start_with_unit_gain_and_learn():
-    torch.manual_seed(0)
-    regressors = Regressors([64], [128])
-    mapped = regressors([torch.randn(4, 64, 8, 8)], [torch.zeros(4, 128, 8, 8)])[0]
-    assert mapped.std().item() == pytest.approx(1, abs=0.1)
-    mapped.square().mean().backward()
-    assert all(parameter.grad is not None for parameter in regressors.parameters())
-
-
-def test_unequal_numbers_of_stages_are_refused():
-    with pytest.raises(ConfigError, match="2 feature maps of the student, 1 of the teacher"):
-        Regressors([4, 8], [4])
-    with pytest.raises(ConfigError, match="at least one"):
-        Regressors([], [])
-    with pytest.raises(ValueError):
-        Regressors([4], [4])([torch.zeros(1, 4, 2, 2)], [])

@@ -8,6 +8,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from kd_convnext import DistillModule
+from kd_convnext.losses import Eq5
 from kd_convnext.models.backbones import BackboneSpec
 from kd_convnext.modules import compiled_step as compiled
 from kd_convnext.modules.compiled_step import FastPath, plan_compile
@@ -225,14 +226,14 @@ def test_a_compiled_distillation_equals_a_plain_one(source, teacher_ckpt, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [{"feature": False}, {"stages": "sequential", "stage_epochs": (1, 1)}],
+    [{"drop": ["feature"]}, {"stages": "sequential", "stage_epochs": (1, 1)}],
     ids=["no features", "stages"],
 )
 def test_terms_and_stages(source, teacher_ckpt, tmp_path, quick, options):
     epochs = 3 if "stages" in options else 1
     runs = [
         fitted(
-            lambda on=on: student(source, teacher_ckpt, compile=on, **options),
+            lambda on=on: student(source, teacher_ckpt, compile=on, objective=Eq5(**options)),
             source,
             tmp_path / str(on),
             epochs=epochs,
@@ -269,7 +270,7 @@ def test_resumed_equals_uninterrupted(source, tmp_path, quick):
     spec = BackboneSpec(name="convnext_tiny", image_size=32, args=CONVNEXT_SPEC.args, drop_path_rate=0.3)
 
     def make():
-        return student(source, student=spec, feature=False, soft=False, compile=True)
+        return student(source, student=spec, objective=Eq5(drop=["feature", "soft"]), compile=True)
 
     whole = fitted(make, source, tmp_path / "whole", epochs=2)
     fitted(make, source, tmp_path / "half", epochs=1)

@@ -11,6 +11,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from kd_convnext.errors import ConfigError
+from kd_convnext.losses import Eq5
 from kd_convnext.models.backbones import build_backbone
 from kd_convnext.modules.optim import OptimSpec, build_optimizer, build_schedule
 
@@ -60,7 +61,7 @@ def test_a_plain_optimiser_s_checkpoint_goes_on(source, tmp_path, monkeypatch):
     "precision, clip, fused", [("32-true", 1.0, True), ("bf16-mixed", 1.0, None), ("bf16-mixed", None, True)]
 )
 def test_gradients_can_be_clipped_at_any_precision(source, tmp_path, precision, clip, fused):
-    module = student(source, feature=False, soft=False)
+    module = student(source, objective=Eq5(drop=["feature", "soft"]))
     fit = trainer(tmp_path, precision=precision, gradient_clip_val=clip, limit_train_batches=1, limit_val_batches=0)
     fit.fit(module, datamodule=source)
     assert fit.optimizers[0].param_groups[0]["fused"] is fused

@@ -11,8 +11,10 @@ from kd_convnext.cli import main
 from kd_convnext.data.loading.augment import AugmentSpec
 from kd_convnext.data.loading.augment_opencv import augmented
 from kd_convnext.data.loading.sampler import ViewSampler, view_seeds
-from kd_convnext.data.loading.teacher_outputs import view_name
+from kd_convnext.data.loading.teacher_outputs import StoredTeacher, view_name
 from kd_convnext.errors import CacheError, ConfigError
+from kd_convnext.losses import Eq5, Needs
+from kd_convnext.models import TapSpec
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
 from kd_convnext.modules.stored_teacher import stored_answers
 
@@ -55,6 +57,8 @@ class Losses(tiny.pl.Callback):
 
 def fit(manifest, cache, folder, teacher_ckpt, *, stored, epochs=3, data=None, trainer=None, **options):
     source = tiny.data(manifest, cache, **{"views": VIEWS, **(data or {})})
+    if isinstance(options.get("objective"), dict):
+        options["objective"] = Eq5(**options["objective"])  # a module keeps the projectors of its objective
     module = tiny.student(source, teacher_ckpt, teacher_cache=stored, **options)
     losses = Losses()
     tiny.trainer(folder, epochs, callbacks=[losses], **(trainer or {})).fit(module, datamodule=source)
@@ -62,7 +66,7 @@ def fit(manifest, cache, folder, teacher_ckpt, *, stored, epochs=3, data=None, t
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"feature": False}, {"student_taps": ["stages.3"], "teacher_taps": ["layers.3"]}]
+    "options", [{}, {"objective": {"drop": ["feature"]}}, {"taps": TapSpec(["stages.3"], ["layers.3"])}]
 )
 def test_the_same_losses_and_weights_as_with_the_teacher_live(
     tiny_manifest, cache, tmp_path, teacher_ckpt, asked, options
@@ -110,13 +114,13 @@ def test_each_answer_belongs_to_its_picture(tiny_manifest, cache, tmp_path, teac
     trainer = tiny.trainer(tmp_path, epochs=VIEWS)
     source.trainer = trainer
     source.setup("fit")
-    part, teacher = source.train_set, FrozenTeacher(str(teacher_ckpt), tap=True)
-    part.answers = stored_answers(teacher, source, trainer)
+    part, teacher = source.train_set, FrozenTeacher(str(teacher_ckpt), Needs.LOGITS | Needs.MAPS)
+    part.answers = {"teacher": StoredTeacher(stored_answers(teacher, source, trainer))}
     for number in range(VIEWS):
         seeds = view_seeds(source.view_seed, part.rows, np.full(len(part), number)).tolist()
         for position, seed in enumerate(seeds[::5]):
             sample = part[tiny_view(position * 5, seed)]
-            logits, maps = teacher(sample["image"][None])
+            logits, maps, _ = teacher(sample["image"][None])
             torch.testing.assert_close(sample["teacher_logits"].float(), logits[0], rtol=1e-3, atol=1e-3)
             assert len(maps) == len(sample["teacher_maps"]) == 4
             for kept, fresh in zip(sample["teacher_maps"], maps, strict=True):
@@ -144,7 +148,7 @@ def test_processes_that_come_late_make_their_own_share(tiny_manifest, cache, tmp
             strategy=strategy,
             **of_plain,
         )
-        return stored_answers(FrozenTeacher(str(teacher_ckpt), tap=False), source, trainer)
+        return stored_answers(FrozenTeacher(str(teacher_ckpt)), source, trainer)
 
     # The second looks when the first has written its share already.
     second = lambda *_: run(1, lambda *_: None, lambda missing: told[0])  # noqa: E731
@@ -169,12 +173,12 @@ def tiny_view(position, seed):
 
 
 def test_whatever_changes_an_answer_has_a_folder_of_its_own(tiny_manifest, cache, tmp_path, teacher_ckpt, tiny_cache):
-    def folder(ckpt=teacher_ckpt, tap=True, precision="32-true", **options):
+    def folder(ckpt=teacher_ckpt, needs=Needs.MAPS, precision="32-true", **options):
         source = tiny.data(tiny_manifest, cache, views=1, **options)
         trainer = tiny.trainer(tmp_path, precision=precision)
         source.trainer = trainer
         source.setup("fit")
-        return stored_answers(FrozenTeacher(str(ckpt), tap=tap), source, trainer).path
+        return stored_answers(FrozenTeacher(str(ckpt), needs), source, trainer).path
 
     other = torch.load(teacher_ckpt, weights_only=True)
     name = next(name for name in other["state_dict"] if name.endswith("qkv.weight"))
@@ -184,7 +188,9 @@ def test_whatever_changes_an_answer_has_a_folder_of_its_own(tiny_manifest, cache
     found = [
         folder(),
         folder(tmp_path / "other.ckpt"),
-        folder(tap=False),
+        folder(needs=Needs.LOGITS),
+        folder(needs=Needs.EMBEDDING),
+        folder(needs=Needs.MAPS | Needs.EMBEDDING),
         folder(augment=AugmentSpec(crop=0.2)),
         folder(augment=AugmentSpec(engine="opencv")),
         folder(precision="bf16-mixed"),
@@ -290,7 +296,7 @@ def test_answers_too_large_for_half_precision_are_refused(tiny_manifest, cache, 
     plain = FrozenTeacher.__call__
     monkeypatch.setattr(FrozenTeacher, "__call__", lambda self, images: (plain(self, images)[0] * 1e9, []))
     with pytest.raises(CacheError, match="half precision"):
-        fit(tiny_manifest, cache, tmp_path, teacher_ckpt, stored=True, feature=False)
+        fit(tiny_manifest, cache, tmp_path, teacher_ckpt, stored=True, objective=Eq5(drop=["feature"]))
 
 
 def test_unlimited_views_cannot_be_stored(tiny_manifest, cache, tmp_path, teacher_ckpt):

@@ -10,6 +10,7 @@ from scipy.special import log_softmax
 from kd_convnext import DistillModule, TeacherModule
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.errors import CheckpointError, ConfigError, LeakError
+from kd_convnext.losses import Eq5
 from kd_convnext.models.backbones import BackboneSpec
 
 
@@ -57,8 +58,8 @@ class TestTeacherOfAStudent:
 
         def on_fit_start():
             original()
-            before.update(state_of(module.teacher.backbone))
-            module.kept = [module.teacher.backbone]
+            before.update(state_of(module.staff.live["teacher"].backbone))
+            module.kept = [module.staff.live["teacher"].backbone]
 
         module.on_fit_start = on_fit_start
         fit.fit(module, datamodule=source)
@@ -71,7 +72,7 @@ class TestTeacherOfAStudent:
 
     def test_is_not_in_the_checkpoint(self, student_ckpt):
         keys = read_checkpoint(student_ckpt)["state_dict"].keys()
-        assert {key.split(".")[0] for key in keys} == {"student", "regressors"}
+        assert {key.split(".")[0] for key in keys} == {"student", "objective"}
 
     def test_may_be_gone_at_test(self, source, teacher_ckpt, tmp_path):
         lent = shutil.copy(teacher_ckpt, tmp_path / "lent.ckpt")
@@ -166,33 +167,32 @@ def _newer(path, ckpt):
 
 class TestAblation:
     @pytest.mark.parametrize(
-        "terms, zero",
-        [
-            ({"feature": False, "soft": False}, {"feature", "soft"}),
-            ({"feature": False}, {"feature"}),
-            ({"soft": False}, {"soft"}),
-            ({}, set()),
-        ],
+        "dropped", [("feature", "soft"), ("feature",), ("soft",), ()], ids=["alone", "logits", "features", "both"]
     )
-    def test_rows_drop_their_terms_and_keep_the_others_weights(self, source, teacher_ckpt, tmp_path, terms, zero):
-        module = student(source, teacher_ckpt, **terms)
+    def test_rows_drop_their_terms_and_keep_the_others_weights(self, source, teacher_ckpt, tmp_path, dropped):
+        taught = None if "soft" in dropped and "feature" in dropped else teacher_ckpt
+        module = student(source, taught, objective=Eq5(drop=dropped))
         fit = trainer(tmp_path, limit_train_batches=2, limit_val_batches=1)
         fit.fit(module, datamodule=source)
-        logged = {name: float(fit.callback_metrics[f"train/loss_{name}"]) for name in ("feature", "soft", "focal")}
-        assert {name for name, value in logged.items() if value == 0} == zero
-        total = 0.5 * logged["feature"] + 0.5 * logged["soft"] + logged["focal"]
+        weights = {"feature": 0.5, "soft": 0.5, "focal": 1.0}
+        start = "train/loss_"
+        logged = {n.removeprefix(start): float(v) for n, v in fit.callback_metrics.items() if n.startswith(start)}
+        logged.pop("step", None)
+        assert logged.keys() == weights.keys() - set(dropped)  # what is dropped is not logged as 0
+        total = sum(weights[name] * value for name, value in logged.items())
         assert float(fit.callback_metrics["train/loss"]) == pytest.approx(total, rel=1e-5)
-        assert ("regressors.convolutions.0.weight" in module.state_dict()) == ("feature" not in zero)
+        assert ("objective.terms.feature.projector.0.weight" in module.state_dict()) == ("feature" not in dropped)
 
     def test_alone_needs_no_teacher(self, source, tmp_path):
-        trainer(tmp_path, fast_dev_run=1).fit(student(source, feature=False, soft=False), datamodule=source)
+        module = student(source, objective=Eq5(drop=["feature", "soft"]))
+        trainer(tmp_path, fast_dev_run=1).fit(module, datamodule=source)
 
-    def test_stages_need_all_terms(self, source):
+    def test_stages_need_all_terms(self):
         with pytest.raises(ConfigError, match="joint"):
-            student(source, stages="sequential", soft=False)
+            Eq5(stages="sequential", drop=["soft"])
 
     def test_stages_one_after_the_other(self, source, teacher_ckpt, tmp_path):
-        module = student(source, teacher_ckpt, stages="sequential", stage_epochs=(1, 1))
+        module = student(source, teacher_ckpt, objective=Eq5(stages="sequential", stage_epochs=(1, 1)))
         seen = []
         log = module.log_training
 
@@ -299,9 +299,10 @@ class TestCheckpoint:
         assert (card.image_size, card.in_chans, card.split_hash) == (32, 3, source.split.hash)
         assert card.crop["upscaler"] == "bicubic" and card.crop["store_size"] == 40
         own = read_checkpoint(student_ckpt)[KEY]
-        assert own["teacher_taps"] == [f"layers.{i}" for i in range(4)]
-        assert own["student_taps"] == [f"stages.{i}" for i in range(4)]
-        assert own["teacher_channels"] == [16, 32, 64, 128] and own["student_channels"] == [8, 16, 16, 24]
+        assert own["taps"]["teachers"] == {"teacher": [f"layers.{i}" for i in range(4)]}
+        assert own["taps"]["student"] == [f"stages.{i}" for i in range(4)]
+        assert own["widths"] == {"student": [5, [8, 16, 16, 24], 0], "teachers": {"teacher": [5, [16, 32, 64, 128], 0]}}
+        assert own["kind"] == "DistillModule" and own["format_version"] == 2
 
     def test_logits_are_the_same_after_loading(self, source, teacher_ckpt, tmp_path):
         module = student(source, teacher_ckpt)

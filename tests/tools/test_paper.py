@@ -125,7 +125,8 @@ def test_a_sweep_touches_no_test_part(finished, options, tmp_path):
     assert all(name.startswith("val/") for name in json.loads((cell / "metrics.json").read_text()))
     assert not (cell / "predictions.csv").exists()
     arguments = yaml.safe_load((cell / "config.yaml").read_text())["model"]["init_args"]
-    assert (arguments["alpha"], arguments["temperature"]) == (0.25, 2.0)
+    options = arguments["objective"]["init_args"]
+    assert (options["alpha"], options["temperature"]) == (0.25, 2.0)
 
 
 class TestPlan:
@@ -154,7 +155,9 @@ class TestPlan:
 
     def test_a_dropped_term_is_dropped_and_the_others_keep_their_weight(self, tmp_path):
         logits = {cell.method: cell.config["model"]["init_args"] for cell in self.plan(tmp_path)}["kd_logits"]
-        assert (logits["feature"], logits["soft"], logits["alpha"], logits["beta"]) == (False, True, 0.5, 1.0)
+        objective = logits["objective"]
+        assert objective["class_path"] == "kd_convnext.Eq5"
+        assert objective["init_args"] | {"drop": ["feature"], "alpha": 0.5, "beta": 1.0} == objective["init_args"]
 
     def test_other_crops_have_their_own_teacher(self, tmp_path):
         crops = SuperResolution("kd_both", ("none",))
@@ -283,6 +286,7 @@ def test_the_sweep_of_wandb_names_existing_options(capsys, monkeypatch):
     assert (program, words.pop()) == ("kd-convnext", "${args}")
     assert main([*words, *create_sweep_command_args(chosen)["args"], "--print_config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["model"]["init_args"]["alpha"] == 0.75 and config["model"]["init_args"]["teacher_ckpt"] == "best.ckpt"
+    assert config["model"]["init_args"]["objective"]["init_args"]["alpha"] == 0.75
+    assert config["model"]["init_args"]["teacher_ckpt"] == "best.ckpt"
     assert config["data"]["manifest"] == "photos.csv"
-    assert main([*words, "--model.alfa=0.5", "--print_config"]) == 2
+    assert main([*words, "--model.objective.alfa=0.5", "--print_config"]) == 2

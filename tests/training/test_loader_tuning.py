@@ -12,7 +12,7 @@ from kd_convnext.data.loading import workers
 from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.workers import MOST, Workers, choose_workers, default_workers
 from kd_convnext.models.backbones import BackboneSpec
-from kd_convnext.modules.frozen_teacher import FrozenTeacher
+from kd_convnext.modules.teaching_staff import TeachingStaff
 from kd_convnext.training import loader_tuning
 from kd_convnext.training.loader_tuning import LoaderTuning
 
@@ -86,7 +86,7 @@ def test_what_is_measured(tiny_manifest, tiny_cache, tmp_path, monkeypatch):
         assert passed[-1] is module.classifier
     fit.save_checkpoint(tmp_path / "teacher.ckpt")
     module = student(source, tmp_path / "teacher.ckpt")
-    module.teacher = FrozenTeacher(module.teacher_ckpt, tap=False)
+    module.staff = TeachingStaff(module.teachers, module.objective, module.taps)
     assert loader_tuning._stepping(module, fit, 1) == pytest.approx(1.2)
     module.teacher_cache = True
     assert loader_tuning._stepping(module, fit, 1) == pytest.approx(0.9)

@@ -218,6 +218,13 @@ class SpecimenDataModule(pl.LightningDataModule):
             return [1.0] * self.num_classes
         return inverse_frequency(np.bincount(labels, minlength=self.num_classes).tolist())
 
+    @property
+    def class_counts(self) -> list[int]:
+        """Images of each class in the training part; 1 each where it is empty (photographs to be judged only)."""
+        labels = self.manifest.labels[self.split.rows("train")]
+        counts: list[int] = np.bincount(labels[labels >= 0], minlength=self.num_classes).tolist()
+        return counts if any(counts) else [1] * self.num_classes
+
     def setup(self, stage: str) -> None:
         """Makes the missing crops of the parts that a stage needs, and its datasets.
 

@@ -1,6 +1,6 @@
 """Crops as tensors, and the order in which training sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
@@ -13,12 +13,12 @@ from torch.utils.data import Dataset, default_collate
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.data.crops.cache.prepared import Crops
-from kd_convnext.data.loading.teacher_outputs import TeacherAnswers
+from kd_convnext.data.loading.teacher_outputs import StoredTeacher
 from kd_convnext.data.loading.views import Views
 
 
 class Batch(TypedDict):
-    """What a loader yields.
+    """What a loader yields. Stored outputs of a teacher of another name than ``teacher`` are under that name.
 
     Attributes:
         image: uint8 [B, C, H, W]; networks normalise on the device.
@@ -71,13 +71,10 @@ class SpecimenDataset(Dataset[Sample]):
         rows: int64 [N], rows of the manifest.
         labels: int64 [N].
         shape: [C, H, W] of a picture.
-        answers: The teacher's outputs, to be loaded with the views; None where it runs live.
-        answers_seed: The seed under which outputs are stored, where all views of a crop share them; None where each
-            view has its own.
+        answers: Stored outputs by the name of their teacher, to be loaded with the views; None where all run live.
     """
 
-    answers: TeacherAnswers | None = None
-    answers_seed: int | None = None
+    answers: Mapping[str, StoredTeacher] | None = None
 
     def __init__(self, crops: Crops, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], views: Views) -> None:
         """Binds the parts together.
@@ -162,10 +159,12 @@ class SpecimenDataset(Dataset[Sample]):
         cv2.split(self.views(place.crops.load(place.row), seed), list(image))  # a sixth of NumPy's time
         return place
 
-    def _answer(self, answers: TeacherAnswers, place: Place, seed: int) -> dict[str, Any]:
-        stored = answers.load(place.crops.key(place.row), seed if self.answers_seed is None else self.answers_seed)
-        found: dict[str, Any] = {"teacher_logits": torch.from_numpy(stored.logits)}
-        found["teacher_maps"] = [torch.from_numpy(values) for values in stored.maps]
-        if stored.embedding is not None:
-            found["teacher_embedding"] = torch.from_numpy(stored.embedding)
+    def _answer(self, answers: Mapping[str, StoredTeacher], place: Place, seed: int) -> dict[str, Any]:
+        key, found = place.crops.key(place.row), dict[str, Any]()
+        for name, (store, shared) in answers.items():
+            stored = store.load(key, seed if shared is None else shared)
+            found[f"{name}_logits"] = torch.from_numpy(stored.logits)
+            found[f"{name}_maps"] = [torch.from_numpy(values) for values in stored.maps]
+            if stored.embedding is not None:
+                found[f"{name}_embedding"] = torch.from_numpy(stored.embedding)
         return found

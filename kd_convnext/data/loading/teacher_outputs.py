@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,25 @@ class AnswerKind:
         if not self.embedding:
             del values["embedding"]  # named as before there were any: what is stored stays valid
         return json.dumps({"format": _FORMAT, **values}, sort_keys=True, indent=2) + "\n"
+
+
+class OutputSource(Protocol):
+    """Whatever holds a teacher's outputs by crop and seed."""
+
+    def load(self, crop_key: str, seed: int) -> StoredOutputs:
+        """Reads the outputs for a view."""
+
+
+class StoredTeacher(NamedTuple):
+    """A teacher whose outputs are at hand.
+
+    Attributes:
+        store: The outputs.
+        seed: The seed under which they are stored, where all views of a crop share them; None where each has its own.
+    """
+
+    store: OutputSource
+    seed: int | None = None
 
 
 def view_name(crop_key: str, seed: int) -> int:

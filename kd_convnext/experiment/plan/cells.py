@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 from kd_convnext.common.configs import shipped_file
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.experiment.plan.configuration import hash_of, is_distilling, merged, read_yaml, with_absolute_paths
+from kd_convnext.experiment.plan.configuration import (
+    hash_of,
+    is_distilling,
+    merged,
+    modern,
+    read_yaml,
+    with_absolute_paths,
+)
 from kd_convnext.experiment.plan.grid import Grid, MethodSpec
 from kd_convnext.experiment.plan.record import Family
 
@@ -151,16 +158,25 @@ def _method_findings(grid: Grid, key: str, spec: MethodSpec) -> Iterator[Finding
     if not Path(shipped_file(spec.config)).is_file():
         yield Finding(f"{where}.config", f"there is no file {spec.config}", "Name a configuration of fit.")
         return
-    class_path = str(merged(read_yaml(spec.config), spec.overlay)["model"]["class_path"])
+    model = modern(merged(read_yaml(spec.config), spec.overlay))["model"]
+    class_path = str(model["class_path"])
     try:
         distilled = is_distilling(class_path)
     except (ImportError, AttributeError, ValueError) as error:
         yield Finding(f"{where}.config", f"{class_path} cannot be imported ({error})", "Correct model.class_path.")
         return
-    if distilled and spec.teacher is None:
+    if distilled and spec.teacher is None and _is_taught(model.get("init_args") or {}):
         yield Finding(f"{where}.teacher", "a DistillModule needs a teacher", "Name the method that teaches.")
     if spec.teacher is not None and not distilled:
         yield Finding(f"{where}.teacher", "only a DistillModule can be taught", "Leave the teacher out.")
+
+
+def _is_taught(arguments: Mapping[str, Any]) -> bool:
+    """Tells whether Eq. 5 is left with a term that learns from a teacher; other objectives say so when fitting."""
+    if arguments.get("teachers") or arguments.get("teacher_ckpt"):
+        return False  # named already
+    options = (arguments.get("objective") or {}).get("init_args") or {}
+    return "terms" not in options and not {"feature", "soft"} <= set(options.get("drop") or ())
 
 
 class _Plan:
@@ -194,7 +210,7 @@ class _Plan:
             for values in itertools.product(sweep.alpha, sweep.beta, sweep.temperature):
                 terms = dict(zip(("alpha", "beta", "temperature"), values, strict=True))
                 setting = ",".join(f"{name}={value:g}" for name, value in terms.items())
-                yield self._cell(sweep.method, repeat, "sweep", setting, {"model": {"init_args": terms}})
+                yield self._cell(sweep.method, repeat, "sweep", setting, _objective(terms))
 
     def _cell(
         self,
@@ -220,7 +236,7 @@ class _Plan:
         layers += [*map(read_yaml, choice.overlays), own, change or {}]
         config: dict[str, Any] = {}
         for layer in layers:
-            config = merged(config, layer)
+            config = modern(merged(config, layer))
         config = with_absolute_paths(config)
         digest = hash_of(config, teacher.config_hash if teacher else None)
         if teacher is not None:
@@ -240,6 +256,10 @@ class _Plan:
         )
         _name_in_loggers(cell)
         return cell
+
+
+def _objective(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model": {"init_args": {"objective": {"class_path": "kd_convnext.Eq5", "init_args": dict(arguments)}}}}
 
 
 def _name_in_loggers(cell: Cell) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from kd_convnext.checkpoints.flat_arguments import FLAT, modern_arguments
 from kd_convnext.common.configs import shipped_file
 from kd_convnext.common.files import sha256_of
 from kd_convnext.errors import ConfigError, Finding
@@ -41,6 +42,24 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
         result[name] = merged(result[name], value) if both else copy.deepcopy(value)
     return result
+
+
+def modern(config: dict[str, Any]) -> dict[str, Any]:
+    """Translates flat arguments of `DistillModule` in a configuration, see `modern_arguments`.
+
+    Args:
+        config: A configuration of ``fit``.
+
+    Returns:
+        The same, or a copy in the new spelling.
+    """
+    model = config.get("model")
+    arguments = model.get("init_args") if isinstance(model, Mapping) else None
+    if not isinstance(arguments, Mapping) or "backbone" in arguments or not any(name in FLAT for name in arguments):
+        return config
+    if str(model.get("class_path", "")).endswith("TeacherModule"):  # type: ignore[union-attr]
+        return config
+    return merged(config, {}) | {"model": {**model, "init_args": modern_arguments(arguments)}}  # type: ignore[dict-item]
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -15,7 +15,8 @@ class MethodSpec:
         config: A configuration of ``fit``; ``configs/...`` is found in the installed package too.
         family: ``ablation`` (the paper's Table 2) or ``rival`` (its Fig. 7).
         teacher: Key of the method whose checkpoint of the same split teaches this one.
-        overlay: Laid over the configuration, such as ``{model: {init_args: {feature: false}}}``.
+        overlay: Laid over the configuration, such as
+            ``{model: {init_args: {objective: {init_args: {drop: [feature]}}}}}``.
     """
 
     title: str

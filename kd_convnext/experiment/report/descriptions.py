@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kd_convnext.checkpoints.flat_arguments import TERMS, modern_arguments
 from kd_convnext.experiment.report.results import Arm, CellResult
 from kd_convnext.runs.folder import RunFolder
 
@@ -112,9 +113,18 @@ def _loss(config: Config | None) -> str:
     if look(options, "student") is None:
         kind = look(options, "loss", "not recorded").replace("_", " ")
         return f"{kind}, gamma {look(options, 'gamma')}" if kind == "focal" else kind
-    terms = [name for name in ("feature", "soft", "focal") if look(options, name, True)]
-    numbers = [f"{name} {look(options, name)}" for name in ("alpha", "beta", "temperature") if name in options]
-    return f"{' + '.join(terms)}; {', '.join(numbers)}"
+    objective = look(modern_arguments(options), "objective", {})
+    given = look(objective, "init_args", {})
+    if isinstance(terms := look(given, "terms"), Mapping):
+        return " + ".join(_term(str(name), term) for name, term in terms.items())
+    kept = [name for name in TERMS if name not in (look(given, "drop") or ())]
+    numbers = [f"{name} {look(given, name)}" for name in ("alpha", "beta", "temperature") if name in given]
+    return f"{' + '.join(kept)}; {', '.join(numbers)}" if numbers else " + ".join(kept)
+
+
+def _term(name: str, term: Any) -> str:
+    weight = look(term, "init_args.weight")
+    return name if weight is None else f"{weight} {name}"
 
 
 def _optimiser(config: Config | None) -> str:

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from kd_convnext.data.loading.augment import AugmentSpec
 from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.loader import Places, specimen_loader
-from kd_convnext.data.loading.teacher_outputs import AnswerKind, TeacherAnswers, view_name
+from kd_convnext.data.loading.teacher_outputs import AnswerKind, StoredTeacher, TeacherAnswers, view_name
 
 SEED = 7
 
@@ -54,7 +54,7 @@ def test_a_batch_is_its_samples(tiny_manifest, tiny_cache, engine, options):
 
 def test_stored_answers_come_with_views(tiny_manifest, tiny_cache, tmp_path):
     dataset = part(tiny_manifest, tiny_cache)
-    dataset.answers = answers(dataset, tmp_path)
+    dataset.answers = {"teacher": StoredTeacher(answers(dataset, tmp_path))}
     keys = [View(position, SEED) for position in (4, 0, 9)]
     batch = dataset.batch(keys)
     assert batch["teacher_logits"].shape == (3, 5)
@@ -70,7 +70,7 @@ def test_processes_give_the_same_batches_however_long_they_are_kept(
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: start)  # as the memory is chosen
     dataset = part(tiny_manifest, tiny_cache)
     if stored:
-        dataset.answers = answers(dataset, tmp_path)
+        dataset.answers = {"teacher": StoredTeacher(answers(dataset, tmp_path))}
     order = [View(position, SEED) for position in np.random.default_rng(0).permutation(len(dataset)).tolist()]
     alone, quick = (specimen_loader(dataset, 2, workers, sampler=order) for workers in (0, 1))
     assert (quick.dataset.places is None) == (start == "spawn")

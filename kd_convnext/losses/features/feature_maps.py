@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.losses.term import at_least_float32
+from kd_convnext.losses.precision import at_least_float32
+from kd_convnext.losses.projectors import Regressors
+from kd_convnext.losses.schedule import WeightSchedule
+from kd_convnext.losses.term import TEACHER, Needs, Outputs, Term, Widths, maps_of
 
 Distance = Literal["mse", "l1"]
 
@@ -75,3 +78,52 @@ class FeatureLoss(nn.Module):
     def extra_repr(self) -> str:
         """Shows the options in the printed model."""
         return f"distance={self.distance!r}, reduction={self.reduction!r}"
+
+
+class FeatureMaps(Term):
+    """Hints of FitNets (Romero et al., 2015): the student's maps, through 1x1 convolutions, near the teacher's (Eq. 1).
+
+    Maps [B, C, H, W], one a tapped stage, as many of the student as of the teacher; where resolutions differ they are
+    resampled. Extra parameters: ``C_s C_t + C_t`` a stage, not deployed.
+    """
+
+    needs = Needs.MAPS
+
+    def __init__(
+        self,
+        weight: float = 0.5,
+        teacher: str = TEACHER,
+        schedule: WeightSchedule | None = None,
+        distance: Distance = "mse",
+        reduction: Reduction = "mean",
+    ) -> None:
+        """Chooses the reading of Eq. 1.
+
+        Args:
+            weight: Factor in the objective's sum.
+            teacher: Name of the teacher.
+            schedule: Factor on the weight in each epoch.
+            distance: ``mse``, squared differences; ``l1``, absolute differences.
+            reduction: ``mean`` over elements and stages, or ``sum`` over both, then mean over the batch.
+
+        Raises:
+            ConfigError: An option is none of the above.
+        """
+        super().__init__(weight, teacher, schedule)
+        self.loss = FeatureLoss(distance, reduction)
+        self.projector: Regressors | None = None
+
+    def build(self, student: Widths, teacher: Widths | None) -> None:
+        """Creates one 1x1 convolution a stage.
+
+        Raises:
+            ConfigError: The numbers of tapped stages differ, or are 0.
+        """
+        self.projector = Regressors(student.channels, () if teacher is None else teacher.channels)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
+        """Compares the maps of all rows, labelled or not; see `Term.forward`."""
+        others = maps_of(teacher)
+        assert self.projector is not None
+        loss: Tensor = self.loss(self.projector(maps_of(student), others), others)
+        return loss

@@ -1,0 +1,1 @@
+"""Terms that compare feature maps or embeddings of student and teacher."""

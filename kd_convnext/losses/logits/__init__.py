@@ -1,0 +1,1 @@
+"""Terms that compare the logits of student and teacher."""
