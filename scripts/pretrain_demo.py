@@ -21,8 +21,8 @@ from kd_convnext.data.crops.make import make_crop
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.drawn.specimens import DEMO_LESIONS, class_structure, draw_photographs
 from kd_convnext.losses import FeatureLoss, SoftTargetLoss
-from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 from kd_convnext.losses.projectors import Regressors
+from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 from kd_convnext.models.taps import FeatureTaps
 from kd_convnext.tools.demo import CONVNEXT, SWIN, DemoSettings
 

@@ -234,8 +234,8 @@ def paper_grid(step: float, bandwidth: float) -> Grid:
     """
     import torch
 
-    from kd_convnext.models.backbones import BackboneSpec, build_backbone
     from kd_convnext.losses.projectors import Regressors
+    from kd_convnext.models.backbones import BackboneSpec, build_backbone
 
     with torch.device("meta"):
         student = build_backbone(BackboneSpec("convnext_tiny"), len(CLASSES))

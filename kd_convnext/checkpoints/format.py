@@ -1,11 +1,15 @@
 """Reads checkpoints without unpickling, with one clear line for whatever is wrong with them."""
 
+import hashlib
 import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kd_convnext.checkpoints.upgrade import FORMAT_VERSION, KEY, upgraded
 from kd_convnext.errors import CheckpointError, Finding
@@ -16,19 +20,22 @@ _BEFORE = {"TeacherModule": "backbone", "DistillModule": "student"}
 """The deployable part of checkpoints written before they named it."""
 
 
-def read_checkpoint(path: str | Path, argument: str = "--ckpt_path") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, argument: str = "--ckpt_path", *, may_be_edited: bool = False) -> dict[str, Any]:
     """Reads a checkpoint of ours on the CPU, without ever unpickling objects.
 
     Args:
         path: The file.
         argument: Who asked, for the message.
+        may_be_edited: Only warn where somebody has changed the weights since and saved them properly; a network that
+            answers must be the one that was judged, a training may start from anything.
 
     Returns:
         The Lightning checkpoint in the present format; ``[KEY]`` holds ``format_version``, ``kind`` (the module's class
         name) and ``card``.
 
     Raises:
-        CheckpointError: The file is missing, is no checkpoint, is not ours, or is of a newer version.
+        CheckpointError: The file is missing, is no checkpoint, is not ours, is damaged, is of a newer version, or holds
+            weights that are not finite.
     """
     file = Path(path).expanduser()
     remedy = "Give the checkpoints/best.ckpt of a run folder."
@@ -47,6 +54,7 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path") -> dict[str
     if version > FORMAT_VERSION:
         what = f"{path} has format {version}, this version reads up to {FORMAT_VERSION}"
         raise CheckpointError(Finding(argument, what, "Update kd-convnext."))
+    _require_whole(file, checkpoint, argument, may_be_edited=may_be_edited)
     return upgraded(checkpoint)
 
 
@@ -72,3 +80,52 @@ def is_distilled(checkpoint: Mapping[str, Any]) -> bool:
     """
     own = checkpoint[KEY]
     return bool(own.get("distilled", own.get("kind") == "DistillModule"))
+
+
+def weights_sha256(state: Mapping[str, Any]) -> str:
+    """Hashes weights: names, types, shapes and values, in the order of the names.
+
+    Args:
+        state: A state dict.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name]
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _require_whole(file: Path, checkpoint: Mapping[str, Any], argument: str, *, may_be_edited: bool) -> None:
+    """Refuses weights that are not those that were written, and weights that cannot answer."""
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping):
+        raise CheckpointError(Finding(argument, f"{file} holds no weights", "Give the best.ckpt of a run folder."))
+    damaged = _damaged_part(file)
+    stored = checkpoint[KEY].get("weights_sha256")
+    if damaged is None and stored is not None and stored != weights_sha256(state):
+        damaged = "its weights have another SHA-256 than was stored with them"
+        if may_be_edited:
+            warnings.warn(f"{file} was changed: {damaged}", stacklevel=2)
+            damaged = None
+    if damaged is not None:
+        what = f"{file} is damaged ({damaged})"
+        raise CheckpointError(Finding(argument, what, "Copy it again from where it was written, or train again."))
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            what = f"{file} holds weights that are not finite ({name}): its training has diverged"
+            raise CheckpointError(Finding(argument, what, "Train again with a lower learning rate (--model.optim.lr)."))
+
+
+def _damaged_part(file: Path) -> str | None:
+    """Compares each part of the file with its checksum, which torch writes and does not read."""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            name = parts.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        return str(error)
+    return None if name is None else f"the checksum of {name} is another"

@@ -17,6 +17,7 @@ from kd_convnext.evaluation.answers import Evaluation, PredictionStore, Source
 from kd_convnext.models.backbones import Backbone
 from kd_convnext.modules.checkpointed import CheckpointedModule
 from kd_convnext.modules.compiled_step import Compile, FastPath, plan_compile
+from kd_convnext.modules.divergence import FINITE_EVERY, require_finite
 from kd_convnext.modules.epoch_tally import EpochTally
 from kd_convnext.modules.guard import check_classes, check_crops, leaks
 from kd_convnext.modules.optim import OptimSpec, build_optimizer, build_schedule
@@ -140,8 +141,14 @@ class ClassifierModule(CheckpointedModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds each epoch (stochastic depth), so that a resumed run draws what an uninterrupted one would."""
+        self._tally.expect(batch["index"])
         if batch_idx == 0:
             torch.manual_seed((self._seed + 1_000_003 * self.current_epoch + self.global_rank) % 2**63)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Looks now and then whether the losses are finite; at each step that would wait for a GPU."""
+        if (batch_idx + 1) % FINITE_EVERY == 0:
+            require_finite(self, self._tally)
 
     def run_step(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Runs what a training step computes, compiled where the fit was planned so.
@@ -181,6 +188,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         """Logs the epoch's losses and metrics."""
         if not len(self._tally):
             return  # resumed at the very end of an epoch
+        require_finite(self, self._tally, weights=True)
         self.log_dict(self._tally.means(), batch_size=self._tally.samples, sync_dist=True)
         self.log_dict(self._tally.metrics(), sync_dist=True)
         self._tally.clear()
@@ -221,7 +229,9 @@ class ClassifierModule(CheckpointedModule, ABC):
         return self._collect(batch)
 
     def on_validation_start(self) -> None:
-        """Refuses to validate on lesions of the training."""
+        """Refuses to validate on lesions of the training, and within a fit weights that are not finite."""
+        if self.trainer.state.fn == "fit" and len(self._tally):
+            require_finite(self, self._tally, weights=True)
         if self.trainer.state.fn == "validate":
             self._check_judged("val")
 

@@ -23,6 +23,8 @@ class EpochTally:
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._terms: list[dict[str, Tensor]] = []
+        self._images: list[Tensor] = []
+        self._checked = 0
 
     def __len__(self) -> int:
         """Returns the number of steps since the last `clear`."""
@@ -35,7 +37,8 @@ class EpochTally:
 
     def clear(self) -> None:
         """Forgets all steps."""
-        self._logits, self._labels, self._terms = [], [], []
+        self._logits, self._labels, self._terms, self._images = [], [], [], []
+        self._checked = 0
 
     def add(self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
         """Keeps a step.
@@ -48,6 +51,35 @@ class EpochTally:
         self._terms.append({name: value.detach() for name, value in terms.items()})
         self._logits.append(logits.detach())
         self._labels.append(labels)
+
+    def expect(self, images: Tensor) -> None:
+        """Keeps which images the coming step sees.
+
+        Args:
+            images: Their numbers, int64 [B].
+        """
+        self._images.append(images)
+
+    def first_not_finite(self) -> tuple[int, str, list[int]] | None:
+        """Looks at the steps since it was last called; on a GPU this waits for them.
+
+        Returns:
+            The first step with a term that is NaN or infinite, counted from 1; the term's name; the numbers of the
+            step's images. None where all are finite.
+        """
+        new = self._terms[self._checked :]
+        if not new:
+            return None
+        names = list(new[0])
+        finite = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in new]).isfinite().cpu()
+        begun, self._checked = self._checked, len(self._terms)
+        if finite.all():
+            return None
+        place = int((~finite.all(dim=1)).nonzero()[0])
+        # The sum comes first and says least.
+        name = [name for name, good in zip(names, finite[place].tolist(), strict=True) if not good][-1]
+        images = self._images[begun + place].tolist() if begun + place < len(self._images) else []
+        return begun + place + 1, name, images
 
     def means(self) -> dict[str, Tensor]:
         """Returns each term's mean over this process's images, a scalar; a step weighs as many images as it has."""

@@ -138,7 +138,8 @@ class _Runs:
         import lightning.pytorch as pl
         from lightning.pytorch.loggers import CSVLogger
 
-        from kd_convnext.training.checkpointing import BackgroundWriter, RunCheckpoint
+        from kd_convnext.training.checkpoint_files import BackgroundWriter
+        from kd_convnext.training.checkpointing import RunCheckpoint
         from kd_convnext.training.command import CHECKPOINT_DEFAULTS
         from kd_convnext.training.loader_tuning import LoaderTuning
         from kd_convnext.training.previews import AugmentationPreview, CurveFigures

@@ -1,12 +1,20 @@
 """Checkpoints of a fit: the best network, and the newest state to resume from, for a small share of the time."""
 
+import difflib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from torch import Tensor
+
+from kd_convnext.common.console import say
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.evaluation.direction import best_is
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -16,33 +24,106 @@ class RunCheckpoint(ModelCheckpoint):
     go back to its best epoch.
     """
 
-    def __init__(self, save_last: bool = True, last_share: float = 0.01, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        save_last: bool = True,
+        last_share: float = 0.01,
+        mode: Literal["auto", "min", "max"] = "auto",
+        **kwargs: Any,
+    ) -> None:
         """Sets what is written.
 
         Args:
             save_last: Write ``last.ckpt`` too, with the optimiser's state, after an epoch and at the end.
             last_share: Of the time, what writing ``last.ckpt`` may take. It is written after every epoch, as long as
                 that suffices, else less often; the first and the one at the end always.
+            mode: Whether the lowest (``min``) or the highest (``max``) ``monitor`` is best; ``auto`` by its name:
+                losses and calibration errors are best when lowest.
             **kwargs: As Lightning's ``ModelCheckpoint``.
         """
-        super().__init__(save_last=False, **kwargs)
+        natural = best_is(kwargs.get("monitor") or "")
+        super().__init__(save_last=False, mode=natural if mode == "auto" else mode, **kwargs)
+        self.against_name = mode not in ("auto", natural)
         self.newest, self.last_share = save_last, last_share
         self._written: float | None = None
         self._took = 0.0
         self._step = -1
+
+    # ---- before the first epoch
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says beforehand what the best epoch cannot be chosen by."""
+        super().on_fit_start(trainer, pl_module)
+        if averaging_of(trainer) is not None:
+            # Later the average may have moved on from what was judged.
+            self._save_on_train_epoch_end = False
+        if not self._chooses(trainer):
+            return
+        if self.against_name:
+            say(trainer, f"Warning: the {self.mode}imum of {self.monitor} is kept as the best, as given")
+        epochs, every = trainer.max_epochs or -1, trainer.check_val_every_n_epoch or 1
+        if not trainer.limit_val_batches or 0 < epochs < every:
+            say(trainer, "Warning: no epoch is validated in this fit: best.ckpt will be the network of its end")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the state that a fit begins with for written."""
+        super().on_train_start(trainer, pl_module)
+        self._step = trainer.global_step
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a misspelt ``monitor`` before any training.
+
+        Raises:
+            ConfigError: Validation gives no number of that name.
+        """
+        if self._chooses(trainer) and not str(self.monitor).startswith("train/"):
+            self._require_monitor(trainer.callback_metrics)
+
+    def _require_monitor(self, metrics: dict[str, Tensor]) -> None:
+        names = sorted(metrics)
+        if self.monitor is None or self.monitor in names or not names:
+            return
+        close = difflib.get_close_matches(self.monitor, names, n=3) or [name for name in names if name.count("/") == 1]
+        what = f"there is no number named {self.monitor!r} to choose the best epoch by"
+        raise ConfigError(Finding("--checkpoint.monitor", what, f"Name one of: {', '.join(close)}."))
+
+    # ---- after each epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the best, if it is; then the newest, if it is time."""
         super().on_train_epoch_end(trainer, pl_module)
         # One clock decides for all processes.
         due = self._written is None or (time.monotonic() - self._written) * self.last_share >= self._took
+        # Averaged weights take the place of the trained ones when training ends: this is the last time to see both.
+        due |= averaging_of(trainer) is not None and self._last_epoch(trainer)
         self._write(trainer, due=trainer.strategy.broadcast(due))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the end, and waits for what is still being written: it may be read from here on."""
         super().on_train_end(trainer, pl_module)
+        if self._chooses(trainer) and not self.best_model_path and self.dirpath and trainer.global_step:
+            say(trainer, "Warning: no epoch was judged by validation: best.ckpt is the network of the fit's end")
+            self.best_model_path = self.format_checkpoint_name(self._monitor_candidates(trainer))
+            self._save_checkpoint(trainer, self.best_model_path)
         self._write(trainer, due=self._step != trainer.global_step)
         trainer.strategy.checkpoint_io.teardown()
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Judges whether a score is among the best; one that is not finite never is."""
+        if current is not None and not bool(torch.isfinite(current)):
+            say(trainer, f"Warning: {self.monitor} is {float(current)} in epoch {trainer.current_epoch}: not kept")
+            return False
+        return super().check_monitor_top_k(trainer, current)
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if trainer.fit_loop.epoch_loop.val_loop._has_run:
+            self._require_monitor(monitor_candidates)
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        # Without the callbacks' states Lightning does not ask the averaging for its weights, which were judged.
+        with averaged(trainer, wanted=self.save_weights_only):
+            super()._save_checkpoint(trainer, filepath)
 
     def _write(self, trainer: Trainer, *, due: bool) -> None:
         if not (due and self.newest) or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -54,20 +135,63 @@ class RunCheckpoint(ModelCheckpoint):
         self._written, self._step = time.monotonic(), trainer.global_step
         self._took = self._written - begun
 
+    def _chooses(self, trainer: Trainer) -> bool:
+        return self.monitor is not None and self.save_top_k != 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
-class BackgroundWriter(AsyncCheckpointIO):
-    """Writes checkpoints in a thread, from copies, while training goes on.
+    @staticmethod
+    def _last_epoch(trainer: Trainer) -> bool:
+        ended = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+        return ended or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
 
-    One at a time: on a slow disk copies must not pile up. What fails there is raised by the next call, at the latest
-    at the end of the fit.
+    # ---- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the scores by file name: the folder may be moved, and nobody else need know where it lay."""
+        state = super().state_dict()
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = Path(state[key]).name
+        state["best_k_models"] = {Path(path).name: score for path, score in state["best_k_models"].items()}
+        return {**state, "dirpath": None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes back the scores of those files that lie in the folder, wherever it lay before."""
+        folder = Path(self.dirpath or ".")
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name)
+
+        known = {here(path): score for path, score in state_dict["best_k_models"].items() if Path(here(path)).is_file()}
+        best, kth = state_dict["best_model_path"], state_dict["kth_best_model_path"]
+        if best and here(best) in known and here(kth) in known:
+            self.best_k_models = known
+            self.best_model_path, self.best_model_score = here(best), state_dict["best_model_score"]
+            self.kth_best_model_path, self.kth_value = here(kth), state_dict["kth_value"]
+        elif best and not state_dict["best_k_models"] and Path(here(best)).is_file():
+            self.best_model_path = here(best)  # kept without a score
+        if state_dict["last_model_path"]:
+            self.last_model_path = here(state_dict["last_model_path"])
+
+
+def averaging_of(trainer: Trainer) -> WeightAveraging | None:
+    """Returns the callback that averages the weights of a fit, if there is one."""
+    found = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+    return found[0] if found and found[0]._average_model is not None else None
+
+
+@contextmanager
+def averaged(trainer: Trainer, *, wanted: bool) -> Iterator[None]:
+    """Puts averaged weights into the module for the block, where a callback averages them.
+
+    Args:
+        trainer: Within a fit.
+        wanted: Whether to do so.
     """
-
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Waits for the one before, then copies and begins to write."""
-        self.teardown()
-        super().save_checkpoint(*args, **kwargs)
-
-    def remove_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Waits until the file that takes its place is whole, then removes the old one."""
-        self.teardown()
-        super().remove_checkpoint(*args, **kwargs)
+    averaging = averaging_of(trainer) if wanted else None
+    if averaging is None:
+        yield
+        return
+    averaging._swap_models(trainer.lightning_module)
+    try:
+        yield
+    finally:
+        averaging._swap_models(trainer.lightning_module)

@@ -21,6 +21,7 @@ import kd_convnext
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.checkpoints.known_classes import check_classes
 from kd_convnext.common.configs import with_shipped_files
+from kd_convnext.common.console import say
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.machine import best_precision, device_kind
 from kd_convnext.common.parsing import parsing
@@ -28,7 +29,9 @@ from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, Terminated
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder, new_run_folder, run_of_checkpoint
-from kd_convnext.training.checkpointing import BackgroundWriter, RunCheckpoint
+from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
+from kd_convnext.training.checkpointing import RunCheckpoint
+from kd_convnext.training.curve import begin_curve
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.loader_tuning import LoaderTuning
 from kd_convnext.training.old_spelling import modern_words
@@ -48,7 +51,6 @@ LINKED = ("num_classes", "class_names", "class_weights", "class_counts")
 
 CHECKPOINT_DEFAULTS: dict[str, Any] = {
     "monitor": "val/f1_macro",
-    "mode": "max",
     "filename": "best",
     "save_weights_only": True,
     "auto_insert_metric_name": False,
@@ -83,6 +85,7 @@ class TrainingCLI(LightningCLI):
     """One configuration, one run folder."""
 
     folder: RunFolder
+    _resumed_at: int | None = None
 
     @classmethod
     def parsed(cls, words: Sequence[str]) -> "TrainingCLI | None":
@@ -131,6 +134,12 @@ class TrainingCLI(LightningCLI):
                 raise KeyboardInterrupt from None
             raise
 
+    def after_fit(self) -> None:
+        """Says where a fit that was to go on had ended already."""
+        if self._resumed_at is not None and self.trainer.global_step == self._resumed_at:
+            limit = "--trainer.max_steps" if 0 <= self.trainer.max_steps <= self._resumed_at else "--trainer.max_epochs"
+            say(self.trainer, f"Nothing was left to train: the fit was finished already; a higher {limit} goes on")
+
     def finish(self) -> int:
         """Closes the loggers' runs, so that another command of this process begins its own.
 
@@ -173,11 +182,12 @@ class TrainingCLI(LightningCLI):
                 return
             remedy = "Give the best.ckpt of a run."
             raise ConfigError(Finding("--ckpt_path", f"{command} needs a checkpoint", remedy))
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, may_be_edited=command == "fit")
         if command == "fit":
             if "optimizer_states" not in checkpoint:
                 what = "holds a network, not the state of its training"
                 raise ConfigError(Finding(f"--ckpt_path {path}", what, "Give the last.ckpt of the run."))
+            self._resumed_at = int(checkpoint["global_step"])
             return
         settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in LINKED}
         given = (self.config[command].get("model") or {}).get("class_path", "")
@@ -265,8 +275,7 @@ class TrainingCLI(LightningCLI):
             return False
         loggers: list[Logger] = [] if asked in (None, True) else asked if isinstance(asked, list) else [asked]
         if self.subcommand == "fit" and not any(isinstance(logger, CSVLogger) for logger in loggers):
-            _keep_earlier(self.folder.path / "metrics.csv")
-            loggers.append(CSVLogger(str(self.folder.path), name="", version=""))
+            loggers.append(begin_curve(self.folder.path, self._resumed_at, first_process=_first_process()))
         return loggers or False
 
 
@@ -322,16 +331,6 @@ def _first_process() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def _keep_earlier(metrics: Path) -> None:
-    """Keeps the numbers of a run that is resumed: the CSV logger would delete them."""
-    if not metrics.exists() or not _first_process():
-        return
-    number = 1
-    while (kept := metrics.with_name(f"metrics_until_resume_{number}.csv")).exists():
-        number += 1
-    metrics.rename(kept)
-
-
 def _refuse_linked(words: Sequence[str]) -> None:
     """An explicit value for what comes from the data would be ignored without a word."""
     for word in words:
@@ -343,13 +342,13 @@ def _refuse_linked(words: Sequence[str]) -> None:
 
 def _plugins(asked: Any, strategy: Any, loggers: list[Logger] | bool) -> list[Any]:
     """Adds the writer of checkpoints, where the strategy writes whole ones and nobody chose another."""
-    # A logger that keeps checkpoints (`log_model`) reads a file as soon as it has been saved.
-    if any(getattr(logger, "_log_model", False) for logger in loggers or ()):  # type: ignore[union-attr]
-        return _as_list(asked)
     plugins = _as_list(asked)
     plain = isinstance(strategy, str) and strategy.startswith(("auto", "ddp"))
-    taken = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
-    return [*plugins, BackgroundWriter()] if plain and not taken else plugins
+    if not plain or any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        return plugins
+    # A logger that keeps checkpoints (`log_model`) reads a file as soon as it has been saved.
+    at_once = any(getattr(logger, "_log_model", False) for logger in loggers or ())  # type: ignore[union-attr]
+    return [*plugins, WholeFiles() if at_once else BackgroundWriter()]
 
 
 def _class_path(kind: str, given: str, checkpoint: str) -> str:

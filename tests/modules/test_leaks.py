@@ -41,7 +41,8 @@ def fit(manifest: str, cache: str, folder: str) -> None:
     from helpers import tiny
     from lightning.pytorch.loggers import CSVLogger
 
-    from kd_convnext.training.checkpointing import BackgroundWriter, RunCheckpoint
+    from kd_convnext.training.checkpoint_files import BackgroundWriter
+    from kd_convnext.training.checkpointing import RunCheckpoint
     from kd_convnext.training.command import CHECKPOINT_DEFAULTS
     from kd_convnext.training.header import RunHeader
     from kd_convnext.training.previews import AugmentationPreview, CurveFigures

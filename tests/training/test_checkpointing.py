@@ -10,7 +10,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kd_convnext.cli import main
 from kd_convnext.training import command as training
-from kd_convnext.training.checkpointing import BackgroundWriter, RunCheckpoint
+from kd_convnext.training.checkpoint_files import BackgroundWriter
+from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.command import CHECKPOINT_DEFAULTS
 
 

@@ -15,6 +15,7 @@ import yaml
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.grouping import lesion_names
 from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.evaluation.direction import best_is
 from kd_convnext.evaluation.statistics import METRICS, LesionCounts, class_scores, count_lesions, scores
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.runs.folder import RunFolder
@@ -210,7 +211,8 @@ def _read(record: CellRecord) -> CellResult:
     run = RunFolder(record.folder)
     config = yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.config.exists() else {}
     stored = read_metrics(run)
-    result = CellResult(record, validation=_validation(run, stored), config=config if isinstance(config, dict) else {})
+    config = config if isinstance(config, dict) else {}
+    result = CellResult(record, validation=_validation(run, stored, config), config=config)
     if record.family == "sweep" or not run.predictions.exists():
         metrics = {name.removeprefix("val/"): value for name, value in stored.items() if name.startswith("val/")}
         if not metrics or record.family != "sweep":
@@ -250,13 +252,20 @@ def _test_metrics(frame: pd.DataFrame, names: tuple[str, ...]) -> dict[str, floa
     return metrics | {"images": float(len(frame)), "lesions": float(len(np.unique(groups)))}
 
 
-def _validation(run: RunFolder, stored: dict[str, float]) -> float:
-    """Finds the best checkpoint's macro F1 on validation: the best of the curve, which chose it."""
+def _validation(run: RunFolder, stored: dict[str, float], config: dict[str, Any]) -> float:
+    """Finds the best checkpoint's macro F1 on validation: that of the epoch whose score chose it."""
     path = run.path / "metrics.csv"
-    if path.exists():
-        curve = pd.read_csv(path).get("val/f1_macro")
-        if curve is not None and curve.notna().any():
-            return float(curve.max())
+    if path.exists() and path.stat().st_size:
+        frame = pd.read_csv(path)
+        chosen = config.get("checkpoint")
+        chosen = chosen if isinstance(chosen, dict) else {}
+        monitor, mode = chosen.get("monitor") or "val/f1_macro", chosen.get("mode")
+        if "val/f1_macro" in frame and monitor in frame:
+            curve = frame.dropna(subset=["val/f1_macro", monitor])
+            falls = (best_is(monitor) if mode in (None, "auto") else mode) == "min"
+            if len(curve):
+                best = curve[monitor].idxmin() if falls else curve[monitor].idxmax()
+                return float(curve["val/f1_macro"][best])
     return stored.get("val/f1_macro", math.nan)
 
 

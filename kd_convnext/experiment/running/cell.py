@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import pandas as pd
 import yaml
 
 from kd_convnext.common.files import atomic_write
@@ -68,7 +67,6 @@ def run_cell(cell: Cell, place: Workplace) -> CellRecord:
     if error is None:
         atomic_write(folder / REQUEST, lambda file: file.write(_request(cell).encode("utf-8")))
         error = _run(_commands(cell, RunFolder(folder)), folder, place)
-        _join_curves(folder)
     record = CellRecord(
         folder=folder,
         method=cell.method,
@@ -228,21 +226,6 @@ def _spent_before(folder: Path) -> float:
     last = RunFolder(folder).last
     until = last.stat().st_mtime if last.exists() else started["started"]
     return float(started["seconds"] + max(0.0, until - started["started"]))
-
-
-def _join_curves(folder: Path) -> None:
-    """Joins the numbers of a fit that was resumed: each attempt writes its own, from the checkpoint's step on."""
-    pieces = sorted(folder.glob("metrics_until_resume_*.csv"), key=lambda path: int(path.stem.rsplit("_", 1)[1]))
-    whole = folder / "metrics.csv"
-    if not pieces:
-        return
-    tables = [pd.read_csv(path) for path in [*pieces, whole] if path.exists() and path.stat().st_size]
-    joined = tables[-1]
-    for table in reversed(tables[:-1]):
-        joined = pd.concat([table[table["step"] < joined["step"].min()], joined], ignore_index=True)
-    atomic_write(whole, lambda file: file.write(joined.to_csv(index=False).encode("utf-8")))
-    for path in pieces:
-        path.unlink()
 
 
 def _write_json(path: Path, values: object) -> None:

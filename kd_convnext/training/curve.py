@@ -1,0 +1,48 @@
+"""The numbers of a fit in ``metrics.csv``, also of one that goes on: the file is that of the whole run."""
+
+from pathlib import Path
+
+import pandas as pd
+from lightning.pytorch.loggers import CSVLogger
+
+from kd_convnext.common.files import atomic_write
+
+_UNTIL = "metrics_until_resume_"
+
+
+def begin_curve(folder: Path, resumed_at: int | None, *, first_process: bool) -> CSVLogger:
+    """Begins ``metrics.csv``, or goes on with it.
+
+    Args:
+        folder: The run's folder.
+        resumed_at: Optimiser steps in the checkpoint that the fit goes on from; None for a new fit. Rows of later
+            steps are left out: these steps are taken again. ``metrics_until_resume_<n>.csv`` keeps them all.
+        first_process: Only the first process touches files.
+
+    Returns:
+        The logger that writes it.
+    """
+    logger = CSVLogger(str(folder), name="", version="")
+    path = folder / "metrics.csv"
+    if not first_process:
+        return logger
+    earlier = _keep_earlier(path)
+    if earlier is None or resumed_at is None:
+        return logger
+    rows = pd.read_csv(earlier, dtype=str, keep_default_na=False)
+    rows = rows[pd.to_numeric(rows["step"]) < resumed_at]
+    writer = logger.experiment  # it removes the file
+    writer.metrics_keys = [str(name) for name in rows]
+    atomic_write(path, lambda file: file.write(rows.to_csv(index=False).encode("utf-8")))
+    return logger
+
+
+def _keep_earlier(path: Path) -> Path | None:
+    """Copies the file beside itself; where a kill has left only copies, names the newest."""
+    copies = sorted(path.parent.glob(f"{_UNTIL}*.csv"), key=lambda copy: int(copy.stem.removeprefix(_UNTIL)))
+    if not path.is_file() or not path.stat().st_size:
+        return copies[-1] if copies else None
+    kept = path.with_name(f"{_UNTIL}{len(copies) + 1}.csv")
+    content = path.read_bytes()
+    atomic_write(kept, lambda file: file.write(content))
+    return kept
