@@ -35,11 +35,13 @@ class Source:
         manifest: CSV file, or folder of class folders.
         cache_dir: Crop cache; None for the default one.
         sr_weights: Super-resolution weights; None for those of the training.
+        columns: Other names of the manifest's columns.
     """
 
     manifest: str
     cache_dir: str | None = None
     sr_weights: str | None = None
+    columns: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,9 @@ def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_we
     if manifest is None:
         what = f"{run.config} does not say which photographs the checkpoint was trained on"
         raise ConfigError(Finding("--manifest", what, "Give their manifest, or --config of the fit."))
-    return Source(manifest, cache_dir or options.get("cache_dir"), sr_weights or options.get("sr_weights"))
+    return Source(
+        manifest, cache_dir or options.get("cache_dir"), sr_weights or options.get("sr_weights"), options.get("columns")
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +154,9 @@ def own_data(predictor: Predictor, source: Source, run: RunFolder) -> Calibratio
         KDConvNeXtError: The photographs or the division are not those of the checkpoint.
     """
     card = predictor.network.card
-    manifest = read_manifest(source.manifest, classes=card.class_names, group_by=_group_by(card))
+    manifest = read_manifest(
+        source.manifest, classes=card.class_names, group_by=_group_by(card), columns=source.columns
+    )
     if run.split.is_file():
         manifest = _with_parts(manifest, run.split)
     elif (manifest.table["split"] == "").any():

@@ -171,7 +171,7 @@ def _check_data(cells: Sequence[Cell]) -> None:
     from kd_convnext.data.manifest.splits import make_split
 
     options = cells[0].config["data"]
-    known = {name: options[name] for name in ("classes", "on_error", "group_by") if name in options}
+    known = {name: options[name] for name in ("classes", "on_error", "group_by", "columns") if name in options}
     manifest = read_manifest(options["manifest"], **known)
     shape = {name: options[name] for name in ("group_by", "few_groups") if name in options}
     if "ratios" in options:

@@ -44,6 +44,7 @@ def prepare(
     also: Sequence[str] = (),
     yes: bool = False,
     dry_run: bool = False,
+    columns: str | None = None,
 ) -> PrepareSummary:
     """Crops, super-resolves and stores the regions of interest of a manifest: those that are missing.
 
@@ -69,6 +70,7 @@ def prepare(
         prune: Afterwards lists the entries of this configuration that belong to no manifest given.
         also: Further manifests whose entries `prune` keeps.
         yes: Removes what `prune` lists.
+        columns: Other names of the manifest's columns: image=file,label=diagnosis.
         dry_run: Only says how many crops there are to make, and about what time and disk they take.
 
     Returns:
@@ -89,7 +91,7 @@ def prepare(
     )
     if download:
         download_weights(spec.weights())
-    table = read_manifest(manifest, classes=classes, on_error=on_error)
+    table = read_manifest(manifest, classes=classes, on_error=on_error, columns=columns)
     root = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
     if dry_run:
         return estimate(_opened(root, spec, device, table), table)
@@ -109,7 +111,7 @@ def prepare(
     if preview:
         print(f"preview: {write_preview(cache, table, preview)}")
     if prune:
-        _prune(cache, [table, *(read_manifest(path) for path in also)], yes)
+        _prune(cache, [table, *(read_manifest(path, columns=columns) for path in also)], yes)
     return done
 
 

@@ -90,6 +90,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         views: int | None = None,
         predict_part: Literal["all", "train", "val", "test"] = "all",
         allow_leak: bool = False,
+        columns: str | None = None,
     ) -> None:
         """Describes the data; nothing is read yet.
 
@@ -131,6 +132,7 @@ class SpecimenDataModule(pl.LightningDataModule):
                 a teacher's answers be stored (``--model.teacher_cache``).
             predict_part: What ``predict`` answers for.
             allow_leak: Go on where lesions of a judged part were in training of the network or its teacher.
+            columns: Other names of the manifest's columns: ``image=file,label=diagnosis``.
 
         Raises:
             ConfigError: A value that cannot work.
@@ -140,6 +142,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         _check(image_size, batch_size, num_workers, views, unlabelled_ratio)
         self.path, self.classes, self.on_error = manifest, classes, on_error
         self.group_by: GroupBy = group_by
+        self.columns = columns
         self.ratios, self.split_seed, self.split_index = ratios, split_seed, split_index
         self.few_groups = few_groups
         self.cache_dir = cache_dir
@@ -172,7 +175,9 @@ class SpecimenDataModule(pl.LightningDataModule):
         Raises:
             ManifestError: With every problem found.
         """
-        return read_manifest(self.path, classes=self.classes, on_error=self.on_error, group_by=self.group_by)
+        return read_manifest(
+            self.path, classes=self.classes, on_error=self.on_error, group_by=self.group_by, columns=self.columns
+        )
 
     @cached_property
     def split(self) -> Split:

@@ -1,5 +1,7 @@
 """What can be wrong with a manifest's rows. Each check returns its findings; none stops at the first."""
 
+import difflib
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from kd_convnext.data.manifest.columns import BOX_COLUMNS
 from kd_convnext.data.manifest.inspection import PhotographFile, first_of_same_bytes, inspect_files
-from kd_convnext.data.manifest.likeness import alike, look_at
-from kd_convnext.data.manifest.source import BOX_COLUMNS
+from kd_convnext.data.manifest.likeness import find_alike, look_at
 from kd_convnext.errors import Finding
 
 PARTS = ("train", "val", "test")
+_RARE, _FREQUENT = 2, 20  # a label of so many rows at most beside one of so many times more may be a slip
+_ROUNDING = 1e-6  # of a pixel
 _NAMED = 3  # examples in a warning
 _LARGEST = 2**31  # a coordinate beyond this is a mistake, and must not overflow
 
@@ -39,10 +44,24 @@ def label_findings(table: pd.DataFrame, classes: Sequence[str] | None, place: st
     if len(present) == 1:
         what = f"there is only one class, {present[0]!r}"
         findings.append(Finding(place, what, "A classifier needs photographs of two classes or more."))
-    spellings = pd.Series(present, dtype=object).groupby([label.casefold() for label in present]).agg(list)
-    for names in spellings[spellings.map(len) > 1]:
-        warnings.warn(f"{place}: labels that differ in capitals only are different classes: {names}", stacklevel=3)
+    _warn_of_spellings(table["label"].value_counts(), place)
     return findings
+
+
+def _warn_of_spellings(counts: "pd.Series[int]", place: str) -> None:
+    """Warns of labels that differ in capitals only, and of rare ones that are nearly spelt as a frequent one."""
+    present = sorted(set(counts.index) - {""})
+    spellings = pd.Series(present, dtype=object).groupby([label.casefold() for label in present]).agg(list)
+    for same in spellings[spellings.map(len) > 1]:
+        warnings.warn(f"{place}: labels that differ in capitals only are different classes: {same}", stacklevel=4)
+    for rare in present:
+        frequent = [name for name in present if counts[name] >= _FREQUENT * counts[rare]]
+        close = difflib.get_close_matches(rare.casefold(), [name.casefold() for name in frequent], n=1, cutoff=0.75)
+        match = [name for name in frequent if close and name.casefold() == close[0]]
+        # "Grade 1" beside "Grade 2" is no slip.
+        if match and counts[rare] <= _RARE and re.sub(r"[0-9]", "", rare) != re.sub(r"[0-9]", "", match[0]):
+            what = f"the label {rare!r} stands {counts[rare]} times, {match[0]!r} {counts[match[0]]} times"
+            warnings.warn(f"{place}: {what}: is it a slip? It counts as a class of its own", stacklevel=4)
 
 
 def unknown_label_findings(table: pd.DataFrame, classes: Sequence[str] | None) -> list[Finding]:
@@ -55,7 +74,7 @@ def unknown_label_findings(table: pd.DataFrame, classes: Sequence[str] | None) -
 
 
 def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
-    """Turns the four text columns into whole numbers.
+    """Turns the four text columns into whole numbers, fractions rounded outward.
 
     Args:
         table: Columns where, x, y, width, height as text.
@@ -67,11 +86,11 @@ def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
     text = table[list(BOX_COLUMNS)]
     given = text != ""
     numbers = text.apply(lambda column: pd.to_numeric(column, errors="coerce")).to_numpy(dtype=np.float64, copy=True)
-    whole = np.isfinite(numbers) & (np.abs(numbers) < _LARGEST)
-    whole[whole] = numbers[whole] == np.floor(numbers[whole])
+    sound = np.isfinite(numbers) & (np.abs(numbers) < _LARGEST)
     complete = given.all(axis=1)
     half = given.any(axis=1) & ~complete
-    broken = complete & pd.Series(~whole.all(axis=1), table.index)
+    broken = complete & pd.Series(~sound.all(axis=1), table.index)
+    numbers = _outward(numbers, (complete & ~broken).to_numpy(), table)
     flat = complete & ~broken & pd.Series((numbers[:, 2:] <= 0).any(axis=1), table.index)
 
     findings = _per_row(
@@ -79,9 +98,7 @@ def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
         lambda row: "half a box: " + _box_text(row),
         "Give x, y, width and height, or leave all four empty for the whole photograph.",
     )
-    findings += _per_row(
-        table[broken], lambda row: "not whole numbers: " + _box_text(row), "Give the box in whole pixels."
-    )
+    findings += _per_row(table[broken], lambda row: "not numbers: " + _box_text(row), "Give the box in pixels.")
     findings += _per_row(
         table[flat], lambda row: "an empty box: " + _box_text(row), "Width and height must be 1 or more."
     )
@@ -92,6 +109,24 @@ def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
         parsed[name] = pd.array(numbers[:, position], dtype="Float64").astype("Int64")
     parsed["box_is_bad"] = half | broken | flat
     return parsed, findings
+
+
+def _outward(numbers: NDArray[np.float64], sound: NDArray[np.bool_], table: pd.DataFrame) -> NDArray[np.float64]:
+    """Rounds fractions of pixels so that nothing of a box is lost, and says so once."""
+    boxes = numbers.copy()
+    fractional = (
+        sound & (np.where(sound[:, None], numbers, 0.0) % 1 != 0).any(axis=1) & (numbers[:, 2:] > 0).all(axis=1)
+    )
+    part = numbers[fractional]
+    low = np.floor(part[:, :2] + _ROUNDING)
+    boxes[fractional] = np.concatenate([low, np.ceil(part[:, :2] + part[:, 2:] - _ROUNDING) - low], axis=1)
+    if fractional.any():
+        first = table[fractional].iloc[0]
+        said = (
+            f"{int(fractional.sum())} boxes have fractions of pixels and are rounded outward (first: {first['where']}"
+        )
+        warnings.warn(f"{said}, {_box_text(first)})", stacklevel=4)
+    return boxes
 
 
 def outside_findings(table: pd.DataFrame) -> list[Finding]:
@@ -241,7 +276,7 @@ def add_file_facts(
 def _near_identical(images: list[str], widths: list[int], names: dict[str, str], root: Path) -> dict[str, str]:
     """Returns the first image of each set of near-identical photographs, for each image of such a set."""
     chosen = [image for image, width in zip(images, widths, strict=True) if width and names[image] == image]
-    pairs = alike(look_at([root / image for image in chosen], root))
+    pairs = find_alike(look_at([root / image for image in chosen], root))
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

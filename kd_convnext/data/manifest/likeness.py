@@ -75,7 +75,7 @@ def look_at(paths: Sequence[Path], root: Path) -> Looks:
     return Looks(np.ascontiguousarray(rows[:, :8]).view(np.uint64)[:, 0], rows[:, 8:], known)
 
 
-def alike(looks: Looks) -> Pairs:
+def find_alike(looks: Looks) -> Pairs:
     """Finds pairs of near-identical photographs.
 
     Two photographs are taken for one picture where their difference hashes differ in 6 of 64 bits at most and their

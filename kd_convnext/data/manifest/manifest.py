@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from kd_convnext.data.manifest import checks
 from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.columns import BOX_COLUMNS
 from kd_convnext.data.manifest.grouping import GroupBy, group_names
 from kd_convnext.data.manifest.ids import tidy_ids
-from kd_convnext.data.manifest.source import BOX_COLUMNS, Source, read_source
+from kd_convnext.data.manifest.source import Source, read_source
 from kd_convnext.errors import Finding, ManifestError
 
 PAPER_CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
@@ -118,13 +119,14 @@ def read_manifest(
     on_error: Literal["raise", "skip"] = "raise",
     require_labels: bool = True,
     group_by: GroupBy = "known",
+    columns: str | None = None,
 ) -> Manifest:
     """Reads and checks a manifest: a CSV file, or a folder with one folder of photographs per class.
 
-    The CSV (UTF-8) has the columns image (relative to the CSV) and label; optional lesion_id, patient_id,
-    x, y, width, height (pixels; several rows per photograph allowed) and split (train, val, test). Headers of
-    all photographs are read, pixels are not. Warns (once each) of lesions with several labels or patients, of
-    photographs left out, and of columns whose names look misspelt.
+    The CSV (comma, semicolon or tab; UTF-8 or UTF-16; or an .xlsx file) has the columns image
+    (relative to the table) and label; optional lesion_id, patient_id, x, y, width, height (pixels; several rows per photograph allowed) and split (train, val, test). Headers of
+    all photographs are read; pixels only to find near-identical ones. Warns (once each) of lesions with several labels or patients, of
+    photographs left out, of rare labels that look misspelt, and of columns that are not used.
 
     Args:
         path: The CSV file or the folder.
@@ -135,6 +137,8 @@ def read_manifest(
         group_by: What must not be in two parts of the `split` column. "known": one patient, lesion or photograph,
             and near-identical photographs are looked for; "patient": the same without looking; "lesion": a patient
             may be; "image": a lesion may be.
+        columns: Other names of the columns: "image=file,label=diagnosis". Of boxes given by their edges:
+            "x=xmin,y=ymin,right=xmax,bottom=ymax"; "ignore=case" leaves a column out that looks like an id.
 
     Returns:
         The checked manifest.
@@ -142,7 +146,7 @@ def read_manifest(
     Raises:
         ManifestError: With every problem of every row, its place and its remedy.
     """
-    source = read_source(Path(path), require_labels=require_labels)
+    source = read_source(Path(path).expanduser(), require_labels=require_labels, columns=columns)
     place = source.path.name or str(source.path)
     table, findings, unreadable = _checked(source, place, classes, require_labels, group_by)
     if on_error == "raise":

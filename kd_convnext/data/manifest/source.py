@@ -1,20 +1,20 @@
 """A CSV file or a folder of class folders becomes one table of text, with what is wrong in its form."""
 
-import csv
-import difflib
 import os
 import posixpath
+import unicodedata
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from kd_convnext.common.tables import read_records
+from kd_convnext.data.manifest.columns import BOX_COLUMNS, CORNERS, TEXT_COLUMNS, lacking, parse_columns, rename, unused
 from kd_convnext.data.manifest.inspection import IMAGE_SUFFIXES
 from kd_convnext.errors import Finding, ManifestError
 
-BOX_COLUMNS = ("x", "y", "width", "height")
-TEXT_COLUMNS = ("image", "label", "lesion_id", "patient_id", *BOX_COLUMNS, "split")
 _PART_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
@@ -38,116 +38,110 @@ class Source:
     findings: list[Finding] = field(default_factory=list)
 
 
-def read_source(path: Path, *, require_labels: bool) -> Source:
+def read_source(path: Path, *, require_labels: bool, columns: str | None = None) -> Source:
     """Reads a manifest's text.
 
     Args:
-        path: CSV file (UTF-8, comma, header) or folder of class folders.
+        path: CSV file (comma, semicolon or tab; UTF-8 or UTF-16; header), .xlsx file, or folder of class folders.
         require_labels: False allows a CSV without a label column and a folder without class folders.
+        columns: Other names of columns (:func:`parse_columns`).
 
     Returns:
         The table and the problems of form found on the way.
 
     Raises:
-        ManifestError: There is nothing to check: no such file, not a UTF-8 CSV, no `image` column, no rows.
+        ManifestError: There is nothing to check: no such file, not a table, no `image` column, no rows.
     """
+    chosen = parse_columns(columns)
     if path.is_dir():
         return _read_folder(path, require_labels)
     if not path.is_file():
         remedy = "Give a CSV file with the columns image,label or a folder of class folders."
+        if path.exists():
+            raise ManifestError(Finding(str(path), "the manifest is neither a file nor a folder", remedy))
+        if not path.is_absolute():
+            remedy = f"A path without a leading / counts from the folder you are in, {Path.cwd()}. {remedy}"
         raise ManifestError(Finding(str(path), "the manifest does not exist", remedy))
-    return _read_csv(path, require_labels)
+    return _read_csv(path, require_labels, chosen)
 
 
-def _read_csv(path: Path, require_labels: bool) -> Source:
-    lines, header, rows = _records(path)
-    findings = _header_findings(path, header, require_labels)
-    ragged = [len(fields) != len(header) for fields in rows]
-    for line, fields, bad in zip(lines, rows, ragged, strict=True):
-        if bad:
-            what = f"{len(fields)} fields where the header has {len(header)}"
-            remedy = "Put text that holds commas in double quotes."
-            findings.append(Finding(f"{path.name}, row {line}", what, remedy))
-    columns = {name: position for position, name in enumerate(header) if name in TEXT_COLUMNS}
-    kept = [(line, fields) for line, fields, bad in zip(lines, rows, ragged, strict=True) if not bad]
-    if not rows:
+def _read_csv(path: Path, require_labels: bool, chosen: Mapping[str, str]) -> Source:
+    records = read_records(path)
+    where = f"{path.name}, row 1"
+    if not records.lines:
+        remedy = "It needs a header with the columns image,label and one row per photograph or box."
+        raise ManifestError(Finding(path.name, "the manifest is empty", remedy))
+    written = [name.strip().lower() for name in records.fields[0]]
+    header, findings = rename(written, chosen, where)
+    if "image" not in header:
+        raise ManifestError([*findings, lacking(written, "image", where)])
+    findings += _header_findings(header, where, require_labels)
+    kept: list[tuple[int, list[str]]] = []
+    for line, fields in zip(records.lines[1:], records.fields[1:], strict=True):
+        if len(fields) == len(header):
+            kept.append((line, fields))
+            continue
+        what = f"{len(fields)} fields where the header has {len(header)}"
+        remedy = "Put text that holds commas in double quotes."
+        findings.append(Finding(f"{path.name}, row {line}", what, remedy))
+    if len(records.lines) == 1:
         raise ManifestError([*findings, Finding(path.name, "the manifest has no rows", "List the photographs.")])
     if not kept:
         raise ManifestError(findings)
-    data: dict[str, list[str]] = {}
-    half_columns = any(name in columns for name in BOX_COLUMNS) and any(name not in columns for name in BOX_COLUMNS)
-    for name in TEXT_COLUMNS:
-        if name not in columns or (half_columns and name in BOX_COLUMNS):
-            data[name] = [""] * len(kept)
-        else:
-            position = columns[name]
-            data[name] = [fields[position].strip() for _, fields in kept]
-    data["image"] = [_relative(image, path.parent) for image in data["image"]]
-    numbers = [line for line, _ in kept]
-    places = [f"{path.name}, row {line}" for line in numbers]
-    table = pd.DataFrame({"row": numbers, "where": places, **data})
-    return Source(path, path.parent, table, "label" in columns, findings)
+    table = _text_table(path, header, kept, decimal_comma=records.decimal_comma)
+    return Source(path, path.parent, table, "label" in header, findings)
 
 
-def _records(path: Path) -> tuple[list[int], list[str], list[list[str]]]:
-    """Returns line numbers, the header in lower case, and the fields of every row that is not blank."""
-    # The csv module rather than pandas: it knows each record's line, and pandas cuts overlong rows silently.
-    records: list[tuple[int, list[str]]] = []
-    line = 1
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for fields in reader:
-                if any(text.strip() for text in fields):
-                    records.append((line, fields))
-                line = reader.line_num + 1
-    except UnicodeDecodeError as error:
-        remedy = 'Save it from the spreadsheet as "CSV UTF-8".'
-        raise ManifestError(Finding(path.name, "the manifest is not UTF-8 text", remedy)) from error
-    except csv.Error as error:
-        remedy = "Check the double quotes from that row on."
-        raise ManifestError(Finding(f"{path.name}, row {line}", f"not CSV ({error})", remedy)) from error
-    except OSError as error:
-        remedy = "Check the file's permissions."
-        raise ManifestError(Finding(str(path), f"cannot be read ({error.strerror})", remedy)) from error
-    if not records:
-        remedy = "It needs a header with the columns image,label and one row per photograph or box."
-        raise ManifestError(Finding(path.name, "the manifest is empty", remedy))
-    header = [name.strip().lower() for name in records[0][1]]
-    if "image" not in header:
-        raise ManifestError(_no_image_column(path, header))
-    return [line for line, _ in records[1:]], header, [fields for _, fields in records[1:]]
+def _text_table(
+    path: Path, header: list[str], rows: list[tuple[int, list[str]]], *, decimal_comma: bool
+) -> pd.DataFrame:
+    """Puts the columns that are ours into a table of stripped text."""
+    place = {name: position for position, name in reversed(list(enumerate(header)))}
+    text = {
+        name: [fields[place[name]].strip() for _, fields in rows] for name in (*TEXT_COLUMNS, *CORNERS) if name in place
+    }
+    numbers = [line for line, _ in rows]
+    table = pd.DataFrame({"row": numbers, "where": [f"{path.name}, row {line}" for line in numbers], **text})
+    if decimal_comma:
+        for name in (*BOX_COLUMNS, *CORNERS):
+            if name in table:
+                table[name] = table[name].str.replace(r"^(-?[0-9]+),([0-9]+)$", r"\1.\2", regex=True)
+    for near, far, size in (("x", "right", "width"), ("y", "bottom", "height")):
+        if near in table and far in table:
+            edges = pd.to_numeric(table[far], errors="coerce") - pd.to_numeric(table[near], errors="coerce")
+            table[size] = edges.map("{:.12g}".format).where(edges.notna(), table[far].where(table[far] == "", "?"))
+    if not all(name in table for name in BOX_COLUMNS):
+        table = table.drop(columns=[name for name in BOX_COLUMNS if name in table])
+    table = table.reindex(columns=["row", "where", *TEXT_COLUMNS], fill_value="")
+    table["label"] = [unicodedata.normalize("NFC", label) for label in table["label"]]
+    table["image"] = [_there(_relative(image, path.parent), path.parent) for image in table["image"]]
+    return table
 
 
-def _no_image_column(path: Path, header: list[str]) -> Finding:
-    if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-        return Finding(f"{path.name}, row 1", "the columns are not separated by commas", "Save it with commas.")
-    what = f"there is no column 'image' (columns: {', '.join(header)})"
-    return Finding(f"{path.name}, row 1", what, "Name the column that holds the photographs' paths 'image'.")
+def _there(image: str, root: Path) -> str:
+    """Takes the Unicode form of a name under which the file is there: macOS writes accents apart."""
+    if image.isascii() or os.path.lexists(root / image):
+        return image
+    forms = (unicodedata.normalize(form, image) for form in ("NFC", "NFD"))
+    return next((form for form in forms if os.path.lexists(root / form)), image)
 
 
-def _header_findings(path: Path, header: list[str], require_labels: bool) -> list[Finding]:
-    where = f"{path.name}, row 1"
+def _header_findings(header: list[str], where: str, require_labels: bool) -> list[Finding]:
     findings = []
     if require_labels and "label" not in header:
-        what = f"there is no column 'label' (columns: {', '.join(header)})"
-        findings.append(Finding(where, what, "Name the column that holds the classes 'label'."))
+        findings.append(lacking(header, "label", where))
     findings += [
         Finding(where, f"the column '{name}' stands twice", "Keep one of them.")
         for name in TEXT_COLUMNS
         if header.count(name) > 1
     ]
-    missing = [name for name in BOX_COLUMNS if name not in header]
-    if 0 < len(missing) < len(BOX_COLUMNS):
+    sizes = {"width": "right", "height": "bottom"}
+    missing = [name for name in BOX_COLUMNS if name not in header and sizes.get(name) not in header]
+    foreign = unused(header, where, strict=require_labels)
+    if 0 < len(missing) < len(BOX_COLUMNS) and not any("boxes seem" in finding.what for finding in foreign):
         what = f"boxes need four columns, {', '.join(missing)} not there"
         findings.append(Finding(where, what, "Give x, y, width and height, or none of them."))
-    absent = [name for name in TEXT_COLUMNS if name not in header]
-    for name in header:
-        close = difflib.get_close_matches(name, absent, n=1, cutoff=0.75)
-        if name not in TEXT_COLUMNS and close:
-            message = f"{where}: the column '{name}' is not used; did you mean '{close[0]}'?"
-            warnings.warn(message, stacklevel=2)
-    return findings
+    return findings + foreign
 
 
 def _relative(image: str, root: Path) -> str:

@@ -198,8 +198,8 @@ def _report_few_groups(
             what = f"class {name!r} has no photographs"
         elif scarce[k]:
             number = int((counts[:, k] > 0).sum())
-            groups = f"{number} groups ({kept_together(group_by)})"
-            what = f"class {name!r} has {groups}, enough for training but not for {where}"
+            kept = kept_together(group_by)
+            what = f"class {name!r} has {number} groups ({kept}), enough for training but not for {where}"
         else:
             what = f"class {name!r} is not in {where}: its groups also hold other classes, needed elsewhere"
         remedy = "Add photographs of other lesions of that class, or leave the class out."

@@ -114,7 +114,7 @@ def _costs(cells: Sequence[Cell], out: Path) -> dict[str, Cost]:
 
 def _count(cell: Cell) -> Counts:
     options = cell.config["data"]
-    known = {name: options[name] for name in ("classes", "on_error", "group_by") if name in options}
+    known = {name: options[name] for name in ("classes", "on_error", "group_by", "columns") if name in options}
     manifest = read_manifest(options["manifest"], **known)
     shape = {name: options[name] for name in ("group_by", "few_groups") if name in options}
     if "ratios" in options:

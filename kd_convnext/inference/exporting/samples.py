@@ -67,7 +67,9 @@ def samples_of(
     if manifest is None:
         return _drawn(predictor, count)
     root = cache_dir or options.get("cache_dir")
-    photographs = read_manifest(manifest, classes=predictor.network.card.class_names, require_labels=False)
+    photographs = read_manifest(
+        manifest, classes=predictor.network.card.class_names, require_labels=False, columns=options.get("columns")
+    )
     return _chosen(predictor, photographs, Path(root).expanduser() if root else default_cache_dir(), count)
 
 

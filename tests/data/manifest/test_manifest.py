@@ -1,15 +1,19 @@
+import sys
 import time
+import unicodedata
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.manifests import BOX, GOOD, findings_of, only_finding, save_image, write_csv, write_manifest
+from helpers.manifests import BOX, GOOD, findings_of, manifest_of, only_finding, save_image, write_csv, write_manifest
 from PIL import Image
 
+from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.manifest import PAPER_CLASSES, read_manifest
-from kd_convnext.errors import ManifestError
+from kd_convnext.data.manifest.splits import make_split
+from kd_convnext.errors import ConfigError, ManifestError
 
 
 def test_a_csv_is_read_whole(tmp_path):
@@ -123,7 +127,10 @@ def test_a_folder_without_photographs_is_refused(tmp_path):
         (b"\n \n", "the manifest is empty"),
         (b"image,label\n", "the manifest has no rows"),
         (b"photo,label\na.png,AIS\n", "row 1: there is no column 'image'"),
-        (b"image;label\na.png;AIS\n", "row 1: the columns are not separated by commas"),
+        (b"image;label\na.png;AIS;x\n", "row 2: 3 fields where the header has 2"),
+        (b"PK\x03\x04rest", "a spreadsheet of another name"),
+        (b"image,label\na\0.png,AIS\n", "NUL"),
+        (b"image,label\n" + b"a" * 2**21 + b",AIS\n", "row 2: not CSV (field larger"),
         ("image,label\nä.png,AIS\n".encode("latin-1"), "not UTF-8"),
         (b'image,label\na.png,"AIS\n', "row 2: not CSV"),
     ],
@@ -155,9 +162,10 @@ def test_repeated_columns_and_ragged_rows_are_named(tmp_path):
 
 
 def test_a_misspelt_column_is_pointed_out(tmp_path):
-    rows = [{**row, "patientid": "P"} for row in GOOD]
-    with pytest.warns(UserWarning, match="'patientid' is not used; did you mean 'patient_id'"):
+    rows = [{**row, "spilt": "train", "age": 40} for row in GOOD]
+    with pytest.warns(UserWarning, match=r"not used: 'spilt' \(did you mean 'split'\?\), 'age'$") as said:
         read_manifest(write_manifest(tmp_path, rows))
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
@@ -166,10 +174,10 @@ def test_a_misspelt_column_is_pointed_out(tmp_path):
         ({"label": ""}, "the label is empty (images/c.png)"),
         ({"image": ""}, "the image is empty"),
         ({"x": 1}, "half a box: x=1, y=, width=, height="),
-        ({**BOX, "x": "1.5"}, "not whole numbers: x=1.5"),
-        ({**BOX, "x": "abc"}, "not whole numbers: x=abc"),
-        ({**BOX, "x": "inf"}, "not whole numbers: x=inf"),
-        ({**BOX, "x": "1e30"}, "not whole numbers: x=1e30"),
+        ({**BOX, "x": "0.5"}, "x=0, y=0, width=13, height=8 reaches outside"),
+        ({**BOX, "x": "abc"}, "not numbers: x=abc"),
+        ({**BOX, "x": "inf"}, "not numbers: x=inf"),
+        ({**BOX, "x": "1e30"}, "not numbers: x=1e30"),
         ({**BOX, "width": 0}, "an empty box: x=0, y=0, width=0"),
         ({**BOX, "height": -3}, "an empty box"),
         ({**BOX, "x": -1}, "reaches outside the photograph of 12 x 8 pixels"),
@@ -319,3 +327,119 @@ def test_real_manifests_are_sound_and_quick(shared_dir):
     assert len(set(smears.groups("lesion"))) == len(set(smears.groups("image"))) == 364
     assert smears.box(0) == Box(260, 177, 231, 199)
     assert time.perf_counter() - start < 30  # 1 s where the disk is warm
+
+
+AS_PEOPLE_HAVE_THEM = [
+    (",", "utf-8", "."),
+    (";", "utf-8-sig", ","),
+    ("\t", "utf-16", "."),
+    (";", "utf-16-le", ","),
+    (",", "utf-8-sig", "."),
+]
+
+
+@pytest.mark.parametrize("mark, encoding, point", AS_PEOPLE_HAVE_THEM)
+def test_tables_as_spreadsheets_write_them(tmp_path, mark, encoding, point):
+    write_manifest(tmp_path, GOOD)
+    lines = [
+        "image,label,lesion_id,x,y,width,height",
+        "images/a.png,Größe NA,007,0.4,1,3.3,4",
+        "images/b.png,NA,1e5,0,0,2,2",
+    ]
+    text = "\r\n".join(lines).replace(",", mark)
+    if point == ",":
+        text = text.replace("0.4", "0,4").replace("3.3", "3,3")
+    start = b"\xff\xfe" if encoding == "utf-16-le" else b""
+    (tmp_path / "m.csv").write_bytes(start + text.encode(encoding))
+    with pytest.warns(
+        UserWarning, match=r"1 boxes have fractions of pixels and are rounded outward \(first: m.csv, row 2"
+    ):
+        manifest = read_manifest(tmp_path / "m.csv")
+    assert manifest.table["label"].tolist() == ["Größe NA", "NA"]
+    assert manifest.table["lesion_id"].tolist() == ["007", "1e5"]
+    assert manifest.box(0) == Box(0, 1, 4, 4) and manifest.box(1) == Box(0, 0, 2, 2)
+
+
+def test_a_workbook_is_read_by_an_extra(tmp_path, monkeypatch):
+    write_manifest(tmp_path, GOOD)
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (
+        ["image", "label", "lesion_id", "x", "y", "width", "height"],
+        ["images/a.png", "NA", "007", 0, 1.5, 3, 2],
+    ):
+        book.active.append(row)
+    book.active.append(["images/b.png", "AIS", 12, None, None, None, None])
+    book.save(tmp_path / "m.xlsx")
+    with pytest.warns(UserWarning, match="rounded outward"):
+        manifest = read_manifest(tmp_path / "m.xlsx")
+    assert manifest.table["lesion_id"].tolist() == ["007", "12"] and manifest.box(0) == Box(0, 1, 3, 3)
+    assert manifest.labels.tolist() == [1, 0] and manifest.box(1) is None
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    assert "kd-convnext[xlsx]" in findings_of(tmp_path / "m.xlsx")[0]
+
+
+def test_columns_of_other_names_are_asked_about_and_taken(tmp_path):
+    rows = [{"file": row["image"], "diagnosis": row["label"], "case": row["lesion_id"]} for row in GOOD]
+    write_manifest(tmp_path, GOOD)
+    path = write_csv(tmp_path / "m.csv", rows)
+    assert '--columns "image=file"' in findings_of(path)[0]
+    found = findings_of(path, columns="image=file,label=diagnosis")
+    assert "'case' looks like the id" in found[0] and '--columns "lesion_id=case"' in found[0]
+    manifest = read_manifest(path, columns="image=file, label=diagnosis, lesion_id=case")
+    assert manifest.table["lesion_id"].tolist() == ["L1", "L2"]
+    assert (read_manifest(path, columns="image=file,label=diagnosis,ignore=case").table["lesion_id"] == "").all()
+    assert "Did you mean 'diagnosis'?" in findings_of(path, columns="image=file,label=diagnosi,ignore=case")[0]
+    for wrong in ("imag=file", "image", "image=a,image=b"):
+        with pytest.raises(ConfigError, match="--columns"):
+            read_manifest(path, columns=wrong)
+
+
+@pytest.mark.parametrize(
+    "names, ours, values",
+    [
+        (("xmin", "ymin", "xmax", "ymax"), ("x", "y", "right", "bottom"), (1, 2, 5, 6)),
+        (("left", "top", "w", "h"), ("x", "y", "width", "height"), (1, 2, 4, 4)),
+        (("x1", "y1", "x2", "y2"), ("x", "y", "right", "bottom"), ("1.0", 2, 5, "6")),
+        (("X", "Y", "W", "H"), ("x", "y", "width", "height"), (1, 2, 4, 4)),
+    ],
+)
+def test_boxes_under_other_names_are_refused_with_the_remedy_that_works(tmp_path, names, ours, values):
+    rows = [{**row, **dict(zip(names, values, strict=True))} for row in GOOD]
+    path = write_manifest(tmp_path, rows)
+    (found,) = findings_of(path)
+    columns = ",".join(f"{one}={name.lower()}" for one, name in zip(ours, names, strict=True))
+    assert f'--columns "{columns}"' in found and "boxes seem to stand in" in found
+    manifest = read_manifest(path, columns=columns)
+    assert manifest.box(0) == manifest.box(1) == Box(1, 2, 4, 4)
+
+
+def test_a_rare_label_beside_a_frequent_one_is_asked_about(tmp_path):
+    labels = ["melanoma"] * 45 + ["melanome", "Grade 1", "Grade 2", "Grade 2"] + ["naevus"] * 45
+    rows = [{"image": f"{k}.png", "label": label} for k, label in enumerate(labels)]
+    with pytest.warns(UserWarning) as said:
+        read_manifest(write_manifest(tmp_path, rows))
+    assert ["'melanome' stands 1 times, 'melanoma' 45 times" in str(warning.message) for warning in said] == [True]
+
+
+def test_names_in_another_unicode_form_find_their_files(tmp_path):
+    rows = [{"image": unicodedata.normalize("NFD", f"läsion{k}.png"), "label": "AB"[k]} for k in range(2)]
+    write_manifest(tmp_path, rows)
+    composed = [{**row, "image": unicodedata.normalize("NFC", str(row["image"]))} for row in rows]
+    manifest = read_manifest(write_csv(tmp_path / "m.csv", composed))
+    assert manifest.table["image"].tolist() == [row["image"] for row in rows]
+
+
+def test_formulas_sleep_in_what_is_written_and_come_back_as_they_were(tmp_path):
+    ids = ["=1+1", "+a", "-b", "@c", "'=d", "''-e", "'plain", "f"]
+    rows = [{"image": f"{k}.png", "label": "=A" if k % 2 else "B", "lesion_id": name} for k, name in enumerate(ids)]
+    manifest = manifest_of([row["label"] for row in rows], ids, images=[row["image"] for row in rows])
+    split = make_split(manifest)
+    split.write(tmp_path / "split.csv", manifest)
+    cells = [cell for line in (tmp_path / "split.csv").read_text().splitlines() for cell in line.split(",")]
+    assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@", "\t")]
+    assert read_table(tmp_path / "split.csv")["lesion_id"].tolist() == ids
+    for row in rows:
+        save_image(tmp_path / row["image"])
+    back = read_manifest(tmp_path / "split.csv", require_labels=False)
+    assert back.table["lesion_id"].tolist() == ids and set(back.table["label"]) == {"=A", "B"}

@@ -175,8 +175,8 @@ def test_a_scarce_class_stays_in_training_with_a_warning_or_is_an_error():
     manifest = manifest_of(labels, lesions, class_names=["A", "B", "C"])
     with pytest.warns(UserWarning) as caught:
         split = make_split(manifest)
-    groups = "2 groups (by patient, lesion, photograph and near-identical photographs)"
-    assert f"class 'B' has {groups}, enough for training but not for val, test" in str(caught[0].message)
+    said = str(caught[0].message)
+    assert "class 'B' has 2 groups (by patient" in said and "enough for training but not for val, test" in said
     assert "class 'C' has no photographs" in str(caught[1].message)
     assert class_counts(manifest, split, "train") == (8, 4, 0)
     with pytest.raises(SplitError) as raised:

@@ -1,0 +1,183 @@
+"""Finds the columns of a manifest: by name, by the user's word, or by an error that says how to name them."""
+
+import difflib
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+
+from kd_convnext.errors import ConfigError, Finding
+
+BOX_COLUMNS = ("x", "y", "width", "height")
+TEXT_COLUMNS = ("image", "label", "lesion_id", "patient_id", *BOX_COLUMNS, "split")
+CORNERS = ("right", "bottom")
+"""Further edges of a box that ``columns`` may name in place of width and height."""
+IGNORE = "ignore"
+"""Word of ``columns`` for columns that are left out on purpose."""
+
+_OPTION = "--columns (--data.columns in a fit)"
+_ALIASES = {
+    "image": (
+        "file",
+        "filename",
+        "filepath",
+        "path",
+        "photo",
+        "photograph",
+        "img",
+        "imagename",
+        "imagepath",
+        "imageid",
+        "imgid",
+        "picture",
+        "name",
+        "isicid",
+        "bild",
+        "datei",
+    ),
+    "label": ("diagnosis", "diagnostic", "dx", "class", "target", "category", "labels", "truth", "diagnose", "klasse"),
+    "split": ("set", "fold", "part", "subset", "partition"),
+}
+_CORNER_NAMES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
+_SIZED_NAMES = (("left", "top", "w", "h"), ("left", "top", "width", "height"), ("x", "y", "w", "h"))
+_BOX_WORDS = frozenset(name for names in (*_CORNER_NAMES, *_SIZED_NAMES) for name in names) - set(BOX_COLUMNS)
+_WHOLE_BOX = frozenset({"bbox", "box", "boundingbox", "roi", "rect", "polygon"})
+_LESION = r"(lesion|case|group|biopsy|specimen|mole|nevus|naevus|fall|grp)"
+_PATIENT = r"(patient|pat|subject|person|individual|participant|mrn|pid)"
+_ID = re.compile(rf"^({_LESION}|{_PATIENT})(id|ids|no|nr|num|number|name|code|key|identifier)?$")
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Reads ``image=file,label=diagnosis``: our name, then the table's.
+
+    Args:
+        text: As given, None for nothing. ``right`` and ``bottom`` name the far edges of boxes; ``ignore=a`` leaves a
+            column out on purpose.
+
+    Returns:
+        Our name of each of the table's columns, these in lower case.
+
+    Raises:
+        ConfigError: It is of another form, names an unknown column of ours, or one twice.
+    """
+    found: dict[str, str] = {}
+    findings = []
+    for pair in (text or "").split(","):
+        ours, mark, theirs = (word.strip() for word in pair.partition("="))
+        if not pair.strip():
+            continue
+        known = (*TEXT_COLUMNS, *CORNERS, IGNORE)
+        if not (mark and theirs) or ours not in known:
+            close = difflib.get_close_matches(ours, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            what = f"{pair.strip()!r} names no column"
+            remedy = f"{hint}Write OURS=THEIRS with ours of {', '.join(known)}: image=file,label=diagnosis."
+            findings.append(Finding(_OPTION, what, remedy[0].upper() + remedy[1:]))
+        elif theirs.lower() in found or (ours != IGNORE and ours in found.values()):
+            findings.append(Finding(_OPTION, f"{pair.strip()!r} names a column twice", "Give each once."))
+        else:
+            found[theirs.lower()] = ours
+    if findings:
+        raise ConfigError(findings)
+    return found
+
+
+def rename(header: Sequence[str], chosen: Mapping[str, str], where: str) -> tuple[list[str], list[Finding]]:
+    """Gives columns our names.
+
+    Args:
+        header: The table's names, in lower case.
+        chosen: See `parse_columns`.
+        where: The header's place, for findings.
+
+    Returns:
+        The names, and what was named but is not there. A column of our name that another was chosen for is left out.
+    """
+    findings = []
+    for name in chosen:
+        if name not in header:
+            close = difflib.get_close_matches(name, header, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            remedy = f"{hint}the columns are {', '.join(header)}."
+            findings.append(Finding(where, f"--columns names {name!r}, which is not there", remedy.capitalize()))
+    taken = set(chosen.values())
+    return [chosen.get(name, f"({name})" if name in taken else name) for name in header], findings
+
+
+def lacking(header: Sequence[str], name: str, where: str) -> Finding:
+    """Says that a needed column is not there, and which may be meant."""
+    plain = {_plain(column): column for column in header}
+    meant = next((plain[alias] for alias in _ALIASES[name] if alias in plain), None)
+    close = difflib.get_close_matches(name, header, n=1, cutoff=0.6)
+    meant = meant or (close[0] if close else None)
+    what = f"there is no column '{name}' (columns: {', '.join(header)})"
+    holds = "the photographs' paths" if name == "image" else "the classes"
+    hint = f'Did you mean {meant!r}? Then give --columns "{name}={meant}" (--data.columns in a fit). ' if meant else ""
+    return Finding(where, what, f"{hint}Name the column that holds {holds} '{name}'.")
+
+
+def unused(header: Sequence[str], where: str, *, strict: bool) -> list[Finding]:
+    """Judges columns that are not used: an error where they look like boxes or ids, else named in one warning.
+
+    Args:
+        header: Our names where they are ours, the table's for others.
+        where: The header's place.
+        strict: Columns that look like ids are errors, as where photographs are divided.
+
+    Returns:
+        The findings.
+    """
+    others = [name for name in header if name and name not in (*TEXT_COLUMNS, *CORNERS, IGNORE) and name[0] != "("]
+    findings = _boxes(header, others, where)
+    ids = [name for name in others if _ID.match(_plain(name))]
+    named = [name for name in ("lesion_id", "patient_id") if name in header]
+    if strict and len(named) < 2:
+        findings += [_id_finding(name, where) for name in ids]
+    rest = [name for name in others if not (strict and name in ids)]
+    if findings or not rest:
+        return findings
+    hints = []
+    for name in rest:
+        close = difflib.get_close_matches(name, [ours for ours in TEXT_COLUMNS if ours not in header], n=1, cutoff=0.75)
+        hints.append(f"'{name}'" + (f" (did you mean '{close[0]}'?)" if close else ""))
+    warnings.warn(f"{where}: columns that are not used: {', '.join(hints)}", stacklevel=4)
+    return []
+
+
+def _boxes(header: Sequence[str], others: Sequence[str], where: str) -> list[Finding]:
+    """Finds boxes under other names, where there are none under ours."""
+    if all(name in header for name in BOX_COLUMNS[:2]) and (
+        all(name in header for name in BOX_COLUMNS[2:]) or all(name in header for name in CORNERS)
+    ):
+        return []
+    plain = {_plain(name): name for name in (*others, *(name for name in header if name in (*BOX_COLUMNS, *CORNERS)))}
+    for names, ours in ((_CORNER_NAMES, ("x", "y", *CORNERS)), (_SIZED_NAMES, BOX_COLUMNS)):
+        for four in names:
+            if all(name in plain for name in four):
+                pairs = ",".join(f"{one}={plain[name]}" for one, name in zip(ours, four, strict=True))
+                what = f"boxes seem to stand in {', '.join(plain[name] for name in four)}, which are not read as such"
+                return [Finding(where, what, _remedy(pairs, [plain[name] for name in four]))]
+    strange = [name for name in others if _plain(name) in _BOX_WORDS]
+    whole = [name for name in others if _plain(name) in _WHOLE_BOX]
+    if len(strange) >= 3 or whole:
+        what = f"boxes seem to stand in {', '.join(strange if len(strange) >= 3 else whole)}, which are not read"
+        ignored = f'--columns "{IGNORE}={(strange or whole)[0]}"'
+        remedy = f"Give x, y, width and height in pixels, or say that they are meant otherwise: {ignored}."
+        return [Finding(where, what, remedy)]
+    return []
+
+
+def _id_finding(name: str, where: str) -> Finding:
+    kind = "patient_id" if re.match(_PATIENT, _plain(name)) else "lesion_id"
+    what = (
+        f"{name!r} looks like the id of lesions or patients, and is not read as such: they would be divided at random"
+    )
+    return Finding(where, what, _remedy(f"{kind}={name}", [name]))
+
+
+def _remedy(pairs: str, names: Sequence[str]) -> str:
+    ignored = ",".join(f"{IGNORE}={name}" for name in names)
+    return f'Give --columns "{pairs}" (--data.columns in a fit), or "{ignored}" to leave it out.'
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
