@@ -3,7 +3,7 @@ VENV := .venv/bin
 INSTALLED := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test test-slow lint types bench format lock clean
+.PHONY: help install demo test test-slow docs lint types bench format lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -18,8 +18,9 @@ $(INSTALLED): requirements.lock requirements-realesrgan.lock pyproject.toml scri
 demo: $(INSTALLED) ## the whole path on drawn specimens, a few minutes on a CPU
 	$(VENV)/kd-convnext demo
 
-test: lint types ## lint, types and the suite without its slow part, under 12 minutes (WORKERS=2 processes)
-	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+test: lint types ## lint, types and the suite without its slow part, with coverage (WORKERS=2 processes)
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile \
+		--cov=kd_convnext --cov-report=term:skip-covered
 
 test-slow: $(INSTALLED) ## notebooks, other processes, long runs
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
@@ -30,6 +31,10 @@ lint: $(INSTALLED) ## ruff: rules and format
 
 types: $(INSTALLED) ## mypy, strict
 	$(VENV)/mypy
+
+docs: $(INSTALLED) ## the documentation site, into build/site, without network
+	NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 bench: $(INSTALLED) ## run every script of benchmarks/
 	@for script in benchmarks/data/*.py benchmarks/inference/*.py benchmarks/training/*.py; do \
