@@ -111,9 +111,9 @@ def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
     return parsed, findings
 
 
-def _outward(numbers: NDArray[np.float64], sound: NDArray[np.bool_], table: pd.DataFrame) -> NDArray[np.float64]:
+def _outward(numbers: NDArray[np.floating[Any]], sound: NDArray[np.bool_], table: pd.DataFrame) -> NDArray[np.float64]:
     """Rounds fractions of pixels so that nothing of a box is lost, and says so once."""
-    boxes = numbers.copy()
+    boxes = numbers.astype(np.float64)
     fractional = (
         sound & (np.where(sound[:, None], numbers, 0.0) % 1 != 0).any(axis=1) & (numbers[:, 2:] > 0).all(axis=1)
     )

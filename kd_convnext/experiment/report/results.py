@@ -264,8 +264,8 @@ def _validation(run: RunFolder, stored: dict[str, float], config: dict[str, Any]
             curve = frame.dropna(subset=["val/f1_macro", monitor])
             falls = (best_is(monitor) if mode in (None, "auto") else mode) == "min"
             if len(curve):
-                best = curve[monitor].idxmin() if falls else curve[monitor].idxmax()
-                return float(curve["val/f1_macro"][best])
+                place = int(curve[monitor].argmin() if falls else curve[monitor].argmax())
+                return float(curve["val/f1_macro"].iloc[place])
     return stored.get("val/f1_macro", math.nan)
 
 
