@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -168,16 +168,18 @@ class ClassifierModule(CheckpointedModule, ABC):
             self._fast.close()
             self._fast = None
 
-    def log_training(self, loss: Tensor, logits: Tensor, labels: Tensor, **terms: Tensor) -> None:
+    def log_training(
+        self, loss: Tensor, logits: Tensor, labels: Tensor, terms: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Logs a step.
 
         Args:
             loss: What is minimised.
             logits: [B, K].
             labels: int64 [B].
-            **terms: Further terms, logged as ``train/loss_<name>``.
+            terms: Further terms by name, logged as ``train/loss_<name>``.
         """
-        named = {"train/loss": loss} | {f"train/loss_{name}": value for name, value in terms.items()}
+        named = {"train/loss": loss} | {f"train/loss_{name}": value for name, value in (terms or {}).items()}
         self._tally.add(named, logits, labels)
         self.latest_loss = loss.detach()
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]

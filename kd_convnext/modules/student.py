@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from kd_convnext.checkpoints.flat_arguments import FLAT, modern_arguments, warn_of_flat
@@ -136,18 +137,25 @@ class DistillModule(ClassifierModule):
         data = self.specimens
         if data is not None:
             data.train_set.answers = None  # perhaps another teacher's, of an earlier fit
-        self.staff = TeachingStaff(self.teachers, self.objective, self.taps)
+        staff = TeachingStaff(self.teachers, self.objective, self.taps)
         names = tuple(data.class_names) if data is not None else self.class_names
-        self.staff.check(self.student, names, data)
+        staff.check(self.student, names, data)
         if not self._taught:
-            self._build(self.staff.widths)
-        self._taught = self.staff.description
+            self._build(staff.widths)
+            self._average_again()
+        self._taught, self.staff = staff.description, staff
         if self.teacher_cache:
             self.staff.store(data, self.trainer, still=self.teacher_cache == "still")
 
     def _build(self, teachers: Mapping[str, Widths]) -> None:
         self.objective.build(self.probe.widths, teachers)
         self.objective.to(self.device)
+
+    def _average_again(self) -> None:
+        """Lets averages of weights begin anew: those that callbacks made before `setup` lack the projectors."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):
+                callback.setup(self.trainer, self, "fit")
 
     def on_fit_start(self) -> None:
         """Takes the card of the data and of the teachers, and moves the teachers to the student."""
@@ -181,7 +189,7 @@ class DistillModule(ClassifierModule):
         inputs = batch["image"], batch["label"], weights, self._stored(batch)
         losses, logits = self.run_step(self.distil, *inputs)
         values = dict(zip(self.objective.names, losses.values, strict=True))
-        self.log_training(losses.total, logits, batch["label"], **values)
+        self.log_training(losses.total, logits, batch["label"], values)
         return cast(Tensor, losses.total)
 
     def _stored(self, batch: Batch) -> dict[str, Outputs] | None:

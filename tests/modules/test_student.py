@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiny import CONVNEXT_SPEC, SWIN_SPEC, data, student, teacher, trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from scipy.special import log_softmax
 
 from kd_convnext import DistillModule, TeacherModule
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.errors import CheckpointError, ConfigError, LeakError
-from kd_convnext.losses import Eq5
+from kd_convnext.losses import BalancedSoftmax, CosineEmbedding, Eq5, Objective, SoftTargets
 from kd_convnext.models.backbones import BackboneSpec
 
 
@@ -196,9 +197,9 @@ class TestAblation:
         seen = []
         log = module.log_training
 
-        def spy(loss, logits, labels, **terms):
+        def spy(loss, logits, labels, terms):
             seen.append((module.current_epoch, float(loss), {name: float(value) for name, value in terms.items()}))
-            log(loss, logits, labels, **terms)
+            log(loss, logits, labels, terms)
 
         module.log_training = spy
         trainer(tmp_path, epochs=3, limit_train_batches=1, limit_val_batches=1).fit(module, datamodule=source)
@@ -383,3 +384,12 @@ def test_metrics_have_the_same_names_in_every_part(source, teacher_ckpt, tmp_pat
     assert {"test/recall/Grade 1", "test/precision/MIA", "test/lesion/f1_macro"} <= tested.keys()
     assert len(module.evaluation) == len(source.test_set)
     assert len(module.lesion_evaluation) == len(set(source.manifest.groups("lesion")[source.test_set.rows]))
+
+
+def test_any_name_of_a_term_and_averaged_weights(source, teacher_ckpt, tmp_path):
+    """Projectors exist only since the teacher was loaded, later than callbacks copy the module; "labels" is a name."""
+    objective = Objective({"labels": BalancedSoftmax(), "loss": CosineEmbedding(), "logits": SoftTargets()})
+    module = student(source, teacher_ckpt, objective=objective)
+    fit = trainer(tmp_path, epochs=2, limit_train_batches=2, callbacks=[EMAWeightAveraging(decay=0.5)])
+    fit.fit(module, datamodule=source)
+    assert {"train/loss", "train/loss_labels", "train/loss_loss", "train/loss_logits"} <= set(fit.callback_metrics)

@@ -51,8 +51,8 @@ def test_weights_are_looked_at_before_they_are_judged(fit, tmp_path, capsys, mon
 def test_a_term_is_named(fit, capsys, monkeypatch):
     real = ClassifierModule.log_training
 
-    def spoiled(self, loss, logits, labels, **terms):
-        real(self, loss, logits, labels, soft=loss * float("nan"))
+    def spoiled(self, loss, logits, labels, terms=None):
+        real(self, loss, logits, labels, {"soft": loss * float("nan")})
 
     monkeypatch.setattr(ClassifierModule, "log_training", spoiled)
     assert fit() == 2
