@@ -153,7 +153,7 @@ def test_bad_names_are_reported_together_with_the_valid_ones():
 
 
 def test_backbones_without_four_stages_need_names():
-    mixer = build_backbone(BackboneSpec("mixer_s16_224", image_size=224, args={"num_blocks": 2}), 3)
+    mixer = build_backbone(BackboneSpec("mixer_s16_224"), 3)
     with pytest.raises(ConfigError, match="has stages at 1/16 of the image"):
         FeatureTaps(mixer)
 
