@@ -40,6 +40,12 @@ class KDConvNeXtError(Exception):
 
     Attributes:
         findings: All problems, in the order found.
+
+    Example:
+        >>> raise ConfigError(Finding("--data.batch_size", "0 cannot work", "Use 1 or more."))
+        Traceback (most recent call last):
+        ...
+        kd_convnext.errors.ConfigError: --data.batch_size: 0 cannot work. Use 1 or more.
     """
 
     exit_code = 2

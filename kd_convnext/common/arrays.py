@@ -19,5 +19,11 @@ def softmax(logits: Logits, temperature: float = 1.0) -> npt.NDArray[np.float64]
 
     Returns:
         [..., K], sums to 1 over the last axis.
+
+    Example:
+        >>> softmax(np.array([0.0, 0.0])).tolist()
+        [0.5, 0.5]
+        >>> softmax(np.array([2.0, 0.0]), temperature=2.0).round(3).tolist()
+        [0.731, 0.269]
     """
     return np.asarray(special.softmax(np.asarray(logits, np.float64) / temperature, axis=-1))

@@ -1,4 +1,4 @@
-"""Answers for new photographs, from a checkpoint alone."""
+"""Classifies new photographs with a checkpoint alone."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ _READ_AHEAD = 8  # photographs decoded while the network is busy
 
 
 class Predictor:
-    """A trained network with everything it needs to answer for a photograph.
+    """Classifies photographs with a trained network: crops, super-resolves and normalises as its training did.
 
     The network always sees the same number of pictures at once (missing ones are black), so that an answer does not
     depend on what else was asked: to the last bit where that number is 1, as on a CPU, else to rounding.
@@ -42,6 +42,12 @@ class Predictor:
         spec: How regions are cropped and enlarged.
         calibration: Temperature, prediction sets and gate; None where the checkpoint was not calibrated.
         tta: Whether each photograph is seen with its mirror images.
+
+    Example:
+        >>> predictor = Predictor.from_checkpoint("best.ckpt")
+        >>> answer = predictor("photo.jpg", Box(x=2, y=1, width=36, height=34))
+        >>> answer.predicted in answer.class_names, answer.abstain  # without calibration it always abstains
+        (True, True)
     """
 
     def __init__(
@@ -136,7 +142,7 @@ class Predictor:
         return cls(network, spec, upscaler, calibration, tta=tta, per_pass=per_pass)
 
     def __call__(self, image: str | Path | Pixels, box: Box | None = None, lesion_id: str = "") -> Prediction:
-        """Answers for one photograph.
+        """Classifies one photograph.
 
         Args:
             image: Its file, or its pixels: uint8 RGB [H, W, 3].
@@ -156,7 +162,7 @@ class Predictor:
         return answer
 
     def predict_many(self, photographs: Iterable[Photograph]) -> Iterator[Prediction | Failure]:
-        """Answers for any number of photographs, in their order, as they come.
+        """Classifies any number of photographs, in their order, as they come.
 
         Args:
             photographs: The photographs; several boxes of one file are best given one after the other.

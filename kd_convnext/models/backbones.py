@@ -50,6 +50,14 @@ class BackboneSpec:
         args: Further arguments of the timm model, such as ``depths`` or ``window_size``.
         token_blocks: 0 for timm's own head; above 0, for Vision Transformers, a linear head on the class tokens of so
             many last blocks and the mean patch token (:class:`TokenHead`).
+
+    Example:
+        >>> spec = BackboneSpec("convnext_tiny", image_size=64, args={"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]})
+        >>> network = build_backbone(spec, num_classes=5)
+        >>> [stage.channels for stage in network.stages]
+        [8, 16, 32, 64]
+        >>> network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape
+        torch.Size([2, 5])
     """
 
     name: str = "swin_tiny_patch4_window7_224"

@@ -92,6 +92,16 @@ class FeatureTaps:
     Attributes:
         names: The tapped modules, in the order of the features.
         channels: Channels of each map.
+
+    Example:
+        >>> import torch
+        >>> from kd_convnext.models.backbones import BackboneSpec, build_backbone
+        >>> spec = BackboneSpec("convnext_tiny", image_size=64, args={"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]})
+        >>> student = build_backbone(spec, num_classes=5)
+        >>> taps = FeatureTaps(student)
+        >>> logits = student(torch.zeros(2, 3, 64, 64))
+        >>> [tuple(map.shape) for map in taps.pop().values()]
+        [(2, 8, 16, 16), (2, 16, 8, 8), (2, 32, 4, 4), (2, 64, 2, 2)]
     """
 
     def __init__(self, backbone: Backbone, names: Sequence[str] | None = None, *, active: bool = True) -> None:

@@ -1,4 +1,8 @@
-"""Optimiser, parameter groups and learning-rate schedule."""
+"""Builds the optimiser, its parameter groups and the learning-rate schedule.
+
+Groups and schedule are written here, not taken from timm or `SequentialLR`: the body starts later than the head and
+with a warm-up of its own, which no schedule for all groups can do, and checkpoints of unfinished fits hold this state.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +18,7 @@ from kd_convnext.errors import ConfigError, Finding
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """How the weights are changed; the defaults are the paper's (section 4.3).
+    """Describes optimiser and learning-rate schedule; the defaults are the paper's (section 4.3).
 
     Attributes:
         name: ``adamw``, or ``sgd`` with momentum (the paper names both).
@@ -27,6 +31,14 @@ class OptimSpec:
         warmup_epochs: Linear rise from 0 over this many epochs.
         final_lr_fraction: End of the cosine, as a fraction of ``lr``.
         body_lr_fraction: Learning rate of everything but the head, as a fraction of ``lr``.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> spec = OptimSpec(lr=0.1, schedule="cosine", warmup_epochs=1)
+        >>> optimizer = build_optimizer(spec, [], layer.parameters())
+        >>> schedule = build_schedule(spec, optimizer, steps=10, steps_per_epoch=1, head_epochs=0)
+        >>> optimizer.param_groups[0]["lr"]
+        0.05
     """
 
     name: Literal["adamw", "sgd"] = "adamw"

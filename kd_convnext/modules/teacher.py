@@ -24,6 +24,13 @@ class TeacherModule(ClassifierModule):
 
     Attributes:
         backbone: The network.
+
+    Example:
+        >>> from kd_convnext.models import BackboneSpec
+        >>> sizes = {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]}
+        >>> module = TeacherModule(5, backbone=BackboneSpec("convnext_tiny", image_size=64, args=sizes))
+        >>> module(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape
+        torch.Size([2, 5])
     """
 
     def __init__(

@@ -36,6 +36,11 @@ class CropSpec:
 
     Raises:
         ConfigError: A value that cannot work; all of them together.
+
+    Example:
+        >>> spec = CropSpec(upscaler="bicubic", store_size=128)
+        >>> spec.build_upscaler().identity.scale
+        4
     """
 
     roi_margin: float = 0.0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """The random changes of training (paper, section 4.2); none is made in validation and test.
+    """Describes the random augmentation of training (paper, section 4.2); validation and test have none.
 
     Attributes:
         horizontal_flip: Probability in 0..1.
@@ -27,7 +27,15 @@ class AugmentSpec:
         photograph: Further changes as between two photographs of one specimen; None for none, as in the paper.
         transforms: Further albumentations transforms, in this order, each ``{class_path: albumentations.NAME,
             init_args: {...}}``; they see the crop first.
-        engine: Who makes the changes: ``albumentations``, or plain ``opencv``, equal in distribution and much faster.
+        engine: Library that makes the changes: ``albumentations`` or ``opencv``, alike in distribution, much faster.
+
+    Example:
+        >>> AugmentSpec(crop=0.2, engine="opencv").vertical_flip
+        0.5
+        >>> AugmentSpec(crop=2)
+        Traceback (most recent call last):
+        ...
+        kd_convnext.errors.ConfigError: augment.crop: 2 is outside 0..0.9. Use a value inside.
     """
 
     horizontal_flip: float = 0.5

@@ -19,6 +19,10 @@ def inverse_frequency(counts: Sequence[int]) -> list[float]:
 
     Raises:
         ConfigError: A count is negative or all are 0.
+
+    Example:
+        >>> inverse_frequency([10, 20, 20])
+        [1.5, 0.75, 0.75]
     """
     if any(count < 0 for count in counts) or not any(counts):
         raise ConfigError(

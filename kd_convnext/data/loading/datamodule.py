@@ -35,7 +35,7 @@ PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
 class SpecimenDataModule(pl.LightningDataModule):
-    """Photographs and a manifest in; batches ``{image, label, index}`` out.
+    """Loads batches ``{image, label, index}`` from photographs and a manifest: checks, crops, splits, augments.
 
     ``image`` is uint8 [B, C, H, W]: networks normalise on the device. Crops are made once, into the cache.
 
@@ -48,6 +48,15 @@ class SpecimenDataModule(pl.LightningDataModule):
         test_set: The test part, after ``setup("test")``.
         predict_set: The rows of ``predict_part``, after ``setup("predict")``.
         workers: Loader processes of the last fit, and why so many.
+
+    Example:
+        >>> from kd_convnext.data.drawn.specimens import draw_specimens
+        >>> manifest = draw_specimens(Path("drawn"), seed=0, lesions_per_class={"AIS": 4, "MIA": 4}, progress=False)
+        >>> sizes = {"store_size": 64, "image_size": 64, "batch_size": 4, "ratios": (0.5, 0.25, 0.25)}
+        >>> data = SpecimenDataModule(str(manifest), cache_dir="crops", upscaler="bicubic", num_workers=0, **sizes)
+        >>> data.setup("fit")
+        >>> next(iter(data.train_dataloader()))["image"].shape
+        torch.Size([4, 3, 64, 64])
     """
 
     crops: PreparedCrops

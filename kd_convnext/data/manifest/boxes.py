@@ -18,6 +18,10 @@ class Box:
         y: Upper edge, 0 at the top of the photograph.
         width: Columns, at least 1.
         height: Rows, at least 1.
+
+    Example:
+        >>> crop_roi(np.zeros((100, 200, 3), np.uint8), Box(x=20, y=10, width=50, height=40), margin=0.1).shape
+        (48, 60, 3)
     """
 
     x: int
