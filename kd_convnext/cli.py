@@ -16,6 +16,7 @@ from typing import Any, get_origin
 from kd_convnext._version import __version__
 from kd_convnext.common.configs import with_data_sections, with_shipped_files
 from kd_convnext.common.parsing import exit_code, parsing
+from kd_convnext.common.process import process_state_kept
 from kd_convnext.errors import ConfigError, Finding
 
 TRAINING = {
@@ -68,11 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 2 for bad input (named on stderr, no traceback), 130 when interrupted.
     """
-    # albumentations asks the network for newer versions when it is imported.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     words = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: _run(words), words[0] if words else "")
+    with process_state_kept():
+        # albumentations asks the network for newer versions when it is imported.
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+        return exit_code(lambda: _run(words), words[0] if words else "")
 
 
 def _run(words: list[str]) -> int:

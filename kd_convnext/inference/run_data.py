@@ -13,7 +13,7 @@ from kd_convnext.common.files import default_cache_dir
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.loading.card import DataCard
-from kd_convnext.data.manifest.grouping import KEPT_APART, GroupBy, Part, group_hashes
+from kd_convnext.data.manifest.grouping import KEPT_APART, NO_GROUP, GroupBy, Part, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.splits import Split, make_split
 from kd_convnext.errors import CheckpointError, ConfigError, Finding, LeakError
@@ -112,8 +112,12 @@ class CalibrationData:
 
     def hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
         """Names what is kept apart in some rows: of the checkpoint's own split what that kept, of others all."""
+        return np.setdiff1d(self.row_hashes(rows), [NO_GROUP])
+
+    def row_hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """Hashes, for each row, what `hashes` names; int64 [N, M], `NO_GROUP` where a row lacks an id."""
         kinds = KEPT_APART["known" if self.split is None else _group_by(self.predictor.network.card)]
-        return group_hashes(self.manifest.table, rows, kinds, as_written=True)
+        return row_hashes(self.manifest.table, rows, kinds, as_written=True)
 
     def answers(self, rows: Rows) -> Answers:
         """Runs the network on some rows.

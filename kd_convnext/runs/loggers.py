@@ -1,4 +1,4 @@
-"""Pictures and tables for every logger: the one place that knows how W&B, TensorBoard and files differ.
+"""Logs figures, tables and files to every logger: W&B, TensorBoard, or the run's folder.
 
 Scalars need nothing of this: ``LightningModule.log`` serves all loggers. wandb is imported only where a
 ``WandbLogger`` is given; a logger of another kind keeps its scalars and gets no pictures.
@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
 from kd_convnext.common.figures import as_picture, save_figure
-from kd_convnext.runs.figures import confusion_matrix, crop_grid
+from kd_convnext.runs.figures import confusion_matrix
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.tables import write_table
 
@@ -47,25 +47,10 @@ def log_figure(loggers: Iterable[Logger], name: str, figure: Figure, step: int) 
 
 
 @rank_zero_only
-def log_images(loggers: Iterable[Logger], name: str, images: Pictures, captions: Sequence[str], step: int) -> None:
-    """Gives pictures to every logger: to W&B one by one, to the others as a grid.
-
-    Args:
-        loggers: ``trainer.loggers``; may be empty.
-        name: Such as ``test/misclassified``.
-        images: N times uint8 [H, W, 3], RGB.
-        captions: N captions.
-        step: ``trainer.global_step``.
-    """
-    for sink in _sinks(loggers):
-        sink.images(name, images, captions, step)
-
-
-@rank_zero_only
 def log_table(
     loggers: Iterable[Logger], name: str, frame: pd.DataFrame, step: int, pictures: Pictures | None = None
 ) -> None:
-    """Gives a table to every logger.
+    """Logs a table to every logger.
 
     Args:
         loggers: ``trainer.loggers``; may be empty.
@@ -115,16 +100,13 @@ def log_files(loggers: Iterable[Logger], name: str, kind: str, files: Sequence[P
 
 
 class _Sink(ABC):
-    """One logger's way to keep what is not a number."""
+    """Writes figures and tables to one kind of logger."""
 
     @abstractmethod
     def figure(self, name: str, figure: Figure, step: int) -> None: ...
 
     @abstractmethod
     def table(self, name: str, frame: pd.DataFrame, pictures: Pictures | None, step: int) -> None: ...
-
-    def images(self, name: str, images: Pictures, captions: Sequence[str], step: int) -> None:
-        self.figure(name, crop_grid(images, captions), step)
 
     def confusion(self, name: str, evaluation: "Evaluation", step: int) -> None:
         self.figure(name, confusion_matrix(evaluation.confusion_matrix(), evaluation.class_names), step)
@@ -136,9 +118,6 @@ class _WandbSink(_Sink):
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
         self.logger.log_image(name, [as_picture(figure)], step)
-
-    def images(self, name: str, images: Pictures, captions: Sequence[str], step: int) -> None:
-        self.logger.log_image(name, list(images), step, caption=list(captions))
 
     def table(self, name: str, frame: pd.DataFrame, pictures: Pictures | None, step: int) -> None:
         import wandb

@@ -25,7 +25,7 @@ from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.answers import Evaluation
 from kd_convnext.models.backbones import BackboneSpec
 from kd_convnext.runs.folder import RunFolder
-from kd_convnext.runs.loggers import log_confusion, log_figure, log_images, log_table
+from kd_convnext.runs.loggers import log_confusion, log_figure, log_table
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
@@ -359,11 +359,9 @@ def test_no_logger_is_no_work(monkeypatch):
 
 def test_files_of_a_csv_logger_lie_in_its_figures(tmp_path):
     loggers = [CSVLogger(tmp_path, name=None, version="")]
-    pixels = [np.zeros((8, 8, 3), np.uint8)] * 3
-    log_images(loggers, "val/crops", pixels, ["a", "b", "c"], 0)
     log_table(loggers, "test/numbers", pd.DataFrame({"a": [1, 2]}), 0)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
-    assert {"figures/val_crops.png", "figures/numbers.csv"} <= names
+    assert {"figures/numbers.csv"} <= names
 
 
 def test_an_unknown_logger_gets_no_pictures():

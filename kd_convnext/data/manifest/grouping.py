@@ -42,6 +42,10 @@ def kept_together(group_by: str) -> str:
     return f"by {_WORDS.get(group_by, group_by)}"
 
 
+NO_GROUP = 0
+"""Stands for the hash of an id that a row lacks."""
+
+
 def group_hashes(
     table: pd.DataFrame,
     rows: NDArray[np.int64],
@@ -61,17 +65,43 @@ def group_hashes(
         int64 [M], sorted, each once, 63 bits of the sha256 of "lesion:<id>", "patient:<id>", "image:<path>", ids
         as `normal_id` spells them.
     """
+    return np.setdiff1d(row_hashes(table, rows, kinds, as_written=as_written), [NO_GROUP])
+
+
+def row_hashes(
+    table: pd.DataFrame,
+    rows: NDArray[np.int64],
+    kinds: Sequence[GroupBy] = ("lesion", "patient", "image"),
+    *,
+    as_written: bool = False,
+) -> NDArray[np.int64]:
+    """Hashes lesion, patient and photograph of each row.
+
+    Args:
+        table: See `group_hashes`.
+        rows: See `group_hashes`.
+        kinds: See `group_hashes`.
+        as_written: See `group_hashes`.
+
+    Returns:
+        int64 [N, M], M hashes a row; `NO_GROUP` where a row has no such id.
+    """
     chosen = table.iloc[rows]
-    names: set[str] = set()
+    columns: list[NDArray[np.int64]] = []
     for word, column in (("lesion", "lesion_id"), ("patient", "patient_id"), ("image", "image")):
-        if word in kinds:
-            values = [str(value) for value in chosen[column].unique() if value]
-            if word == "image" or as_written:
-                names |= {f"{word}:{value}" for value in values}
-            if word != "image":
-                names |= {f"{word}:{normal_id(value)}" for value in values}
-    digests = (hashlib.sha256(name.encode()).digest() for name in names)
-    return np.unique(np.array([int.from_bytes(digest[:8], "big") >> 1 for digest in digests], dtype=np.int64))
+        if word not in kinds:
+            continue
+        values, place = np.unique(chosen[column].astype(str).to_numpy(object), return_inverse=True)
+        if word == "image" or as_written:
+            columns.append(_hashes([f"{word}:{value}" if value else "" for value in values])[place])
+        if word != "image":
+            columns.append(_hashes([f"{word}:{normal_id(value)}" if value else "" for value in values])[place])
+    return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0), np.int64)
+
+
+def _hashes(names: Sequence[str]) -> NDArray[np.int64]:
+    digests = (hashlib.sha256(name.encode()).digest()[:8] if name else bytes(8) for name in names)
+    return np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.int64)
 
 
 def group_names(table: pd.DataFrame, group_by: GroupBy) -> NDArray[np.str_]:

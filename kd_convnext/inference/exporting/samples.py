@@ -12,7 +12,7 @@ from kd_convnext.common.configs import data_options
 from kd_convnext.common.files import default_cache_dir
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.drawn.specimens import draw_specimens
-from kd_convnext.data.manifest.grouping import KEPT_APART, group_hashes
+from kd_convnext.data.manifest.grouping import KEPT_APART, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.inference.predictor import Predictor
 from kd_convnext.runs.folder import run_of_checkpoint
@@ -107,8 +107,8 @@ def _seen(predictor: Predictor, manifest: Manifest) -> npt.NDArray[np.bool_]:
     card = predictor.network.card
     rows = np.arange(len(manifest), dtype=np.int64)
     kinds = KEPT_APART[card.group_by]  # type: ignore[index]
-    groups = [group_hashes(manifest.table, rows[[row]], kinds, as_written=True) for row in rows]
-    return np.array([len(card.shared(found)) > 0 for found in groups], np.bool_)
+    hashes = row_hashes(manifest.table, rows, kinds, as_written=True)
+    return np.isin(hashes, card.shared(np.unique(hashes))).any(axis=1)
 
 
 def _pictures(predictor: Predictor, manifest: Manifest, root: Path, rows: npt.NDArray[np.int64]) -> Pixels:

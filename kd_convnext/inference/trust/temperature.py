@@ -4,7 +4,7 @@ The fit is a minimisation over one variable, convex in 1/T; scipy does it. The l
 either want to wrap the classifier (scikit-learn, from 1.8 on) or are no longer kept up.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,8 +118,3 @@ def scores(evaluation: "Evaluation") -> Scores:
         brier=float(((probabilities - truth) ** 2).sum(axis=1).mean()),
         ece=evaluation.metrics()["ece"],
     )
-
-
-def with_probabilities(evaluation: "Evaluation", probabilities: npt.NDArray[np.float64]) -> "Evaluation":
-    """Returns the same rows with other probabilities [N, K]."""
-    return replace(evaluation, probabilities=probabilities)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kd_convnext.data.manifest.grouping import group_hashes
+from kd_convnext.data.manifest.grouping import NO_GROUP, group_hashes, row_hashes
 from kd_convnext.data.manifest.ids import normal_id
 from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.data.manifest.splits import make_split
@@ -221,3 +221,20 @@ def test_an_unknown_id_joins_no_strangers(tmp_path, unknown):
 def test_different_ids_stay_different():
     ids = ["1.5", "1.05", "L10", "L1", "L0", "12.01", "a b", "ab", "0", "00.5"]
     assert len({normal_id(name) for name in ids}) == len(ids)
+
+
+def test_hashes_of_rows_are_those_of_groups_row_by_row():
+    table = pd.DataFrame(
+        {
+            "lesion_id": ["L1", "l1", "", "L2"],
+            "patient_id": ["P", "", "P", "Q"],
+            "image": ["a.png", "b.png", "c.png", "c.png"],
+        }
+    )
+    rows = np.array([3, 0, 1, 2])
+    for as_written in (False, True):
+        found = row_hashes(table, rows, as_written=as_written)
+        assert found.shape == (4, 5 if as_written else 3)
+        for row, hashes in zip(rows, found, strict=True):
+            assert set(hashes) - {NO_GROUP} == set(group_hashes(table, np.array([row]), as_written=as_written))
+        assert (found == NO_GROUP).any(axis=1).tolist() == [False, False, True, True]

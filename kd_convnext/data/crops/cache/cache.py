@@ -30,7 +30,7 @@ from kd_convnext.data.crops.cache.entries import entry_size, read_entry, write_e
 from kd_convnext.data.crops.cache.index import Index, Stamp
 from kd_convnext.data.crops.cache.prepared import PreparedCrops, PrepareSummary, crop_key, entry_path
 from kd_convnext.data.crops.cache.reading import Photograph, Region, photographs_of, read_regions
-from kd_convnext.data.crops.make import enlarge, make_crop
+from kd_convnext.data.crops.make import enlarge
 from kd_convnext.data.crops.pool import crop_pool
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.manifest.manifest import Manifest
@@ -44,7 +44,6 @@ __all__ = [
     "crop_key",
     "default_cache_dir",
     "entry_path",
-    "make_crop",
 ]
 
 OnError = Literal["raise", "skip"]

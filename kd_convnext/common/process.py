@@ -1,0 +1,45 @@
+"""Restores what a command changes for the whole process: warnings, log levels, environment variables."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+OWN_VARIABLES = (
+    "KD_CONVNEXT_RUN_FOLDER",
+    "KD_CONVNEXT_PRECISION",
+    "NO_ALBUMENTATIONS_UPDATE",
+    "RAY_USAGE_STATS_ENABLED",
+)
+"""Environment variables that commands set for the processes they start."""
+
+QUIETED = (
+    "lightning.pytorch",
+    "lightning.fabric",
+    "lightning.pytorch.utilities.rank_zero",
+)
+"""Loggers whose level commands raise."""
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Restores warning filters, the format of warnings, log levels and own environment variables after the block.
+
+    So that two commands in one process, or a command in a notebook, do not change each other. Not for several threads.
+    """
+    variables = {name: os.environ.get(name) for name in OWN_VARIABLES}
+    levels = {name: logging.getLogger(name).level for name in QUIETED}
+    formatter = warnings.formatwarning
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            warnings.formatwarning = formatter
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            for name, value in variables.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value

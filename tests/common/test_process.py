@@ -1,0 +1,37 @@
+"""A command leaves the process as it found it."""
+
+import logging
+import os
+import warnings
+
+from helpers.command_line import OFFLINE, SMALL_SWIN, TINY
+from helpers.paths import CONFIGS
+
+from kd_convnext.cli import main
+from kd_convnext.common.process import OWN_VARIABLES
+
+
+def state():
+    return (
+        warnings.formatwarning,
+        list(warnings.filters),
+        logging.getLogger("lightning.pytorch").level,
+        {name: os.environ.get(name) for name in OWN_VARIABLES},
+    )
+
+
+def test_a_fit_restores_warnings_levels_and_environment(tiny_manifest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = state()
+    swin = ["--config", str(CONFIGS / "teacher_swin_tiny.yaml"), *SMALL_SWIN, *OFFLINE]
+    words = [*swin, f"--data.manifest={tiny_manifest}", "--data.cache_dir=cache", *TINY]
+    for _ in range(2):
+        assert main(["fit", *words]) == 0
+        assert state() == before
+    assert len(list((tmp_path / "runs" / "teacher_swin_tiny").iterdir())) == 2
+
+
+def test_bad_input_restores_them_too(capsys):
+    before = state()
+    assert main(["nothing"]) == 2
+    assert state() == before
