@@ -1,4 +1,4 @@
-"""Configurations that come with the package: ``configs/...`` is found from any folder."""
+"""Finds the configurations shipped with the package: ``configs/...`` from any folder."""
 
 from collections.abc import Collection, Sequence
 from importlib.resources import files

@@ -53,19 +53,19 @@ def progress_bar(total: int, wanted: bool, title: str = "preparing crops") -> It
 
 
 def duration(seconds: float) -> str:
-    """Puts seconds into words."""
+    """Formats seconds as a duration."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def megabytes(size: int) -> str:
-    """Puts bytes into words."""
+    """Formats bytes as a size."""
     return f"{size / 1e6:.1f} MB"
 
 
 def shown(path: Path) -> str:
-    """Writes a path as short as it can be typed here: relative if it lies below the current folder."""
+    """Shortens a path for messages: relative if it lies below the current folder."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Writes files atomically, hashes them, and names the crop cache's folder."""
 
 import errno
 import hashlib
@@ -52,7 +52,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_finding(path: Path, error: OSError) -> Finding:
-    """Puts a failed write into words.
+    """Describes a failed write as a finding.
 
     Args:
         path: The file or folder that was to be written.
@@ -67,7 +67,7 @@ def write_finding(path: Path, error: OSError) -> Finding:
 
 
 def require_space(folder: Path, size: int, what: str, remedy: str) -> str:
-    """Compares what is about to be written with what the disk has left.
+    """Checks the free disk space before a large write.
 
     Args:
         folder: Where it will lie; made where it is missing.

@@ -1,4 +1,4 @@
-"""What this machine has, what suits it, and what a process has taken of it."""
+"""Detects the hardware, chooses the default precision for it, and reads the memory a process has used."""
 
 import ctypes
 import os
@@ -43,7 +43,7 @@ def peak_memory() -> int:
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """Arithmetic that suits a device.
+    """Names the default precision of a device.
 
     Attributes:
         value: As Lightning's trainer takes it.
@@ -142,7 +142,7 @@ def available_cores() -> int:
 
 @contextmanager
 def memory_kept() -> Iterator[None]:
-    """Lets the C library keep what is freed, where it is glibc; given back at the end.
+    """Keeps freed memory in the C library (glibc) during the block; returns it to the system at the end.
 
     By default it hands large blocks back at once, and each layer's output comes from the system anew, zeroed page by
     page: a third of the time of a 256 px crop (``benchmarks/data/super_resolution.py``).

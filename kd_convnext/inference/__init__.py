@@ -1,1 +1,1 @@
-"""Predictions for new photographs, and how far they can be trusted."""
+"""Classifies new photographs, with calibration, explanation, export and publishing."""

@@ -1,4 +1,4 @@
-"""Answers as files: ``answers.csv``, ``answers.json``, ``lesions.csv``, ``failures.csv``."""
+"""Writes predictions: ``answers.csv``, ``answers.json``, ``lesions.csv``, ``failures.csv``."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def write_answers(
     info: ModelInfo,
     calibration: Calibration | None,
 ) -> None:
-    """Writes everything there is to say.
+    """Writes all files of a classification.
 
     Args:
         folder: Where to; files of other names in it are left alone.

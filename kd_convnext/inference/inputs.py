@@ -1,4 +1,4 @@
-"""What the user names becomes a list of photographs: files, folders, manifests."""
+"""Lists the photographs that a user names: files, folders, manifests."""
 
 from collections.abc import Sequence
 from dataclasses import replace

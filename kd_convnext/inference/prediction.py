@@ -1,4 +1,4 @@
-"""What goes into a predictor and what comes out."""
+"""Defines the input and output of a predictor: photograph, prediction, failure."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from kd_convnext.inference.trust.gate import Distances
 
 @dataclass(frozen=True, eq=False)
 class Photograph:
-    """One region of interest to be answered for.
+    """One region of interest to classify.
 
     Attributes:
         image: The file, or its pixels: uint8 RGB [H, W, 3].
@@ -37,7 +37,7 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Failure:
-    """A photograph that cannot be answered for.
+    """A photograph that could not be classified.
 
     Attributes:
         photograph: Which one.
@@ -50,7 +50,7 @@ class Failure:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The answer for a photograph, or for a lesion from all its photographs.
+    """The prediction for a photograph, or for a lesion from all its photographs.
 
     Attributes:
         name: Of the photograph, or of the lesion.

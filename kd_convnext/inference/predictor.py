@@ -60,7 +60,7 @@ class Predictor:
         tta: bool = False,
         per_pass: int | None = None,
     ) -> None:
-        """Puts the parts together; use `from_checkpoint` or `from_network`.
+        """Combines the parts; use `from_checkpoint` or `from_network`.
 
         Args:
             network: The network.

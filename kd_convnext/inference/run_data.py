@@ -1,4 +1,4 @@
-"""The photographs a checkpoint is calibrated on: those of its own split, which its training has not seen."""
+"""Opens the photographs of a checkpoint's run, for calibration and export: those its training has not seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -29,7 +29,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the photographs of a run lie.
+    """Paths of a run's photographs.
 
     Attributes:
         manifest: CSV file, or folder of class folders.
@@ -46,7 +46,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the network says of labelled photographs.
+    """Predictions for labelled photographs.
 
     Attributes:
         logits: float64 [N, K].
@@ -92,7 +92,7 @@ def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_we
 
 @dataclass(frozen=True, eq=False)
 class CalibrationData:
-    """Photographs, their split, and the network that answers for them.
+    """Runs a network on the photographs of its run, part by part.
 
     Attributes:
         manifest: The photographs.
@@ -111,7 +111,7 @@ class CalibrationData:
         return np.arange(len(self.manifest), dtype=np.int64) if self.split is None else self.split.rows(part)
 
     def hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """Names what is kept apart in some rows: of the checkpoint's own split what that kept, of others all."""
+        """Hashes lesions, patients or photographs of rows: those that the checkpoint's split kept apart, else all."""
         return np.setdiff1d(self.row_hashes(rows), [NO_GROUP])
 
     def row_hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
@@ -215,7 +215,7 @@ def _refuse(shared: npt.NDArray[np.int64], where: str) -> None:
 
 
 def _with_parts(manifest: Manifest, file: Path) -> Manifest:
-    """Takes the parts that a run wrote down; rows it did not have are left out."""
+    """Reads the parts from a run's ``split.csv``; rows it did not have are left out."""
     written = read_table(file)
     parts = {tuple(row[:-1]): row[-1] for row in written[[*_IDENTITY, "split"]].to_numpy().tolist()}
     identity = manifest.table[_IDENTITY].astype(object)

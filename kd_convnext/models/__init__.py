@@ -1,4 +1,4 @@
-"""Networks, and what looks into them."""
+"""Backbones, feature taps and heat maps."""
 
 from kd_convnext.models.backbones import Backbone, BackboneSpec, Stage, build_backbone
 from kd_convnext.models.taps import FeatureTaps, TapSpec

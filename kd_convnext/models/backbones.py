@@ -1,4 +1,4 @@
-"""Any classifier of timm, with its normalisation inside and its stages listed."""
+"""Builds timm classifiers with the normalisation inside and the four stages listed."""
 
 import difflib
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """How to build a backbone; plain values only, so that it fits into a config file and a checkpoint.
+    """Describes how to build a backbone; plain values only, so that it fits into a config file and a checkpoint.
 
     Attributes:
         name: A timm model name, optionally with a weight tag (``swin_tiny_patch4_window7_224.ms_in1k``).
@@ -120,7 +120,7 @@ class Backbone(nn.Module):
         return cast(Tensor, self.network(self.normalise(images)))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Brings images to the distribution the network was pretrained on.
+        """Normalises images as in the network's pretraining.
 
         Args:
             images: [B, C, H, W], uint8 0..255 or floating 0..1.

@@ -1,4 +1,4 @@
-"""Where in a picture the evidence for a class lies: heat maps of any backbone."""
+"""Computes heat maps: where in a picture the evidence for a class lies, for any backbone."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Reads of a network exactly what loss terms need: logits, tapped maps, and the embedding."""
+"""Reads the outputs that loss terms need of a network: logits, tapped maps, embedding."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from kd_convnext.models.taps import EmbeddingTap, FeatureTaps
 
 
 class Probe:
-    """Looks into a backbone by hooks, which are registered here: before ``torch.compile`` sees the first batch.
+    """Reads a backbone's outputs by hooks, which are registered here: before ``torch.compile`` sees the first batch.
 
     Attributes:
         needs: What is read beside the logits.

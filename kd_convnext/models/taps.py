@@ -38,7 +38,7 @@ class TapSpec:
 
 
 class _Store:
-    """What the hooks caught since the last read. Copies start empty and belong to the copied model."""
+    """Stores the outputs of hooks since the last read. Copies start empty and belong to the copied model."""
 
     def __init__(self, active: bool = True) -> None:
         self.active = active
@@ -76,7 +76,7 @@ class _Hook:
 
 
 class FeatureTaps:
-    """Catches the feature maps of named modules during a backbone's forward pass.
+    """Records the feature maps of named modules during a backbone's forward pass.
 
     The hooks are registered here, so create taps before ``torch.compile`` sees its first batch. Two ways of
     use::
@@ -135,7 +135,7 @@ class FeatureTaps:
         ]
 
     def pop(self) -> dict[str, Tensor]:
-        """Returns what was caught and forgets it.
+        """Returns the recorded maps and clears them.
 
         Returns:
             Maps [B, C, H, W] by module name, in the order of ``names``; part of the graph where gradients are
@@ -175,7 +175,7 @@ class FeatureTaps:
             store.active, store.features = active, features
 
     def remove(self) -> None:
-        """Takes the hooks off the network and forgets what was caught."""
+        """Removes the hooks and clears the recorded maps."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -313,7 +313,7 @@ class _InputHook:
 
 
 class EmbeddingTap:
-    """Catches what the last linear layer of a backbone sees: the pooled embedding.
+    """Records the embedding, the input of a backbone's last linear layer.
 
     Attributes:
         width: D of the embedding.
@@ -355,7 +355,7 @@ def _head(backbone: Backbone) -> nn.Module:
 
 
 def watched_features(backbone: Backbone) -> list[Tensor]:
-    """Watches what the last linear layer sees.
+    """Records the input of the last linear layer (the embedding).
 
     Args:
         backbone: The network.

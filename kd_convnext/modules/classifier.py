@@ -102,7 +102,7 @@ class ClassifierModule(CheckpointedModule, ABC):
     # ---- training
 
     def on_fit_start(self) -> None:
-        """Takes the card of the data, refusing leaks and other classes; chooses how steps run."""
+        """Stores the data card, refusing leaks and other classes; decides whether steps are compiled."""
         self._seed = torch.initial_seed() % 2**31
         plan = plan_compile(self.compile_asked, self.trainer)
         self._fast = FastPath(self, cuda_graphs=plan.cuda_graphs) if plan.on else None
@@ -146,7 +146,7 @@ class ClassifierModule(CheckpointedModule, ABC):
             torch.manual_seed((self._seed + 1_000_003 * self.current_epoch + self.global_rank) % 2**63)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Looks now and then whether the losses are finite; at each step that would wait for a GPU."""
+        """Checks now and then that the losses are finite; at each step that would wait for a GPU."""
         if (batch_idx + 1) % FINITE_EVERY == 0:
             require_finite(self, self._tally)
 
@@ -215,15 +215,15 @@ class ClassifierModule(CheckpointedModule, ABC):
     # ---- validation, test, prediction
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects the answers of a batch."""
+        """Collects the predictions of a batch."""
         self._collect(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects the answers of a batch."""
+        """Collects the predictions of a batch."""
         self._collect(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Collects the answers of a batch.
+        """Collects the predictions of a batch.
 
         Returns:
             Probabilities [B, K].
@@ -247,15 +247,15 @@ class ClassifierModule(CheckpointedModule, ABC):
         check_crops(self.card, self.specimens)
 
     def on_validation_epoch_end(self) -> None:
-        """Judges validation."""
+        """Computes and logs the validation metrics."""
         self._judge("val")
 
     def on_test_epoch_end(self) -> None:
-        """Judges the test, class by class too."""
+        """Computes and logs the test metrics, per class too."""
         self._judge("test")
 
     def on_predict_epoch_end(self) -> None:
-        """Keeps the answers."""
+        """Stores the predictions in ``evaluation``."""
         self._keep("predict")
 
     def _collect(self, batch: Batch) -> Tensor:

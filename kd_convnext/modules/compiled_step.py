@@ -1,4 +1,4 @@
-"""The fast way of a training step: networks, regressors and losses as one compiled graph, where that pays.
+"""Compiles the training step: networks, projectors and losses as one graph, where that pays.
 
 The teacher's and the student's passes, the maps between them and the losses become one graph whose only outputs are
 the losses and the logits. At small batches a GPU waits for the launches of its kernels; there the graph is also
@@ -33,7 +33,7 @@ BACKEND = "inductor"
 
 @dataclass(frozen=True)
 class CompilePlan:
-    """How a fit runs its steps.
+    """Describes how a fit runs its steps.
 
     Attributes:
         on: Compiled, or operation by operation.
@@ -46,7 +46,7 @@ class CompilePlan:
     reason: str
 
     def __str__(self) -> str:
-        """Says it for the machine line."""
+        """Formats the choice for the header of a run."""
         graphs = ", CUDA graphs" if self.cuda_graphs else ""
         return f"compile {'on' if self.on else 'off'} ({self.reason}{graphs})"
 
@@ -85,7 +85,7 @@ class FastPath:
     """
 
     def __init__(self, module: nn.Module, *, cuda_graphs: bool = False) -> None:
-        """Compiles nothing yet.
+        """Remembers the module; the first step compiles.
 
         Args:
             module: Whose parameters the function uses and whose buffers it may change.
@@ -160,7 +160,7 @@ class FastPath:
         return not self._given_up
 
     def close(self) -> None:
-        """Lets graphs and their memory go, and the gradients in it."""
+        """Releases compiled graphs, their memory, and the gradients in it."""
         if self._compiled is not None:
             self._compiled, self._given_up = None, True
             if self._cuda_graphs:
@@ -171,7 +171,7 @@ class FastPath:
 
 @contextmanager
 def _leaving_no_trace(module: nn.Module) -> Iterator[None]:
-    """Gives random numbers and buffers (running statistics) back as they were."""
+    """Restores random states and buffers (running statistics) after the block."""
     buffers = list(module.buffers())
     kept = [buffer.clone() for buffer in buffers]
     devices = {buffer.device for buffer in module.parameters() if buffer.device.type == "cuda"}

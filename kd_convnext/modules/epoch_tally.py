@@ -1,4 +1,4 @@
-"""What the steps of an epoch gave, kept untouched until its end."""
+"""Collects losses and logits of every step and aggregates them once per epoch."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ class EpochTally:
     """
 
     def __init__(self, num_classes: int) -> None:
-        """Begins empty.
+        """Creates an empty tally.
 
         Args:
             num_classes: Number of classes, K.
@@ -36,7 +36,7 @@ class EpochTally:
         return sum(len(labels) for labels in self._labels)
 
     def clear(self) -> None:
-        """Forgets all steps."""
+        """Clears all steps."""
         self._logits, self._labels, self._terms, self._images = [], [], [], []
         self._checked = 0
 

@@ -19,7 +19,7 @@ ARGUMENT = "--model.teacher_ckpt"
 
 
 class FrozenTeacher:
-    """A trained classifier that gives what terms need of it: logits, feature maps, embedding.
+    """Runs a frozen classifier: returns the logits, feature maps and embedding that loss terms need.
 
     Not an ``nn.Module``: as a child of the student's module it would be saved into every checkpoint of the student,
     and the student could not be tested once the teacher's file has moved.
@@ -88,12 +88,12 @@ class FrozenTeacher:
 
     @property
     def widths(self) -> Widths:
-        """Sizes of what it gives."""
+        """Sizes of its outputs."""
         return self.probe.widths
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return self.backbone.mean.device
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""Distillation: frozen teachers, a student, and an objective of terms between them."""
+"""Distils a student: frozen teachers, and an objective of loss terms between them and it."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, cast
@@ -178,7 +178,7 @@ class DistillModule(ClassifierModule):
         self._weights = self.objective.weights(self.current_epoch, self.device)
 
     def on_fit_end(self) -> None:
-        """Forgets the teachers and their stored outputs."""
+        """Releases the teachers and their stored outputs."""
         self.staff = None
         if self.specimens is not None:
             self.specimens.train_set.answers = None

@@ -1,1 +1,1 @@
-"""The files of a run: folder, tables, figures, loggers."""
+"""Writes and reads the files of a run: folder, tables, figures, loggers."""

@@ -1,4 +1,4 @@
-"""Figures of a run. Each function returns a matplotlib ``Figure``; none touches pyplot's global state."""
+"""Draws the figures of a run as matplotlib ``Figure`` objects, without pyplot's global state."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A run's folder: its fixed tree, and the tables and numbers that are written into it."""
+"""Names the files of a run's folder and makes new ones."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where everything of one run lies. The names are the same in every run.
+    """Paths of a run's files; the names are the same in every run.
 
     Attributes:
         path: The run's folder.

@@ -34,7 +34,7 @@ _MARKDOWN_ROWS = 200
 
 @rank_zero_only
 def log_figure(loggers: Iterable[Logger], name: str, figure: Figure, step: int) -> None:
-    """Gives a figure to every logger.
+    """Logs a figure to every logger.
 
     Args:
         loggers: ``trainer.loggers``; may be empty.
@@ -66,7 +66,7 @@ def log_table(
 
 @rank_zero_only
 def log_confusion(loggers: Iterable[Logger], name: str, evaluation: "Evaluation", step: int) -> None:
-    """Gives the confusion matrix to every logger as a picture, and to W&B also as its own chart.
+    """Logs the confusion matrix to every logger as a picture, and to W&B also as a chart.
 
     Args:
         loggers: ``trainer.loggers``; may be empty.
@@ -80,7 +80,7 @@ def log_confusion(loggers: Iterable[Logger], name: str, evaluation: "Evaluation"
 
 @rank_zero_only
 def log_files(loggers: Iterable[Logger], name: str, kind: str, files: Sequence[Path]) -> None:
-    """Gives files to W&B as a versioned artifact; other loggers have them in the run's folder.
+    """Logs files to W&B as a versioned artifact; other loggers have them in the run's folder.
 
     Args:
         loggers: ``trainer.loggers``; may be empty.

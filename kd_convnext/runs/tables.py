@@ -62,7 +62,7 @@ def read_metrics(folder: RunFolder) -> dict[str, float]:
 
 
 def class_table(evaluation: "Evaluation") -> pd.DataFrame:
-    """Puts the per-class figures into a table.
+    """Tabulates the per-class metrics.
 
     Args:
         evaluation: Of a part with known labels.
@@ -78,7 +78,7 @@ def class_table(evaluation: "Evaluation") -> pd.DataFrame:
 
 
 def prediction_table(evaluation: "Evaluation", manifest: "Manifest") -> pd.DataFrame:
-    """Puts one evaluation's answers into a table.
+    """Tabulates the predictions of an evaluation.
 
     Args:
         evaluation: Its ``index`` holds rows of ``manifest``.

@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: the best network, and the newest state to resume from, for a small share of the time."""
+"""Saves the best network and the newest state of a fit, for a small share of its time."""
 
 import difflib
 import time
@@ -18,7 +18,7 @@ from kd_convnext.evaluation.direction import best_is
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """``best.ckpt`` where validation was best, and ``last.ckpt``, the newest state.
+    """Saves ``best.ckpt`` where validation was best, and ``last.ckpt``, the newest state.
 
     Lightning's own ``save_last`` writes a second copy of the best and nothing in between: a fit that is resumed would
     go back to its best epoch.
@@ -52,7 +52,7 @@ class RunCheckpoint(ModelCheckpoint):
     # ---- before the first epoch
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says beforehand what the best epoch cannot be chosen by."""
+        """Warns before the training if the best epoch cannot be chosen by the monitored metric."""
         super().on_fit_start(trainer, pl_module)
         if averaging_of(trainer) is not None:
             # Later the average may have moved on from what was judged.
@@ -66,7 +66,7 @@ class RunCheckpoint(ModelCheckpoint):
             say(trainer, "Warning: no epoch is validated in this fit: best.ckpt will be the network of its end")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the state that a fit begins with for written."""
+        """Treats the state that a fit begins with as saved."""
         super().on_train_start(trainer, pl_module)
         self._step = trainer.global_step
 
@@ -90,7 +90,7 @@ class RunCheckpoint(ModelCheckpoint):
     # ---- after each epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the best, if it is; then the newest, if it is time."""
+        """Saves best.ckpt if the metric improved, then last.ckpt if the write interval has passed."""
         super().on_train_epoch_end(trainer, pl_module)
         # One clock decides for all processes.
         due = self._written is None or (time.monotonic() - self._written) * self.last_share >= self._took
@@ -99,7 +99,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._write(trainer, due=trainer.strategy.broadcast(due))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the end, and waits for what is still being written: it may be read from here on."""
+        """Saves the final state and waits for pending writes."""
         super().on_train_end(trainer, pl_module)
         if self._chooses(trainer) and not self.best_model_path and self.dirpath and trainer.global_step:
             say(trainer, "Warning: no epoch was judged by validation: best.ckpt is the network of the fit's end")
@@ -109,7 +109,7 @@ class RunCheckpoint(ModelCheckpoint):
         trainer.strategy.checkpoint_io.teardown()
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Judges whether a score is among the best; one that is not finite never is."""
+        """Tells whether a score is among the best; one that is not finite never is."""
         if current is not None and not bool(torch.isfinite(current)):
             say(trainer, f"Warning: {self.monitor} is {float(current)} in epoch {trainer.current_epoch}: not kept")
             return False

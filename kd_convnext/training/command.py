@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our data, modules and run folder."""
+"""Runs ``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our data, modules and run folder."""
 
 import copy
 import json
@@ -82,7 +82,7 @@ class ConfigRecord(Callback):
 
 
 class TrainingCLI(LightningCLI):
-    """One configuration, one run folder."""
+    """Runs one configuration in one run folder."""
 
     folder: RunFolder
     _resumed_at: int | None = None

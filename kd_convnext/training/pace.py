@@ -1,4 +1,4 @@
-"""The pace of a fit: how long its steps take and wait, how many are still to come, and how a time is written."""
+"""Measures how long the steps of a fit take and wait, and how many are left."""
 
 import time
 
@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 
 
 class StepClock:
-    """Splits the time of training into waiting for data and working.
+    """Measures the time spent waiting for data and working.
 
     Attributes:
         waited: Seconds spent waiting for batches (loading, augmentation, transfer).
@@ -15,16 +15,16 @@ class StepClock:
     """
 
     def __init__(self) -> None:
-        """Starts at zero."""
+        """Sets both times to zero."""
         self.waited, self.worked, self.steps = 0.0, 0.0, 0
         self._mark = time.perf_counter()
 
     def ask(self) -> None:
-        """The loop is about to ask for a batch; what passed since the last call was neither of both."""
+        """Starts timing the wait; time since the last call counts neither as waiting nor as work."""
         self._mark = time.perf_counter()
 
     def start(self) -> None:
-        """The batch is there."""
+        """Ends the wait and starts timing the work."""
         self.waited += self._lap()
 
     def end(self) -> None:

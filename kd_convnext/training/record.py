@@ -1,4 +1,4 @@
-"""What a run leaves behind: its split, environment, predictions, metrics and figures, in files and loggers.
+"""Writes what a run leaves: split, environment, predictions, metrics and figures, in files and loggers.
 
 The callbacks that talk to the user during a fit (``DataWaitBar``, ``RunHeader``) live in
 ``kd_convnext.training.header`` and can be named from here too.

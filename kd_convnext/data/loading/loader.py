@@ -53,7 +53,7 @@ def specimen_loader(dataset: SpecimenDataset, batch_size: int, num_workers: int,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         worker_init_fn=_one_thread,
-        collate_fn=_as_it_is,
+        collate_fn=_identity_collate,
         **options,
     )
 
@@ -164,7 +164,7 @@ def _is_small(value: object) -> bool:
     return isinstance(value, Tensor) and value.nbytes <= _SMALL
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity_collate(batch: Any) -> Any:
     return batch
 
 

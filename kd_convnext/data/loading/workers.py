@@ -31,7 +31,7 @@ class Workers:
     starved: bool = False
 
     def __str__(self) -> str:
-        """Says it for the machine line."""
+        """Formats the choice for the header of a run."""
         number = "no loader worker" if not self.count else f"{self.count} loader worker{'s' if self.count > 1 else ''}"
         return f"{number} ({self.reason})"
 

@@ -1,4 +1,4 @@
-"""From the description of an experiment to its cells: each a configuration of ``fit`` and a folder."""
+"""Plans the cells of an experiment: each a configuration of ``fit`` and a folder."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the files of the runs say of how they were made, in words for the report."""
+"""Describes data, networks and training in words, from the run folders."""
 
 import json
 from collections.abc import Iterable, Mapping

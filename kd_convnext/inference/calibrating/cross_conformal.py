@@ -21,7 +21,7 @@ from kd_convnext.runs.folder import run_of_checkpoint
 
 
 def held_out_by(ckpt_paths: Sequence[str], data: CalibrationData, source: Source) -> list[Answers]:
-    """Asks other networks for the lesions that they have held out.
+    """Predicts held-out lesions with other networks of the same recipe.
 
     Args:
         ckpt_paths: Their checkpoints, each in its run folder.

@@ -1,4 +1,4 @@
-"""Figures of calibration, abstention and explanation. Each function returns a matplotlib ``Figure``."""
+"""Draws figures of calibration and abstention. Each function returns a matplotlib ``Figure``."""
 
 from typing import TYPE_CHECKING
 

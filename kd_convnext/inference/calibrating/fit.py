@@ -1,4 +1,4 @@
-"""From labelled photographs to a calibration."""
+"""Fits a calibration on labelled photographs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from kd_convnext.inference.trust.temperature import cross_fitted, fit_temperatur
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user chose.
+    """Options of a calibration.
 
     Attributes:
         coverage: Of the prediction sets, for each class.
@@ -45,7 +45,7 @@ def fit_calibration(
     Args:
         data: The checkpoint's data; the gate is built from its training part.
         answers: Of labelled photographs whose lesions the training has not seen.
-        wishes: What the user chose.
+        wishes: Options of a calibration.
         others: Of other networks, each for lesions that it has held out; see `cross`. Only thresholds of classes with
             too few lesions use them; temperature and gate are the network's own.
     """
@@ -105,7 +105,7 @@ def checked_transfer(calibration: Calibration, answers: Answers, others: Sequenc
 
 
 def judge_fit(calibration: Calibration, answers: Answers) -> Judgement:
-    """Judges a calibration on the photographs it was fitted on, with cross-fitted temperatures.
+    """Evaluates a calibration on the photographs it was fitted on, with cross-fitted temperatures.
 
     Args:
         calibration: The result of `fit_calibration`.

@@ -1,4 +1,4 @@
-"""How good a calibration is: scores of the probabilities, coverage of the sets, what abstaining buys."""
+"""Computes calibration error, coverage of the sets, and accuracy against abstention rate."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,7 +64,7 @@ def lesions_of(answers: Answers, probabilities: Values, distances: list[Distance
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """How a calibration does on one part.
+    """Scores, coverage and abstention of a calibration on one part.
 
     Attributes:
         before: Photographs with the network's own probabilities.

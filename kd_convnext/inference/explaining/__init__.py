@@ -1,1 +1,1 @@
-"""Heat maps over photographs, and training cases like them."""
+"""Explains predictions by heat maps and similar training cases."""

@@ -1,4 +1,4 @@
-"""What speaks for an answer: heat maps of one network or two, and the training photographs most like the new one."""
+"""Explains predictions: heat maps of one network or two, and the training photographs most like the new one."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +30,7 @@ from kd_convnext.models.heatmaps import (
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What one network makes of a photograph.
+    """Prediction and heat map of one network for a photograph.
 
     Attributes:
         model: Its timm name.
@@ -55,7 +55,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What speaks for a class in one photograph.
+    """Explanation of a class in one photograph.
 
     Attributes:
         photograph: Which one.

@@ -1,4 +1,4 @@
-"""The training photographs that a network finds most like a new one."""
+"""Finds the training photographs most like a new one, by the network's features."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ class Neighbour:
 
 
 class TrainingCases:
-    """Features of all training photographs, kept in a file beside the checkpoint once they are known."""
+    """Stores the features of all training photographs in a file beside the checkpoint, and searches them."""
 
     def __init__(self, data: CalibrationData, file: Path) -> None:
         """Reads the features, or lets the network see every training photograph once.
@@ -105,7 +105,7 @@ class TrainingCases:
         return np.asarray(features / lengths, dtype=np.float32)
 
     def _identity(self) -> str:
-        """Names the network and the photographs, in their order."""
+        """Hashes the network and the photographs, in their order."""
         rows = self.data.manifest.table.loc[self.rows, _IDENTITY].astype(str).to_numpy().tolist()
         content = [self.data.predictor.network.info.checkpoint_sha256, self.data.predictor.tta, rows]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()

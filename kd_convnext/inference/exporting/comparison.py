@@ -1,4 +1,4 @@
-"""What an exported file answers, beside what its checkpoint answers."""
+"""Compares the outputs of an exported file with those of its checkpoint."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ _TOGETHER = 3  # another size than the 2 a graph is traced with
 
 @dataclass(frozen=True)
 class Compared:
-    """How near the answers are.
+    """Largest differences between the two outputs.
 
     Attributes:
         photographs: How many were compared.
@@ -48,7 +48,7 @@ class Compared:
 
 
 def compare(run: Runner, predictor: Predictor, samples: Samples, pixels: PixelType) -> Compared:
-    """Asks file and checkpoint the same; the file for each photograph alone and for several at once.
+    """Runs file and checkpoint on the same pictures; the file for each photograph alone and for several at once.
 
     Args:
         run: The file.

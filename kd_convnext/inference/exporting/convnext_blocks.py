@@ -1,4 +1,4 @@
-"""ConvNeXt's blocks in operators that ONNX Runtime is quicker with: the same function, for float32 ONNX files.
+"""Rewrites ConvNeXt blocks in operators that ONNX Runtime runs faster: the same function, for float32 ONNX files.
 
 timm computes a block's two layers as matrix products over [B, H, W, C]. As convolutions of one pixel they stay in the
 layout of the convolution before them, ONNX Runtime adds bias and shortcut inside them, and takes its quicker GELU.

@@ -1,4 +1,4 @@
-"""``crop.onnx``: beside an ONNX network, what brings a photograph to its input."""
+"""Writes ``crop.onnx``, which turns a photograph into the input of the ONNX network beside it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

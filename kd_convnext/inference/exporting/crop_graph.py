@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Cropping as an ONNX graph: a whole photograph in, what an exported network takes out.
+"""Builds the ONNX graph that crops: a whole photograph in, the input of the exported network out.
 
 It repeats what OpenCV does for `enlarge` and `still_view`: by area along sides that shrink, by cubic interpolation
 along sides that grow, rounded to whole levels after each step. These are ONNX's operators in the words of Python, which
@@ -91,7 +91,7 @@ def crop(
     size: INT64,
     channels: FLOAT,
 ) -> FLOAT:
-    """The whole way; all inputs but the first become constants.
+    """Crops, resizes and normalises; all inputs but the first become constants.
 
     Args:
         photograph: RGB [H, W, 3], the way a viewer shows it.

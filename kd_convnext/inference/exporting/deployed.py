@@ -1,4 +1,4 @@
-"""What leaves the house: a network with everything inside that an answer needs, and the words that go with it."""
+"""Builds the exportable network (normalisation, temperature and gate included) and the metadata stored in the file."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ FORMAT_VERSION = 2
 
 
 class Deployed(nn.Module):
-    """A trained classifier from pixels to calibrated probabilities and the gate's score.
+    """Computes calibrated probabilities and the gate's score from pixels.
 
     Attributes:
         backbone: The network, with its normalisation.
@@ -55,7 +55,7 @@ class Deployed(nn.Module):
         self._features = watched_features(backbone)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Answers.
+        """Runs the network.
 
         Args:
             images: [B, C, S, S], uint8 0..255 or float32 0..1.
@@ -85,7 +85,7 @@ class Deployed(nn.Module):
 
 @dataclass(frozen=True)
 class Words:
-    """What a deployed file says of itself.
+    """Metadata stored in an exported file.
 
     Attributes:
         content: JSON types by name.
@@ -175,7 +175,7 @@ def _gate(calibration: Calibration) -> dict[str, Any]:
 
 
 def _abstain(calibration: Calibration | None) -> dict[str, Any]:
-    """Says when a person decides, and the words for it; `Calibration.decide` does the same."""
+    """Describes the rule for abstaining and its reasons; `Calibration.decide` does the same."""
     if calibration is None:
         return {"rule": "always", "reasons": {"always": NOT_CALIBRATED}}
     return {

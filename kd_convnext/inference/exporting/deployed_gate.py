@@ -1,4 +1,4 @@
-"""The gate inside an exported network: the distances of `gate`, in operations that every runtime has.
+"""Computes the gate inside an exported network: the distances of `gate`, in operations that every runtime has.
 
 Everything is found from what the network is given. Levels and their counts are whole numbers, which float32 holds
 exactly; what is small beside what it is subtracted from is computed in float64 where the runtime has it.
@@ -17,14 +17,14 @@ _LEVELS = 256
 
 
 class DeployedGate(nn.Module):
-    """How far pictures are from the training photographs.
+    """Computes how far pictures are from the training photographs.
 
     Attributes:
         image_size: Side of the pictures.
     """
 
     def __init__(self, gate: Gate, image_size: int) -> None:
-        """Makes constants of what the gate holds.
+        """Stores the gate's arrays as constants.
 
         Args:
             gate: The gate.

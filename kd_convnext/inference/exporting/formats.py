@@ -1,4 +1,4 @@
-"""Three file formats: how each is written, and how it answers when only the file is left."""
+"""Writes and runs the three exported file formats: ONNX, OpenVINO, torch."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def check_packages(format: Format) -> None:
 
 
 def traced(network: Deployed, pixels: PixelType) -> torch.export.ExportedProgram:
-    """Turns a network into a graph with any number of images, without traces of this machine.
+    """Exports a network as an ONNX graph for any number of images, without paths of this machine.
 
     Args:
         network: In evaluation mode, on the CPU.
@@ -106,7 +106,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def describe_onnx(path: Path, words: Words) -> None:
-    """Puts words into an ONNX file.
+    """Writes metadata into an ONNX file.
 
     Args:
         path: The file.
@@ -146,7 +146,7 @@ def load(path: Path, threads: int | None = None) -> Runner:
 
 
 def read_words(path: Path) -> dict[str, Any]:
-    """Reads what an exported file says of itself.
+    """Reads the metadata of an exported file.
 
     Args:
         path: ``.onnx``, ``.xml`` or ``.pt2``.
@@ -219,7 +219,7 @@ def _torch(path: Path, threads: int | None) -> Runner:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what exporters say of their own internals."""
+    """Silences the exporters' warnings about their own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

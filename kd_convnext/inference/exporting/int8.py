@@ -1,4 +1,4 @@
-"""Whole-number products: an ONNX file's matrix products in int8, by ONNX Runtime's own tools.
+"""Quantises an ONNX file's matrix products to int8 with ONNX Runtime's tools.
 
 The products of a ConvNeXt or a Swin are nearly all matrix products; the convolutions stay in float32. Weights are
 rounded channel by channel. What comes in is rounded by its own range (dynamic, for ONNX Runtime), or by the range that
@@ -19,7 +19,7 @@ _PRODUCTS = ["MatMul", "Gemm"]
 
 
 def write_dynamic(source: Path, target: Path) -> None:
-    """Rounds by each input's own range.
+    """Quantises dynamically, by each input's own range.
 
     Args:
         source: A float32 ONNX file.
@@ -33,7 +33,7 @@ def write_dynamic(source: Path, target: Path) -> None:
 
 
 def write_static(source: Path, target: Path, images: npt.NDArray[Any]) -> None:
-    """Rounds by the ranges that photographs had.
+    """Quantises statically, by the ranges measured on photographs.
 
     Args:
         source: A float32 ONNX file.
@@ -69,7 +69,7 @@ def _reader(batches: Sequence[npt.NDArray[np.generic]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Hands out one photograph after the other."""
+        """Returns the next photograph."""
 
         def __init__(self) -> None:
             self._left = iter(batches)

@@ -1,4 +1,4 @@
-"""The photographs an exported network is compared on: of the checkpoint's own set, of another one, or drawn."""
+"""Collects the photographs an exported network is compared on: of the checkpoint's own set, another one, or drawn."""
 
 import tempfile
 from dataclasses import dataclass

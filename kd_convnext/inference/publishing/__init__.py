@@ -1,1 +1,1 @@
-"""Model cards and folders for the Hugging Face hub."""
+"""Writes model cards and folders for the Hugging Face hub."""

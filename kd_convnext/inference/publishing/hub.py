@@ -1,4 +1,4 @@
-"""A trained model as a folder of the Hugging Face hub: weights, configuration, calibration and model card."""
+"""Saves and loads a model as a Hugging Face folder: weights, configuration, calibration and model card."""
 
 import json
 from dataclasses import asdict, replace

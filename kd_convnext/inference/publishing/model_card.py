@@ -1,4 +1,4 @@
-"""The tool ``card``: what a reader must know of a model, from its run's own files, as a Hugging Face model card."""
+"""Writes the model card of a run from its own files."""
 
 import json
 from collections.abc import Mapping

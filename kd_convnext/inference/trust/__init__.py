@@ -1,1 +1,1 @@
-"""Temperature, prediction sets and the gate against foreign photographs."""
+"""Calibrates: temperature, prediction sets, and the gate against foreign photographs."""

@@ -1,4 +1,4 @@
-"""What calibration found, beside its checkpoint: ``calibration.json`` and ``calibration.safetensors``."""
+"""Reads and writes a checkpoint's calibration: ``calibration.json`` and ``calibration.safetensors``."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ _REMEDY = "Run kd-convnext calibrate --ckpt_path {ckpt}, or classify with --cali
 
 @dataclass(frozen=True)
 class Level:
-    """What decides at one level, for single photographs or for whole lesions.
+    """Thresholds of one level, single photographs or whole lesions.
 
     Attributes:
         classes: Thresholds of the prediction sets.
@@ -39,7 +39,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows from one answer; see `Prediction`."""
+    """Prediction set, gate score and abstention for one prediction; see `Prediction`."""
 
     prediction_set: tuple[str, ...] | None
     gate_score: float | None

@@ -1,4 +1,4 @@
-"""The gate: does a photograph look like anything the network has learned from?
+"""Measures how unlike the training photographs a photograph is (out-of-distribution gate).
 
 Two distances to the training photographs. In *appearance* (colour quantiles, and contrast at five scales) by
 Mahalanobis with a shrunk covariance (Ledoit, Wolf 2004); in the network's penultimate *features* by the nearest
@@ -34,7 +34,7 @@ NO_CONTRAST = 1e-4
 
 
 class Distances(NamedTuple):
-    """How far a photograph is from the training photographs, larger is stranger.
+    """Distances of a photograph from the training photographs; larger is less alike.
 
     Attributes:
         appearance: In standard deviations.
@@ -47,7 +47,7 @@ class Distances(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """What is kept of the training photographs.
+    """Features of the training photographs that the gate compares with.
 
     Attributes:
         mean: float64 [M], of their appearances.

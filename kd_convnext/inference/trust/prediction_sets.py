@@ -1,4 +1,4 @@
-"""Prediction sets that hold the true class as often as promised, class by class, counted by lesion.
+"""Computes conformal prediction sets that hold the true class at the promised rate, per class, counted by lesion.
 
 Split-conformal prediction (Vovk, Gammerman, Shafer 2005, chapter 2) with one threshold a class (Mondrian, chapter 4):
 a set holds class y when the score ``1 - p(y)`` is not above the threshold of y. Photographs of one lesion are
@@ -206,7 +206,7 @@ def check_options(class_names: Sequence[str], coverage: float, merged: Sequence[
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often the sets held the true class.
+    """Coverage: how often the sets held the true class.
 
     Attributes:
         class_name: Of which class.

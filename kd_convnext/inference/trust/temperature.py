@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017, arXiv:1706.04599): one number that makes probabilities mean what they say.
+"""Fits temperature scaling (Guo et al. 2017, arXiv:1706.04599), one number that calibrates the probabilities.
 
 The fit is a minimisation over one variable, convex in 1/T; scipy does it. The libraries that offer it as an estimator
 either want to wrap the classifier (scikit-learn, from 1.8 on) or are no longer kept up.
@@ -22,7 +22,7 @@ TEMPERATURES = (0.05, 20.0)
 
 @dataclass(frozen=True)
 class Scores:
-    """How good probabilities are, as probabilities; smaller is better.
+    """Scores of probabilities; smaller is better.
 
     Attributes:
         nll: Mean negative log-likelihood, in nats.
@@ -104,7 +104,7 @@ def cross_fitted(
 
 
 def scores(evaluation: "Evaluation") -> Scores:
-    """Judges probabilities on labelled rows.
+    """Computes NLL, Brier score and calibration error on labelled rows.
 
     Args:
         evaluation: At least one row with a label.

@@ -106,7 +106,7 @@ def _middle(crop: Pixels, margin: int) -> tuple[Pixels, tuple[int, int]]:
 
 def _readable(cache: CropCache, manifest: Manifest, count: int) -> Iterator[int]:
     """Yields rows whose photographs can be read, the classes in turn."""
-    rank = np.zeros(len(manifest), np.int64)  # the how-manieth of its class a row is
+    rank = np.zeros(len(manifest), np.int64)  # index of each row within its class
     for label in range(len(manifest.class_names)):
         mine = manifest.labels == label
         rank[mine] = np.arange(mine.sum())
