@@ -1,4 +1,4 @@
-"""What a model answered for a part of the data: collected once per image, judged per image and per lesion."""
+"""Collects a model's predictions once per image, and evaluates them per image and per lesion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Two methods on the same photographs: differences, their intervals and tests, and what may be said of them."""
+"""Compares two methods on the same photographs: differences, intervals, tests, and the verdict they allow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether a score is best when lowest or highest."""
+"""Tells whether a score is best when lowest or highest."""
 
 import re
 from typing import Literal

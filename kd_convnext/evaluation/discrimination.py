@@ -1,4 +1,4 @@
-"""ROC and precision-recall curves of each class against the rest, with intervals by lesion."""
+"""Computes ROC and precision-recall curves of each class against the rest, with intervals by lesion."""
 
 import math
 from dataclasses import dataclass

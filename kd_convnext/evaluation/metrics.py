@@ -1,4 +1,4 @@
-"""One set of metrics for training, validation and test, under the same names everywhere."""
+"""Computes the metrics of training, validation and test, under the same names everywhere."""
 
 import warnings
 from typing import Any

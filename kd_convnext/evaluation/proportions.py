@@ -1,4 +1,4 @@
-"""Intervals of proportions that hold for small numbers, with the lesion as the unit."""
+"""Computes intervals of proportions that hold for small numbers, with the lesion as the unit."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Computes scores, bootstrap intervals and paired tests with the lesion as the unit: scores, intervals and tests, all with the lesion as the unit.
+"""Computes scores, bootstrap intervals and paired tests, with the lesion as the unit.
 
 Photographs of one lesion resemble each other, and with repeated splits the same lesion is judged several times. So
 nothing here treats two photographs of a lesion as independent: a lesion is drawn, or exchanged, with all its

@@ -1,4 +1,4 @@
-"""The tool ``calibrate``: what a checkpoint's answers are worth, found on lesions that its training has not seen."""
+"""Calibrates a checkpoint on lesions that its training has not seen: the command ``calibrate``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace

@@ -1,4 +1,4 @@
-"""The tool ``classify``: new photographs in, answers out, from a checkpoint alone."""
+"""Classifies new photographs with a checkpoint alone: the command ``classify``."""
 
 import sys
 from pathlib import Path

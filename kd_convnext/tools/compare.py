@@ -1,4 +1,4 @@
-"""The tools ``compare`` and ``report``: tables, tests, figures and a page from finished runs."""
+"""Compares finished runs in tables, tests, figures and a page: the commands ``compare`` and ``report``."""
 
 import hashlib
 import math

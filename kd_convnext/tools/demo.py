@@ -1,4 +1,4 @@
-"""The tool ``demo``: the whole path on drawn specimens, from photographs to a distilled student.
+"""Runs everything on drawn specimens, from photographs to a distilled student: the command ``demo``.
 
 The task is drawn, the training is real: nothing in the printed table is known beforehand. As in the paper, all networks
 fine-tune: teacher and students start from weights that learned to name the classes of other drawn lesions

@@ -1,4 +1,4 @@
-"""The tool ``doctor``: what this machine, a folder or a run lacks, with the remedy. It fetches nothing."""
+"""Diagnoses what this machine, a folder or a run lacks, with the remedy; fetches nothing: the command ``doctor``."""
 
 import importlib.util
 import os

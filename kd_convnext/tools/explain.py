@@ -1,4 +1,4 @@
-"""The tool ``explain``: where in a photograph the evidence for its answer lies, and which training cases are alike."""
+"""Explains predictions by heat maps and similar training cases: the command ``explain``."""
 
 import json
 import sys

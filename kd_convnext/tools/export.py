@@ -1,4 +1,4 @@
-"""The tool ``export``: a checkpoint as a file for ONNX Runtime, OpenVINO or torch, compared before it is kept."""
+"""Exports a checkpoint to ONNX, OpenVINO or torch and compares the outputs: the command ``export``."""
 
 import json
 import tempfile

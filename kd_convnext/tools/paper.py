@@ -1,4 +1,4 @@
-"""The tool ``paper``: the paper's experiment on anyone's photographs."""
+"""Runs the paper's experiment on any photographs: the command ``paper``."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The tool ``prepare``: from a manifest to a filled cache, or to what that would cost."""
+"""Fills the crop cache from a manifest, or estimates its cost: the command ``prepare``."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The tool ``publish``: a checkpoint as a folder that ``from_pretrained`` reads, and on the hub where asked."""
+"""Publishes a checkpoint as a folder that ``from_pretrained`` reads, or on the hub: the command ``publish``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Runs ``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our data, modules and run folder."""
+"""Runs ``fit``, ``validate``, ``test`` and ``predict`` by Lightning's command line."""
 
 import copy
 import json

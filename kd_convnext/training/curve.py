@@ -1,4 +1,4 @@
-"""The numbers of a fit in ``metrics.csv``, also of one that goes on: the file is that of the whole run."""
+"""Writes the curves of a fit to ``metrics.csv``, also of a resumed one: the file is that of the whole run."""
 
 from pathlib import Path
 

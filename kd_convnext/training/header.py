@@ -1,4 +1,4 @@
-"""What a fit says about itself: what runs where, how long it takes, what waits for data, what comes next."""
+"""Prints the header of a fit: what runs where, how long it takes, what waits for data, the next command."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""How crops share the cores of this machine."""
+"""Shares the crops to make among the cores of this machine."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

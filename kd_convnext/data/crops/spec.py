@@ -1,4 +1,4 @@
-"""From a photograph and a box to the picture a classifier sees: crop, reduce, super-resolve, store size."""
+"""Describes how a photograph and a box become the picture a classifier sees: crop, super-resolve, store size."""
 
 import warnings
 from dataclasses import asdict, dataclass, fields, replace

@@ -1,4 +1,4 @@
-"""Drawn specimen photographs with a manifest, for the demo, the notebooks and the tests.
+"""Draws synthetic specimen photographs with a manifest, for the demo, the notebooks and the tests.
 
 No photograph of a patient is in them, and nothing measured on them says anything about patients.
 """

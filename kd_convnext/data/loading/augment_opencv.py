@@ -1,4 +1,4 @@
-"""The augmentation in plain OpenCV: the same changes as the albumentations pipeline, in a tenth of its time."""
+"""Augments with plain OpenCV: the same changes as the albumentations pipeline, in a tenth of its time."""
 
 from typing import TYPE_CHECKING
 

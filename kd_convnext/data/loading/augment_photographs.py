@@ -1,4 +1,4 @@
-"""Random changes that photographs of specimens bear: turning, illumination, white balance, sharpness, occlusion."""
+"""Augments photographs of specimens: turning, illumination, white balance, sharpness, occlusion."""
 
 from dataclasses import dataclass, fields
 from typing import cast

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the data: enough to answer for a new photograph, and to refuse a leak."""
+"""Summarises the training data in a checkpoint (data card), to crop new photographs alike and to refuse leaks."""
 
 import hashlib
 from collections.abc import Mapping

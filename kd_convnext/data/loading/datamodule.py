@@ -1,4 +1,4 @@
-"""The way of the data in one LightningDataModule: manifest, split, crops, batches."""
+"""Loads manifest, split, crops and batches in one LightningDataModule."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace

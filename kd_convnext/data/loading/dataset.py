@@ -1,4 +1,4 @@
-"""Crops as tensors, and the order in which training sees them."""
+"""Loads crops as tensors, one or a batch at a time."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy

@@ -1,4 +1,4 @@
-"""Whole batches for the loader: its processes write pictures straight into memory that they share with the trainer.
+"""Loads whole batches: loader processes write pictures straight into memory that they share with the trainer.
 
 The loader of torch takes new shared memory for every batch, sends a file handle for each of its tensors, and gives the
 memory back: more work than drawing the views. Here a batch lies in one of a few places, made once and inherited by the

@@ -1,4 +1,4 @@
-"""What a teacher answered for views of crops: on the disk once, for every run that shares teacher and views.
+"""Stores a teacher's outputs for views of crops on disk, for every run that shares teacher and views.
 
 A record is named by the crop and the seed of its view, so that it can only ever be given to the picture it was made of;
 the folder is named by everything else that decides an answer (`AnswerKind`).

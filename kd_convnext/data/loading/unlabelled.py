@@ -1,4 +1,4 @@
-"""Reads photographs without labels that a teacher answers for, and keeps judged lesions out of them."""
+"""Reads photographs without labels for distillation, and keeps lesions of the evaluation out of them."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The paper's augmentation in albumentations, drawn anew but reproducibly for every view of a crop."""
+"""Augments each view of a crop by the paper's pipeline, reproducibly from the view's seed."""
 
 import random
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""How many loader processes a fit needs on its machine, by measurement."""
+"""Chooses the number of loader processes that a fit needs on its machine, by measurement."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What can be wrong with a manifest's rows. Each check returns its findings; none stops at the first."""
+"""Checks the rows of a manifest. Each check returns its findings; none stops at the first."""
 
 import difflib
 import re

@@ -1,4 +1,4 @@
-"""A photograph becomes an array, and its region of interest is cut out.
+"""Reads photographs into arrays, upright and within a limit of pixels.
 
 Every photograph is read here and nowhere else, so that a box means the same pixels in the manifest's checks,
 in the cache and when a new photograph is classified.

@@ -1,4 +1,4 @@
-"""Facts about many photograph files, gathered in parallel without decoding pixels."""
+"""Inspects many photograph files in parallel without decoding pixels: size, hash, readability."""
 
 import hashlib
 import sys

@@ -1,4 +1,4 @@
-"""The list of photographs: read once, checked wholly, then trusted by everything behind it."""
+"""Reads and checks the manifest, the list of photographs; the rest of the package trusts it."""
 
 import warnings
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A CSV file or a folder of class folders becomes one table of text, with what is wrong in its form."""
+"""Reads a CSV file or a folder of class folders into one table of text, with the findings about its form."""
 
 import os
 import posixpath

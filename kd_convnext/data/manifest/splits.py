@@ -1,4 +1,4 @@
-"""Training, validation and test parts that share no lesion (or patient), each with every class."""
+"""Splits photographs into training, validation and test parts that share no lesion (or patient)."""
 
 import hashlib
 import json

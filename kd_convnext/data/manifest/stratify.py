@@ -1,4 +1,4 @@
-"""Dividing groups of unequal size and mixed classes into parts with given shares of every class.
+"""Divides groups of unequal size and mixed classes into parts with given shares of every class.
 
 Iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data", ECML PKDD
 2011) carried over from single photographs to groups: the rarest class is served first, its largest groups first.

@@ -1,4 +1,4 @@
-"""What an experiment consists of, as ``configs/paper.yaml`` describes it."""
+"""Defines what an experiment consists of, as ``configs/paper.yaml`` describes it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""The record of one cell of an experiment: the file that says that its run is finished."""
+"""Reads and writes the record of a finished cell of an experiment."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Everything a report says of an experiment, computed once: arms, intervals, comparisons, the best, the data."""
+"""Analyses an experiment for its report: arms, intervals, comparisons, the best cell, the data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

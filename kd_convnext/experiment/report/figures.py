@@ -1,4 +1,4 @@
-"""The figures of an experiment, from its numbers."""
+"""Draws the figures of an experiment."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What an experiment leaves for its reader: results.csv, tables.md, figures, report.html."""
+"""Writes the outputs of an experiment: results.csv, tables.md, figures, report.html."""
 
 from collections.abc import Sequence
 from pathlib import Path

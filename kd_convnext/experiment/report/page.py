@@ -1,4 +1,4 @@
-"""One page that tells an experiment, or a run: self-contained HTML that needs no network and prints well."""
+"""Renders the report of an experiment or a run as one HTML page that needs no network and prints well."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What the paper prints (Zheng et al. 2023, doi:10.3389/fgene.2023.1254435), for the tables that stand beside ours."""
+"""Lists the values that the paper prints (Zheng et al. 2023, doi:10.3389/fgene.2023.1254435), for the tables."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""From finished cells to numbers: what each cell scored, and the answers of a method over all its repeats."""
+"""Collects the results of finished cells: scores of each, and the predictions of a method over all its repeats."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What was in training, validation and test, read from the split files of the runs, and whether anything leaked."""
+"""Reads the parts of every run from its split file, and finds leaks between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

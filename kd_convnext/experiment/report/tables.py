@@ -1,4 +1,4 @@
-"""The tables of an experiment: the paper's beside ours, intervals, comparisons. Text here, layout elsewhere."""
+"""Tabulates an experiment: the paper's values beside ours, intervals, comparisons."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What the cells of an experiment will take: from finished cells, else from a few timed steps of each method."""
+"""Estimates time and memory of an experiment's cells: from finished cells, else from a few timed steps."""
 
 import csv
 import json

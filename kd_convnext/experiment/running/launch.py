@@ -1,4 +1,4 @@
-"""Where cells run: one after the other, on a Ray cluster, or as a SLURM array."""
+"""Launches cells one after the other, on a Ray cluster, or as a SLURM array."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""A fit of a few steps that tells what they took: ``python -m kd_convnext.experiment.running.measure fit ...``."""
+"""Measures a fit of a few steps: ``python -m kd_convnext.experiment.running.measure fit ...``."""
 
 import json
 import sys

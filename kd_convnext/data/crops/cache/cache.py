@@ -1,4 +1,4 @@
-"""The cache of prepared crops: each crop is super-resolved once, whoever asks, and never half-written.
+"""Caches prepared crops on disk: each crop is super-resolved once, by whoever needs it first, and written atomically.
 
 ``root/<hash of the configuration>/<2 hex>/<sha256>.png``. The key is the hash of the configuration (weights,
 scale, sizes, ...) and the crop's own pixels, so another weight file, scale or box is another entry, and

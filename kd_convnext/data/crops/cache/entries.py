@@ -1,4 +1,4 @@
-"""A stored crop as a file that can be checked by itself, and the index that spares decoding photographs."""
+"""Reads and writes stored crops as files with a checksum."""
 
 import os
 import zlib

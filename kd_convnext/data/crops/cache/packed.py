@@ -1,4 +1,4 @@
-"""The cache in one memory-mapped file, for repeated epochs: no decoding, and only pages that are read are loaded."""
+"""Packs the crop cache into one memory-mapped file: nothing is decoded, and only the pages read are loaded."""
 
 import hashlib
 import mmap

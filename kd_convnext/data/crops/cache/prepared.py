@@ -1,4 +1,4 @@
-"""Prepared crops, ready to be loaded: what a filling gives, and what loader workers get."""
+"""Loads prepared crops in loader workers, and summarises what filling the cache made."""
 
 import hashlib
 import warnings

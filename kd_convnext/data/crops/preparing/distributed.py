@@ -1,4 +1,4 @@
-"""Filling one cache over several devices and hosts, with Lightning's own engine: each crop is made by one rank."""
+"""Fills one crop cache from several devices and hosts by Lightning's engine: each crop is made by one rank."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""What filling a cache would take in time and space, measured on one crop."""
+"""Estimates time and disk space for filling a crop cache, measured on one crop."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Crops beside their bicubic and their super-resolved form, to be looked at before an hour is spent on all."""
+"""Draws crops beside their bicubic and their super-resolved form, as a preview before all are made."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Entries that no manifest needs any more: found first, removed only when asked."""
+"""Finds cache entries that no manifest needs, and removes them when asked."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Real-ESRGAN networks from files of weights, run by spandrel's code or by the authors' packages."""
+"""Loads Real-ESRGAN networks from weight files, run by spandrel or by the authors' packages."""
 
 import hashlib
 import io

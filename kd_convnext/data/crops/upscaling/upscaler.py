@@ -1,4 +1,4 @@
-"""Super-resolution of one crop, behind one small interface.
+"""Defines the interface of upscalers, which enlarge one crop, and the simple ones.
 
 Real-ESRGAN (Wang et al. 2021, https://arxiv.org/abs/2107.10833) by maintained code (``spandrel``) or by its
 authors' packages (``realesrgan``), bicubic interpolation as the control, or nothing at all.

@@ -1,4 +1,4 @@
-"""Weights of super-resolution networks by name: the official Real-ESRGAN releases and the small packaged network.
+"""Locates weights of super-resolution networks by name: the official Real-ESRGAN releases and the packaged network.
 
 Nothing is ever fetched unless `download` is called, which only a user's ``--download true`` does.
 """
