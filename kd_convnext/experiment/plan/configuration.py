@@ -19,8 +19,11 @@ from kd_convnext.errors import ConfigError, Finding
 _FILES = ("weights", "sr_weights", "sr_wdn_weights", "manifest")
 
 
-_WHERE = ("cache_dir", "num_workers", "logger", "enable_progress_bar", "default_root_dir")
-"""Options that say where and how a cell runs, not what it computes; they are left out of its hash."""
+_WHERE = {
+    "data": ("cache_dir", "num_workers"),
+    "trainer": ("logger", "enable_progress_bar", "default_root_dir"),
+}
+"""Options of a section that say where and how a cell runs, not what it computes; they are left out of its hash."""
 
 
 _TALK = ("record", "header", "name")
@@ -92,7 +95,13 @@ def hash_of(config: Mapping[str, Any], teacher_hash: str | None) -> str:
         16 hexadecimal digits. Files count by their content, so an experiment may move; where a cell runs (cache
         folder, loader processes, loggers) does not count.
     """
-    counted = {name: value for name, value in config.items() if name not in _TALK}
+    counted = {
+        name: {key: inner for key, inner in value.items() if key not in _WHERE.get(name, ())}
+        if isinstance(value, Mapping)
+        else value
+        for name, value in config.items()
+        if name not in _TALK
+    }
     values = {"config": _computed(counted), "teacher": teacher_hash}
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
@@ -100,7 +109,7 @@ def hash_of(config: Mapping[str, Any], teacher_hash: str | None) -> str:
 
 def _computed(value: Any, name: str = "") -> Any:
     if isinstance(value, Mapping):
-        return {key: _computed(inner, str(key)) for key, inner in value.items() if key not in _WHERE}
+        return {key: _computed(inner, str(key)) for key, inner in value.items()}
     if name in _FILES and isinstance(value, str):
         path = Path(value)
         if path.is_file():
