@@ -1,15 +1,89 @@
-"""Saves matplotlib figures atomically and turns them into pixels."""
+"""Saves matplotlib figures atomically, turns them into pixels, and gives all of them one look."""
 
 import io
+import math
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from PIL import Image
 
 from kd_convnext.common.files import atomic_write, write_finding
 from kd_convnext.errors import ConfigError
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#000000", "#CC79A7")
+"""Colours that stay apart for colour-blind readers (Okabe & Ito 2008), for lines, bars and points."""
+
+STYLES = ("-", "--", ":", "-.")
+"""Strokes of lines once all colours are used."""
+
+PRINT_DPI = 300.0
+"""Pixels an inch of files: what journals ask of pictures."""
+
+_LETTER = 0.62
+"""Width of a letter over the height of its font, on the wide side."""
+
+
+def line_look(number: int) -> tuple[str, str]:
+    """Returns colour and stroke of the ``number``-th line of a figure; 28 differ."""
+    return PALETTE[number % len(PALETTE)], STYLES[number // len(PALETTE) % len(STYLES)]
+
+
+def wrapped(text: str, inches: float, size: float = 9.0) -> str:
+    """Breaks a text into lines that fit a width; words that are too long for it are broken too.
+
+    Args:
+        text: May have line breaks, which stay.
+        inches: The width.
+        size: Of the font, in points.
+
+    Returns:
+        The lines, joined by line breaks.
+    """
+    letters = max(8, int(inches * 72 / (_LETTER * size)))
+    return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, letters) or [""])
+
+
+def put_caption(figure: Figure, caption: str, size: float = 9.0) -> None:
+    """Writes above a figure what it shows, broken into lines of its width; nothing for an empty caption."""
+    if caption:
+        width = figure.get_figwidth()
+        figure.suptitle(wrapped(caption, 0.94 * width, size), fontsize=size, x=0.02, ha="left", parse_math=False)
+
+
+def label_ticks(axis: Axis, names: Sequence[str], inches: float, size: float = 9.0) -> float:
+    """Names the places 0..N-1 of an axis: upright where the names fit side by side, else turned by 90 degrees.
+
+    Args:
+        axis: ``axes.xaxis`` or ``axes.yaxis``; names of the latter always lie.
+        names: N names; line breaks stay.
+        inches: From one place to the next.
+        size: Of the font, in points.
+
+    Returns:
+        Inches that turned names need below the axis; 0 where none is turned.
+    """
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0) * _LETTER * size / 72
+    turned = axis.axis_name == "x" and longest > inches
+    options: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "top"} if turned else {}
+    axis.set_ticks(range(len(names)), names, fontsize=size, parse_math=False, **options)
+    return longest if turned else 0.0
+
+
+def grid_shape(count: int, together: int = 1) -> tuple[int, int]:
+    """Returns rows and columns of a nearly square grid.
+
+    Args:
+        count: Panels.
+        together: So many that follow each other stay in one row.
+    """
+    columns = together * max(1, math.ceil(math.sqrt(count) / together))
+    return max(1, math.ceil(count / columns)), columns
 
 
 def as_picture(figure: Figure, dpi: float = 120.0) -> npt.NDArray[np.uint8]:
@@ -27,7 +101,7 @@ def as_picture(figure: Figure, dpi: float = 120.0) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.open(png).convert("RGB"))
 
 
-def save_figure(path: Path, figure: Figure, dpi: float = 120.0) -> None:
+def save_figure(path: Path, figure: Figure, dpi: float = PRINT_DPI) -> None:
     """Writes a figure, in the format of the file's ending.
 
     Args:
@@ -42,3 +116,17 @@ def save_figure(path: Path, figure: Figure, dpi: float = 120.0) -> None:
         atomic_write(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=dpi))
     except OSError as error:
         raise ConfigError(write_finding(path, error)) from error
+
+
+def save_for_print(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG with 300 pixels an inch, and as PDF with drawn lines beside it.
+
+    Args:
+        path: The PNG file; the other has the ending ``.pdf``.
+        figure: Any figure.
+
+    Raises:
+        ConfigError: A file cannot be written.
+    """
+    save_figure(path, figure)
+    save_figure(path.with_suffix(".pdf"), figure)

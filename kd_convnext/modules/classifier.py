@@ -193,6 +193,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         require_finite(self, self._tally, weights=True)
         self.log_dict(self._tally.means(), batch_size=self._tally.samples, sync_dist=True)
         self.log_dict(self._tally.metrics(), sync_dist=True)
+        self.log("train/lr", float(self.trainer.optimizers[0].param_groups[-1]["lr"]))
         self._tally.clear()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

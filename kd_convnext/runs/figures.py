@@ -1,7 +1,9 @@
 """Draws the figures of a run as matplotlib ``Figure`` objects, without pyplot's global state."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,25 +12,64 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from kd_convnext.common.figures import PALETTE, grid_shape, label_ticks, line_look, put_caption, wrapped
+from kd_convnext.evaluation.proportions import FEW, Interval
 from kd_convnext.runs.tables import class_table
 
 if TYPE_CHECKING:
     from kd_convnext.evaluation.answers import Evaluation
 
-_STAGE_COLOURS = {"train": "tab:blue", "val": "tab:orange", "val/lesion": "tab:green"}
+_STAGES = {"train": "training", "val": "validation", "val/lesion": "validation, per lesion"}
 _TITLES = {
-    "loss": "Loss",
-    "loss_feature": "Feature loss (Eq. 1)",
-    "loss_soft": "Soft-target loss (Eq. 3)",
-    "loss_focal": "Focal loss (Eq. 4)",
+    "feature": "Feature loss (Eq. 1)",
+    "soft": "Soft-target loss (Eq. 3),\nwith the teacher's own entropy",
+    "focal": "Focal loss (Eq. 4)",
     "f1_macro": "Macro F1",
+    "learning_rate": "Learning rate",
 }
 _CELL = 0.9
-"""Inches a cell or picture of a grid."""
+"""Inches a cell of a matrix."""
+
+_PICTURE = 2.3
+"""Inches a picture of a grid."""
+
+_PARTS = {"train": "Training part", "val": "Validation part", "test": "Test part", "predict": "Answers"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a figure is about; every figure of a run says it above itself.
+
+    Attributes:
+        part: Part of the data.
+        unit: What one answer is about.
+        photographs: Labelled ones in it (regions of interest).
+        lesions: Lesions they show; None where nothing is known of lesions.
+        model: Name and size of the network.
+    """
+
+    part: Literal["train", "val", "test", "predict"]
+    unit: Literal["photograph", "lesion"]
+    photographs: int
+    lesions: int | None
+    model: str
+
+    def says(self, what: str) -> str:
+        """Returns a caption: what is drawn, of which part, by which unit, of how many, by which model."""
+        of = "" if self.lesions is None else f" of {_many(self.lesions, 'lesion')}"
+        counted = f"{_many(self.photographs, 'photograph')}{of}"
+        return f"{what}. {_PARTS[self.part]}, judged per {self.unit}: {counted}. {self.model}."
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def confusion_matrix(
-    matrix: npt.ArrayLike, class_names: Sequence[str], normalise: Literal["true"] | None = "true"
+    matrix: npt.ArrayLike,
+    class_names: Sequence[str],
+    normalise: Literal["true"] | None = "true",
+    caption: str = "",
 ) -> Figure:
     """Draws a confusion matrix, rows true and columns predicted.
 
@@ -37,6 +78,7 @@ def confusion_matrix(
         class_names: The C classes, in the matrix's order.
         normalise: ``"true"`` colours a cell by its share of its row and writes the share under the count;
             ``None`` colours by the count and writes nothing else. A class without a sample has no shares.
+        caption: Above it.
 
     Returns:
         The figure.
@@ -45,8 +87,9 @@ def confusion_matrix(
     sums = counts.sum(axis=1, keepdims=True)
     rates = np.divide(counts, sums, out=np.zeros(counts.shape), where=sums > 0)
     shown, top = (rates, 1.0) if normalise else (counts, max(1, counts.max(initial=0)))
-    size = 2.0 + _CELL * len(class_names)
-    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+    # As long as the longest name, beside the rows and, where it is turned, below the columns.
+    side, names = _CELL * len(class_names), max((len(name) for name in class_names), default=0) * 0.08
+    figure = Figure(figsize=(side + names + 2.0, side + names + 1.6), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=top)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class" if normalise else "count")
@@ -56,84 +99,103 @@ def confusion_matrix(
             text += f"\n{rates[row, column]:.0%}"
         colour = "white" if shown[row, column] > 0.6 * top else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(class_names)), class_names, rotation=30, ha="right")
-    axes.set_yticks(range(len(class_names)), class_names)
+    label_ticks(axes.xaxis, class_names, _CELL)
+    label_ticks(axes.yaxis, class_names, _CELL)
     axes.set(xlabel="predicted", ylabel="true")
+    put_caption(figure, caption)
     return figure
 
 
-def training_curves(frame: pd.DataFrame) -> Figure:
-    """Draws the loss, its terms and macro F1 over the epochs, training against validation.
+def training_curves(frame: pd.DataFrame, caption: str = "") -> Figure:
+    """Draws losses, macro F1 and learning rate over the epochs, like with like.
+
+    What training minimises has a panel of its own. Each of its terms has another; validation knows the focal term
+    alone and stands in that one. Where training has no terms its loss is the same as validation's: one panel.
 
     Args:
         frame: A ``metrics.csv`` of Lightning's ``CSVLogger``: columns such as ``epoch``, ``step``,
             ``train/loss``, ``train/loss_soft``, ``val/f1_macro`` (a ``_step`` or ``_epoch`` ending is
             understood, the epoch's value is preferred), empty where a row does not have the value. Values
             logged several times in an epoch are averaged.
+        caption: Above it.
 
     Returns:
-        The figure, one panel a quantity that occurs; without any, an empty panel that says so.
+        The figure, one panel a quantity that occurs, the best epoch marked in each; without any, an empty panel that
+        says so.
     """
     axis = "epoch" if "epoch" in frame else "step"
-    curves = {
-        quantity: {stage: _curve(frame, f"{stage}/{quantity}", axis) for stage in _STAGE_COLOURS}
-        for quantity in ("loss", *_terms(frame), "f1_macro")
-    }
-    found = [name for name, stages in curves.items() if any(curve is not None for curve in stages.values())]
-    columns = min(3, max(1, len(found)))
-    rows = max(1, math.ceil(len(found) / columns))
+    panels = {title: curves for title, curves in _curve_panels(frame, axis).items() if curves}
+    score = _curve(frame, "val/f1_macro", axis)
+    best = None if score is None else score.idxmax()
+    columns = min(3, max(1, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, quantity in zip(panels, found, strict=False):
-        for stage, colour in _STAGE_COLOURS.items():
-            curve = curves[quantity][stage]
-            if curve is not None:
-                panel.plot(curve.index, curve, color=colour, marker=".", label=stage)
-        panel.set(title=_TITLES.get(quantity, _named(quantity)), xlabel=axis)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawn = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, (title, curves) in zip(drawn, panels.items(), strict=False):
+        for number, (stage, curve) in enumerate(curves.items()):
+            panel.plot(curve.index, curve, color=PALETTE[number], marker=".", label=stage)
+        if best is not None:
+            panel.axvline(best, color="0.4", ls=":", lw=1.2, label=f"best {axis}: {best:g}")
+        panel.set(title=title, xlabel=axis)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         panel.grid(alpha=0.3)
-        panel.legend()
-    for panel in panels[len(found) :]:
+        panel.legend(fontsize=8)
+    for panel in drawn[len(panels) :]:
         panel.set_axis_off()
-    if not found:
-        panels[0].set_title("no curves were logged")
+    if not panels:
+        drawn[0].set_title("no curves were logged")
+    put_caption(figure, caption)
     return figure
 
 
-def _terms(frame: pd.DataFrame) -> list[str]:
-    """Names the loss terms in the columns of a metrics.csv, such as ``loss_soft``, in their order."""
-    found = (name.removeprefix("train/") for name in map(str, frame) if name.startswith("train/loss_"))
-    return [
-        name for name in dict.fromkeys(n.removesuffix("_epoch").removesuffix("_step") for n in found) if name != "loss"
-    ]
+def _curve_panels(frame: pd.DataFrame, axis: str) -> "dict[str, dict[str, pd.Series[float]]]":
+    """Sorts what was logged into panels, each of one quantity."""
+    found = {re.sub(r"_(step|epoch)$", "", str(name)) for name in frame}
+    terms = sorted(name.removeprefix("train/loss_") for name in found if name.startswith("train/loss_"))
+    terms = [term for term in terms if _curve(frame, f"train/loss_{term}", axis) is not None]
+    wanted: dict[str, dict[str, str]] = {}
+    if terms:
+        wanted["What training minimises"] = {"train": "train/loss"}
+        for term in dict.fromkeys([*terms, "focal"]):
+            wanted[_TITLES.get(term, term)] = {"train": f"train/loss_{term}"}
+        wanted[_TITLES["focal"]]["val"] = "val/loss"
+    else:
+        wanted["Loss"] = {"train": "train/loss", "val": "val/loss"}
+    wanted[_TITLES["f1_macro"]] = {stage: f"{stage}/f1_macro" for stage in _STAGES}
+    wanted[_TITLES["learning_rate"]] = {"train": "train/lr"}
+    return {
+        title: {
+            _STAGES[stage]: curve for stage, name in names.items() if (curve := _curve(frame, name, axis)) is not None
+        }
+        for title, names in wanted.items()
+    }
 
 
-def _named(quantity: str) -> str:
-    """Makes a title of ``loss_my_term``: ``My term loss``."""
-    return f"{quantity.removeprefix('loss_').replace('_', ' ').capitalize()} loss"
-
-
-def method_curves(frames: Mapping[str, pd.DataFrame], quantity: str) -> Figure:
+def method_curves(frames: Mapping[str, pd.DataFrame], quantity: str, caption: str = "") -> Figure:
     """Draws one quantity of several runs over their epochs.
 
     Args:
         frames: Name of each run and its ``metrics.csv``.
         quantity: A column such as ``val/f1_macro``; runs without it are left out.
+        caption: Above it.
 
     Returns:
-        The figure, one line a run.
+        The figure, one line a run with its best epoch as a ring.
     """
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(7.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, frame in frames.items():
+    for number, (name, frame) in enumerate(frames.items()):
         curve = _curve(frame, quantity, "epoch")
         if curve is not None:
-            axes.plot(curve.index, curve, marker=".", label=name)
-    axes.set(xlabel="epoch", ylabel=quantity)
+            colour, stroke = line_look(number)
+            axes.plot(curve.index, curve, marker=".", color=colour, ls=stroke, label=wrapped(name, 2.0, 8))
+            axes.plot(curve.idxmax(), curve.max(), "o", mfc="none", mec=colour, ms=9)
+    axes.set(xlabel="epoch (ring: the best)", ylabel=quantity)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend()
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    put_caption(figure, caption)
     return figure
 
 
@@ -146,58 +208,85 @@ def _curve(frame: pd.DataFrame, name: str, axis: str) -> "pd.Series[float] | Non
     return None
 
 
-def per_class_bars(evaluation: "Evaluation") -> Figure:
+def per_class_bars(
+    evaluation: "Evaluation",
+    intervals: Mapping[str, Sequence[Interval]] | None = None,
+    lesions: Sequence[int] | None = None,
+    caption: str = "",
+) -> Figure:
     """Draws precision, recall and F1 of every class as bars.
 
     Args:
         evaluation: Of a part with known labels.
+        intervals: K intervals of each score, drawn over the bars.
+        lesions: K numbers of lesions, written under the classes; fewer than ten are marked.
+        caption: Above it.
 
     Returns:
         The figure; under each class stands how many samples it has.
     """
     table = class_table(evaluation)
-    figure = Figure(figsize=(2.0 + 1.3 * len(table), 3.6), layout="constrained")
+    each = 1.3
+    figure = Figure(figsize=(2.0 + each * len(table), 4.2), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(table))
-    for shift, (score, label) in enumerate((("precision", "Precision"), ("recall", "Recall"), ("f1", "F1"))):
-        bars = axes.bar(places + 0.27 * (shift - 1), table[score], width=0.25, label=label)
-        axes.bar_label(bars, fmt="%.2f", fontsize=7)
+    for number, (score, label) in enumerate((("precision", "Precision"), ("recall", "Recall"), ("f1", "F1"))):
+        at, heights = places + 0.27 * (number - 1), table[score].to_numpy()
+        axes.bar(at, heights, width=0.25, label=label, color=PALETTE[number], alpha=0.75)
+        for place, height in zip(at, heights, strict=True):
+            axes.text(place, 0.02, f"{height:.2f}", fontsize=7, ha="center", va="bottom")
+        if intervals is not None:
+            ends = np.array([(one.low, one.high) for one in intervals[score]]).T
+            arms = np.nan_to_num(np.clip(np.stack([heights - ends[0], ends[1] - heights]), 0, None))
+            axes.errorbar(at, heights, yerr=arms, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
     labels = [f"{name}\n(n = {count})" for name, count in zip(table["class"], table["support"], strict=True)]
-    axes.set_xticks(places, labels)
-    axes.set(ylim=(0, 1.1), ylabel="score")
-    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.15), frameon=False)
+    if lesions is not None:
+        labels = [
+            f"{label[:-1]}, {_many(count, 'lesion')}{' †' if count < FEW else ''})"
+            for label, count in zip(labels, lesions, strict=True)
+        ]
+    figure.set_figheight(4.2 + label_ticks(axes.xaxis, labels, each, 8))
+    axes.set(ylim=(0, 1.05), ylabel="score")
+    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    put_caption(figure, caption)
     return figure
 
 
-def crop_grid(images: Sequence[npt.NDArray[np.uint8]], titles: Sequence[str], together: int = 1) -> Figure:
+def crop_grid(
+    images: Sequence[npt.NDArray[np.uint8]], titles: Sequence[str], together: int = 1, caption: str = ""
+) -> Figure:
     """Shows pictures in a nearly square grid, each under its title.
 
     Args:
         images: N times uint8 [H, W, 3], RGB; sizes may differ.
-        titles: N titles.
+        titles: N titles; long ones are broken into lines.
         together: So many that follow each other are kept in one row.
+        caption: Above it.
 
     Returns:
         The figure.
     """
-    columns = together * max(1, math.ceil(math.sqrt(len(images)) / together))
-    rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(1.8 * columns, 2.0 * rows), layout="constrained")
+    rows, columns = grid_shape(len(images), together)
+    lines = [wrapped(title, _PICTURE - 0.1, 7) for title in titles]
+    deepest = max((text.count("\n") + 1 for text in lines), default=1)
+    figure = Figure(figsize=(_PICTURE * columns, (_PICTURE + 0.13 * deepest) * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels:
         panel.set_axis_off()
-    for panel, picture, title in zip(panels, images, titles, strict=False):
+    for panel, picture, title in zip(panels, images, lines, strict=False):
         panel.imshow(picture)
-        panel.set_title(title, fontsize=8)
+        panel.set_title(title, fontsize=7, parse_math=False)
+    put_caption(figure, caption)
     return figure
 
 
-def reliability_diagram(evaluation: "Evaluation", bins: int = 15) -> Figure:
+def reliability_diagram(evaluation: "Evaluation", bins: int = 15, caption: str = "") -> Figure:
     """Draws how often a prediction is right against how sure it was (Guo et al. 2017, Fig. 1).
 
     Args:
         evaluation: Of a part with known labels.
         bins: Equal-width bins of the highest probability; 15 as in the expected calibration error.
+        caption: Above it.
 
     Returns:
         The figure: accuracy of each bin that holds a sample over the diagonal of perfect calibration, and
@@ -214,10 +303,11 @@ def reliability_diagram(evaluation: "Evaluation", bins: int = 15) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color="grey", linestyle="--", label="perfectly calibrated")
     filled = counts > 0
-    upper.bar(centres[filled], accuracy[filled], width=0.9 / bins, label="this model")
+    upper.bar(centres[filled], accuracy[filled], width=0.9 / bins, color=PALETTE[0], label="this model")
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     upper.set_title(f"expected calibration error {evaluation.metrics()['ece']:.3f}")
     upper.legend(loc="upper left")
     lower.bar(centres, counts, width=0.9 / bins, color="grey")
     lower.set(xlabel="confidence (highest probability)", ylabel="samples")
+    put_caption(figure, caption)
     return figure

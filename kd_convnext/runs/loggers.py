@@ -65,7 +65,7 @@ def log_table(
 
 
 @rank_zero_only
-def log_confusion(loggers: Iterable[Logger], name: str, evaluation: "Evaluation", step: int) -> None:
+def log_confusion(loggers: Iterable[Logger], name: str, evaluation: "Evaluation", step: int, caption: str = "") -> None:
     """Logs the confusion matrix to every logger as a picture, and to W&B also as a chart.
 
     Args:
@@ -73,9 +73,10 @@ def log_confusion(loggers: Iterable[Logger], name: str, evaluation: "Evaluation"
         name: Such as ``test/confusion_matrix``; the chart is ``<name>_chart``.
         evaluation: Of a part with known labels.
         step: ``trainer.global_step``.
+        caption: Above the picture.
     """
     for sink in _sinks(loggers):
-        sink.confusion(name, evaluation, step)
+        sink.confusion(name, evaluation, step, caption)
 
 
 @rank_zero_only
@@ -108,8 +109,9 @@ class _Sink(ABC):
     @abstractmethod
     def table(self, name: str, frame: pd.DataFrame, pictures: Pictures | None, step: int) -> None: ...
 
-    def confusion(self, name: str, evaluation: "Evaluation", step: int) -> None:
-        self.figure(name, confusion_matrix(evaluation.confusion_matrix(), evaluation.class_names), step)
+    def confusion(self, name: str, evaluation: "Evaluation", step: int, caption: str) -> None:
+        counts = evaluation.confusion_matrix()
+        self.figure(name, confusion_matrix(counts, evaluation.class_names, caption=caption), step)
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,10 @@ class _WandbSink(_Sink):
             rows = [[wandb.Image(picture), *row] for picture, row in zip(pictures, rows, strict=True)]
         self.logger.log_table(name, columns=columns, data=rows, step=step)
 
-    def confusion(self, name: str, evaluation: "Evaluation", step: int) -> None:
+    def confusion(self, name: str, evaluation: "Evaluation", step: int, caption: str) -> None:
         import wandb
 
-        super().confusion(name, evaluation, step)
+        super().confusion(name, evaluation, step, caption)
         known = evaluation.labels >= 0
         chart = wandb.plot.confusion_matrix(
             y_true=evaluation.labels[known].tolist(),

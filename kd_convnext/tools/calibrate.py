@@ -197,10 +197,18 @@ def _figures(judgements: Mapping[str, "Judgement"]) -> "dict[str, Figure]":
 
     figures = {}
     for part, found in judgements.items():
-        figures[f"{part}_before"] = reliability_diagram(found.before)
-        figures[f"{part}_after"] = reliability_diagram(found.after)
+        counted = f"{len(found.before):,} photographs of {len(found.lesions):,} lesions"
+        title = "Calibration: how often answers are right against how sure they are"
+        for when, judged in (("before", found.before), ("after", found.after)):
+            caption = f"{title}, {when} temperature scaling. {part} part: {counted}."
+            figures[f"{part}_{when}"] = reliability_diagram(judged, caption=caption)
         confidence = found.lesions.probabilities.max(axis=1)
-        figures[f"{part}_risk_coverage"] = risk_coverage(confidence, found.right, found.answered)
+        figures[f"{part}_risk_coverage"] = risk_coverage(
+            confidence,
+            found.right,
+            found.answered,
+            f"Error among the answers given. {part} part, {len(confidence):,} lesions.",
+        )
     return figures
 
 

@@ -225,18 +225,25 @@ def _draw(folder: RunFolder, data: "SpecimenDataModule", modules: "dict[str, Cla
     import pandas as pd
 
     from kd_convnext.common.figures import save_figure
-    from kd_convnext.runs.figures import confusion_matrix, crop_grid, method_curves
+    from kd_convnext.runs.figures import Subject, confusion_matrix, crop_grid, method_curves
 
     shown = [row for label in range(data.num_classes) for row in np.flatnonzero(data.manifest.labels == label)[:4]]
     titles = [data.class_names[data.manifest.labels[row]] for row in shown]
     rows = data.crops.rows
     pictures = [(data.crops.load(int(row)), title) for row, title in zip(shown, titles, strict=True) if row in rows]
-    save_figure(folder.figure("examples"), crop_grid([p for p, _ in pictures], [t for _, t in pictures]))
+    caption = f"Drawn specimens, four of each of {data.num_classes} classes: crops as the networks get them."
+    save_figure(
+        folder.figure("examples"), crop_grid([p for p, _ in pictures], [t for _, t in pictures], caption=caption)
+    )
     curves = {METHODS[method]: pd.read_csv(folder.path / method / "metrics.csv") for method in modules}
-    save_figure(folder.figure("curves"), method_curves(curves, "val/f1_macro"))
+    caption = "Macro F1 on the validation part of drawn specimens, judged per photograph."
+    save_figure(folder.figure("curves"), method_curves(curves, "val/f1_macro", caption))
     evaluation = modules["distilled"].evaluation
     assert evaluation is not None
-    figure = confusion_matrix(evaluation.confusion_matrix(), evaluation.class_names)
+    lesions = len(modules["distilled"].lesion_evaluation or ())
+    subject = Subject("test", "photograph", len(evaluation), lesions, f"{METHODS['distilled']}, drawn specimens")
+    caption = subject.says("Confusion matrix, rows are true classes")
+    figure = confusion_matrix(evaluation.confusion_matrix(), evaluation.class_names, caption=caption)
     save_figure(folder.figure("confusion_matrix"), figure)
 
 

@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from matplotlib.figure import Figure
 
-from kd_convnext.common.figures import save_figure
+from kd_convnext.common.figures import save_for_print
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
@@ -29,7 +29,7 @@ def run_folder(trainer: Trainer) -> RunFolder:
 
 
 def show_figure(trainer: Trainer, name: str, figure: Figure) -> None:
-    """Writes a figure into the run's folder and gives it to the loggers. Only the first process does.
+    """Writes a figure (PNG and PDF) into the run's folder and gives it to the loggers. Only the first process does.
 
     Args:
         trainer: Within any of its calls.
@@ -38,7 +38,7 @@ def show_figure(trainer: Trainer, name: str, figure: Figure) -> None:
     """
     if trainer.is_global_zero:
         folder = run_folder(trainer)
-        save_figure(folder.figure(name), figure)
+        save_for_print(folder.figure(name), figure)
         log_figure(_elsewhere(trainer, folder), name, figure, trainer.global_step)
 
 

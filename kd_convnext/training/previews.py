@@ -34,8 +34,12 @@ class AugmentationPreview(Callback):
         with isolate_rng():
             samples = [data.train_set[int(place)] for place in places]
         titles = [data.class_names[int(sample["label"])] for sample in samples]
+        caption = (
+            f"{len(samples)} of {len(data.train_set):,} training crops as the network sees them: turned, shifted and "
+            "cut at random; what lies beyond a crop's border is its mirror image."
+        )
         images = [_picture(np.asarray(sample["image"])) for sample in samples]
-        show_figure(trainer, "train/augmented_crops", crop_grid(images, titles))
+        show_figure(trainer, "train/augmented_crops", crop_grid(images, titles, caption=caption))
 
 
 class CurveFigures(Callback):
@@ -51,7 +55,8 @@ class CurveFigures(Callback):
             logger.save()
             metrics = Path(logger.log_dir) / "metrics.csv"
             if metrics.exists():
-                show_figure(trainer, "train/training_curves", training_curves(pd.read_csv(metrics)))
+                caption = "Training and validation part over the epochs: mean of an epoch's batches, whole validation."
+                show_figure(trainer, "train/training_curves", training_curves(pd.read_csv(metrics), caption))
                 return
 
 

@@ -4,23 +4,28 @@ The callbacks that talk to the user during a fit (``DataWaitBar``, ``RunHeader``
 ``kd_convnext.training.header`` and can be named from here too.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from kd_convnext.common.console import say, shown
-from kd_convnext.common.figures import save_figure
+from kd_convnext.common.figures import save_for_print
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.views import still_view
 from kd_convnext.errors import KDConvNeXtError
-from kd_convnext.evaluation.answers import Evaluation
-from kd_convnext.runs.figures import confusion_matrix, crop_grid, per_class_bars, reliability_diagram
+from kd_convnext.evaluation.answers import UNKNOWN, Evaluation
+from kd_convnext.evaluation.statistics import LesionCounts, class_intervals, count_lesions
+from kd_convnext.runs.figures import Subject, confusion_matrix, crop_grid, per_class_bars, reliability_diagram
 from kd_convnext.runs.loggers import log_confusion, log_files, log_table
+from kd_convnext.runs.naming import count_words, network_name
 from kd_convnext.runs.tables import (
     class_table,
     prediction_table,
@@ -112,7 +117,7 @@ class RunRecord(Callback):
         write_predictions(run_folder(trainer), found, _data(trainer).manifest)
         self._record(trainer, pl_module, found)
         if self.max_pictures:
-            self._show_predictions(trainer, found)
+            self._show_predictions(trainer, pl_module, found)
         if self.heat_maps:
             self._show_heat_maps(trainer, pl_module, found)
         if self.artifacts:
@@ -142,15 +147,27 @@ class RunRecord(Callback):
             if not evaluation or not metrics:
                 continue
             write_metrics(run_folder(trainer), {f"{prefix}/{name}": value for name, value in metrics.items()})
-            name = f"{prefix}/confusion_matrix"
-            figure = confusion_matrix(evaluation.confusion_matrix(), evaluation.class_names)
-            save_figure(run_folder(trainer).figure(name), figure)
-            log_confusion(trainer.loggers, name, evaluation, trainer.global_step)
-            show_figure(trainer, f"{prefix}/per_class", per_class_bars(evaluation))
-            show_figure(trainer, f"{prefix}/reliability", reliability_diagram(evaluation))
+            subject = _subject(found, lesions, module, "photograph" if evaluation is found else "lesion")
+            counted = _lesion_counts(trainer, evaluation)
+            self._draw(trainer, prefix, evaluation, subject, counted)
             log_table(trainer.loggers, f"{prefix}/per_class_table", class_table(evaluation), trainer.global_step)
 
-    def _show_predictions(self, trainer: Trainer, found: Evaluation) -> None:
+    def _draw(
+        self, trainer: Trainer, prefix: str, evaluation: Evaluation, subject: Subject, lesions: LesionCounts
+    ) -> None:
+        """Draws confusion matrix, scores of the classes and calibration."""
+        name, caption = f"{prefix}/confusion_matrix", subject.says("Confusion matrix, rows are true classes")
+        figure = confusion_matrix(evaluation.confusion_matrix(), evaluation.class_names, caption=caption)
+        save_for_print(run_folder(trainer).figure(name), figure)
+        log_confusion(trainer.loggers, name, evaluation, trainer.global_step, caption)
+        caption = subject.says("Scores of each class with 95 % intervals by lesion († fewer than ten lesions)")
+        behind = [int(count) for count in lesions.per_class()]
+        bars = per_class_bars(evaluation, class_intervals(lesions), behind, caption)
+        show_figure(trainer, f"{prefix}/per_class", bars)
+        caption = subject.says("How often answers are right against how sure they are")
+        show_figure(trainer, f"{prefix}/reliability", reliability_diagram(evaluation, caption=caption))
+
+    def _show_predictions(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
         """Gives the loggers the table of predictions with pictures, and a grid of wrong ones."""
         data = _data(trainer)
         chosen = most_telling(found)[: self.max_pictures]
@@ -159,10 +176,14 @@ class RunRecord(Callback):
         # Files have them all in predictions.csv.
         loggers = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]
         log_table(loggers, "test/predictions", table, trainer.global_step, pictures)
-        wrong = table[(table["label"] != "") & (table["label"] != table["prediction"])].head(_GRID)
+        wrong = table[(table["label"] != "") & (table["label"] != table["prediction"])]
         if len(wrong):
-            titles = (wrong["label"] + ", not " + wrong["prediction"]).tolist()
-            show_figure(trainer, "test/misclassified", crop_grid(pictures[: len(wrong)], titles))
+            shown_ones = wrong.head(_GRID)
+            subject = _subject(found, _evaluation(trainer, module, "lesion_evaluation"), module, "photograph")
+            mistakes = int(((found.labels >= 0) & (found.labels != found.predictions)).sum())
+            caption = subject.says(f"{len(shown_ones)} of {mistakes} wrong answers, the most confident first")
+            titles = [_mistake(row) for _, row in shown_ones.iterrows()]
+            show_figure(trainer, "test/misclassified", crop_grid(pictures[: len(titles)], titles, caption=caption))
 
     def _show_heat_maps(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
         """Shows where the evidence for the predicted classes lies, the surest mistakes first, and the teacher's."""
@@ -183,7 +204,44 @@ class RunRecord(Callback):
                 pictures.append(evidence_over(teacher, seen, predicted, crop, padded=resize == "pad"))
                 titles.append(f"teacher, {found.class_names[predicted]}")
         together = 1 if teacher is None else 2
-        show_figure(trainer, "test/heat_maps", crop_grid(pictures, titles, together))
+        subject = _subject(found, _evaluation(trainer, module, "lesion_evaluation"), module, "photograph")
+        caption = subject.says("Evidence for the predicted class (in brackets the true one), surest mistakes first")
+        show_figure(trainer, "test/heat_maps", crop_grid(pictures, titles, together, caption))
+
+
+def _mistake(row: "pd.Series[Any]") -> str:
+    """Writes under a picture what it is, what was said, how sure, and which file it is."""
+    label, said = str(row["label"]), str(row["prediction"])
+    return (
+        f"is {label} ({row[f'prob_{label}']:.0%})\nsaid {said} ({row[f'prob_{said}']:.0%})\n{Path(row['image']).name}"
+    )
+
+
+def _subject(
+    found: Evaluation, lesions: Evaluation | None, module: LightningModule, unit: Literal["photograph", "lesion"]
+) -> Subject:
+    """Tells what figures of a run are about."""
+    known = None if lesions is None else int((lesions.labels != UNKNOWN).sum())
+    return Subject(found.part, unit, int((found.labels != UNKNOWN).sum()), known, _model_words(module))
+
+
+def _model_words(module: LightningModule) -> str:
+    """Names the network and its size."""
+    settings = module.hparams.get("student") or module.hparams.get("backbone") or {}
+    backbone = getattr(module, "classifier", module)
+    network = settings if isinstance(settings, Mapping) else {"name": getattr(backbone, "name", "network")}
+    size = count_words(sum(parameter.numel() for parameter in backbone.parameters()))
+    return f"{network_name(network)}, {size} parameters"
+
+
+def _lesion_counts(trainer: Trainer, evaluation: Evaluation) -> LesionCounts:
+    """Counts answers by lesion; without our data each is a lesion of its own."""
+    names, known = np.array([*evaluation.class_names]), evaluation.labels != UNKNOWN
+    data = getattr(trainer, "datamodule", None)
+    ours = isinstance(data, SpecimenDataModule)
+    lesions = data.manifest.groups("lesion")[evaluation.index] if ours else evaluation.index.astype(str)
+    columns = {"lesion": lesions, "label": names[evaluation.labels], "prediction": names[evaluation.predictions]}
+    return count_lesions(pd.DataFrame(columns)[known], evaluation.class_names)
 
 
 def most_telling(evaluation: Evaluation) -> npt.NDArray[np.intp]:

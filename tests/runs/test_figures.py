@@ -4,12 +4,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.figure_layout import assert_readable, collisions, cut_off
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kd_convnext.common.figures import as_picture, save_figure
+from kd_convnext.common.figures import PALETTE, as_picture, save_figure, save_for_print
 from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.answers import Evaluation
+from kd_convnext.evaluation.proportions import Interval
 from kd_convnext.runs import figures as plotting
 
 # The one matrix that fits the paper's Table 3.
@@ -74,11 +76,22 @@ def test_training_curves_show_what_was_logged_and_average_an_epoch():
     )
     figure = plotting.training_curves(frame)
     panels = {panel.get_title(): panel for panel in figure.axes if panel.get_title()}
-    assert list(panels) == ["Loss", "Soft-target loss (Eq. 3)", "Macro F1"]
-    curves = {line.get_label(): line for line in panels["Loss"].lines}
-    assert list(curves["train"].get_ydata()) == [3.0, 1.0]
-    assert list(curves["val"].get_ydata()) == [3.5, 2.5]
-    assert list(panels["Soft-target loss (Eq. 3)"].lines[0].get_ydata()) == [0.5, 0.25]
+    soft = "Soft-target loss (Eq. 3),\nwith the teacher's own entropy"
+    assert list(panels) == ["What training minimises", soft, "Focal loss (Eq. 4)", "Macro F1"]
+    # Like with like: validation's focal term never stands beside the sum that training minimises.
+    shown = {name: {line.get_label(): line for line in panel.lines} for name, panel in panels.items()}
+    assert list(shown["What training minimises"]) == ["training", "best epoch: 1"]
+    assert list(shown["What training minimises"]["training"].get_ydata()) == [3.0, 1.0]
+    assert list(shown["Focal loss (Eq. 4)"]["validation"].get_ydata()) == [3.5, 2.5]
+    assert list(shown[soft]["training"].get_ydata()) == [0.5, 0.25]
+    assert shown["Macro F1"]["best epoch: 1"].get_xdata()[0] == 1
+
+
+def test_losses_of_training_without_terms_share_a_panel_with_validations():
+    frame = pd.DataFrame({"epoch": [0, 1], "train/loss": [2.0, 1.0], "val/loss": [1.5, 1.4], "train/lr": [0.1, 0.05]})
+    figure = plotting.training_curves(frame)
+    panels = {panel.get_title(): [line.get_label() for line in panel.lines] for panel in figure.axes[:2]}
+    assert panels == {"Loss": ["training", "validation"], "Learning rate": ["training"]}
 
 
 def test_training_curves_of_an_empty_log_say_so():
@@ -134,3 +147,105 @@ def test_a_figure_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "figures").write_text("a file")
     with pytest.raises(ConfigError, match="cannot be written"):
         save_figure(tmp_path / "figures" / "c.png", plotting.crop_grid([], []))
+
+
+LONG = (*(f"Verruköse_Läsion_Nummer_{k:02d}" for k in range(8)), "Dermatofibrosarcoma prot.", "NV")
+
+
+def ten_classes(seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(range(10), 12)
+    probabilities = rng.dirichlet(np.ones(10), len(labels)) + np.eye(10)[labels] * (rng.random((len(labels), 1)) < 0.7)
+    return Evaluation("test", np.arange(120), labels, probabilities / probabilities.sum(axis=1, keepdims=True), LONG)
+
+
+SUBJECT = plotting.Subject(
+    "test", "photograph", 1120, 120, "convnext_tiny, altered (depths 1-1-1-1), 28.6 M parameters"
+)
+
+
+def test_the_caption_says_part_unit_numbers_and_model():
+    found = SUBJECT.says("Confusion matrix")
+    expected = "Confusion matrix. Test part, judged per photograph: 1,120 photographs of 120 lesions. convnext_tiny, "
+    assert found == f"{expected}altered (depths 1-1-1-1), 28.6 M parameters."
+    one = plotting.Subject("val", "lesion", 1, None, "x").says("A")
+    assert one == "A. Validation part, judged per lesion: 1 photograph. x."
+
+
+@pytest.mark.parametrize("names", [LONG, tuple("abcdefghij")])
+def test_ten_classes_with_long_names_are_readable(names):
+    assert max(map(len, LONG)) >= 25
+    found = ten_classes()
+    found = Evaluation("test", found.index, found.labels, found.probabilities, names)
+    caption = SUBJECT.says("What is drawn here, in a sentence that is longer than the figure is wide")
+    exact = {name: [Interval(0.2, 0.9)] * 10 for name in ("precision", "recall", "f1")}
+    figures = [
+        plotting.confusion_matrix(found.confusion_matrix() * 100, names, caption=caption),
+        plotting.confusion_matrix(found.confusion_matrix() * 100, names, normalise=None, caption=caption),
+        plotting.per_class_bars(found, exact, [4] * 10, caption),
+        plotting.per_class_bars(found),
+        plotting.reliability_diagram(found, caption=caption),
+    ]
+    for figure in figures:
+        assert_readable(figure)
+    assert figures[0].get_suptitle().replace("\n", " ") == caption
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 36])
+def test_a_grid_of_mistakes_is_readable(count):
+    titles = [
+        f"is {LONG[k % 8]} (12%)\nsaid {LONG[(k + 1) % 8]} (88%)\nIMG_20240501_{k}_a_long_name.jpg"
+        for k in range(count)
+    ]
+    pictures = [np.zeros((96, 40 + 50 * (k % 3), 3), np.uint8) for k in range(count)]
+    assert_readable(plotting.crop_grid(pictures, titles, caption=SUBJECT.says("Wrong answers, most confident first")))
+
+
+def test_curves_are_readable():
+    epochs = pd.DataFrame({"epoch": range(100), "train/lr": 1e-5, "val/f1_macro": np.linspace(0, 1, 100)})
+    for name in (
+        "train/loss",
+        "train/loss_feature",
+        "train/loss_soft",
+        "train/loss_focal",
+        "val/loss",
+        "train/f1_macro",
+    ):
+        epochs[name] = np.linspace(12345, 0.001, 100)
+    assert_readable(plotting.training_curves(epochs, SUBJECT.says("Curves")))
+    many = {f"{name} from a large teacher": epochs for name in LONG}
+    figure = plotting.method_curves(many, "val/f1_macro", SUBJECT.says("Curves"))
+    assert_readable(figure)
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines[::2]}
+    assert len(looks) == len(many)
+
+
+def test_the_reader_of_extents_sees_overlaps_and_cuts():
+    figure = Figure(figsize=(2, 2))
+    figure.text(0.1, 0.5, "one word over")
+    figure.text(0.12, 0.5, "another")
+    assert collisions(figure) == [("one word over", "another")]
+    figure = Figure(figsize=(1, 1))
+    figure.text(0.5, 0.5, "a word that runs out")
+    assert cut_off(figure) == ["a word that runs out"]
+
+
+def test_colours_stay_apart_for_the_colour_blind():
+    """Machado et al. (2009), severity 1: the first four colours under red- and green-blindness."""
+    blind = {
+        "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    }
+    linear = np.array([matplotlib.colors.to_rgb(colour) for colour in PALETTE]) ** 2.2
+    for matrix in blind.values():
+        seen = np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
+        apart = np.linalg.norm(seen[:, None] - seen[None], axis=2)[:4, :4] + np.eye(4)
+        assert apart.min() > 0.2
+
+
+def test_print_files_have_300_pixels_an_inch_and_drawn_lines(tmp_path):
+    figure = plotting.confusion_matrix(PAPER, CLASSES)
+    save_for_print(tmp_path / "c.png", figure)
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    assert (tmp_path / "c.pdf").read_bytes().startswith(b"%PDF-")

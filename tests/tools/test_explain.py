@@ -315,12 +315,13 @@ def test_record_of_a_test_shows_the_teacher_beside_the_student(
             teacher.write_bytes(content)
         trainer = tiny.trainer(tmp_path, callbacks=[record])
         trainer.test(tiny.student(source, teacher), datamodule=source, verbose=False)
-    (pictures, titles, together), *others = shown
+    (pictures, titles, together, caption), *others = shown
+    assert caption.startswith("Evidence for the predicted class") and "Test part, judged per photograph" in caption
     assert together == 2 and len(pictures) == 4
     for own, other in (titles[:2], titles[2:]):
         assert other == f"teacher, {own.split(' (')[0]}"
     assert all(picture.shape == (40, 40, 3) for picture in pictures)
     assert not np.array_equal(pictures[0], pictures[1])
-    for pictures_alone, _, together in others:
+    for pictures_alone, _, together, _ in others:
         assert together == 1 and np.array_equal(pictures_alone, pictures[::2])
     assert len(others) == 2 and (tmp_path / "figures" / "heat_maps.png").is_file()

@@ -8,6 +8,7 @@ from typing import Any
 from kd_convnext.checkpoints.flat_arguments import TERMS, modern_arguments
 from kd_convnext.experiment.report.results import Arm, CellResult
 from kd_convnext.runs.folder import RunFolder
+from kd_convnext.runs.naming import network_name
 
 Config = Mapping[str, Any]
 
@@ -38,7 +39,7 @@ def describe(arm: Arm) -> tuple[str, ...]:
     size = look(network, "image_size", look(config, "data.image_size"))
     return (
         arm.title,
-        str(look(network, "name", "not recorded")),
+        network_words(arm),
         _start(network),
         "not recorded" if size is None else f"{size} px",
         _crops(config),
@@ -47,6 +48,12 @@ def describe(arm: Arm) -> tuple[str, ...]:
         str(look(config, "data.batch_size", "not recorded")),
         _optimiser(config),
     )
+
+
+def network_words(arm: Arm) -> str:
+    """Names a method's network, with what was changed of the stock one, and its size where a test has recorded it."""
+    config = arm.results[0].config
+    return network_name(_network(config))
 
 
 DESCRIBED = ("Method", "Network", "Starts from", "Input", "Crops", "Loss", "Epochs", "Batch", "Optimiser")

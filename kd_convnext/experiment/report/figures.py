@@ -1,6 +1,5 @@
 """Draws the figures of an experiment."""
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,12 +8,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from kd_convnext.common.figures import PALETTE, label_ticks, put_caption, wrapped
 from kd_convnext.evaluation.comparisons import Comparison
-from kd_convnext.evaluation.proportions import Interval
+from kd_convnext.evaluation.proportions import FEW, Interval
 from kd_convnext.evaluation.statistics import Metric, class_intervals, class_scores, scores
 from kd_convnext.experiment.report.analysis import Analysis
+from kd_convnext.experiment.report.descriptions import network_words
 from kd_convnext.experiment.report.results import Arm
-from kd_convnext.experiment.report.tables import SHORT
+from kd_convnext.experiment.report.tables import MARK, SHORT
 
 _BARS: dict[str, Metric] = {
     "Accuracy": "accuracy",
@@ -52,12 +53,14 @@ def all_figures(analysis: Analysis) -> list[NamedFigure]:
         *(_methods, _differences, _confusion, _classes, _reliability, _curves),
     )
     with mpl.rc_context({"text.parse_math": False}):
-        return [figure for make in makers for figure in make(analysis)]
+        found = [figure for make in makers for figure in make(analysis)]
+        for one in found:
+            # A figure that is taken out of its page must still say what it shows.
+            put_caption(one.figure, one.caption)
+        return found
 
 
 def _methods(analysis: Analysis) -> list[NamedFigure]:
-    pass
-
     arms = [arm for arm in analysis.methods if len(arm.answers)]
     if not arms:
         return []
@@ -68,9 +71,11 @@ def _methods(analysis: Analysis) -> list[NamedFigure]:
             name: Bar(float(values[metric]), _ends(found[metric]), tuple(arm.values(metric)))
             for name, metric in _BARS.items()
         }
+    most = max(arms, key=lambda arm: arm.lesions.photographs)
+    like = " (as the paper's Fig. 7)" if analysis.of_family("rival") else ""
     caption = (
-        "Each method on test (the paper's Fig. 7): bars are all repeats together with 95 % intervals by bootstrap over "
-        "lesions, points the single repeats; precision, recall and F1 are means over the classes."
+        f"Each method{like}: bars are all repeats together with 95 % intervals by lesion, points the single repeats; "
+        f"precision, recall and F1 are means over the classes. {_tested(most)}"
     )
     return [NamedFigure("methods", caption, score_bars(groups))]
 
@@ -81,8 +86,6 @@ def _differences(analysis: Analysis) -> list[NamedFigure]:
 
 
 def _difference(name: str, comparisons: tuple[Comparison, ...]) -> NamedFigure:
-    pass
-
     metric: Metric = "f1_macro"
     against = {found.against for found in comparisons}
     rows = {}
@@ -93,7 +96,9 @@ def _difference(name: str, comparisons: tuple[Comparison, ...]) -> NamedFigure:
     other = next(iter(against)) if len(against) == 1 else "the method's own setting"
     caption = (
         f"Difference in {SHORT[metric]} from {other} on the same photographs, with 95 % intervals by paired bootstrap "
-        "over lesions; the thin line is corrected for the number of comparisons."
+        "over lesions; the thin line is corrected for the number of comparisons. Test part, judged per photograph: "
+        f"{max(found.photographs for found in comparisons):,} answers about "
+        f"{max(found.lesions for found in comparisons):,} lesions at most."
     )
     return NamedFigure(name, caption, difference_plot(rows, f"difference in {SHORT[metric]} from {other}"))
 
@@ -104,18 +109,26 @@ def _confusion(analysis: Analysis) -> list[NamedFigure]:
     arm = _tested_best(analysis)
     if arm is None:
         return []
-    total, of = arm.lesions.total, f"of {arm.title} (the paper's Fig. 8), all repeats together; rows are true classes"
-    counts = confusion_matrix(total, arm.class_names, normalise=None)
-    rates = confusion_matrix(total, arm.class_names)
-    return [
-        NamedFigure("confusion_counts", f"Confusion matrix in counts, {of}.", counts),
-        NamedFigure("confusion_rates", f"Confusion matrix in shares of the true class, {of}.", rates),
-    ]
+    drawn = confusion_matrix(arm.lesions.total, arm.class_names)
+    caption = f"Confusion matrix, rows are true classes: counts and shares of the row. {_tested(arm)} {_model(arm)}"
+    return [NamedFigure("confusion", caption, drawn)]
+
+
+def _tested(arm: Arm) -> str:
+    """Says on what an arm was judged: part, unit, how many."""
+    repeats = len(arm.results)
+    over = "" if repeats == 1 else f" in {repeats} repeats"
+    return (
+        f"Test part, judged per photograph: {arm.lesions.photographs:,} answers{over} about "
+        f"{len(arm.lesions.lesions):,} lesions."
+    )
+
+
+def _model(arm: Arm) -> str:
+    return f"{arm.title} ({network_words(arm)})."
 
 
 def _classes(analysis: Analysis) -> list[NamedFigure]:
-    pass
-
     arm = _tested_best(analysis)
     if arm is None:
         return []
@@ -123,12 +136,15 @@ def _classes(analysis: Analysis) -> list[NamedFigure]:
     found = class_intervals(arm.lesions)
     behind = arm.lesions.per_class()
     groups = {
-        f"{name}\n({behind[k]} lesions)": {
+        f"{name}\n({behind[k]} lesions{f' {MARK}' if behind[k] < FEW else ''})": {
             score.capitalize(): Bar(float(values[score][k]), _ends(found[score][k])) for score in values
         }
         for k, name in enumerate(arm.class_names)
     }
-    caption = f"Precision, recall and F1 of each class, {arm.title} (the paper's Table 3), with 95 % intervals."
+    caption = (
+        f"Precision, recall and F1 of each class with 95 % intervals by lesion ({MARK} fewer than {FEW} lesions). "
+        f"{_tested(arm)} {_model(arm)}"
+    )
     return [NamedFigure("per_class", caption, score_bars(groups))]
 
 
@@ -146,7 +162,7 @@ def _reliability(analysis: Analysis) -> list[NamedFigure]:
         probabilities=arm.answers[[f"prob_{name}" for name in arm.class_names]].to_numpy(np.float64),
         class_names=arm.class_names,
     )
-    caption = f"How often {arm.title} is right against how sure it was, all repeats together."
+    caption = f"Calibration: how often answers are right against how sure they are. {_tested(arm)} {_model(arm)}"
     return [NamedFigure("reliability", caption, reliability_diagram(pooled))]
 
 
@@ -157,11 +173,11 @@ def _curves(analysis: Analysis) -> list[NamedFigure]:
     frames = {arm.title: curves for arm in analysis.methods if (curves := _metrics_of(arm)) is not None}
     found = []
     if any("val/f1_macro" in frame for frame in frames.values()):
-        caption = "Macro F1 on validation over the epochs, mean of the repeats."
+        caption = "Macro F1 over the epochs, validation part, judged per photograph: mean of the repeats, best ringed."
         found.append(NamedFigure("validation_curves", caption, method_curves(frames, "val/f1_macro")))
     best = frames.get(analysis.best.title) if analysis.best else None
     if analysis.best and best is not None:
-        caption = f"Training of {analysis.best.title}, mean of the repeats."
+        caption = f"Training and validation part over the epochs, mean of the repeats. {_model(analysis.best)}"
         found.append(NamedFigure("training_curves", caption, training_curves(best)))
     return found
 
@@ -209,7 +225,8 @@ def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") ->
         The figure; single repeats are points on the bars.
     """
     names = list(next(iter(groups.values()), {}))
-    figure = Figure(figsize=(max(6.4, 2.0 + 1.25 * len(groups)), 4.0), layout="constrained")
+    each = max(1.25, 0.3 * len(names))
+    figure = Figure(figsize=(max(6.4, 2.0 + each * len(groups)), 4.4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / max(1, len(names))
     for place, name in enumerate(names):
@@ -219,12 +236,12 @@ def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") ->
         ends = np.array([bar.interval for bar in bars]).T
         # A percentile interval need not hold its point estimate; the bars' arms must not turn round.
         arms = np.nan_to_num(np.clip(np.stack([heights - ends[0], ends[1] - heights]), 0, None))
-        axes.bar(at, heights, width=0.9 * width, yerr=arms, label=name, capsize=2, error_kw={"lw": 0.9})
+        look = {"color": PALETTE[place % len(PALETTE)], "alpha": 0.8}
+        axes.bar(at, heights, width=0.9 * width, yerr=arms, label=name, capsize=2, error_kw={"lw": 0.9}, **look)
         for x, bar in zip(at, bars, strict=True):
             axes.plot(np.full(len(bar.repeats), x), bar.repeats, "k.", markersize=3, alpha=0.6)
-    turned = any(len(name) > 14 for name in groups)
-    ticks = [_wrapped(name) for name in groups]
-    axes.set_xticks(range(len(groups)), ticks, rotation=20 if turned else 0, ha="right" if turned else "center")
+    room = (figure.get_figwidth() - 1.2) / max(1, len(groups))
+    figure.set_figheight(4.4 + label_ticks(axes.xaxis, list(groups), room))
     axes.set(ylim=(0, 1.02), ylabel=label)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
@@ -243,22 +260,17 @@ def difference_plot(differences: Mapping[str, tuple[float, Span, Span]], label: 
     Returns:
         The figure; the corrected interval is the thin line.
     """
-    figure = Figure(figsize=(7.0, 1.2 + 0.4 * max(1, len(differences))), layout="constrained")
+    figure = Figure(figsize=(8.0, 1.6 + 0.5 * max(1, len(differences))), layout="constrained")
     axes = figure.subplots()
     for row, (value, plain, corrected) in enumerate(differences.values()):
-        axes.plot(corrected, (row, row), color="tab:blue", lw=1, label="corrected" if row == 0 else None)
-        axes.plot(plain, (row, row), color="tab:blue", lw=4, alpha=0.6, label="95 % interval" if row == 0 else None)
+        axes.plot(corrected, (row, row), color=PALETTE[0], lw=1, label="corrected" if row == 0 else None)
+        axes.plot(plain, (row, row), color=PALETTE[0], lw=4, alpha=0.6, label="95 % interval" if row == 0 else None)
         axes.plot(value, row, "o", color="black", markersize=4)
     axes.axvline(0, color="grey", linestyle="--", lw=1)
-    axes.set_yticks(range(len(differences)), [_wrapped(name) for name in differences])
+    label_ticks(axes.yaxis, [wrapped(name, 2.4) for name in differences], 0.5)
     axes.set_ylim(len(differences) - 0.5, -0.5)
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
     if differences:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
-
-
-def _wrapped(name: str) -> str:
-    """Breaks a long name into lines, so that it leaves room for the drawing."""
-    return "\n".join(part for line in name.split("\n") for part in textwrap.wrap(line, 24))

@@ -6,12 +6,17 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from kd_convnext.common.figures import PALETTE, put_caption
+
 if TYPE_CHECKING:
     pass
 
 
 def risk_coverage(
-    confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], answered: npt.NDArray[np.bool_]
+    confidence: npt.NDArray[np.float64],
+    right: npt.NDArray[np.bool_],
+    answered: npt.NDArray[np.bool_],
+    caption: str = "",
 ) -> Figure:
     """Draws what abstaining buys: the error among the answers given, over the share of answers given.
 
@@ -19,6 +24,7 @@ def risk_coverage(
         confidence: [N], highest probability of each case.
         right: [N], whether its most probable class is the true one.
         answered: [N], whether the abstention rule lets the answer pass.
+        caption: Above it.
 
     Returns:
         The figure: the curve of abstaining by confidence alone (Geifman, El-Yaniv 2017), and the rule as a point. The
@@ -27,13 +33,14 @@ def risk_coverage(
     coverage, risk = risk_coverage_curve(confidence, right)
     figure = Figure(figsize=(5.0, 3.8), layout="constrained")
     axes = figure.subplots()
-    axes.plot(coverage, risk, label="abstaining by confidence")
+    axes.plot(coverage, risk, color=PALETTE[0], label="abstaining by confidence")
     if answered.any():
-        axes.plot(answered.mean(), 1 - right[answered].mean(), "o", color="tab:red", label="prediction set and gate")
+        axes.plot(answered.mean(), 1 - right[answered].mean(), "o", color=PALETTE[4], label="prediction set and gate")
     axes.set(xlim=(0, 1.02), ylim=(0, None), xlabel="share of lesions answered", ylabel="error among answers")
     axes.set_title(f"area under the curve {risk.mean():.3f}")
     axes.grid(alpha=0.3)
     axes.legend()
+    put_caption(figure, caption)
     return figure
 
 
