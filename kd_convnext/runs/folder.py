@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def cost(self) -> Path:
+        """What the network costs: parameters, multiply-adds, time of a photograph."""
+        return self.path / "cost.json"
+
+    @property
     def predictions(self) -> Path:
         """The test part's predictions."""
         return self.path / "predictions.csv"

@@ -101,6 +101,28 @@ def prediction_table(evaluation: "Evaluation", manifest: "Manifest") -> pd.DataF
     return frame
 
 
+def write_cost(folder: RunFolder, cost: Mapping[str, float]) -> None:
+    """Writes ``cost.json``, what a network costs.
+
+    Args:
+        folder: The run.
+        cost: ``parameters``, ``multiply_adds``, ``ms_per_photograph``.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    write_text(folder.cost, json.dumps(dict(cost), indent=2) + "\n")
+
+
+def read_cost(folder: RunFolder) -> dict[str, float]:
+    """Reads ``cost.json``; empty where a run has none, or none that can be read."""
+    try:
+        found = json.loads(folder.cost.read_text(encoding="utf-8"))
+        return {str(name): float(value) for name, value in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Writes a table as CSV (UTF-8, numbers with 8 digits, no row numbers, formulas neutralised).
 

@@ -25,6 +25,8 @@ def compare(
     seed: int = 0,
     bootstrap: int = 2000,
     overwrite: bool = False,
+    by: str | None = None,
+    prevalence: str | None = None,
 ) -> Path:
     """Compares tested runs: tables, intervals and tests by lesion, figures, report.html.
 
@@ -37,6 +39,8 @@ def compare(
         seed: Of the resampling.
         bootstrap: Resamples.
         overwrite: Write into a folder that is not empty.
+        by: Extra columns of the manifest to show subgroups by, with commas between: site,device.
+        prevalence: Shares of classes where the model is to be used, for predictive values: MEL=0.02,NV=0.9.
 
     Returns:
         The folder.
@@ -52,14 +56,31 @@ def compare(
         raise ConfigError(Finding("--baseline", f"no run is called {chosen}", f"The runs are {', '.join(names)}."))
     from kd_convnext.experiment.report.outputs import write_outputs
 
-    command = shlex.join(["kd-convnext", "compare", *runs, "--out", out, "--baseline", chosen, "--seed", str(seed)])
-    title = f"Comparison of {len(cells)} runs"
-    write_outputs(Path(out), cells, baseline=chosen, seed=seed, bootstrap=bootstrap, title=title, command=command)
+    shared = {"seed": seed, "bootstrap": bootstrap, "by": by, "prevalence": prevalence}
+    command = _typed(["compare", *runs], out=out, baseline=chosen, **shared)
+    write_outputs(
+        Path(out),
+        cells,
+        baseline=chosen,
+        seed=seed,
+        bootstrap=bootstrap,
+        title=f"Comparison of {len(cells)} runs",
+        command=command,
+        prevalence=_shares(prevalence),
+        by=_words(by),
+    )
     print(f"{len(cells)} runs compared with {chosen}: {Path(out) / 'report.html'}, tables.md, results.csv, figures/")
     return Path(out)
 
 
-def report(run: str, out: str | None = None, seed: int = 0, bootstrap: int = 2000) -> Path:
+def report(
+    run: str,
+    out: str | None = None,
+    seed: int = 0,
+    bootstrap: int = 2000,
+    by: str | None = None,
+    prevalence: str | None = None,
+) -> Path:
     """Writes report.html for one tested run: data, results with intervals by lesion, limits, how to repeat.
 
     Args:
@@ -67,6 +88,8 @@ def report(run: str, out: str | None = None, seed: int = 0, bootstrap: int = 200
         out: Folder of report.html; by default the run's.
         seed: Of the resampling.
         bootstrap: Resamples.
+        by: Extra columns of the manifest to show subgroups by, with commas between: site,device.
+        prevalence: Shares of classes where the model is to be used, for predictive values: MEL=0.02,NV=0.9.
 
     Returns:
         The page.
@@ -79,8 +102,8 @@ def report(run: str, out: str | None = None, seed: int = 0, bootstrap: int = 200
     from kd_convnext.experiment.report.figures import all_figures
     from kd_convnext.experiment.report.page import write_report
 
-    command = shlex.join(["kd-convnext", "report", run])
-    settings = Settings(f"Run {cell.title}", cell.method, seed, bootstrap, command)
+    command = _typed(["report", run], seed=seed, bootstrap=bootstrap, by=by, prevalence=prevalence)
+    settings = Settings(f"Run {cell.title}", cell.method, seed, bootstrap, command, _shares(prevalence), _words(by))
     analysis = analyse([cell], settings)
     if analysis.failed:
         raise ConfigError(Finding(run, str(analysis.failed[0].error), "Test the run again."))
@@ -88,6 +111,31 @@ def report(run: str, out: str | None = None, seed: int = 0, bootstrap: int = 200
     write_report(path, analysis, all_figures(analysis))
     print(f"Report: {path}")
     return path
+
+
+def _typed(words: Sequence[str], **options: object) -> str:
+    """Writes the command that makes the same page again."""
+    given = [str(part) for name, value in options.items() if value is not None for part in (f"--{name}", value)]
+    return shlex.join(["kd-convnext", *words, *given])
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def _shares(text: str | None) -> dict[str, float]:
+    """Reads ``--prevalence``: NAME=SHARE with commas between."""
+    found = {}
+    for word in _words(text):
+        name, _, share = word.rpartition("=")
+        try:
+            found[name] = float(share)
+        except ValueError:
+            found[name] = math.nan
+        if not name or not 0 < found[name] < 1:
+            remedy = "Write --prevalence MEL=0.02,NV=0.9, each share between 0 and 1."
+            raise ConfigError(Finding("--prevalence", f"{word} is no class with its share", remedy))
+    return found
 
 
 def _cells(runs: Sequence[str]) -> list[CellRecord]:

@@ -29,11 +29,13 @@ from kd_convnext.runs.naming import count_words, network_name
 from kd_convnext.runs.tables import (
     class_table,
     prediction_table,
+    write_cost,
     write_environment,
     write_metrics,
     write_predictions,
     write_table,
 )
+from kd_convnext.training.cost import network_cost
 from kd_convnext.training.environment import environment
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.outputs import _data, run_folder, show_figure
@@ -115,6 +117,7 @@ class RunRecord(Callback):
         if found is None:
             return
         write_predictions(run_folder(trainer), found, _data(trainer).manifest)
+        write_cost(run_folder(trainer), network_cost(cast("Backbone", pl_module.classifier)))
         self._record(trainer, pl_module, found)
         if self.max_pictures:
             self._show_predictions(trainer, pl_module, found)

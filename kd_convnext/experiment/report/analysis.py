@@ -1,7 +1,7 @@
 """Analyses an experiment for its report: arms, intervals, comparisons, the best cell, the data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class Settings:
         seed: Of the resampling.
         resamples: Of bootstrap and exchange test.
         command: That made it, for the section on repeating.
+        prevalence: Share of classes where the model is to be used, for predictive values.
+        by: Columns of the manifest to show subgroups by.
     """
 
     title: str
@@ -31,6 +33,8 @@ class Settings:
     seed: int
     resamples: int
     command: str | None
+    prevalence: Mapping[str, float] = field(default_factory=dict)
+    by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

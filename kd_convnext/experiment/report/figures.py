@@ -50,7 +50,7 @@ def all_figures(analysis: Analysis) -> list[NamedFigure]:
         The figures. Names of classes and methods are drawn as they are, a dollar sign too.
     """
     makers: tuple[Callable[[Analysis], list[NamedFigure]], ...] = (
-        *(_methods, _differences, _confusion, _classes, _reliability, _curves),
+        *(_methods, _differences, _classes, _confusion, _clinical, _reliability, _curves),
     )
     with mpl.rc_context({"text.parse_math": False}):
         found = [figure for make in makers for figure in make(analysis)]
@@ -164,6 +164,40 @@ def _reliability(analysis: Analysis) -> list[NamedFigure]:
     )
     caption = f"Calibration: how often answers are right against how sure they are. {_tested(arm)} {_model(arm)}"
     return [NamedFigure("reliability", caption, reliability_diagram(pooled))]
+
+
+def _clinical(analysis: Analysis) -> list[NamedFigure]:
+    """Draws each class of the best method against the rest."""
+    from kd_convnext.experiment.report import clinical_figures as drawing
+    from kd_convnext.experiment.report.clinical import ranking_of
+
+    arm = _tested_best(analysis)
+    if arm is None:
+        return []
+    rankings = [(name, ranking_of(arm, name)) for name in arm.class_names]
+    kinds = (
+        ("roc", drawing.draw_roc, "1 - specificity", "sensitivity", "ROC curve of each class against the rest"),
+        (
+            "precision_recall",
+            drawing.draw_precision_recall,
+            "recall",
+            "precision",
+            "Precision over recall of each class",
+        ),
+        ("decision", drawing.draw_decision, "threshold probability", "net benefit", _DECISION),
+        ("calibration", drawing.draw_calibration, "probability of the class", "share of the class", _CALIBRATED),
+    )
+    return [
+        NamedFigure(name, f"{says}. {_tested(arm)} {_model(arm)}", drawing.class_panels(rankings, draw, x, y))
+        for name, draw, x, y, says in kinds
+    ]
+
+
+_DECISION = (
+    "Decision curve of each class: net benefit (true positives a case) of acting on the model (solid), on every case "
+    "(dashed) and on none (zero)"
+)
+_CALIBRATED = "Calibration of each class: five groups of equal size by probability, 95 % intervals by lesion"
 
 
 def _curves(analysis: Analysis) -> list[NamedFigure]:

@@ -1,6 +1,6 @@
 """Writes the outputs of an experiment: results.csv, tables.md, figures, report.html."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kd_convnext.common.figures import save_figure
@@ -25,6 +25,8 @@ def write_outputs(
     bootstrap: int = 2000,
     title: str = "The paper's experiment",
     command: str | None = None,
+    prevalence: Mapping[str, float] | None = None,
+    by: Sequence[str] = (),
 ) -> None:
     """Writes everything there is to read about some cells.
 
@@ -38,11 +40,13 @@ def write_outputs(
         bootstrap: Resamples of bootstrap and exchange test.
         title: Of the report.
         command: That made it, for the section on repeating.
+        prevalence: Share of classes where the model is to be used; by default that of the test lesions.
+        by: Extra columns of the manifest to show subgroups by.
 
     Raises:
         ConfigError: The cells are on different classes, or a file cannot be written.
     """
-    settings = Settings(title=title, baseline=baseline, seed=seed, resamples=bootstrap, command=command)
+    settings = Settings(title, baseline, seed, bootstrap, command, dict(prevalence or {}), tuple(by))
     analysis = analyse(cells, settings, best)
     figures = all_figures(analysis)
     write_table(out / "results.csv", results_table(analysis.results, out))

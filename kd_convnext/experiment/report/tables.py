@@ -13,6 +13,8 @@ from kd_convnext.experiment.report import paper_values as reference
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.descriptions import DESCRIBED, describe
 from kd_convnext.experiment.report.results import Arm
+from kd_convnext.runs.naming import count_words
+from kd_convnext.runs.tables import read_cost
 
 NONE = "-"
 MARK = "†"
@@ -27,6 +29,10 @@ NAMES = {
 """Metrics as columns, in the paper's order, its own reading of F1 first."""
 
 PAPER = ("Paper: accuracy", "Paper: precision", "Paper: recall", "Paper: F1")
+
+COST = ("Parameters", "Multiply-adds", "ms a photograph")
+
+_COST_NOTE = "Cost of one photograph on the machine of the test; - where it was not measured."
 
 COMPARED: tuple[Metric, ...] = ("f1_macro", "accuracy")
 """The metrics that may be called better or worse: macro F1 first, which also chooses the checkpoint."""
@@ -71,8 +77,8 @@ def runs(analysis: Analysis) -> Table | None:
     arms = analysis.of_family("run")
     if not arms:
         return None
-    rows = [_means(arm) for arm in arms]
-    return Table("Runs", ("Run", "Repeats", *NAMES.values()), tuple(rows), _MEANS)
+    rows = [(*_means(arm), *_cost(arm)) for arm in arms]
+    return Table("Runs", ("Run", "Repeats", *NAMES.values(), *COST), tuple(rows), f"{_MEANS} {_COST_NOTE}")
 
 
 def pooled(analysis: Analysis) -> Table | None:
@@ -194,10 +200,16 @@ def confusion(analysis: Analysis) -> Table | None:
 
 def all_tables(analysis: Analysis) -> list[Table]:
     """Makes every table the cells allow, in reading order."""
+    from kd_convnext.experiment.report import clinical
+
+    settings = analysis.settings
     makers: tuple[Callable[[Analysis], Table | None], ...] = (
-        *(ablation, rivals, runs, pooled, compared, per_class, confusion, by_lesion, crops, resolution, sweep),
+        *(ablation, rivals, runs, pooled, compared, per_class),
+        lambda one: clinical.one_against_rest(one, settings.prevalence),
+        *(confusion, clinical.by_unit, by_lesion, crops, resolution, sweep),
     )
-    return [table for make in makers if (table := make(analysis)) is not None]
+    found = [table for make in makers if (table := make(analysis)) is not None]
+    return [*found, *clinical.subgroups(analysis, settings.by)]
 
 
 def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
@@ -229,7 +241,7 @@ _MEANS = "Mean ± standard deviation over the repeats, on test."
 
 def plain(text: str) -> str:
     """Returns a text that Markdown shows as it is, in a table too."""
-    for mark, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
+    for mark, instead in (("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
         text = text.replace(mark, instead)
     return text
 
@@ -241,10 +253,19 @@ def _beside_the_paper(arms: Sequence[Arm], title: str) -> Table:
         printed = tuple(
             NONE if value is None else f"{value:.2f}" for value in (row.accuracy, row.precision, row.recall)
         )
-        rows.append((*_means(arm), *printed, NONE if row.f1 is None else f"{row.f1:.4f}"))
-    columns = ("Method", "Repeats", *NAMES.values(), *PAPER)
-    note = f"{_MEANS} The paper's values are of its own photographs: only the order of the methods compares."
+        rows.append((*_means(arm), *_cost(arm), *printed, NONE if row.f1 is None else f"{row.f1:.4f}"))
+    columns = ("Method", "Repeats", *NAMES.values(), *COST, *PAPER)
+    note = f"{_MEANS} {_COST_NOTE} The paper's values are of its own photographs: only the order compares."
     return Table(title, columns, tuple(rows), note)
+
+
+def _cost(arm: Arm) -> tuple[str, ...]:
+    """Writes what a method's network costs, as its first repeat's test has measured it."""
+    found = next((cost for result in arm.results if (cost := read_cost(result.run))), {})
+    if not found:
+        return (NONE,) * len(COST)
+    counts = [count_words(found[name]) if name in found else NONE for name in ("parameters", "multiply_adds")]
+    return (*counts, f"{found['ms_per_photograph']:.3g}" if "ms_per_photograph" in found else NONE)
 
 
 def _means(arm: Arm, prefix: str = "") -> tuple[str, ...]:

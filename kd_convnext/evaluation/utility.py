@@ -1,0 +1,62 @@
+"""What answers are worth to a clinician: predictive values at a prevalence, and net benefit over thresholds."""
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_convnext.evaluation.proportions import Interval
+
+Floats = npt.NDArray[np.float64]
+
+
+def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:
+    """Computes the predictive values of a test by Bayes' rule.
+
+    Args:
+        sensitivity: 0..1.
+        specificity: 0..1.
+        prevalence: Share of the class among those the test will meet, 0..1.
+
+    Returns:
+        Positive and negative predictive value; NaN where no answer of that kind is ever given.
+    """
+    alarms, calms = sensitivity * prevalence, specificity * (1 - prevalence)
+    false_alarms, missed = (1 - specificity) * (1 - prevalence), (1 - sensitivity) * prevalence
+    positive = alarms / (alarms + false_alarms) if alarms + false_alarms else float("nan")
+    negative = calms / (calms + missed) if calms + missed else float("nan")
+    return positive, negative
+
+
+def predictive_intervals(sensitivity: Interval, specificity: Interval, prevalence: float) -> tuple[Interval, Interval]:
+    """Computes intervals of predictive values from those of sensitivity and specificity.
+
+    Both values grow with either. Taking both lower, or both upper, ends together is wider than 95 %.
+
+    Args:
+        sensitivity: Its interval.
+        specificity: Its interval.
+        prevalence: Taken as known.
+
+    Returns:
+        Of the positive and the negative predictive value.
+    """
+    low = predictive_values(sensitivity.low, specificity.low, prevalence)
+    high = predictive_values(sensitivity.high, specificity.high, prevalence)
+    return Interval(low[0], high[0]), Interval(low[1], high[1])
+
+
+def net_benefit(scores: Floats, positive: npt.NDArray[np.bool_], thresholds: Floats) -> tuple[Floats, Floats]:
+    """Computes the net benefit of acting where a score reaches a threshold (Vickers & Elkin 2006).
+
+    Args:
+        scores: Probabilities of the class, [N].
+        positive: Whether it is the class, [N].
+        thresholds: [T], each within 0..1 without 1.
+
+    Returns:
+        Net benefit of the model and of acting on all, each [T], in true positives a case; acting on none has 0.
+    """
+    odds = thresholds / (1 - thresholds)
+    acted = scores[None, :] >= thresholds[:, None]
+    right, wrong = (acted & positive).mean(axis=1), (acted & ~positive).mean(axis=1)
+    share = positive.mean()
+    return right - wrong * odds, share - (1 - share) * odds

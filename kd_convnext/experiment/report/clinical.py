@@ -1,0 +1,198 @@
+"""What a clinician asks of an experiment's best method: each class against the rest, units, subgroups."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.evaluation.discrimination import Ranking, average_precision, roc_area
+from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits
+from kd_convnext.evaluation.statistics import LesionCounts, count_lesions, intervals, scores
+from kd_convnext.evaluation.utility import predictive_intervals, predictive_values
+from kd_convnext.experiment.report.analysis import Analysis
+from kd_convnext.experiment.report.results import Arm
+from kd_convnext.experiment.report.tables import MARK, NONE, Table
+
+_BOX = ["x", "y", "width", "height"]
+
+
+def ranking_of(arm: Arm, name: str) -> Ranking:
+    """Ranks a method's answers by the probability of one class."""
+    answers = arm.answers
+    _, lesions = np.unique(answers["lesion"].to_numpy(dtype=np.str_), return_inverse=True)
+    positive = (answers["label"] == name).to_numpy(np.bool_)
+    return Ranking(answers[f"prob_{name}"].to_numpy(np.float64), positive, lesions.astype(np.int64))
+
+
+def one_against_rest(analysis: Analysis, prevalence: Mapping[str, float]) -> Table | None:
+    """Makes the table of areas, sensitivity, specificity and predictive values of each class.
+
+    Args:
+        analysis: The numbers.
+        prevalence: Share of classes where the model is to be used; by default their share of the test lesions.
+    """
+    arm = analysis.best
+    if arm is None or not len(arm.answers):
+        return None
+    lesions = arm.lesions
+    behind = lesions.per_class()
+    rows = []
+    for k, name in enumerate(arm.class_names):
+        places = digits(int(behind[k]))
+        share = prevalence.get(name, float(behind[k] / max(1, behind.sum())))
+        ranking = ranking_of(arm, name)
+        area, precision = roc_area(ranking), average_precision(ranking, 500, analysis.settings.seed)
+        (seen, seen_span), (spared, spared_span) = _rates(lesions, k)
+        values = predictive_values(seen, spared, share)
+        spans = predictive_intervals(seen_span, spared_span, share)
+        cells = [
+            _cell(area.value, area.interval, places),
+            _cell(precision.value, precision.interval, places),
+            _cell(seen, seen_span, places),
+            _cell(spared, spared_span, places),
+            f"{share:.3f}{'' if name in prevalence else ' (test)'}",
+            *(_cell(value, span, places) for value, span in zip(values, spans, strict=True)),
+        ]
+        rows.append((name, f"{behind[k]} {MARK}" if behind[k] < FEW else str(behind[k]), *cells))
+    columns = ("Class", "Lesions", "AUC", "Average precision", "Sensitivity", "Specificity", "Prevalence", "PPV", "NPV")
+    note = (
+        f"Each class against the rest, per photograph, {arm.title}; the most probable class answers. 95 % intervals by "
+        "lesion: areas by DeLong et al. (1988) with clusters (Obuchowski 1997), with fewer than ten lesions by "
+        "Newcombe (2006); sensitivity and specificity exact; predictive values at the prevalence, taken as known (that "
+        "of the test part unless --prevalence says another). "
+        f"{MARK} fewer than {FEW} lesions: these figures say little."
+    )
+    return Table("Each class against the rest", columns, tuple(rows), note)
+
+
+def by_unit(analysis: Analysis) -> Table | None:
+    """Makes the table of the best method judged per photograph, per lesion and, where known, per patient."""
+    arm = analysis.best
+    if arm is None or not len(arm.answers):
+        return None
+    answers = arm.answers.assign(photograph=_photographs(arm.answers))
+    patients = _patients(arm)
+    units = {"photograph": answers["lesion"], "lesion": answers["lesion"]}
+    if patients is not None:
+        units["patient"] = patients.where(patients != "", answers["lesion"])
+    rows = []
+    for unit, groups in units.items():
+        judged = answers if unit == "photograph" else _merged(answers.assign(lesion=groups), arm.class_names)
+        counts = count_lesions(judged, arm.class_names)
+        rows.append((f"per {unit}", str(counts.photographs), *_scores(counts, analysis)))
+    note = (
+        f"{arm.title}. Per lesion or patient the mean probability over its photographs in a repeat answers; one whose "
+        "photographs have several labels counts in none. 95 % intervals."
+    )
+    if patients is None:
+        note += " The photographs name no patients."
+    return Table("Judged per photograph, lesion and patient", ("Unit", "Answers", *_HEADS), tuple(rows), note)
+
+
+def subgroups(analysis: Analysis, columns: tuple[str, ...]) -> list[Table]:
+    """Makes a table for each extra column of the manifest.
+
+    Args:
+        analysis: The numbers.
+        columns: Names of columns, such as ``site`` and ``device``.
+
+    Raises:
+        ConfigError: The manifest of a run is not there, or has no such column.
+    """
+    arm = analysis.best
+    if arm is None or not len(arm.answers) or not columns:
+        return []
+    answers = _with_columns(arm, columns)
+    found = []
+    for column in columns:
+        rows = []
+        for value, part in answers.groupby(column, sort=True):
+            counts = count_lesions(part, arm.class_names)
+            number = len(counts.lesions)
+            lesions = f"{number} {MARK}" if number < FEW else str(number)
+            rows.append((str(value) or "(empty)", lesions, str(counts.photographs), *_scores(counts, analysis)))
+        note = f"{arm.title}, per photograph; 95 % intervals by lesion. {MARK} fewer than {FEW} lesions."
+        found.append(Table(f"By {column}", (column, "Lesions", "Photographs", *_HEADS), tuple(rows), note))
+    return found
+
+
+_HEADS = ("Accuracy", "Macro recall", "Macro F1")
+
+
+def _scores(counts: LesionCounts, analysis: Analysis) -> tuple[str, ...]:
+    values = scores(counts.total)
+    spans = intervals(counts, analysis.settings.resamples, analysis.settings.seed)
+    places = digits(len(counts.lesions))
+    names = ("accuracy", "recall_macro", "f1_macro")
+    return tuple(_cell(float(values[name]), spans[name], places) for name in names)  # type: ignore[index]
+
+
+def _rates(lesions: LesionCounts, place: int) -> tuple[tuple[float, Interval], tuple[float, Interval]]:
+    """Sensitivity and specificity of one class, each with its interval by lesion."""
+    counts = lesions.counts
+    labelled, predicted = counts.sum(axis=2), counts.sum(axis=1)
+    right, cases = counts[:, place, place], labelled[:, place]
+    others = counts.sum(axis=(1, 2)) - cases
+    spared = others - (predicted[:, place] - right)
+    return (
+        (float(right.sum() / max(1, cases.sum())), clustered_interval(right, cases)),
+        (float(spared.sum() / max(1, others.sum())), clustered_interval(spared, others)),
+    )
+
+
+def _cell(value: float, span: Interval, places: int) -> str:
+    if np.isnan(value):
+        return NONE
+    if np.isnan(span.low) or np.isnan(span.high):
+        return f"{value:.{places}f}"
+    return f"{value:.{places}f} [{span.low:.{places}f}, {span.high:.{places}f}]"
+
+
+def _photographs(answers: pd.DataFrame) -> "pd.Series[str]":
+    return answers["image"].astype(str)
+
+
+def _merged(answers: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    """One answer a group and repeat: the mean probability."""
+    columns = [f"prob_{name}" for name in names]
+    grouped = answers.groupby(["lesion", "repeat"])
+    merged = grouped[columns].mean().reset_index()
+    merged["label"] = grouped["label"].first().to_numpy()
+    places = merged[columns].to_numpy().argmax(axis=1)
+    merged["prediction"] = np.array(names, dtype=object)[places]
+    return merged[(grouped["label"].nunique() == 1).to_numpy()]
+
+
+def _patients(arm: Arm) -> "pd.Series[str] | None":
+    """Finds the patient of each answer in the split files; None where none is named."""
+    found: dict[str, str] = {}
+    for result in arm.results:
+        if result.run.split.exists():
+            split = pd.read_csv(result.run.split, dtype=str, keep_default_na=False)
+            if "patient_id" in split:
+                found |= dict(zip(split["image"], split["patient_id"], strict=True))
+    patients = arm.answers["image"].map(found).fillna("")
+    return patients if (patients != "").any() else None
+
+
+def _with_columns(arm: Arm, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Joins columns of the manifests to the answers."""
+    parts = []
+    for result in arm.results:
+        path = Path(str(((result.config or {}).get("data") or {}).get("manifest", "")))
+        if not path.is_file():
+            raise ConfigError(Finding("--by", f"the manifest {path} of {result.run.path} is not there", "Put it back."))
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        lacking = [name for name in columns if name not in table]
+        if lacking:
+            what = f"{path} has no column {', '.join(lacking)}"
+            raise ConfigError(Finding("--by", what, f"Its columns are {', '.join(map(str, table))}."))
+        known: npt.NDArray[np.bool_] = (arm.answers["repeat"] == result.record.repeat).to_numpy(np.bool_)
+        first = table.drop_duplicates("image").set_index("image")[list(columns)]
+        parts.append(
+            arm.answers[known].join(first, on="image", rsuffix="_of_manifest").fillna(dict.fromkeys(columns, ""))
+        )
+    return pd.concat(parts, ignore_index=True)
