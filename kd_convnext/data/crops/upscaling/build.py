@@ -18,7 +18,7 @@ def build_upscaler(
     """Builds an upscaler.
 
     Args:
-        name: ``spandrel``, ``realesrgan`` (needs the extra of that name), ``bicubic`` or ``none``.
+        name: ``spandrel``; ``ncnn`` or ``realesrgan``, which need the extras of these names, ``bicubic`` or ``none``.
         weights: Official Real-ESRGAN weights, ``.pth`` (``params_ema`` or ``params``) or ``.safetensors``, or the name
             of a release; only tensors are ever loaded. Not used by ``bicubic`` and ``none``.
         device: Where a network runs, as torch names it.
@@ -30,8 +30,8 @@ def build_upscaler(
 
     Raises:
         UpscalerError: Weights missing, unreadable, holding anything but tensors, of another architecture, not
-            RGB to RGB, or not finite; ``weak`` of another network; ``realesrgan`` not installed; the device not
-            usable.
+            RGB to RGB, or not finite; ``weak`` of another network; ``ncnn`` or ``realesrgan`` not installed; the
+            device not usable.
     """
     if name == "none":
         return NoUpscaler()

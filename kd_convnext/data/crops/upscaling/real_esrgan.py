@@ -1,4 +1,4 @@
-"""Loads Real-ESRGAN networks from weight files, run by spandrel or by the authors' packages."""
+"""Loads Real-ESRGAN networks from weight files, run by spandrel, by ncnn or by the authors' packages."""
 
 import hashlib
 import io
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kd_convnext.common.arrays import Pixels
+from kd_convnext.data.crops.upscaling.ncnn import WINOGRAD_SIDE, ncnn_forward
 from kd_convnext.data.crops.upscaling.network import NetworkUpscaler
 from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Blend, UpscalerIdentity, UpscalerName
 from kd_convnext.errors import Finding, UpscalerError
@@ -37,7 +38,7 @@ def build_network(
     """Builds an upscaler around a network.
 
     Args:
-        name: ``spandrel`` or ``realesrgan``.
+        name: ``spandrel``, ``ncnn`` or ``realesrgan``.
         path: Official weights.
         device: Where the network runs, as torch names it.
         weak: Weights of weak denoising to blend with.
@@ -60,12 +61,14 @@ def build_network(
         scale=descriptor.scale,
         weights_sha256=weights.sha256,
         pixel_budget=PIXEL_BUDGET,
-        tile_pad=options["num_conv"] + 2 if compact else _RRDB_TILE_PAD,
+        tile_pad=_tile_pad(name, options["num_conv"] + 2) if compact else _RRDB_TILE_PAD,
         blend=blend,
     )
     try:
         if name == "spandrel":
             forward = _spandrel_forward(descriptor.model, device)
+        elif name == "ncnn":
+            forward = _ncnn_forward(descriptor, state, device)
         else:
             forward = _reference_forward(path, state, descriptor, device)
     except (RuntimeError, AssertionError) as error:
@@ -74,8 +77,21 @@ def build_network(
     multiple = 1 if compact else options["shuffle_factor"] or 1
     if device != "cpu":
         return NetworkUpscaler(identity, forward, multiple, in_flight=0)  # one pass fills a GPU
-    # A pass of RRDB takes several times the memory of SRVGG: large crops one at a time.
-    return NetworkUpscaler(identity, forward, multiple, in_flight=2 * PIXEL_BUDGET if compact else PIXEL_BUDGET)
+    # A pass of RRDB takes several times the memory of SRVGG, Winograd's algorithm more than twice: one at a time.
+    greedy = not compact or name == "ncnn"
+    return NetworkUpscaler(identity, forward, multiple, in_flight=PIXEL_BUDGET if greedy else 2 * PIXEL_BUDGET)
+
+
+def _tile_pad(name: UpscalerName, reach: int) -> int:
+    """Returns the context of a tile; for ncnn such that tiles begin where its squares do."""
+    return reach if name != "ncnn" else -(-reach // WINOGRAD_SIDE) * WINOGRAD_SIDE
+
+
+def _ncnn_forward(descriptor: Any, state: dict[str, Any], device: str) -> Callable[[Pixels], Pixels]:
+    if device != "cpu":
+        what = f"runs on the CPU, not on {device!r}"
+        raise UpscalerError(Finding("--upscaler ncnn", what, "Use --upscaler spandrel, or --device cpu."))
+    return ncnn_forward(descriptor, state)
 
 
 def _line(error: BaseException) -> str:

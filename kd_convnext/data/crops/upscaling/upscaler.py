@@ -13,7 +13,7 @@ import numpy as np
 
 from kd_convnext.common.arrays import Pixels
 
-UpscalerName = Literal["spandrel", "realesrgan", "bicubic", "none"]
+UpscalerName = Literal["spandrel", "ncnn", "realesrgan", "bicubic", "none"]
 
 PIXEL_BUDGET = 512 * 512
 """Largest crop, in pixels, that is enlarged in one pass; it bounds the memory. Larger crops are tiled."""
