@@ -36,6 +36,7 @@ TOOLS = {
     "prepare": ("kd_convnext.tools.prepare:prepare", "check a manifest; crop, super-resolve and store its ROIs"),
     "classify": ("kd_convnext.tools.classify:classify", "answers for new photographs, from a checkpoint alone"),
     "explain": ("kd_convnext.tools.explain:explain", "heat maps over photographs, and training cases like them"),
+    "page": ("kd_convnext.tools.page:page", "a local page: mark regions, ask a checkpoint, read its run"),
     "calibrate": ("kd_convnext.tools.calibrate:calibrate", "temperature, prediction sets and gate of a checkpoint"),
     "export": (
         "kd_convnext.tools.export:export",

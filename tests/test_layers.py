@@ -9,7 +9,7 @@ PACKAGE = REPOSITORY / "kd_convnext"
 ORDER = [
     *("_version", "errors", "common", "evaluation", "metrics", "losses"),
     *("data.manifest", "data.crops", "data.loading", "data.drawn"),
-    *("models", "checkpoints", "runs", "modules", "inference", "training", "experiment", "tools", "cli"),
+    *("models", "checkpoints", "runs", "modules", "inference", "training", "experiment", "page", "tools", "cli"),
 ]
 """Rooms in the order of the data's way; a later one may import an earlier one, never the reverse."""
 

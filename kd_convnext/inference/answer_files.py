@@ -47,15 +47,26 @@ def write_answers(
             write_table(folder / name, table)
         else:
             (folder / name).unlink(missing_ok=True)
-    content = {
+    content = answers_content(answers, lesions, failures, info, calibration)
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    atomic_write(folder / "answers.json", lambda file: file.write(f"{text}\n".encode()))
+
+
+def answers_content(
+    answers: Sequence[Prediction],
+    lesions: Sequence[Prediction],
+    failures: Sequence[Failure],
+    info: ModelInfo,
+    calibration: Calibration | None,
+) -> dict[str, Any]:
+    """Returns what ``answers.json`` holds; the arguments are those of `write_answers`."""
+    return {
         "model": asdict(info),
         "calibration": _calibration(calibration),
         "answers": [_entry(answer) for answer in answers],
         "lesions": [_entry(answer) for answer in lesions],
         "failures": [_failure(failure) for failure in failures],
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    atomic_write(folder / "answers.json", lambda file: file.write(f"{text}\n".encode()))
 
 
 def _photograph_row(answer: Prediction, info: ModelInfo) -> dict[str, Any]:

@@ -1,0 +1,211 @@
+"""A run on the page: its report, model card and figures, and its test photographs one by one."""
+
+import math
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kd_convnext.common.configs import data_options
+from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.errors import ConfigError, Finding, ManifestError
+from kd_convnext.inference.prediction import Photograph
+from kd_convnext.page.manifest_file import ManifestFile, image_name
+from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
+from kd_convnext.runs.tables import read_metrics
+
+CORRECTIONS = "corrections"
+"""The manifest's column that says which label was changed when."""
+
+_CARD = "MODEL_CARD.md"
+
+
+class Reading:
+    """A checkpoint's run.
+
+    Attributes:
+        run: Its folder.
+    """
+
+    def __init__(self, ckpt_path: str) -> None:
+        """Finds the run of a checkpoint."""
+        self.ckpt_path = ckpt_path
+        self.run: RunFolder = run_of_checkpoint(Path(ckpt_path).expanduser())
+        options = (data_options(str(self.run.config)) or {}) if self.run.config.is_file() else {}
+        named = options.get("manifest")
+        self.manifest = Path(named).expanduser() if named else None
+
+    def overview(self) -> dict[str, Any]:
+        """Lists what there is to read.
+
+        Returns:
+            Whether there are a report and a card, the commands that make them, figures, and test metrics.
+        """
+        metrics = {name: value for name, value in read_metrics(self.run).items() if math.isfinite(value)}
+        return {
+            "run": str(self.run.path),
+            "report": self.run.report.is_file(),
+            "report_command": f"kd-convnext report {self.run.path}",
+            "card": (self.run.path / _CARD).is_file(),
+            "card_command": f"kd-convnext card --ckpt_path {self.ckpt_path}",
+            "figures": sorted(path.name for path in self.run.figures.glob("*.png")),
+            "metrics": {name: value for name, value in metrics.items() if name.startswith("test/")},
+            "test_command": f"kd-convnext test --config {self.run.config} --ckpt_path {self.ckpt_path}",
+        }
+
+    def card(self) -> str:
+        """Returns the model card as HTML; text that looks like HTML is shown as text.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        from markdown_it import MarkdownIt
+
+        path = self.run.path / _CARD
+        if not path.is_file():
+            raise ConfigError(
+                Finding(_CARD, "the run has no model card", f"kd-convnext card --ckpt_path {self.ckpt_path}")
+            )
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("---"):  # the hub's front matter
+            text = text.split("\n---", 1)[-1].partition("\n")[2]
+        html: str = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+        return html
+
+    def figure(self, name: str) -> Path:
+        """Finds a figure.
+
+        Raises:
+            ConfigError: The run has none of that name.
+        """
+        for path in self.run.figures.glob("*.png"):
+            if path.name == name:
+                return path
+        raise ConfigError(Finding(name[:120], "the run has no such figure", "Choose one from the list."))
+
+    def table(self) -> list[dict[str, Any]]:
+        """Lists the test photographs.
+
+        Returns:
+            Of each: row (its number), image, lesion, label, prediction, probability of both, right, box, corrections.
+            The wrong ones that the network was surest of come first. Empty where nothing was tested.
+        """
+        frame, changed = self._frame(), self._corrections()
+        rows = []
+        for number, row in enumerate(frame.to_dict("records")):
+            label, prediction = str(row["label"]), str(row["prediction"])
+            image = str(row["image"])
+            rows.append(
+                {
+                    "row": number,
+                    "image": image,
+                    "lesion_id": str(row["lesion_id"]),
+                    "label": label,
+                    "prediction": prediction,
+                    "probability": float(row[f"prob_{prediction}"]),
+                    "probability_of_label": float(row.get(f"prob_{label}", math.nan)) if label else None,
+                    "right": label == prediction,
+                    "box": _box_values(row),
+                    "corrections": changed.get((image, _box_values(row)), ""),
+                }
+            )
+        return sorted(rows, key=lambda row: (row["right"], -row["probability"]))
+
+    def photograph(self, row: int) -> Photograph:
+        """Finds a test photograph with its box.
+
+        Args:
+            row: Its number in the table.
+
+        Raises:
+            ManifestError: There is no such row.
+            ConfigError: The run does not say where its photographs are.
+        """
+        frame = self._frame()
+        if not 0 <= row < len(frame):
+            raise ManifestError(Finding("row", f"there is no row {row}", "Choose one from the table."))
+        if self.manifest is None:
+            what = f"{self.run.config} does not say where the photographs are"
+            raise ConfigError(Finding("manifest", what, "Keep config.yaml in the run's folder."))
+        found = frame.iloc[row].to_dict()
+        root = self.manifest if self.manifest.is_dir() else self.manifest.parent
+        values = _box_values(found)
+        return Photograph(root / str(found["image"]), Box(*values) if values else None, name=str(found["image"]))
+
+    def correct(self, row: int, label: str, note: str) -> str:
+        """Changes a test photograph's label in the manifest, with the date; the run's own files stay as they are.
+
+        Args:
+            row: Its number in the table.
+            label: The right class.
+            note: Why; may be empty.
+
+        Returns:
+            What the column `CORRECTIONS` says now.
+
+        Raises:
+            ManifestError: The row is not in the manifest once, or its label was changed already by hand.
+            ConfigError: The manifest is a folder, or cannot be written.
+        """
+        photograph = self.photograph(row)
+        assert self.manifest is not None  # else `photograph` has raised
+        if self.manifest.is_dir():
+            what = "its labels are the names of folders"
+            raise ConfigError(Finding(str(self.manifest), what, "Move the photograph into the folder of its class."))
+        if not label.strip() or not (label + note).isprintable():
+            raise ManifestError(Finding("label", f"{label!r} is no class", "Choose one from the list."))
+        file, was = ManifestFile(self.manifest), str(self._frame().iloc[row]["label"])
+        content, image = file.read(), str(photograph)
+        regions = content.regions(image)
+        matching = [place for place, region in enumerate(regions) if region.box == photograph.box]
+        if len(matching) != 1:
+            what = f"{len(matching)} rows of {self.manifest.name} are this region"
+            raise ManifestError(Finding(image, what, "Correct the manifest by hand."))
+        (place,) = matching
+        before = content.value(content.rows(image)[place], CORRECTIONS)
+        entry = f"{date.today().isoformat()} {regions[place].label} -> {label}" + (f" ({note})" if note else "")
+        if regions[place].label == label:
+            what = f"the manifest says {label!r} already (the run was trained when it said {was!r})"
+            raise ManifestError(Finding(image, what, "Nothing to do."))
+        history = f"{before}; {entry}" if before else entry
+        regions[place] = replace(regions[place], label=label, more=((CORRECTIONS, history),))
+        file.replace(image, content.version(image), regions)
+        return history
+
+    def _frame(self) -> pd.DataFrame:
+        if not self.run.predictions.is_file():
+            return pd.DataFrame()
+        try:
+            return pd.read_csv(
+                self.run.predictions,
+                dtype={"image": str, "lesion_id": str, "label": str, "prediction": str},
+                keep_default_na=False,
+                na_values={name: [""] for name in ("x", "y", "width", "height")},
+            )
+        except (ValueError, OSError) as error:
+            what = f"is no table of predictions ({error})"
+            raise ConfigError(Finding(str(self.run.predictions), what, "Test the checkpoint again.")) from error
+
+    def _corrections(self) -> dict[tuple[str, tuple[int, ...] | None], str]:
+        if self.manifest is None or not self.manifest.is_file():
+            return {}
+        content = ManifestFile(self.manifest).read()
+        found = {}
+        for record in content.records:
+            text = content.value(record, CORRECTIONS)
+            if text:
+                image = image_name(content.value(record, "image"), self.manifest.parent)
+                values = [content.value(record, name) for name in ("x", "y", "width", "height")]
+                box = tuple(int(float(value)) for value in values) if all(values) else None
+                found[image, box] = text
+        return found
+
+
+def _box_values(row: dict[Any, Any]) -> tuple[int, int, int, int] | None:
+    values = [row.get(name) for name in ("x", "y", "width", "height")]
+    if any(value is None or pd.isna(value) for value in values):
+        return None
+    x, y, width, height = (int(value) for value in values if value is not None)
+    return x, y, width, height
