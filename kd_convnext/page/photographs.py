@@ -53,9 +53,13 @@ class PhotographFolder:
             ManifestError: It lies outside the folder and no row of the manifest names it, or is no photograph.
         """
         path = self.root / name
-        inside = not Path(name).is_absolute() and path.resolve().is_relative_to(self.root.resolve())
+        known = path.suffix.lower() in IMAGE_SUFFIXES and "\0" not in name and "\\" not in name
         # What the manifest names, it may name anywhere: its author can read there already.
-        if "\0" in name or not (inside or name in self._named) or path.suffix.lower() not in IMAGE_SUFFIXES:
+        if not known or not (name in self._named or self._inside(path)):
             what = "is not one of this folder's photographs"
             raise ManifestError(Finding(name[:120], what, "Choose one from the list."))
         return path
+
+    def _inside(self, path: Path) -> bool:
+        """Tells whether a path lies below the root, whatever links it follows."""
+        return path.resolve().is_relative_to(self.root.resolve())

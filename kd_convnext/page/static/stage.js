@@ -29,7 +29,7 @@ export class Stage {
       },
       this.canvas,
     );
-    this.handButton = h("button", { type: "button", "aria-pressed": "false", title: "Move the picture (or hold the space bar)", "aria-label": "Move the picture", onclick: () => this.useHand(!this.hand) }, "✋");
+    this.handButton = h("button", { type: "button", "aria-pressed": "false", title: "Move the picture (or hold the space bar)", onclick: () => this.useHand(!this.hand) }, "Pan");
     this.zoomShown = h("output", { "aria-label": "Zoom" }, "100 %");
     this.tools = h(
       "div",
@@ -112,6 +112,7 @@ export class Stage {
 
   place() {
     this.canvas.style.transform = `translate(${this.left}px, ${this.top}px) scale(${this.scale})`;
+    this.svg.style.setProperty("--unit", 1 / this.scale);
     this.zoomShown.textContent = `${Math.round(100 * this.scale)} %`;
     this.draw();
   }

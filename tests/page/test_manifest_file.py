@@ -1,0 +1,142 @@
+"""Changes of a manifest's rows: nothing else in the file moves."""
+
+import os
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.errors import ManifestError
+from kd_convnext.page import manifest_file
+from kd_convnext.page.manifest_file import ConflictError, ManifestFile, Region
+
+
+def manifest(tmp_path, text, name="manifest.csv"):
+    path = tmp_path / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return ManifestFile(path)
+
+
+def change(file, image, *regions):
+    return file.replace(image, file.read().version(image), regions)
+
+
+ODD = (
+    "\ufeffImage, Label ,operator,x,y,width,height\r\n"
+    'a.jpg,Grade 1,"Müller, J.",1,2,3,4\r\n'
+    '"b.jpg","AIS","said ""no""",,,,\r\n'
+    "\r\n"
+    'a.jpg,"Grade 2",Meier,5,6,7,8\r\n'
+    "c.jpg,MIA,Meier,1,1,2,2"
+)
+
+
+def test_unknown_columns_and_untouched_rows_keep_every_byte(tmp_path):
+    file = manifest(tmp_path, ODD)
+    first, second = file.read().regions("a.jpg")
+    assert (first.label, first.box) == ("Grade 1", Box(1, 2, 3, 4))
+    change(file, "a.jpg", first, Region("MIA", box=Box(9, 6, 7, 8), place=1))
+    lines, old = file.path.read_bytes().split(b"\r\n"), ODD.encode().split(b"\r\n")
+    assert lines[:4] == old[:4] and lines[5] == old[5]
+    assert lines[4] == b"a.jpg,MIA,Meier,9,6,7,8"
+
+
+def test_a_new_row_follows_the_photographs_others_and_a_new_photograph_the_last(tmp_path):
+    file = manifest(tmp_path, "image,label,stain\na.jpg,AIS,HE\nb.jpg,MIA,HE\n")
+    change(file, "a.jpg", *file.read().regions("a.jpg"), Region("MIA", "L1", box=Box(1, 2, 3, 4)))
+    change(file, "c.jpg", Region("AIS"))
+    assert file.path.read_text().splitlines() == [
+        "image,label,stain,lesion_id,x,y,width,height",
+        "a.jpg,AIS,HE,,,,,",
+        "a.jpg,MIA,,L1,1,2,3,4",
+        "b.jpg,MIA,HE,,,,,",
+        "c.jpg,AIS,,,,,,",
+    ]
+
+
+def test_a_region_that_is_not_named_is_deleted(tmp_path):
+    file = manifest(tmp_path, "image,label\na.jpg,AIS\nb.jpg,MIA\n")
+    change(file, "a.jpg")
+    assert file.path.read_text() == "image,label\nb.jpg,MIA\n"
+
+
+def test_a_missing_manifest_is_made(tmp_path):
+    file = ManifestFile(tmp_path / "manifest.csv")
+    change(file, "x/ä,b.jpg", Region("AIS", "L1", "P1", Box(0, 0, 5, 6)))
+    head = "image,label,lesion_id,patient_id,x,y,width,height\n"
+    assert file.path.read_text() == f'{head}"x/ä,b.jpg",AIS,L1,P1,0,0,5,6\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.csv"]
+
+
+def test_a_second_persons_change_of_the_photograph_is_refused(tmp_path):
+    file, other = manifest(tmp_path, "image,label\na.jpg,AIS\nb.jpg,MIA\n"), ManifestFile(tmp_path / "manifest.csv")
+    version = file.read().version("a.jpg")
+    change(other, "a.jpg", Region("MIA", place=0))
+    with pytest.raises(ConflictError, match="by somebody else"):
+        file.replace("a.jpg", version, [Region("Grade 1", place=0)])
+    assert file.path.read_text() == "image,label\na.jpg,MIA\nb.jpg,MIA\n"
+    change(other, "b.jpg", Region("AIS", place=0))  # another photograph is no conflict
+    change(file, "a.jpg", Region("Grade 1", place=0))
+    assert file.path.read_text() == "image,label\na.jpg,Grade 1\nb.jpg,AIS\n"
+
+
+def test_a_change_while_the_file_is_written_is_noticed(tmp_path, monkeypatch):
+    file = manifest(tmp_path, "image,label\na.jpg,AIS\n")
+    version = file.read().version("a.jpg")
+    original = manifest_file._changed
+
+    def meanwhile(*words):
+        file.path.write_text("image,label\na.jpg,MIA\nz.jpg,AIS\n")
+        return original(*words)
+
+    monkeypatch.setattr(manifest_file, "_changed", meanwhile)
+    with pytest.raises(ConflictError, match="same moment"):
+        file.replace("a.jpg", version, [Region("Grade 3", place=0)])
+    assert file.path.read_text() == "image,label\na.jpg,MIA\nz.jpg,AIS\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.csv"]
+
+
+def test_restored_rows_have_their_unknown_columns_again(tmp_path):
+    file = manifest(tmp_path, "image,label,note\na.jpg,AIS,one\nb.jpg,MIA,two\na.jpg,MIA,three\n")
+    text, before = file.path.read_text(), file.read().rows("a.jpg")
+    after = change(file, "a.jpg").version("a.jpg")
+    file.restore("a.jpg", after, before)
+    assert sorted(file.path.read_text().splitlines()) == sorted(text.splitlines())
+    changed = change(file, "a.jpg", Region("Grade 1", "L1", place=0), Region("MIA", place=1))
+    file.restore("a.jpg", changed.version("a.jpg"), before)
+    assert [file.read().value(row, "note") for row in file.read().rows("a.jpg")] == ["one", "three"]
+    assert [region.label for region in file.read().regions("a.jpg")] == ["AIS", "MIA"]
+
+
+def test_mode_and_link_of_the_file_stay(tmp_path):
+    real = manifest(tmp_path, "image,label\na.jpg,AIS\n", "real.csv").path
+    real.chmod(0o640)
+    link = tmp_path / "manifest.csv"
+    link.symlink_to(real)
+    change(ManifestFile(link), "a.jpg", Region("MIA", place=0))
+    assert link.is_symlink() and real.read_text() == "image,label\na.jpg,MIA\n"
+    assert stat.S_IMODE(os.stat(real).st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [(b"image,label\n\xff,AIS\n", "UTF-8"), ("file,label\na,b\n", "'image'"), ('image\n"a\n', "not CSV")],
+)
+def test_what_is_no_manifest_is_refused(tmp_path, text, word):
+    with pytest.raises(ManifestError, match=word):
+        manifest(tmp_path, text).read()
+
+
+TEXT = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp")), max_size=8).map(str.strip)
+
+
+@given(label=TEXT, lesion=TEXT, note=TEXT)
+def test_any_text_comes_back_as_it_was_written(tmp_path_factory, label, lesion, note):
+    file = ManifestFile(tmp_path_factory.mktemp("any") / "manifest.csv")
+    change(file, "a.jpg", Region(label, lesion, box=Box(1, 2, 3, 4), more=(("note", note),)))
+    change(file, "b.jpg", Region("AIS"))
+    (found,) = file.read().regions("a.jpg")
+    assert (found.label, found.lesion_id, found.box) == (label, lesion, Box(1, 2, 3, 4))
+    assert file.read().value(file.read().rows("a.jpg")[0], "note") == note
