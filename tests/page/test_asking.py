@@ -156,7 +156,9 @@ def png_of(width, height):
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,5 +246,8 @@ def test_both_halves_share_the_checkpoints_classes(asking, tmp_path):
     picture().save(tmp_path / "a.png")
     marking = Marking(tmp_path, tmp_path / "cache", asking.predictor.network.card.class_names)
     with client(Parts(marking, asking)) as browser:
-        assert browser.get("/api/mark/photographs").json()["classes"] == browser.get("/api/state").json()["model"]["classes"]
+        assert (
+            browser.get("/api/mark/photographs").json()["classes"]
+            == browser.get("/api/state").json()["model"]["classes"]
+        )
         assert "box" in browser.get("/api/mark/suggestion", params={"image": "a.png"}).json()

@@ -142,7 +142,8 @@ def test_a_broken_file_is_shown_as_broken(browser, photos):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "..\\secret.png", "manifest.csv", "link/secret.png", "\0"]
+    "name",
+    ["../secret.png", "/etc/passwd", "a/../../secret.png", "..\\secret.png", "manifest.csv", "link/secret.png", "\0"],
 )
 @pytest.mark.parametrize("path", ["thumbnail", "photograph", "regions"])
 def test_nothing_outside_the_folder_is_reached(browser, photos, name, path):

@@ -21,7 +21,10 @@ def run(tiny_run, tiny_manifest, tmp_path):
     config = (folder / "config.yaml").read_text().replace(str(tiny_manifest), str(manifest))
     (folder / "config.yaml").write_text(config)
     lines = ["image,lesion_id,label,prediction,prob_Grade 1,prob_AIS,prob_MIA,x,y,width,height"]
-    lines += ["0_0_0.png,L0-0,Grade 1,Grade 1,0.8,0.1,0.1,2,1,36,34", "0_0_1.png,L0-0,Grade 1,AIS,0.2,0.7,0.1,2,1,36,34"]
+    lines += [
+        "0_0_0.png,L0-0,Grade 1,Grade 1,0.8,0.1,0.1,2,1,36,34",
+        "0_0_1.png,L0-0,Grade 1,AIS,0.2,0.7,0.1,2,1,36,34",
+    ]
     lines += ["4_0_0.png,L4-0,MIA,AIS,0.01,0.97,0.02,2,1,36,34"]
     (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
     (folder / "metrics.json").write_text('{"test/accuracy": 0.5, "val/accuracy": 1.0, "test/auroc_macro": null}')
@@ -55,7 +58,11 @@ def test_report_card_figures_and_metrics_are_there(browser):
 
 def test_the_surest_mistakes_come_first(browser):
     rows = browser.get("/api/read/table").json()["rows"]
-    assert [(row["image"], row["right"]) for row in rows] == [("4_0_0.png", False), ("0_0_1.png", False), ("0_0_0.png", True)]
+    assert [(row["image"], row["right"]) for row in rows] == [
+        ("4_0_0.png", False),
+        ("0_0_1.png", False),
+        ("0_0_0.png", True),
+    ]
     assert rows[0]["probability"] == 0.97 and rows[0]["probability_of_label"] == 0.02
 
 

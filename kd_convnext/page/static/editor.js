@@ -38,6 +38,7 @@ export class Editor {
     await this.queue;
     const before = this.regions.findLast?.((region) => region.lesion_id || region.patient_id);
     if (before) sessionStorage.previous = JSON.stringify({ lesion_id: before.lesion_id, patient_id: before.patient_id });
+    this.stage.clear();
     const found = await tried(() => get("/api/mark/regions", { image: name }));
     if (!found) return;
     this.name = name;

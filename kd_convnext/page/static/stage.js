@@ -44,8 +44,16 @@ export class Stage {
     this.listen();
   }
 
+  // Until the next photograph is shown nothing can be drawn.
+  clear() {
+    this.width = this.height = 0;
+    delete this.view.dataset.ready;
+    this.set([]);
+  }
+
   show(source, width, height) {
     this.image.src = source;
+    this.view.dataset.ready = "";
     this.width = width;
     this.height = height;
     this.image.width = width;
@@ -187,7 +195,7 @@ export class Stage {
   }
 
   down(event) {
-    if (event.button > 1) return;
+    if (event.button > 1 || !this.width) return;
     const at = this.at(event);
     this.pointers.set(event.pointerId, at);
     this.view.setPointerCapture(event.pointerId);
