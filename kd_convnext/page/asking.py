@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from kd_convnext.common.configs import data_options
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import Finding, KDConvNeXtError, ManifestError
 from kd_convnext.inference.answer_files import answers_content, write_answers
@@ -43,6 +44,7 @@ class Settings:
         tta: Average over the mirror images; None as calibrated.
         device: Where the network runs.
         cache_dir: Crop cache of the training cases; None as the run says.
+        manifest: Of the training photographs, where the run does not say it.
     """
 
     ckpt_path: str
@@ -51,6 +53,7 @@ class Settings:
     tta: bool | None = None
     device: str = "cpu"
     cache_dir: str | None = None
+    manifest: str | None = None
 
 
 class Asking:
@@ -210,7 +213,9 @@ class Asking:
         ckpt = Path(self.settings.ckpt_path).expanduser()
         run = run_of_checkpoint(ckpt)
         try:
-            source = source_of(run, None, self.settings.cache_dir, self.settings.sr_weights)
+            said = run.config.is_file() and (data_options(str(run.config)) or {}).get("manifest")
+            manifest = None if said else self.settings.manifest
+            source = source_of(run, manifest, self.settings.cache_dir, self.settings.sr_weights)
             data = own_data(self.predictor, source, run)
             self.cases = TrainingCases(data, ckpt.with_name(f"{ckpt.stem}.features.safetensors"))
         except KDConvNeXtError as error:

@@ -29,13 +29,18 @@ class Reading:
         run: Its folder.
     """
 
-    def __init__(self, ckpt_path: str) -> None:
-        """Finds the run of a checkpoint."""
+    def __init__(self, ckpt_path: str, manifest: Path | None = None) -> None:
+        """Finds the run of a checkpoint.
+
+        Args:
+            ckpt_path: The checkpoint.
+            manifest: Of its photographs, where the run does not say it.
+        """
         self.ckpt_path = ckpt_path
         self.run: RunFolder = run_of_checkpoint(Path(ckpt_path).expanduser())
         options = (data_options(str(self.run.config)) or {}) if self.run.config.is_file() else {}
         named = options.get("manifest")
-        self.manifest = Path(named).expanduser() if named else None
+        self.manifest = Path(named).expanduser() if named else manifest
 
     def overview(self) -> dict[str, Any]:
         """Lists what there is to read.

@@ -85,16 +85,18 @@ def _parts(
     from kd_convnext.common.files import default_cache_dir
     from kd_convnext.page.marking import Marking
 
-    asking = reading = None
+    kept = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
     names: tuple[str, ...] = ()
+    asking = reading = marking = None
+    folder = Path(manifest).expanduser() if manifest is not None else None
+    file = folder / "manifest.csv" if folder is not None and (folder / "manifest.csv").is_file() else folder
     if ckpt_path is not None:
         from kd_convnext.page.asking import Asking, Settings
         from kd_convnext.page.reading import Reading
 
-        asking = Asking(Settings(ckpt_path, sr_weights, calibration, tta, device, cache_dir))
-        reading, names = Reading(ckpt_path), asking.predictor.network.card.class_names
-    marking = None
-    if manifest is not None:
-        kept = (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / "page"
-        marking = Marking(Path(manifest).expanduser(), kept, names)
+        named = str(file) if file is not None else None
+        asking = Asking(Settings(ckpt_path, sr_weights, calibration, tta, device, cache_dir, named))
+        reading, names = Reading(ckpt_path, file), asking.predictor.network.card.class_names
+    if folder is not None:
+        marking = Marking(folder, kept / "page", names)
     return parts(marking, asking, reading)

@@ -71,7 +71,7 @@ def rows(folder):
     return file.read_text().splitlines()[1:] if file.exists() else []
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=40):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
