@@ -100,7 +100,9 @@ class Content:
         """Returns what the rows of a photograph say; a box that is none counts as the whole photograph."""
         return [
             Region(
-                *(self.value(record, name) for name in ("label", "lesion_id", "patient_id")),
+                label=self.value(record, "label"),
+                lesion_id=self.value(record, "lesion_id"),
+                patient_id=self.value(record, "patient_id"),
                 box=_box([self.value(record, name) for name in _BOX]),
                 place=place,
             )

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import uvicorn
-from helpers.paths import REPOSITORY
 from PIL import Image
 from starlette.testclient import TestClient
 
+from helpers.paths import REPOSITORY
 from kd_convnext.page.app import Parts, create_app
 from kd_convnext.page.guard import Access
 from kd_convnext.page.server import bound_socket
@@ -132,6 +132,13 @@ class Watched:
         self.page.mouse.move((x[0] + y[0]) / 2, (x[1] + y[1]) / 2)
         self.page.mouse.move(*y)
         self.page.mouse.up()
+
+    def until(self, condition, seconds=30):
+        """Waits for something outside the browser; requests go on meanwhile, which they do not while Python sleeps."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "it did not happen"
+            self.page.wait_for_timeout(50)
 
     def nameless(self):
         """Lists what a screen reader can reach but has no name for."""

@@ -71,13 +71,6 @@ def rows(folder):
     return file.read_text().splitlines()[1:] if file.exists() else []
 
 
-def until(condition, seconds=40):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
 def test_draw_a_box_type_a_class_reload_and_find_it_in_the_csv(chromium, marking, photos):
     watched = Watched(chromium, marking)
     page = watched.enter()
@@ -88,7 +81,7 @@ def test_draw_a_box_type_a_class_reload_and_find_it_in_the_csv(chromium, marking
     page.keyboard.press("Enter")
     page.get_by_label("Lesion").fill("L7")
     page.keyboard.press("Tab")
-    until(lambda: rows(photos) and ",L7," in rows(photos)[0])
+    watched.until(lambda: rows(photos) and ",L7," in rows(photos)[0])
     page.reload()
     page.get_by_role("button", name="1. Grade 2").wait_for()
     assert page.get_by_label("Lesion").input_value() == "L7"
@@ -105,10 +98,10 @@ def test_move_resize_delete_and_undo_with_the_mouse(chromium, marking, photos):
     page = watched.enter("mark/p0000.png")
     page.locator(".view[data-ready]").wait_for()
     watched.drag((0.4, 0.4), (0.55, 0.6))
-    until(lambda: len(rows(photos)) == 1)
+    watched.until(lambda: len(rows(photos)) == 1)
     first = rows(photos)[0]
     watched.drag((0.5, 0.5), (0.6, 0.55), ".region .halo")
-    until(lambda: rows(photos)[0] != first)
+    watched.until(lambda: rows(photos)[0] != first)
     moved = [int(value) for value in rows(photos)[0].split(",")[4:]]
     drawn = [int(value) for value in first.split(",")[4:]]
     assert moved[2:] == drawn[2:] and moved[:2] != drawn[:2]
@@ -117,13 +110,13 @@ def test_move_resize_delete_and_undo_with_the_mouse(chromium, marking, photos):
     page.mouse.down()
     page.mouse.move(grip["x"] + 60, grip["y"] + 50, steps=4)
     page.mouse.up()
-    until(lambda: int(rows(photos)[0].split(",")[6]) > moved[2])
+    watched.until(lambda: int(rows(photos)[0].split(",")[6]) > moved[2])
     page.get_by_role("button", name="Delete region").click()
-    until(lambda: rows(photos) == [])
+    watched.until(lambda: rows(photos) == [])
     for count in (1, 1, 1, 0):
         page.get_by_role("button", name="Undo").click()
         page.get_by_text("Taken back").wait_for()
-        until(lambda count=count: len(rows(photos)) == count)
+        watched.until(lambda count=count: len(rows(photos)) == count)
     assert watched.wrong == []
 
 
@@ -135,11 +128,11 @@ def test_the_previous_photographs_lesion_is_the_default(chromium, marking, photo
     page.get_by_label("Lesion").fill("L1")
     page.get_by_label("Patient").fill("P9")
     page.keyboard.press("Tab")
-    until(lambda: rows(photos) and ",L1,P9," in rows(photos)[0])
+    watched.until(lambda: rows(photos) and ",L1,P9," in rows(photos)[0])
     page.get_by_role("button", name="Next", exact=True).click()
     page.get_by_role("heading", name="p0001.png").wait_for()
     watched.drag((0.4, 0.4), (0.55, 0.6))
-    until(lambda: len(rows(photos)) == 2 and ",L1,P9," in rows(photos)[1])
+    watched.until(lambda: len(rows(photos)) == 2 and ",L1,P9," in rows(photos)[1])
 
 
 def test_the_keyboard_alone_is_enough(chromium, marking, photos):
@@ -155,20 +148,20 @@ def test_the_keyboard_alone_is_enough(chromium, marking, photos):
     page.get_by_role("heading", name="p0001.png").wait_for()
     page.keyboard.press("n")
     page.keyboard.press("3")
-    until(lambda: rows(photos) == ["p0001.png,Grade 3,,,40,30,40,30"])
+    watched.until(lambda: rows(photos) == ["p0001.png,Grade 3,,,40,30,40,30"])
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Shift+ArrowDown")
     page.keyboard.press("Alt+ArrowRight")
-    until(lambda: rows(photos) == ["p0001.png,Grade 3,,,39,40,41,30"])
+    watched.until(lambda: rows(photos) == ["p0001.png,Grade 3,,,39,40,41,30"])
     page.keyboard.press("PageDown")
     page.get_by_role("heading", name="p0002.png").wait_for()
     page.keyboard.press("PageUp")
     page.get_by_role("heading", name="p0001.png").wait_for()
     page.keyboard.press("Tab")
     page.keyboard.press("Delete")
-    until(lambda: rows(photos) == [])
+    watched.until(lambda: rows(photos) == [])
     page.keyboard.press("Control+z")
-    until(lambda: len(rows(photos)) == 1)
+    watched.until(lambda: len(rows(photos)) == 1)
     assert watched.wrong == []
 
 
@@ -196,7 +189,7 @@ def test_a_finger_draws_and_two_fingers_zoom(chromium, marking, photos):
     assert page.get_by_label("Zoom", exact=True).inner_text() != before and rows(photos) == []
     page.get_by_role("button", name="Fit").click()
     gesture([(0.3, 0.4)], [(0.5, 0.5)], [(0.7, 0.6)])
-    until(lambda: len(rows(photos)) == 1)
+    watched.until(lambda: len(rows(photos)) == 1)
 
 
 def test_a_second_browser_is_never_overwritten_in_silence(chromium, marking, photos):
@@ -204,12 +197,12 @@ def test_a_second_browser_is_never_overwritten_in_silence(chromium, marking, pho
     for watched in (one, two):
         watched.enter("mark/p0000.png").locator(".view[data-ready]").wait_for()
     one.drag((0.4, 0.4), (0.5, 0.5))
-    until(lambda: len(rows(photos)) == 1)
+    one.until(lambda: len(rows(photos)) == 1)
     two.drag((0.6, 0.6), (0.7, 0.7))
     two.page.get_by_text("Nothing was overwritten").wait_for()
     assert len(rows(photos)) == 1
     two.page.get_by_role("button", name="Add mine to it").click()
-    until(lambda: len(rows(photos)) == 2)
+    two.until(lambda: len(rows(photos)) == 2)
 
 
 def test_a_program_that_writes_the_manifest_is_noticed(chromium, marking, photos):
@@ -247,8 +240,14 @@ def test_another_site_in_the_same_browser_changes_nothing(chromium, marking, pho
     foreign.goto("http://evil.test/")
     for words in (script, post):
         foreign.evaluate(f"async () => {{ try {{ await {words} }} catch {{}} }}")
+    image = f"{marking}/api/mark/photograph?image=p0000.png"
     foreign.evaluate(
-        f"() => new Promise(done => {{ const i = new Image(); i.onload = i.onerror = done; i.src = '{marking}/api/mark/photograph?image=p0000.png' }})"
+        """address => new Promise(done => {
+            const image = new Image();
+            image.onload = image.onerror = done;
+            image.src = address;
+        })""",
+        image,
     )
     assert all(status in (401, 403) for method, status in answers if method in ("POST", "PUT"))
     assert rows(photos) == []
@@ -264,7 +263,7 @@ def test_five_thousand_photographs_open_in_three_seconds_and_scroll(chromium, tm
         watched = Watched(chromium, base)
         started = time.monotonic()
         page = watched.enter()
-        until(lambda: page.evaluate("document.querySelector('.tile img')?.naturalWidth > 0"))
+        watched.until(lambda: page.evaluate("document.querySelector('.tile img')?.naturalWidth > 0"))
         seconds = time.monotonic() - started
         print(f"5,000 photographs: {seconds:.2f} s until the first is seen")
         assert seconds < 3
@@ -302,7 +301,7 @@ def test_drop_a_photograph_and_read_the_answer(chromium, asking, checkpoint, tin
     page.locator(".answer").first.wait_for()
     page.locator(".evidence .over").wait_for()
     numbers = re.findall(r"\d+", page.locator(".answer .of").first.inner_text().split("·")[1])
-    width, height, x, y = map(int, numbers)  # "36 × 34 pixels at 2, 1"
+    width, height, x, y = map(int, numbers)  # width x height pixels at x, y
     words = ["classify", str(photo), "--ckpt_path", str(checkpoint), "--box", f"{x},{y},{width},{height}"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     (entry,) = json.loads((tmp_path / "out" / "answers.json").read_text())["answers"]
@@ -329,7 +328,7 @@ def test_photographs_of_one_lesion_are_combined_and_saved(chromium, asking, tiny
         page.get_by_role("button", name="Ask about the whole photograph").click()
         page.get_by_text(f"{name} · whole photograph").wait_for()
     page.get_by_label("These photographs show one lesion").check()
-    page.get_by_text("Lesion lesion: 2 photographs combined").first.wait_for()
+    page.get_by_text("Lesion L1: 2 photographs combined").first.wait_for()
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save answers (CSV, JSON)").click()
     saved.value.save_as(tmp_path / "answers.zip")
@@ -373,7 +372,12 @@ def test_every_part_fits_has_names_and_is_legible(chromium, asking, tiny_manifes
     watched = Watched(chromium, asking, viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = watched.enter()
     page.locator(".tile").first.wait_for()
-    views = {"mark": ".tile", "mark/p0000.png": ".editor .view[data-ready]", "ask": ".drop", "read": ".cases-table tbody tr"}
+    views = {
+        "mark": ".tile",
+        "mark/p0000.png": ".editor .view[data-ready]",
+        "ask": ".drop",
+        "read": ".cases-table tbody tr",
+    }
     for part, selector in views.items():
         page.goto(f"{asking}/#{part}")
         page.locator(selector).first.wait_for()
@@ -398,7 +402,8 @@ def test_every_part_fits_has_names_and_is_legible(chromium, asking, tiny_manifes
 
 CONTRAST = """() => {
   const light = (text) => {
-    const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+    const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((v) => linear(v / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = (element) => {
@@ -414,7 +419,8 @@ CONTRAST = """() => {
     if (!own || !element.checkVisibility() || element.disabled || element.closest("svg, .stage")) continue;
     const one = light(getComputedStyle(element).color), two = light(behind(element));
     const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
-    if (ratio < 4.5) poor.push(`${element.className || element.tagName}: ${element.textContent.trim().slice(0, 20)} ${ratio.toFixed(2)}`);
+    const name = `${element.className || element.tagName}: ${element.textContent.trim().slice(0, 20)}`;
+    if (ratio < 4.5) poor.push(`${name} ${ratio.toFixed(2)}`);
   }
   return [...new Set(poor)];
 }"""

@@ -1,6 +1,5 @@
 """Changes of a manifest's rows: nothing else in the file moves."""
 
-import os
 import stat
 
 import pytest
@@ -35,7 +34,7 @@ ODD = (
 
 def test_unknown_columns_and_untouched_rows_keep_every_byte(tmp_path):
     file = manifest(tmp_path, ODD)
-    first, second = file.read().regions("a.jpg")
+    first, _ = file.read().regions("a.jpg")
     assert (first.label, first.box) == ("Grade 1", Box(1, 2, 3, 4))
     change(file, "a.jpg", first, Region("MIA", box=Box(9, 6, 7, 8), place=1))
     lines, old = file.path.read_bytes().split(b"\r\n"), ODD.encode().split(b"\r\n")
@@ -117,7 +116,7 @@ def test_mode_and_link_of_the_file_stay(tmp_path):
     link.symlink_to(real)
     change(ManifestFile(link), "a.jpg", Region("MIA", place=0))
     assert link.is_symlink() and real.read_text() == "image,label\na.jpg,MIA\n"
-    assert stat.S_IMODE(os.stat(real).st_mode) == 0o640
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class Ask {
     }, "Photograph with the regions to ask about");
     this.tools = h("div", { class: "row tools" });
     this.together = h("input", { type: "checkbox", id: "together", onchange: () => this.again() });
-    this.lesion = h("input", { type: "text", value: "lesion", maxlength: 200, "aria-label": "Name of the lesion", onchange: () => this.together.checked && this.again() });
+    this.lesion = h("input", { type: "text", value: "L1", maxlength: 200, "aria-label": "Name of the lesion", onchange: () => this.together.checked && this.again() });
     this.combined = h("div", { class: "combined" });
     this.result = h("div", { class: "result", "aria-live": "polite" });
     this.out = h("div", { class: "row outputs", hidden: true },
@@ -87,12 +87,13 @@ class Ask {
 
   buttons() {
     const suggested = this.item.boxes.some((box) => box.suggested);
-    this.tools.replaceChildren(
+    this.tools.replaceChildren(...[
       h("button", { type: "button", onclick: () => this.stage.add() }, "New region"),
       h("button", { type: "button", onclick: () => this.suggest() }, "Suggest a region"),
       suggested ? h("button", { type: "button", class: "primary", onclick: () => this.accept() }, "Accept the suggestion") : null,
       h("button", { type: "button", onclick: () => this.whole() }, "Ask about the whole photograph"),
-      this.stage.chosen >= 0 ? h("button", { type: "button", class: "danger", onclick: () => this.stage.remove() }, "Delete region") : null);
+      this.stage.chosen >= 0 ? h("button", { type: "button", class: "danger", onclick: () => this.stage.remove() }, "Delete region") : null,
+    ].filter(Boolean));
   }
 
   async suggest() {
@@ -121,7 +122,7 @@ class Ask {
   }
 
   wanted(item) {
-    const lesion_id = this.together.checked ? this.lesion.value.trim() || "lesion" : "";
+    const lesion_id = this.together.checked ? this.lesion.value.trim() || "L1" : "";
     const boxes = item.whole ? [null] : item.boxes.filter((box) => !box.suggested).map(({ x, y, width, height }) => ({ x, y, width, height }));
     return boxes.map((box) => ({ key: item.key, box, lesion_id }));
   }

@@ -1,0 +1,29 @@
+# The page and POST /v1/classify on a CPU. No weights, no photographs inside: mount the run's folder.
+#
+#   docker build -t kd-convnext .
+#   docker run --rm -p 127.0.0.1:8734:8734 -e KD_CONVNEXT_PAGE_TOKEN=SECRET -v RUN:/run_folder:ro kd-convnext
+#
+# Super-resolution weights of the training, where it used any: mount them and add --sr_weights to the command.
+FROM python:3.12-slim
+
+ENV PIP_NO_CACHE_DIR=1 \
+    PYTHONUNBUFFERED=1 \
+    KD_CONVNEXT_CACHE=/home/reader/cache
+
+# torch and torchvision from one index, without CUDA: they must fit each other.
+RUN pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu
+
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY configs configs
+COPY kd_convnext kd_convnext
+RUN pip install ".[page]" && rm -rf /source/*
+
+RUN useradd --create-home --uid 10001 reader
+USER 10001
+WORKDIR /home/reader
+EXPOSE 8734
+HEALTHCHECK --interval=30s --timeout=5s --start-period=90s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8734/healthz', timeout=4)"]
+ENTRYPOINT ["kd-convnext", "page", "--host", "0.0.0.0", "--port", "8734", "--open_browser", "false"]
+CMD ["--ckpt_path", "/run_folder/checkpoints/best.ckpt"]
