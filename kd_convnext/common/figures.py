@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -69,7 +69,7 @@ def label_ticks(axis: Axis, names: Sequence[str], inches: float, size: float = 9
         Inches that turned names need below the axis; 0 where none is turned.
     """
     longest = max((len(line) for name in names for line in name.split("\n")), default=0) * _LETTER * size / 72
-    turned = axis.axis_name == "x" and longest > inches
+    turned = isinstance(axis, XAxis) and longest > inches
     options: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "top"} if turned else {}
     axis.set_ticks(range(len(names)), names, fontsize=size, parse_math=False, **options)
     return longest if turned else 0.0

@@ -189,7 +189,8 @@ def method_curves(frames: Mapping[str, pd.DataFrame], quantity: str, caption: st
         if curve is not None:
             colour, stroke = line_look(number)
             axes.plot(curve.index, curve, marker=".", color=colour, ls=stroke, label=wrapped(name, 2.0, 8))
-            axes.plot(curve.idxmax(), curve.max(), "o", mfc="none", mec=colour, ms=9)
+            place = int(curve.argmax())
+            axes.plot(curve.index[place], curve.iloc[place], "o", mfc="none", mec=colour, ms=9)
     axes.set(xlabel="epoch (ring: the best)", ylabel=quantity)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -241,8 +241,9 @@ def _lesion_counts(trainer: Trainer, evaluation: Evaluation) -> LesionCounts:
     """Counts answers by lesion; without our data each is a lesion of its own."""
     names, known = np.array([*evaluation.class_names]), evaluation.labels != UNKNOWN
     data = getattr(trainer, "datamodule", None)
-    ours = isinstance(data, SpecimenDataModule)
-    lesions = data.manifest.groups("lesion")[evaluation.index] if ours else evaluation.index.astype(str)
+    lesions = evaluation.index.astype(str)
+    if isinstance(data, SpecimenDataModule):
+        lesions = data.manifest.groups("lesion")[evaluation.index]
     columns = {"lesion": lesions, "label": names[evaluation.labels], "prediction": names[evaluation.predictions]}
     return count_lesions(pd.DataFrame(columns)[known], evaluation.class_names)
 

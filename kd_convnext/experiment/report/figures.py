@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -270,7 +271,7 @@ def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") ->
         ends = np.array([bar.interval for bar in bars]).T
         # A percentile interval need not hold its point estimate; the bars' arms must not turn round.
         arms = np.nan_to_num(np.clip(np.stack([heights - ends[0], ends[1] - heights]), 0, None))
-        look = {"color": PALETTE[place % len(PALETTE)], "alpha": 0.8}
+        look: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)], "alpha": 0.8}
         axes.bar(at, heights, width=0.9 * width, yerr=arms, label=name, capsize=2, error_kw={"lw": 0.9}, **look)
         for x, bar in zip(at, bars, strict=True):
             axes.plot(np.full(len(bar.repeats), x), bar.repeats, "k.", markersize=3, alpha=0.6)

@@ -108,7 +108,7 @@ def _seen(predictor: Predictor, manifest: Manifest) -> npt.NDArray[np.bool_]:
     rows = np.arange(len(manifest), dtype=np.int64)
     kinds = KEPT_APART[card.group_by]  # type: ignore[index]
     hashes = row_hashes(manifest.table, rows, kinds, as_written=True)
-    return np.isin(hashes, card.shared(np.unique(hashes))).any(axis=1)
+    return np.asarray(np.isin(hashes, card.shared(np.unique(hashes))).any(axis=1), bool)
 
 
 def _pictures(predictor: Predictor, manifest: Manifest, root: Path, rows: npt.NDArray[np.int64]) -> Pixels:

@@ -1,5 +1,7 @@
 """Turns the student's embedding towards the teacher's through an orthogonal projector."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,8 +57,9 @@ class CosineEmbedding(Term):
     """Cosine distance of normalised embeddings through an orthogonal projector (after VkD; Miles et al., CVPR 2024).
 
     ``mean_i (1 - cos(P e_s, (e_t - mean) / std))``; the teacher's embedding [B, D] is standardised over the batch where
-    ``standardise`` is on. Extra parameters: ``max(D_s, D_t)²``, not deployed;
-    a matrix exponential a step.
+    ``standardise`` is on. Extra parameters: with an orthogonal projector ``max(D_s, D_t)²`` and a matrix exponential a
+    step, seconds on a CPU where an embedding has more than a thousand dimensions; with a linear one ``D_s D_t + D_t``.
+    Neither is deployed.
     """
 
     needs = Needs.EMBEDDING
@@ -67,6 +70,7 @@ class CosineEmbedding(Term):
         teacher: str = TEACHER,
         schedule: WeightSchedule | None = None,
         standardise: bool = False,
+        projector: Literal["orthogonal", "linear"] = "orthogonal",
     ) -> None:
         """Chooses how the teacher's embedding is normalised.
 
@@ -75,10 +79,12 @@ class CosineEmbedding(Term):
             teacher: Name of the teacher.
             schedule: Factor on the weight in each epoch.
             standardise: Give each dimension of the teacher's embedding mean 0 and deviation 1 over the batch first.
+            projector: ``orthogonal``, or ``linear``, much cheaper for wide embeddings.
         """
         super().__init__(weight, teacher, schedule)
         self.standardise = standardise
-        self.projector: OrthogonalProjector | None = None
+        self.kind = projector
+        self.projector: nn.Module | None = None
 
     def build(self, student: Widths, teacher: Widths | None) -> None:
         """Creates the projector.
@@ -88,12 +94,13 @@ class CosineEmbedding(Term):
         """
         if teacher is None or not (student.embedding and teacher.embedding):
             raise ConfigError(Finding("CosineEmbedding", "a network has no embedding", "Use one with a linear head."))
-        self.projector = OrthogonalProjector(student.embedding, teacher.embedding)
+        made = OrthogonalProjector if self.kind == "orthogonal" else nn.Linear
+        self.projector = made(student.embedding, teacher.embedding)
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Compares the embeddings of all rows, labelled or not; see `Term.forward`."""
         assert self.projector is not None
-        own, other = self.projector(embedding_of(student)), at_least_float32(embedding_of(teacher))
+        own, other = at_least_float32(self.projector(embedding_of(student))), at_least_float32(embedding_of(teacher))
         if self.standardise:
             centred = other - other.mean(dim=0)
             other = centred / (centred.square().mean(dim=0) + 1e-5).sqrt()

@@ -108,7 +108,7 @@ def _planes(crop: Pixels) -> Any:
 
 def _levels(plane: Any) -> Any:
     """Rounds 0 to 1 to levels, uint8; what lies outside is clipped."""
-    return cv2.multiply(plane, 255.0, dtype=cv2.CV_8U)
+    return cv2.multiply(plane, 255.0, dtype=cv2.CV_8U)  # type: ignore[call-overload]  # a scalar, in OpenCV's own words
 
 
 def _shuffled(run: Callable[[Any], Any], crop: Pixels, scale: int) -> Pixels:
