@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from kd_convnext.data.manifest.boxes import Box
-from kd_convnext.data.manifest.inspection import IMAGE_SUFFIXES
+from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.prediction import Failure, Photograph
@@ -38,7 +38,7 @@ def photographs_of(
         path = Path(word).expanduser()
         if path.is_dir():
             found += _folder(path)
-        elif path.suffix.lower() == ".csv":
+        elif path.suffix.lower() in (".csv", ".tsv", ".xlsx"):
             listed, unreadable = _manifest(path)
             found += listed
             failures += unreadable
@@ -55,7 +55,9 @@ def photographs_of(
 
 
 def _folder(folder: Path) -> list[Photograph]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    # Also what is a picture by its name and cannot be read (raw formats, pipes, dead links): it becomes a failure.
+    suffixes = IMAGE_SUFFIXES | OTHER_SUFFIXES
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir())
     visible = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not visible:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))

@@ -16,6 +16,8 @@ from kd_convnext.data.crops.preparing.prune import find_unused, remove
 from kd_convnext.data.crops.spec import CropSpec, Resize, UpscalerChoice
 from kd_convnext.data.crops.upscaling.weights import download as download_weights
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
+from kd_convnext.data.manifest.pixels import refuse_undecodable
+from kd_convnext.data.manifest.summary import describe
 from kd_convnext.errors import Finding
 
 _LISTED = 20  # files that pruning names
@@ -93,7 +95,9 @@ def prepare(
         download_weights(spec.weights())
     table = read_manifest(manifest, classes=classes, on_error=on_error, columns=columns)
     root = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    print("\n".join(describe(table)))
     if dry_run:
+        refuse_undecodable(table)
         return estimate(_opened(root, spec, device, table), table)
     alone, made = devices == num_nodes == 1, 0
     if not alone:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.manifest.summary import describe
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.training.pace import StepClock, batches_done, batches_left, duration, validation_batches_left
 
@@ -62,6 +64,10 @@ class RunHeader(Callback):
         self._clock, self._validation_batch = None, None
         say(trainer, header_line(trainer, pl_module))
         say(trainer, machine_line(trainer, pl_module))
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, SpecimenDataModule):
+            for line in describe(data.manifest, data.group_by, data.split):
+                say(trainer, line)
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Measures a validation batch in the sanity check."""

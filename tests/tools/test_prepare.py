@@ -6,7 +6,10 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.manifests import write_csv
+from PIL import Image
 
+from kd_convnext.cli import main
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.make import make_crop
 from kd_convnext.data.crops.spec import CropSpec
@@ -144,3 +147,24 @@ def test_real_photographs_with_real_weights(shared_dir, tmp_path, data, weights)
         assert difference.mean() < 12  # the same picture
         sharper += int(difference.max() > 8)  # but not the same pixels
     assert sharper == len(prepared.rows)
+
+
+def test_a_photograph_replaced_by_one_of_the_same_size_and_time_is_made_anew(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(4):
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(tmp_path / f"{k}.bmp")
+        rows.append({"image": f"{k}.bmp", "label": "AB"[k % 2], "lesion_id": f"L{k}"})
+    table = str(write_csv(tmp_path / "m.csv", rows))
+    words = ["prepare", "--manifest", table, "--upscaler", "bicubic", "--cache_dir", str(tmp_path / "cache")]
+    assert main(words) == 0
+    path = tmp_path / "0.bmp"
+    before = path.stat()
+    with Image.open(path) as picture:
+        inverted = 255 - np.asarray(picture)
+    Image.fromarray(inverted).save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "1 made, 3 found, 0 failed" in capsys.readouterr().out

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES
 from kd_convnext.data.manifest.grouping import group_hashes
 from kd_convnext.data.manifest.ids import normal_id
-from kd_convnext.data.manifest.inspection import IMAGE_SUFFIXES, first_of_same_bytes
+from kd_convnext.data.manifest.inspection import first_of_same_bytes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.errors import Finding, LeakError, ManifestError
 

@@ -15,28 +15,21 @@ IGNORE = "ignore"
 """Word of ``columns`` for columns that are left out on purpose."""
 
 _OPTION = "--columns (--data.columns in a fit)"
-_ALIASES = {
-    "image": (
-        "file",
-        "filename",
-        "filepath",
-        "path",
-        "photo",
-        "photograph",
-        "img",
-        "imagename",
-        "imagepath",
-        "imageid",
-        "imgid",
-        "picture",
-        "name",
-        "isicid",
-        "bild",
-        "datei",
-    ),
-    "label": ("diagnosis", "diagnostic", "dx", "class", "target", "category", "labels", "truth", "diagnose", "klasse"),
-    "split": ("set", "fold", "part", "subset", "partition"),
-}
+_PATHS = (
+    "file",
+    "filename",
+    "filepath",
+    "path",
+    "photo",
+    "photograph",
+    "img",
+    "imagename",
+    "imagepath",
+    "imageid",
+    "name",
+)
+_CLASSES = ("diagnosis", "diagnostic", "dx", "class", "target", "category", "labels", "truth", "diagnose", "klasse")
+_ALIASES = {"image": _PATHS, "label": _CLASSES}
 _CORNER_NAMES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 _SIZED_NAMES = (("left", "top", "w", "h"), ("left", "top", "width", "height"), ("x", "y", "w", "h"))
 _BOX_WORDS = frozenset(name for names in (*_CORNER_NAMES, *_SIZED_NAMES) for name in names) - set(BOX_COLUMNS)

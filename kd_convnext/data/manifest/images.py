@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from kd_convnext.data.manifest.formats import missing_extra, open_photograph
 from kd_convnext.errors import Finding, ManifestError
 
 MAX_PIXELS = 200_000_000
 """Photographs with more pixels are refused: 200 MP are 600 MB in memory."""
 
+_EIGHT_BITS, _TWELVE_BITS = 255, 4095
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _PNG_SIGNATURE_BYTES = 8
 _STRIP = 1 << 19  # bytes
@@ -35,12 +37,13 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Reads a photograph as 8-bit RGB, the way a viewer shows it.
 
     The EXIF orientation is applied. Gray becomes RGB; transparency is laid over white; 16-bit gray is divided
-    by 257 (65535 becomes 255) and rounded; of 16-bit colour the high byte is kept (within one level of that);
+    by 257 (65535 becomes 255) and rounded, 12-bit gray (nothing above 4095)
+    by 4095 / 255; of 16-bit colour the high byte is kept (within one level of that);
     palettes and CMYK are converted, colour profiles ignored; of an animation the first frame is taken. JPEGs
     are decoded at full size, never in draft mode.
 
     Args:
-        path: The photograph (any format that Pillow reads).
+        path: The photograph (JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000, AVIF; HEIC and DICOM by extras).
 
     Returns:
         uint8 array [height, width, 3], values 0 to 255, contiguous and writable.
@@ -50,7 +53,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
             (32-bit) whose black and white points are unknown.
     """
     path = Path(path)
-    with _naming(path), _pixel_limit(), path.open("rb") as file, Image.open(file) as image:
+    with _naming(path), _pixel_limit(), open_photograph(path) as image:
         _refuse_too_large(image.size)
         ImageOps.exif_transpose(image, in_place=True)
         return _as_rgb(image)
@@ -69,7 +72,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
         ManifestError: The file is missing, empty, not an image, or over 200 megapixels.
     """
     path = Path(path)
-    with _naming(path), _pixel_limit(), path.open("rb") as file, Image.open(file) as image:
+    with _naming(path), _pixel_limit(), open_photograph(path) as image:
         _refuse_too_large(image.size)
         width, height = image.size
         if image.format == "TIFF":  # Pillow has applied the orientation to the size already
@@ -95,7 +98,7 @@ def read_thumbnail(path: str | Path, *sizes: tuple[int, int]) -> list[NDArray[np
         ManifestError: See `read_image`.
     """
     path = Path(path)
-    with _naming(path), _pixel_limit(), path.open("rb") as file, Image.open(file) as image:
+    with _naming(path), _pixel_limit(), open_photograph(path) as image:
         _refuse_too_large(image.size)
         image.draft("RGB", (4 * max(size[0] for size in sizes), 4 * max(size[1] for size in sizes)))
         ImageOps.exif_transpose(image, in_place=True)
@@ -136,7 +139,10 @@ def _gray16_as_rgb(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     wide = values.astype(np.int64)
     if wide.min() < 0 or wide.max() > 65535:
         raise ValueError("32-bit pixels, black and white unknown")
-    gray = ((wide + 128) // 257).astype(np.uint8)
+    if _EIGHT_BITS < wide.max() <= _TWELVE_BITS:  # cameras of 12 bits store them in 16: else black to the eye
+        gray = ((wide * 255 + _TWELVE_BITS // 2) // _TWELVE_BITS).astype(np.uint8)
+    else:
+        gray = ((wide + 128) // 257).astype(np.uint8)
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
@@ -170,17 +176,20 @@ def _naming(path: Path) -> Iterator[None]:
         finding = Finding(str(path), "the photograph does not exist", "Correct the path or restore the file.")
         raise ManifestError(finding) from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        extra = missing_extra(path)
+        if extra is not None:
+            raise ManifestError(extra) from error
         reason = _reason(path, error)
         remedy = "Replace the file by one that an image viewer opens, or leave it out."
         raise ManifestError(Finding(str(path), f"the photograph cannot be read ({reason})", remedy)) from error
 
 
 def _reason(path: Path, error: Exception) -> str:
-    if path.is_dir():
+    if isinstance(error, IsADirectoryError):
         return "it is a folder"
     if isinstance(error, UnidentifiedImageError):
         return "the file is empty" if path.stat().st_size == 0 else "not an image of a known format"
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror:  # among them a name too long, links in a circle, no permission
         return error.strerror
     return str(error) or type(error).__name__
 

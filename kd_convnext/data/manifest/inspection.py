@@ -14,7 +14,6 @@ from kd_convnext.common.machine import available_cores
 from kd_convnext.data.manifest.images import read_size
 from kd_convnext.errors import Finding, ManifestError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 _PROGRESS_FROM = 2000  # files; fewer are done before a bar could be read
 _HANDFUL = 64  # files a task at most
 

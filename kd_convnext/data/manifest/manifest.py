@@ -123,11 +123,11 @@ def read_manifest(
 ) -> Manifest:
     """Reads and checks a manifest: a CSV file, or a folder with one folder of photographs per class.
 
-    The CSV (comma, semicolon or tab; UTF-8 or UTF-16; or an .xlsx file) has the columns image
-    (relative to the table) and label; optional lesion_id, patient_id, x, y, width, height (pixels; several rows per
-    photograph allowed) and split (train, val, test). Headers of all photographs are read; pixels only to find
-    near-identical ones. Warns (once each) of lesions with several labels or patients, of photographs left out, of rare
-    labels that look misspelt, and of columns that are not used.
+    The CSV (comma, semicolon or tab; UTF-8 or UTF-16; or an .xlsx file) has the columns image (relative to the
+    table) and label; optional lesion_id, patient_id, x, y, width, height (pixels; several rows per photograph
+    allowed) and split (train, val, test). Headers of all photographs are read; pixels only to find near-identical
+    ones. Warns (once each) of lesions with several labels or patients, of ids spelt in several ways, of photographs
+    left out, of rare labels that look misspelt, and of columns that are not used.
 
     Args:
         path: The CSV file or the folder.

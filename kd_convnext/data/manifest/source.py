@@ -12,7 +12,7 @@ import pandas as pd
 
 from kd_convnext.common.tables import read_records
 from kd_convnext.data.manifest.columns import BOX_COLUMNS, CORNERS, TEXT_COLUMNS, lacking, parse_columns, rename, unused
-from kd_convnext.data.manifest.inspection import IMAGE_SUFFIXES
+from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES
 from kd_convnext.errors import Finding, ManifestError
 
 _PART_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test"})

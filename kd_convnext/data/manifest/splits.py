@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
@@ -106,6 +107,9 @@ def make_split(
     groups = manifest.groups(group_by)
     if (manifest.table["split"] != "").all():
         # What merely looks alike was warned of when the manifest was read: whoever gave the parts has decided.
+        given = manifest.table["split"].tolist()
+        for part, names in missing_classes(manifest.table["label"].tolist(), given, manifest.class_names).items():
+            warnings.warn(f"{manifest.name}: the split column has {absent(part, names)}", stacklevel=2)
         parts = _given(manifest, manifest.groups("patient") if group_by == "known" else groups, index, group_by)
     else:
         names, member = np.unique(groups, return_inverse=True)
@@ -116,6 +120,37 @@ def make_split(
         _report_few_groups(manifest, counts, assigned, shares, group_by, few_groups)
         parts = np.array(PARTS)[assigned][member]
     return Split(parts, index, seed, shares, group_by, _hash(manifest, parts))
+
+
+def missing_classes(labels: Sequence[str], parts: Sequence[str], class_names: Sequence[str]) -> dict[str, list[str]]:
+    """Finds classes without a photograph in a part that holds others.
+
+    Args:
+        labels: Of each row.
+        parts: Of each row.
+        class_names: The classes.
+
+    Returns:
+        The missing classes of each part that lacks some.
+    """
+    frame = pd.DataFrame({"label": list(labels), "part": list(parts)})
+    found = {}
+    for part in PARTS:
+        held = set(frame.loc[frame["part"] == part, "label"])
+        lacking = [name for name in class_names if name not in held]
+        if held and lacking:
+            found[str(part)] = lacking
+    return found
+
+
+def absent(part: str, names: Sequence[str]) -> str:
+    """Says what it means that a part has no photograph of some classes."""
+    words = {
+        "train": "cannot be learned",
+        "val": "count as 0 or not at all when the best epoch is chosen by macro F1",
+        "test": "are not judged",
+    }
+    return f"no photograph in {part} of the class{'es' * (len(names) > 1)} {', '.join(names)}: they {words[part]}"
 
 
 def _checked(

@@ -16,11 +16,17 @@ from kd_convnext.errors import CacheError
 
 
 class Stamp(NamedTuple):
-    """What tells a photograph from another without reading it."""
+    """What tells a photograph from another without reading it.
+
+    Size and modification time alone do not: tools that keep the time (``rsync -t``, ``touch -r``, ``exiftool -P``) put
+    another photograph of the same size there. The time of the last change of the inode cannot be set.
+    """
 
     path: str
     size: int
     mtime_ns: int
+    ctime_ns: int = 0
+    inode: int = 0
 
     @classmethod
     def of(cls, path: Path) -> "Stamp":
@@ -33,7 +39,7 @@ class Stamp(NamedTuple):
             OSError: There is no such file, or it cannot be looked at.
         """
         status = path.stat()
-        return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
+        return cls(str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 class Index:
@@ -63,8 +69,8 @@ class Index:
 
     def _learn(self, line: str) -> None:
         try:
-            path, size, mtime_ns, box, key = json.loads(line)["crop"]
-            self._known[Stamp(path, size, mtime_ns), Box(*box) if box else None] = str(key)
+            *stamp, box, key = json.loads(line)["crop"]  # of earlier versions shorter stamps, which are never met
+            self._known[Stamp(*stamp), Box(*box) if box else None] = str(key)
         except (ValueError, TypeError, KeyError):
             return  # the record of a run, or a line cut by a crash
 

@@ -1,0 +1,50 @@
+"""What a reader is told of the photographs before anything is done with them."""
+
+import pytest
+from helpers.manifests import manifest_of, save_image, write_csv
+
+from kd_convnext.cli import main
+from kd_convnext.data.manifest.splits import make_split
+from kd_convnext.data.manifest.summary import describe
+
+
+def test_photographs_lesions_and_patients_of_each_class_and_part():
+    labels = ["A"] * 12 + ["B"] * 4
+    lesions = [f"L{k // 2}" for k in range(16)]
+    patients = [f"P{k // 4}" for k in range(16)]
+    parts = ["train"] * 8 + ["val"] * 2 + ["test"] * 2 + ["train"] * 4
+    manifest = manifest_of(labels, lesions, patients=patients, parts=parts)
+    lines = describe(manifest, "lesion")
+    assert [line.split()[0] for line in lines[1:5]] == ["class", "A", "B", "all"]
+    assert "12 (12, 6, 3, 6)" in lines[2] and "8 (8, 4, 2, 4)" in lines[2] and "4 (4, 2, 1, 2)" in lines[3]
+    said = "\n".join(lines)
+    assert "smallest class: B, 2 groups" in said and "too few groups for training, validation and test: B (2)" in said
+    assert (
+        "no photograph in val of the class B" in said and "no photograph in test of the class B: they are not" in said
+    )
+    with pytest.warns(UserWarning, match="the split column has no photograph in (val|test) of the class B"):
+        make_split(manifest, group_by="lesion")
+
+
+@pytest.mark.parametrize(
+    "ids, expected", [({}, "names its lesion"), ({"lesions": "L"}, "no patient_id"), ({"patients": "P"}, None)]
+)
+def test_what_cannot_be_known_of_leaks_is_said(ids, expected):
+    named = {kind: [f"{letter}{k}" for k in range(40)] for kind, letter in ids.items()}
+    said = "\n".join(describe(manifest_of(["A", "B"] * 20, **named)))
+    assert ("cannot be excluded" in said) == (expected is not None)
+    assert expected is None or expected in said
+
+
+def test_prepare_prints_it(tmp_path, capsys):
+    rows = []
+    for k in range(8):
+        save_image(tmp_path / f"{k}.png", k)
+        rows.append({"image": f"{k}.png", "label": "AB"[k % 2]})
+    manifest = str(write_csv(tmp_path / "m.csv", rows))
+    cache = str(tmp_path / "cache")
+    assert (
+        main(["prepare", "--manifest", manifest, "--upscaler", "bicubic", "--cache_dir", cache, "--dry_run=true"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert "4 (4, ?, ?, 4)" in said and "cannot be excluded" in said
