@@ -4,7 +4,7 @@ The callbacks that talk to the user during a fit (``DataWaitBar``, ``RunHeader``
 ``kd_convnext.training.header`` and can be named from here too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,12 +18,15 @@ from lightning.pytorch.loggers import CSVLogger
 
 from kd_convnext.common.console import say, shown
 from kd_convnext.common.figures import save_for_print
+from kd_convnext.common.tables import read_table
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.views import still_view
+from kd_convnext.data.manifest.ids import hidden_ids
 from kd_convnext.errors import KDConvNeXtError
 from kd_convnext.evaluation.answers import UNKNOWN, Evaluation
 from kd_convnext.evaluation.statistics import LesionCounts, class_intervals, count_lesions
 from kd_convnext.runs.figures import Subject, confusion_matrix, crop_grid, per_class_bars, reliability_diagram
+from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.loggers import log_confusion, log_files, log_table
 from kd_convnext.runs.naming import count_words, network_name
 from kd_convnext.runs.tables import (
@@ -77,7 +80,8 @@ class RunRecord(Callback):
             heat_maps: Test photographs to show with the evidence for the predicted class over them, in the table's
                 order, and beside each that of the teacher, where its checkpoint is at hand; each map costs about
                 fifty forward passes.
-            artifacts: Give W&B split and best checkpoint of a fit, and metrics, predictions and report of a test.
+            artifacts: Give W&B split and best checkpoint of a fit, and metrics, predictions and report of a test; ids
+                of lesions and patients in these tables are salted hashes.
         """
         super().__init__()
         self.heat_maps = heat_maps
@@ -98,7 +102,7 @@ class RunRecord(Callback):
         """Gives W&B the split and the best checkpoint, if asked for."""
         if self.artifacts and trainer.is_global_zero:
             folder = run_folder(trainer)
-            log_files(trainer.loggers, "split", "split", [folder.split])
+            log_files(trainer.loggers, "split", "split", _shareable(folder, [folder.split], _data(trainer)))
             log_files(trainer.loggers, "checkpoint", "model", [folder.best])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,7 +129,8 @@ class RunRecord(Callback):
             self._show_heat_maps(trainer, pl_module, found)
         if self.artifacts:
             folder = run_folder(trainer)
-            log_files(trainer.loggers, "results", "report", [folder.metrics, folder.predictions, folder.report])
+            tables = _shareable(folder, [folder.predictions], _data(trainer))
+            log_files(trainer.loggers, "results", "report", [folder.metrics, *tables, folder.report])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the answers: ``predictions_<part>.csv``."""
@@ -176,7 +181,8 @@ class RunRecord(Callback):
         chosen = most_telling(found)[: self.max_pictures]
         pictures = [_shrink(data.crops.load(int(row)), self.picture_size) for row in found.index[chosen]]
         table = prediction_table(found, data.manifest).iloc[chosen].reset_index(drop=True)
-        # Files have them all in predictions.csv.
+        # Files have them all in predictions.csv; ids of lesions stay on this machine.
+        table = hidden_ids(table, data.split.hash)
         loggers = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]
         log_table(loggers, "test/predictions", table, trainer.global_step, pictures)
         wrong = table[(table["label"] != "") & (table["label"] != table["prediction"])]
@@ -276,6 +282,17 @@ def _teacher(trainer: Trainer, module: LightningModule) -> "Backbone | None":
     except KDConvNeXtError as error:
         say(trainer, f"Heat maps are shown without the teacher's: {error}")
         return None
+
+
+def _shareable(folder: RunFolder, tables: Sequence[Path], data: SpecimenDataModule) -> list[Path]:
+    """Copies tables into ``shared/``, ids of lesions and patients as salted hashes: what loggers may upload."""
+    copies = []
+    for path in tables:
+        if path.is_file():
+            copy = folder.path / "shared" / path.name
+            write_table(copy, hidden_ids(read_table(path), data.split.hash))
+            copies.append(copy)
+    return copies
 
 
 def _evaluation(trainer: Trainer, module: LightningModule, name: str) -> Evaluation | None:

@@ -173,6 +173,11 @@ def test_wandb_gets_split_checkpoint_and_results_as_artifacts(wandb_runs):
     assert {"split.csv", "best.ckpt"} <= set(fitted.stored)
     assert {"metrics.json", "predictions.csv"} <= set(tested.stored)
     assert fitted.stored["best.ckpt"].stat().st_size > 10_000
+    for stored in (fitted.stored["split.csv"], tested.stored["predictions.csv"]):
+        ids = pd.read_csv(stored, dtype=str, keep_default_na=False)["lesion_id"]
+        assert ids.str.fullmatch("[0-9a-f]{12}").all(), "ids stay on this machine"
+    shown = tested.table("test/predictions")
+    assert not any(str(row[2]).startswith("L") for row in shown["data"])
 
 
 def test_wandb_is_loaded_late_and_disabled_by_its_variable(tmp_path):

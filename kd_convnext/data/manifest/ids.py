@@ -1,5 +1,6 @@
 """Compares ids of lesions and patients as people mean them, not as a spreadsheet happened to spell them."""
 
+import hashlib
 import re
 import unicodedata
 import warnings
@@ -65,3 +66,24 @@ def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
             )
             warnings.warn(message, stacklevel=4)
     return tidied
+
+
+def hidden_ids(frame: pd.DataFrame, salt: str) -> pd.DataFrame:
+    """Replaces ids of lesions and patients by salted hashes, for tables that leave the machine.
+
+    Args:
+        frame: A table, with the columns lesion_id and patient_id or without.
+        salt: Different for each set of photographs, such as the hash of its split.
+
+    Returns:
+        A copy; spellings of one id have one hash, "" stays.
+    """
+    found = frame.copy()
+    for column, word in ID_COLUMNS.items():
+        if column in found:
+            found[column] = [_hash(f"{salt}:{word}:{normal_id(value)}") if value else "" for value in found[column]]
+    return found
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

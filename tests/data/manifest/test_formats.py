@@ -117,15 +117,15 @@ def test_what_is_no_regular_file_is_a_finding_and_never_waited_for(tmp_path):
 
 
 def test_a_truncated_photograph_is_found_by_a_dry_run(tmp_path, capsys):
-    rng, names = np.random.default_rng(0), ("a.jpg", "b.jpg", "c.png", "d.png")
+    rng, names = np.random.default_rng(0), ("a.jpg", "b.jpg", "c.png", "d.bmp")
     for name in names:
         Image.fromarray(rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(tmp_path / name)
-    for name in ("b.jpg", "d.png"):
+    for name in ("b.jpg", "d.bmp"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
     rows = [
         {"image": name, "label": "AB"[k % 2], "lesion_id": f"L{k}"}
-        for k, name in enumerate(("a.jpg", "b.jpg", "c.png", "d.png"))
+        for k, name in enumerate(("a.jpg", "b.jpg", "c.png", "d.bmp"))
     ]
     manifest = write_csv(tmp_path / "m.csv", rows)
     words = ["prepare", "--manifest", str(manifest), "--cache_dir", str(tmp_path / "cache"), "--upscaler", "bicubic"]
