@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from kd_convnext.evaluation.comparisons import Comparison, Pair, compare_pairs, 
 from kd_convnext.evaluation.proportions import Interval
 from kd_convnext.evaluation.statistics import Metric, intervals
 from kd_convnext.experiment.plan.record import CellRecord
+from kd_convnext.experiment.report.descriptions import teacher_files
 from kd_convnext.experiment.report.paper_values import METHODS
 from kd_convnext.experiment.report.results import Arm, CellResult, group_arms, read_results
 from kd_convnext.experiment.report.splits import Division, read_divisions
@@ -48,6 +50,7 @@ class Analysis:
         intervals: 95 % intervals of the pooled answers of each tested arm.
         comparisons: Each method with the baseline.
         resolution: Each upscaler with the method's own setting.
+        teachers: Each student with the network that taught it.
         best: The arm whose classes are shown; None where nothing was tested.
         chosen_by: How ``best`` was chosen.
         divisions: The splits.
@@ -60,6 +63,7 @@ class Analysis:
     intervals: Mapping[Arm, Mapping[Metric, Interval]]
     comparisons: tuple[Comparison, ...]
     resolution: tuple[Comparison, ...]
+    teachers: tuple[Comparison, ...]
     best: Arm | None
     chosen_by: str
     divisions: tuple[Division, ...]
@@ -118,6 +122,7 @@ def analyse(cells: Sequence[CellRecord], settings: Settings, best: str | None = 
         intervals={arm: intervals(arm.lesions, settings.resamples, settings.seed) for arm in tested},
         comparisons=tuple(comparisons),
         resolution=tuple(resolution),
+        teachers=tuple(_with_teacher(methods, settings, remarks)),
         best=chosen,
         chosen_by=chosen_by,
         divisions=tuple(divisions),
@@ -161,6 +166,28 @@ def _with_own_setting(tested: Sequence[Arm], settings: Settings) -> list[Compari
     switched = [arm for arm in tested if arm.record.family == "super_resolution" and arm.record.setting != "default"]
     pairs = [_pair(arm, own[arm.record.method]) for arm in switched if arm.record.method in own]
     return compare_pairs([pair for pair in pairs if pair], settings.resamples, settings.seed)
+
+
+def teacher_of(arm: Arm, others: Sequence[Arm]) -> Arm | None:
+    """Finds the arm whose checkpoint taught another; None where its run is not among them."""
+    paths = teacher_files(arm.results[0].config)
+    if not paths:
+        return None
+    folder = Path(paths[0]).resolve().parent.parent
+    return next((one for one in others if any(cell.run.path.resolve() == folder for cell in one.results)), None)
+
+
+def _with_teacher(methods: Sequence[Arm], settings: Settings, remarks: list[str]) -> list[Comparison]:
+    """Compares every student with its own teacher, where that was tested too."""
+    pairs = []
+    for arm in methods:
+        teacher = teacher_of(arm, methods)
+        pair = None if teacher is None else _pair(arm, teacher)
+        if pair is not None:
+            pairs.append(pair)
+        elif teacher is not None:
+            remarks.append(f"{arm.title} and its teacher have no tested photograph in common: not compared")
+    return compare_pairs(pairs, settings.resamples, settings.seed)
 
 
 def _pair(arm: Arm, other: Arm) -> Pair | None:

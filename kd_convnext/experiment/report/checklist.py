@@ -68,8 +68,11 @@ def _sizes(analysis: Analysis) -> str | None:
     if not analysis.divisions:
         return None
     one = analysis.divisions[0]
-    parts = (f"{part} {one.photographs(part)} of {one.lesions(part)} lesions" for part in ("train", "val", "test"))
-    return f"Repeat {one.repeat}: {'; '.join(parts)} (regions of interest). All repeats in section 2."
+    parts = (
+        f"{part} {one.photographs(part)} photographs of {one.lesions(part)} lesions"
+        for part in ("train", "val", "test")
+    )
+    return f"Repeat {one.repeat}: {'; '.join(parts)} (each region of interest counts). All repeats in section 2."
 
 
 def _partition(analysis: Analysis) -> str | None:
@@ -78,9 +81,8 @@ def _partition(analysis: Analysis) -> str | None:
     number = len({division.repeat for division in analysis.divisions})
     ratios = look(analysis.results[0].config, "data.ratios")
     asked = f" with shares {', '.join(f'{share:g}' for share in ratios)}" if ratios else ""
-    return (
-        f"{number} seeded, class-stratified divisions into training, validation and test{asked}. Split files are kept."
-    )
+    many = "One division" if number == 1 else f"{number} divisions"
+    return f"{many} into training, validation and test, drawn by seed and stratified by class{asked}; split files kept."
 
 
 def _disjoint(analysis: Analysis) -> str | None:

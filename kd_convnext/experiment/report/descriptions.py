@@ -5,10 +5,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kd_convnext.checkpoints.flat_arguments import TERMS, modern_arguments
 from kd_convnext.experiment.report.results import Arm, CellResult
 from kd_convnext.runs.folder import RunFolder
-from kd_convnext.runs.naming import network_name
+from kd_convnext.runs.naming import count_words, network_name
+from kd_convnext.runs.tables import read_cost
 
 Config = Mapping[str, Any]
 
@@ -47,16 +50,43 @@ def describe(arm: Arm) -> tuple[str, ...]:
         str(look(config, "trainer.max_epochs", "not recorded")),
         str(look(config, "data.batch_size", "not recorded")),
         _optimiser(config),
+        _teacher(config),
     )
 
 
 def network_words(arm: Arm) -> str:
     """Names a method's network, with what was changed of the stock one, and its size where a test has recorded it."""
-    config = arm.results[0].config
-    return network_name(_network(config))
+    name = network_name(_network(arm.results[0].config))
+    costs = [cost for result in arm.results if (cost := read_cost(result.run)).get("parameters")]
+    return f"{name}, {count_words(costs[0]['parameters'])} parameters" if costs else name
 
 
-DESCRIBED = ("Method", "Network", "Starts from", "Input", "Crops", "Loss", "Epochs", "Batch", "Optimiser")
+def _teacher(config: Config | None) -> str:
+    """Names the network of the teacher's run, where its configuration is at hand."""
+    paths = teacher_files(config)
+    if not paths:
+        return "-"
+    return "; ".join(_teacher_network(path) for path in paths)
+
+
+def teacher_files(config: Config | None) -> list[str]:
+    """Lists the checkpoints that taught a student, by its configuration; empty for a network trained alone."""
+    several = look(config, "model.init_args.teachers", {})
+    files = list(several.values()) if isinstance(several, Mapping) else []
+    return [str(path) for path in (look(config, "model.init_args.teacher_ckpt"), *files) if path]
+
+
+def _teacher_network(path: str) -> str:
+    run = RunFolder(Path(path).parent.parent)
+    try:
+        own = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return "a teacher whose run is not at hand"
+    name, cost = network_name(_network(own)), read_cost(run)
+    return f"{name}, {count_words(cost['parameters'])} parameters" if cost.get("parameters") else name
+
+
+DESCRIBED = ("Method", "Network", "Starts from", "Input", "Crops", "Loss", "Epochs", "Batch", "Optimiser", "Taught by")
 
 
 def environments(results: Iterable[CellResult]) -> list[tuple[str, str, str]]:

@@ -73,7 +73,7 @@ def write_figures(folder: Path, figures: Sequence[NamedFigure]) -> None:
 def tables_text(analysis: Analysis) -> str:
     """Returns all tables as Markdown, with what may be said of them and what must be known."""
     found = [f"# {plain(analysis.settings.title)}", ""]
-    sentences = verdicts([*analysis.comparisons, *analysis.resolution])
+    sentences = verdicts([*analysis.teachers, *analysis.comparisons, *analysis.resolution])
     found += [*(f"- {plain(text)}" for text in sentences), ""] if sentences else []
     found += [markdown(table) for table in all_tables(analysis)] or ["No cell has a result yet.", ""]
     failed = [f"{cell_name(record)} failed: {record.error}" for record in analysis.failed]

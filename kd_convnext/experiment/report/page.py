@@ -54,13 +54,14 @@ def render(analysis: Analysis, figures: Sequence[NamedFigure]) -> str:
 
 
 def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, Any]:
-    comparisons = [*analysis.comparisons, *analysis.resolution]
+    comparisons = [*analysis.teachers, *analysis.comparisons, *analysis.resolution]
     named = len({arm.record.family for arm in analysis.arms} & {"ablation", "rival"}) > 0
     return {
         "settings": analysis.settings,
         "version": __version__,
         "made": date.today().isoformat(),
         "question": _question(analysis),
+        "finding": tables.finding(analysis),
         "answers": tables.verdicts(comparisons),
         "compared": bool(comparisons),
         "cells": Counter("finished" if result.finished else "failed" for result in analysis.results),
@@ -68,7 +69,8 @@ def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, An
         "leaks": [_leak_line(division) for division in analysis.divisions],
         "leaking": any(sum(division.leaks.values()) for division in analysis.divisions),
         "methods": Table("", DESCRIBED, tuple(describe(arm) for arm in analysis.arms), ""),
-        "tables": tables.all_tables(analysis),
+        # The matrix is shown once, as a figure; tables.md has its numbers.
+        "tables": [table for table in tables.all_tables(analysis) if not table.title.startswith("Confusion matrix")],
         "figures": [(figure, _data_uri(figure.figure)) for figure in figures],
         "best": analysis.best,
         "chosen_by": analysis.chosen_by,
@@ -86,7 +88,7 @@ def _question(analysis: Analysis) -> str:
     if analysis.of_family("ablation"):
         return (
             "Does a ConvNeXt that learns from a Swin Transformer, by logits, by features or by both, classify these "
-            "photographs better than the same network alone, than its teacher and than other networks? And is the "
+            "photographs better than the same network alone, than its teacher and than other networks, and is the "
             "difference larger than what the choice of test lesions alone would make?"
         )
     if len(analysis.methods) > 1:
@@ -111,6 +113,8 @@ def _parts_table(analysis: Analysis) -> Table | None:
 def _leak_line(division: Division) -> str:
     found = ", ".join(f"{count} {kind}" for kind, count in division.leaks.items())
     kept = f"Kept together {kept_together(division.group_by)}; split file sha256 {division.sha256[:16]}."
+    if division.unnamed == len(division.table):
+        return f"Repeat {division.repeat}: no photograph names its lesion, so a leak could not be seen. {kept}"
     return f"Repeat {division.repeat}: {found} in more than one part. {kept}"
 
 

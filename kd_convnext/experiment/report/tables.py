@@ -11,7 +11,7 @@ from kd_convnext.evaluation.proportions import FEW, Interval, digits
 from kd_convnext.evaluation.statistics import METRICS, Metric, class_intervals, class_scores, scores
 from kd_convnext.experiment.report import paper_values as reference
 from kd_convnext.experiment.report.analysis import Analysis
-from kd_convnext.experiment.report.descriptions import DESCRIBED, describe
+from kd_convnext.experiment.report.descriptions import DESCRIBED, describe, network_words
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.runs.naming import count_words
 from kd_convnext.runs.tables import read_cost
@@ -120,6 +120,39 @@ def compared(analysis: Analysis) -> Table | None:
     return _comparison_table(analysis.comparisons, f"Compared with {against}", analysis.settings.resamples)
 
 
+def against_teachers(analysis: Analysis) -> Table | None:
+    """Every student against the network that taught it."""
+    if not analysis.teachers:
+        return None
+    return _comparison_table(
+        analysis.teachers, "Students compared with their own teachers", analysis.settings.resamples
+    )
+
+
+def finding(analysis: Analysis) -> list[str]:
+    """Says in two sentences what was found: how well the best does, and against whom it is better."""
+    arm = analysis.best
+    if arm is None or not len(arm.answers):
+        return ["No method has been tested: nothing is found."]
+    values, spans, count = scores(arm.lesions.total), analysis.intervals.get(arm, {}), len(arm.lesions.lesions)
+    shown = [
+        f"{SHORT[metric]} {_with_interval(float(values[metric]), spans[metric], _fraction(count))}"
+        for metric in COMPARED
+        if metric in spans
+    ]
+    repeats = len(arm.results)
+    over = "" if repeats == 1 else f" in {repeats} repeats"
+    first = (
+        f"{arm.title} ({network_words(arm)}) reaches {' and '.join(shown)} on the test part: "
+        f"{arm.lesions.photographs:,} photographs{over} of {count:,} lesions; 95 % intervals, the lesion is the unit."
+    )
+    mine = [one for one in (*analysis.teachers, *analysis.comparisons) if one.title == arm.title]
+    said = list(dict.fromkeys(f"against {one.against}: {_verdict(one, 'f1_macro')}" for one in mine))
+    if said:
+        return [first, f"It is compared lesion by lesion, {'; '.join(said)}."]
+    return [first, "It is compared with no other network here."]
+
+
 def crops(analysis: Analysis) -> Table | None:
     """What the methods of the switch score on differently enlarged crops."""
     switched = analysis.of_family("super_resolution")
@@ -204,7 +237,7 @@ def all_tables(analysis: Analysis) -> list[Table]:
 
     settings = analysis.settings
     makers: tuple[Callable[[Analysis], Table | None], ...] = (
-        *(ablation, rivals, runs, pooled, compared, per_class),
+        *(ablation, rivals, runs, pooled, against_teachers, compared, per_class),
         lambda one: clinical.one_against_rest(one, settings.prevalence),
         *(confusion, clinical.by_unit, by_lesion, crops, resolution, sweep),
     )

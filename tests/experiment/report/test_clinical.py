@@ -1,0 +1,107 @@
+"""What a clinician asks of a report: through the command line, and the figures' texts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from helpers.fake_cells import answers, fake_cell, grid, specimens
+from helpers.figure_layout import assert_readable
+from test_outputs import rows_of, written
+
+from kd_convnext.cli import main
+from kd_convnext.experiment.report.analysis import Settings, analyse
+from kd_convnext.experiment.report.figures import all_figures
+
+LONG = (*(f"Verruköse_Läsion_Nummer_{k:02d}" for k in range(8)), "Dermatofibrosarcoma prot.", "NV")
+
+
+def test_every_figure_of_a_report_is_readable_and_says_what_it_shows(tmp_path):
+    cells = grid(tmp_path, {"convnext": 0.6, "kd_both": 0.9}, repeats=1, names=LONG, lesions=4)
+    found = all_figures(analyse(cells, Settings("Trial", "convnext", 0, 100, None)))
+    assert {"roc", "precision_recall", "decision", "calibration", "confusion"} <= {one.name for one in found}
+    for one in found:
+        assert_readable(one.figure)
+        assert "part" in one.caption, one.name
+        assert one.figure.get_suptitle().replace("\n", " ") == one.caption
+        if one.name in ("roc", "confusion", "per_class", "calibration", "reliability"):
+            assert "judged per photograph: 80 answers about 40 lesions" in one.caption
+            assert "convnext_tiny" in one.caption
+
+
+def test_predictive_values_stand_at_the_asked_prevalence_and_subgroups_in_their_tables(tmp_path):
+    frame = specimens(0, 0.8)
+    cell = fake_cell(tmp_path / "run", frame, record=False)
+    manifest = frame[["image", "label"]].assign(site=np.where(np.arange(len(frame)) % 10 < 2, "Köln", "Graz"))
+    manifest.to_csv(tmp_path / "manifest.csv", index=False)
+    config = yaml.safe_load((cell.folder / "config.yaml").read_text())
+    config["data"]["manifest"] = str(tmp_path / "manifest.csv")
+    (cell.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["compare", str(cell.folder), "--out", str(tmp_path / "out"), "--bootstrap", "100"]
+    assert main([*words, "--by", "site", "--prevalence", "AIS=0.01"]) == 0
+    text = (tmp_path / "out" / "tables.md").read_text()
+    rows = {row[0]: row for row in rows_of(text, "Each class against the rest")}
+    seen, spared, share, positive = (rows["AIS"][k].split()[0] for k in (4, 5, 6, 7))
+    assert share == "0.010"
+    by_bayes = float(seen) * 0.01 / (float(seen) * 0.01 + (1 - float(spared)) * 0.99)
+    assert float(positive) == pytest.approx(by_bayes, abs=0.05)
+    assert rows["MIA"][6].endswith("(test)")
+    sites = {row[0]: row for row in rows_of(text, "By site")}
+    assert set(sites) == {"Köln", "Graz"}
+    assert int(sites["Köln"][2]) + int(sites["Graz"][2]) == len(frame)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "--by site --prevalence AIS=0.01" in page
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path, capsys):
+    cell = fake_cell(tmp_path / "run", specimens(0, 0.8), record=False)
+    assert main(["report", str(cell.folder), "--bootstrap", "50", "--by", "site"]) == 2
+    assert "--by" in capsys.readouterr().err
+    assert main(["report", str(cell.folder), "--prevalence", "AIS=2"]) == 2
+    assert "--prevalence" in capsys.readouterr().err
+
+
+def test_lesions_and_patients_stand_beside_photographs(tmp_path):
+    frame = specimens(0, 0.8, lesions=6)
+    cell = fake_cell(tmp_path / "run", frame)
+    split = pd.read_csv(cell.folder / "split.csv", keep_default_na=False)
+    split["patient_id"] = "P" + (split["lesion_id"].map(hash) % 3).astype(str) + split["label"]
+    split.to_csv(cell.folder / "split.csv", index=False)
+    _, text = written(tmp_path, [cell])
+    rows = {row[0]: row for row in rows_of(text, "Judged per photograph")}
+    patients = split[split["split"] == "test"]["patient_id"].nunique()
+    assert [int(rows[f"per {unit}"][1]) for unit in ("photograph", "lesion", "patient")] == [60, 30, patients]
+
+
+def test_the_finding_comes_first_and_names_teacher_and_real_sizes(tmp_path):
+    cells = grid(tmp_path, {"swin": 0.5, "convnext": 0.6, "kd_both": 0.97}, repeats=1)
+    student = next(cell for cell in cells if cell.method == "kd_both")
+    teacher = next(cell for cell in cells if cell.method == "swin")
+    config = yaml.safe_load((student.folder / "config.yaml").read_text())
+    config["model"]["init_args"]["teacher_ckpt"] = str(teacher.folder / "checkpoints" / "best.ckpt")
+    config["model"]["init_args"]["backbone"]["args"] = {"depths": [1, 1, 1, 1]}
+    (student.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (student.folder / "cost.json").write_text('{"parameters": 2.1e6, "multiply_adds": 3e8, "ms_per_photograph": 4.2}')
+    _, text = written(tmp_path, cells, best="kd_both")
+    page = (tmp_path / "report.html").read_text()
+    first = page.split('class="finding">')[1].split("</p>")[0]
+    assert first.startswith("kd_both (convnext_tiny, altered (depths 1-1-1-1), 2.10 M parameters) reaches macro F1")
+    assert "120 photographs of 60 lesions; 95 % intervals, the lesion is the unit." in first
+    second = page.split('class="finding">')[2].split("</p>")[0]
+    assert "against swin: macro F1 better (+" in second
+    assert [row[0] for row in rows_of(text, "Students compared with their own teachers")] == ["kd_both"] * 2
+    (row,) = [row for row in rows_of(text, "Ablation") if row[0] == "kd_both"]
+    assert row[7:10] == ["2.10 M", "300 M", "4.2"]
+
+
+def test_nothing_is_claimed_of_leaks_without_ids(tmp_path):
+    names = ("a & b", "c")
+    frame = answers(["a & b"] * 6 + ["c"] * 6, ["a & b"] * 12, names)
+    cell = fake_cell(tmp_path / "run", frame, names=names)
+    split = pd.read_csv(cell.folder / "split.csv", keep_default_na=False).assign(lesion_id="")
+    split.to_csv(cell.folder / "split.csv", index=False)
+    _, text = written(tmp_path, [cell])
+    page = (tmp_path / "report.html").read_text()
+    assert "no photograph names its lesion, so a leak could not be seen" in page
+    assert "no lesion, patient or photograph is in two parts" not in page
+    assert "One division into training" in page
+    assert "a & b" in text and "&amp;" not in text
