@@ -207,12 +207,9 @@ class Ask {
 
   async html() {
     const style = await (await fetch("/static/style.css")).text();
-    const page = document.implementation.createHTMLDocument("Answers of kd-convnext");
-    page.head.append(Object.assign(page.createElement("style"), { textContent: style }));
-    page.head.prepend(Object.assign(page.createElement("meta"), { httpEquiv: "content-type", content: "text/html; charset=utf-8" }));
-    page.body.className = "saved-sheet";
-    page.body.append(page.importNode(this.fill(), true));
-    save(new Blob([`<!doctype html>\n${page.documentElement.outerHTML}`], { type: "text/html" }), "answers.html");
+    const head = `<meta charset="utf-8"><title>Answers of kd-convnext</title><style>${style}</style>`;
+    const text = `<!doctype html>\n<html lang="en"><head>${head}</head><body class="saved-sheet">${this.fill().outerHTML}</body></html>`;
+    save(new Blob([text], { type: "text/html" }), "answers.html");
   }
 }
 

@@ -187,32 +187,45 @@ export class Editor {
     if (name === "label" && value && !this.folder.classes.includes(value)) this.folder.classes = [...this.folder.classes, value];
     this.stage.draw();
     this.save();
-    this.panel();
+    this.refresh();
   }
 
   panel() {
     this.regions = this.stage.boxes;
-    const held = document.activeElement?.dataset?.field;
     const region = this.chosen;
     const buttons = h("div", { class: "row" },
       h("button", { type: "button", disabled: this.broken, onclick: () => this.stage.add() }, "New region"),
       h("button", { type: "button", disabled: this.broken, onclick: () => this.whole() }, "Whole photograph"),
       this.folder.state.model ? h("button", { type: "button", disabled: this.broken, onclick: () => this.suggest() }, "Suggest") : null);
-    const list = h("ol", { class: "regions", "aria-label": "Regions" }, ...this.regions.map((entry, number) => h("li", {},
+    this.listed = h("div", {}, this.list());
+    this.side.replaceChildren(buttons, this.listed, ...(region ? [region.suggested ? this.offered(region) : this.form(region)] : []));
+  }
+
+  list() {
+    if (!this.regions.length) return h("p", { class: "hint" }, "Draw a box around the lesion: drag with the mouse or a finger, or press N.");
+    return h("ol", { class: "regions", "aria-label": "Regions" }, ...this.regions.map((entry, number) => h("li", {},
       h("button", { type: "button", "aria-pressed": String(number === this.stage.chosen), onclick: () => this.stage.choose(number) }, `${number + 1}. ${entry.suggested ? "suggestion" : entry.label || "no class"}`, h("small", {}, entry.whole ? "whole photograph" : `${entry.width} × ${entry.height}`)))));
-    const empty = h("p", { class: "hint" }, "Draw a box around the lesion: drag with the mouse or a finger, or press N.");
-    this.side.replaceChildren(buttons, this.regions.length ? list : empty, ...(region ? [region.suggested ? this.offered(region) : this.form(region)] : []));
-    if (held) this.side.querySelector(`[data-field="${held}"]`)?.focus();
+  }
+
+  // What a field has changed is shown elsewhere too; the fields stay, so that nobody's cursor is lost.
+  refresh() {
+    const region = this.chosen;
+    this.listed.replaceChildren(this.list());
+    this.side.querySelector(".chips")?.replaceWith(this.chips(region));
+    for (const field of this.side.querySelectorAll("[data-field]")) if (field !== document.activeElement) field.value = region[field.dataset.field];
+  }
+
+  chips(region) {
+    return h("div", { class: "chips", role: "group", "aria-label": "Class" }, ...this.folder.classes.map((name, number) =>
+      h("button", { type: "button", "aria-pressed": String(region.label === name), onclick: () => this.assign("label", name) }, number < 9 ? h("kbd", {}, String(number + 1)) : null, name)));
   }
 
   form(region) {
     const field = (name, text, more = {}) => h("label", {}, text, h("input", { type: "text", "data-field": name, maxlength: 200, autocomplete: "off", value: region[name], onchange: (event) => this.assign(name, event.target.value.trim()), ...more }));
     const known = h("datalist", { id: "classes" }, ...this.folder.classes.map((name) => h("option", { value: name })));
-    const chips = h("div", { class: "chips", role: "group", "aria-label": "Class" }, ...this.folder.classes.map((name, number) =>
-      h("button", { type: "button", "aria-pressed": String(region.label === name), onclick: () => this.assign("label", name) }, number < 9 ? h("kbd", {}, String(number + 1)) : null, name)));
     const numbers = h("fieldset", { class: "numbers" }, h("legend", {}, "Pixels"), ...["x", "y", "width", "height"].map((name) =>
       h("label", {}, name, h("input", { type: "number", "data-field": name, min: name.length > 1 ? 1 : 0, step: 1, value: String(region[name]), onchange: (event) => this.measure(name, event.target.value) }))));
-    return h("div", { class: "form" }, chips, field("label", "Class", { list: "classes" }), known,
+    return h("div", { class: "form" }, this.chips(region), field("label", "Class", { list: "classes" }), known,
       h("div", { class: "pair" }, field("lesion_id", "Lesion"), field("patient_id", "Patient")), numbers,
       h("div", { class: "row" }, h("button", { type: "button", class: "danger", onclick: () => this.stage.remove() }, "Delete region"), h("button", { type: "button", onclick: () => this.editClasses() }, "Edit classes")));
   }
@@ -235,7 +248,7 @@ export class Editor {
     region.whole = false;
     this.stage.draw();
     this.save();
-    this.panel();
+    this.refresh();
   }
 
   whole() {
