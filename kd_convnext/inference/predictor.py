@@ -15,7 +15,8 @@ from kd_convnext.checkpoints.network import Network, load_network
 from kd_convnext.common.arrays import Pixels, Values, softmax
 from kd_convnext.common.machine import available_cores
 from kd_convnext.data.crops.make import enlarge
-from kd_convnext.data.crops.spec import CropSpec
+from kd_convnext.data.crops.spec import CropSpec, comparable
+from kd_convnext.data.crops.upscaling.ncnn import ncnn_installed
 from kd_convnext.data.crops.upscaling.upscaler import Upscaler
 from kd_convnext.data.loading.views import still_view
 from kd_convnext.data.manifest.boxes import Box, crop_roi
@@ -325,14 +326,16 @@ def _cropping(network: Network, sr_weights: str | None, device: str) -> tuple[Cr
         spec = replace(spec, sr_weights=None, upscaler=wanted["name"])
     elif sr_weights is not None:
         spec = replace(spec, sr_weights=sr_weights)
+    if spec.upscaler == "ncnn" and not (device == "cpu" and ncnn_installed()):
+        spec = replace(spec, upscaler="spandrel")  # the same network, elsewhere
     remedy = f"Give the very weights of its training: --sr_weights FILE with sha256 {digest}."
     try:
         upscaler = spec.build_upscaler(device)
     except UpscalerError as error:
         found = error.findings[0]
         raise UpscalerError(replace(found, remedy=f"{remedy} {found.remedy}")) from error
-    now = spec.identity()
-    for name, then in card.crop_identity.items():
+    now = comparable(spec.identity())
+    for name, then in comparable(card.crop_identity).items():
         if not _agrees(then, now.get(name)):
             what = f"crops would not be those of the training: {name} was {then}, is {now.get(name)}"
             raise UpscalerError(Finding("--sr_weights", what, remedy if digest else "Update kd-convnext."))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from kd_convnext.data.crops.spec import comparable
 from kd_convnext.data.loading.card import DataCard, check_leak
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import CheckpointError, Finding
@@ -52,10 +53,14 @@ def check_crops(card: DataCard | None, data: SpecimenDataModule | None) -> None:
             "Use the config.yaml of its run (and the same Real-ESRGAN weights).",
         )
         for name in _OF_CROPS
-        if getattr(now, name) != getattr(card, name)
+        if _compared(now, name) != _compared(card, name)
     ]
     if findings:
         raise CheckpointError(findings)
+
+
+def _compared(card: DataCard, name: str) -> object:
+    return comparable(card.crop_identity) if name == "crop_identity" else getattr(card, name)
 
 
 def leaks(who: str, card: DataCard | None, data: SpecimenDataModule, parts: Sequence[Source]) -> bool:

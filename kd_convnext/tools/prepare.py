@@ -53,7 +53,7 @@ def prepare(
     Args:
         manifest: CSV file, or a folder with one folder per class.
         cache_dir: Where crops are kept; $KD_CONVNEXT_CACHE or ~/.cache/kd-convnext by default.
-        upscaler: auto is spandrel where weights are given, else bicubic.
+        upscaler: auto is ncnn or spandrel where weights are given, else bicubic.
         sr_weights: Official Real-ESRGAN weights: a file (.pth or .safetensors) or a name (general-x4v3, x4plus, ...).
         sr_denoise: Denoising strength of general-x4v3, 0 (keep noise) to 1, by blending with its wdn weights.
         sr_wdn_weights: Weights to blend with; by default general-wdn-x4v3, or the file of that name beside the other.

@@ -1,13 +1,15 @@
 """Describes how a photograph and a box become the picture a classifier sees: crop, super-resolve, store size."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kd_convnext.data.crops.upscaling.build import build_upscaler
-from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Upscaler, UpscalerName
+from kd_convnext.data.crops.upscaling.ncnn import ncnn_installed
+from kd_convnext.data.crops.upscaling.upscaler import NETWORKS, PIXEL_BUDGET, Upscaler, UpscalerName
 from kd_convnext.data.crops.upscaling.weights import locate, weak_denoising
 from kd_convnext.errors import ConfigError, Finding, UpscalerError
 
@@ -27,7 +29,8 @@ class CropSpec:
         sr_max_side: Crops with a longer side, in pixels, are first reduced to it by area; None for never.
         store_size: Side of the stored square, in pixels; None keeps the enlarged crop as it is.
         resize: ``stretch`` to the square, as the paper does, or ``pad`` with black, keeping the proportions.
-        upscaler: ``auto`` is ``spandrel`` where weights are given, else ``bicubic`` with a warning.
+        upscaler: ``auto`` is a network where weights are given, ``ncnn`` on a CPU where it is installed and
+            ``spandrel`` elsewhere; else ``bicubic`` with a warning.
         sr_weights: Official Real-ESRGAN weights, a path or the name of a release; not used by ``bicubic`` and ``none``.
         sr_denoise: Denoising strength, 0 to 1: the share of ``sr_weights`` in a blend with weights that denoise less;
             None and 1 for no blend.
@@ -71,8 +74,11 @@ class CropSpec:
                 Finding(f"--{name}", f"{value!r} cannot work", remedy) for name, value, remedy in findings
             )
 
-    def resolved(self) -> "CropSpec":
+    def resolved(self, device: str = "cpu") -> "CropSpec":
         """Replaces ``auto`` and checks that the weights are there.
+
+        Args:
+            device: Where a network would run, as torch names it.
 
         Returns:
             The same specification with a definite upscaler, and no blend where it would change nothing.
@@ -88,8 +94,9 @@ class CropSpec:
                     "(--sr_weights FILE super-resolves them, --upscaler bicubic silences this)",
                     stacklevel=2,
                 )
-            spec = replace(spec, upscaler="bicubic" if self.sr_weights is None else "spandrel")
-        if spec.upscaler in ("spandrel", "realesrgan"):
+            network: UpscalerName = "ncnn" if device == "cpu" and ncnn_installed() else "spandrel"
+            spec = replace(spec, upscaler="bicubic" if self.sr_weights is None else network)
+        if spec.upscaler in NETWORKS:
             findings: list[Finding] = []
             for weights in spec.weights():
                 try:
@@ -127,7 +134,7 @@ class CropSpec:
         Raises:
             UpscalerError: The weights or the package are missing or not usable.
         """
-        spec = self.resolved()
+        spec = self.resolved(device)
         if spec.upscaler in ("bicubic", "none"):
             return _build_once(spec.upscaler, (), (), None, device)
         files = tuple(locate(weights) for weights in spec.weights())
@@ -176,6 +183,22 @@ class CropSpec:
             remedy = "It was written by a newer kd-convnext: update this one."
             raise ConfigError(Finding(name, "is no field of a crop specification", remedy) for name in unknown)
         return cls(**values)
+
+
+def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an identity in which ``ncnn`` and ``spandrel`` are one.
+
+    They run the same network and differ by one level in one of 25,000 values: two keys in a cache, but no other crops
+    to a classifier. Without it a classifier trained on one machine could not be judged on another.
+
+    Args:
+        identity: See `CropSpec.identity`.
+    """
+    upscaler = dict(identity.get("upscaler") or {})
+    if upscaler.get("name") in ("ncnn", "spandrel"):
+        upscaler.pop("tile_pad", None)
+        upscaler["name"] = "spandrel"
+    return {**identity, "upscaler": upscaler}
 
 
 _UPSCALERS = ("auto", *get_args(UpscalerName))

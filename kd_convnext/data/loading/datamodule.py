@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader
 
+from kd_convnext.common.console import say
 from kd_convnext.common.files import default_cache_dir
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.cache.packed import pack
 from kd_convnext.data.crops.cache.prepared import Crops, OnMiss, PreparedCrops
+from kd_convnext.data.crops.preparing.announce import announcement
 from kd_convnext.data.crops.spec import CropSpec, Resize, UpscalerChoice
 from kd_convnext.data.loading.augment import AugmentSpec
 from kd_convnext.data.loading.card import DataCard, Groups, salted
@@ -114,7 +116,8 @@ class SpecimenDataModule(pl.LightningDataModule):
             split_index: Which repeat, from 0.
             few_groups: What to do with a class of fewer than three groups.
             cache_dir: Where crops are stored; by default ``$KD_CONVNEXT_CACHE``, else ``~/.cache/kd-convnext``.
-            upscaler: How crops are enlarged; ``auto`` is ``spandrel`` where ``sr_weights`` are given, else ``bicubic``.
+            upscaler: How crops are enlarged; ``auto`` is ``ncnn`` or ``spandrel`` where ``sr_weights`` are given, else
+                ``bicubic``.
             sr_weights: Real-ESRGAN weights: a file, or the name of an official release that ``prepare`` has fetched.
             sr_denoise: Denoising strength of general-x4v3, 0 to 1, by blending with its wdn weights; null for 1.
             sr_wdn_weights: Weights to blend with; by default those that belong to ``sr_weights``.
@@ -383,8 +386,9 @@ class SpecimenDataModule(pl.LightningDataModule):
         root = default_cache_dir() if self.cache_dir is None else Path(self.cache_dir).expanduser()
         trainer = self.trainer
         device = "cuda" if trainer and trainer.strategy.root_device.type == "cuda" else "cpu"
-        self.crop_spec = self.crop_spec.resolved()
-        return CropCache(root, self.crop_spec, device)
+        cache = CropCache(root, self.crop_spec, device)
+        self.crop_spec = cache.spec
+        return cache
 
     def _fill(self, rows: npt.NDArray[np.int64]) -> Crops:
         """Makes sure that rows can be loaded; returns where from."""
@@ -394,6 +398,10 @@ class SpecimenDataModule(pl.LightningDataModule):
             rows = np.arange(len(self.manifest.table), dtype=np.int64)
         if self.on_miss == "raise":
             cache.require(self.manifest, rows)
+        if trainer and trainer.is_global_zero:
+            coming = announcement(cache, self.manifest, cache.survey(self.manifest, rows))
+            if coming:
+                say(trainer, coming)
         if trainer and trainer.world_size > 1:
             cache.fill(self.manifest, rows[trainer.global_rank :: trainer.world_size], on_error="skip")
             trainer.strategy.barrier("crops")

@@ -141,7 +141,7 @@ def _crops(config: Config | None) -> str:
     weights, upscaler = look(config, "data.sr_weights"), look(config, "data.upscaler", "auto")
     if upscaler == "auto":
         upscaler = "spandrel" if weights else "bicubic"
-    named = f" ({Path(str(weights)).name})" if weights and upscaler in ("spandrel", "realesrgan") else ""
+    named = f" ({Path(str(weights)).name})" if weights and upscaler in ("spandrel", "ncnn", "realesrgan") else ""
     return f"{upscaler}{named}, {look(config, 'data.resize', 'stretch')}"
 
 

@@ -5,8 +5,6 @@ scale, sizes, ...) and the crop's own pixels, so another weight file, scale or b
 processes that share the folder agree without talking to each other.
 """
 
-import hashlib
-import json
 import os
 import platform
 import random
@@ -25,12 +23,12 @@ import numpy.typing as npt
 from kd_convnext._version import __version__
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.console import progress_bar
-from kd_convnext.common.files import atomic_write, default_cache_dir, write_finding
+from kd_convnext.common.files import default_cache_dir
+from kd_convnext.data.crops.cache.enlarged import EnlargedCrops, place, write_configuration
 from kd_convnext.data.crops.cache.entries import entry_size, read_entry, write_entry
 from kd_convnext.data.crops.cache.index import Index, Stamp
 from kd_convnext.data.crops.cache.prepared import PreparedCrops, PrepareSummary, crop_key, entry_path
 from kd_convnext.data.crops.cache.reading import Photograph, Region, photographs_of, read_regions
-from kd_convnext.data.crops.make import enlarge
 from kd_convnext.data.crops.pool import crop_pool
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.manifest.manifest import Manifest
@@ -100,12 +98,12 @@ class CropCache:
         Raises:
             UpscalerError: The weights or the package are missing or not usable.
         """
-        self.spec = spec.resolved()
+        self.spec = _chosen(root, spec, device)
         self.device = device
         self.upscaler = self.spec.build_upscaler(device)
         self.identity = self.spec.identity()
-        self.salt = json.dumps(self.identity, sort_keys=True)
-        self.folder = root / hashlib.sha256(self.salt.encode()).hexdigest()[:16]
+        self.salt, self.folder = place(root, self.identity)
+        self.enlarged = EnlargedCrops(root, self.spec)
 
     def survey(self, manifest: Manifest, rows: npt.NDArray[Any] | None = None, *, verify: bool = False) -> Survey:
         """Looks up what is there, without decoding a photograph.
@@ -246,7 +244,7 @@ class CropCache:
         """Returns the entry's size in bytes and whether it had to be made."""
         size = self.entry(path, verify)
         if size is None:
-            return write_entry(path, enlarge(crop, self.spec, self.upscaler)), True
+            return write_entry(path, self.enlarged.make(crop, self.spec, self.upscaler)), True
         return size, False
 
     def entry(self, path: Path, verify: bool = False) -> int | None:
@@ -264,14 +262,17 @@ class CropCache:
 
     def write_configuration(self) -> None:
         """Leaves a readable record of the configuration in its folder (``config.json``)."""
-        path = self.folder / "config.json"
-        if path.is_file():
-            return
-        content = json.dumps(self.identity, indent=2).encode()
-        try:
-            atomic_write(path, lambda file: file.write(content))
-        except OSError as error:
-            raise CacheError(write_finding(path, error)) from error
+        write_configuration(self.folder, self.identity)
+
+
+def _chosen(root: Path, spec: CropSpec, device: str) -> CropSpec:
+    """Replaces ``auto``; a cache that was filled before another network became the first choice stays in use."""
+    chosen = spec.resolved(device)
+    if spec.upscaler != "auto" or chosen.upscaler != "ncnn":
+        return chosen
+    earlier = replace(chosen, upscaler="spandrel")
+    found = [(one, place(root, one.identity())[1] / "config.json") for one in (chosen, earlier)]
+    return next((one for one, record in found if record.is_file()), chosen)
 
 
 def _name_row(manifest: Manifest, row: int, finding: Finding) -> Finding:
@@ -283,7 +284,7 @@ def _name_row(manifest: Manifest, row: int, finding: Finding) -> Finding:
 def _versions() -> dict[str, Any]:
     """Versions for the record; looked up without importing the packages."""
     found: dict[str, Any] = {"kd_convnext": __version__, "host": platform.node(), "pid": os.getpid()}
-    for name in ("torch", "spandrel", "realesrgan", "opencv-python-headless", "numpy"):
+    for name in ("torch", "spandrel", "ncnn", "realesrgan", "opencv-python-headless", "numpy"):
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -19,7 +19,6 @@ from kd_convnext.data.crops.cache.entries import write_entry
 from kd_convnext.data.crops.cache.index import Index, Stamp
 from kd_convnext.data.crops.cache.prepared import entry_path
 from kd_convnext.data.crops.cache.reading import Cut, Photograph, Reading, read_regions
-from kd_convnext.data.crops.make import enlarge
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.manifest.manifest import Manifest
 
@@ -108,10 +107,10 @@ class CropMaker(pl.LightningModule):
 
     def predict_step(self, batch: Reading, batch_idx: int) -> Made:
         """Enlarges what is still missing of one photograph."""
-        crops = []
+        crops, cache = [], self.cache
         for cut in batch.cuts:
-            there = self.cache.entry(entry_path(self.cache.folder, cut.key), self.verify) is not None
-            crops.append((cut, None if there else enlarge(cut.crop, self.cache.spec, self.cache.upscaler)))
+            there = cache.entry(entry_path(cache.folder, cut.key), self.verify) is not None
+            crops.append((cut, None if there else cache.enlarged.make(cut.crop, cache.spec, cache.upscaler)))
         return Made(batch.stamp, crops, len(batch.cuts) + len(batch.failed))
 
 

@@ -31,10 +31,10 @@ def estimate(cache: CropCache, manifest: Manifest) -> PrepareSummary:
     """
     survey = cache.survey(manifest)
     rows = [region.row for photograph in survey.missing for region in photograph.regions]
-    sizes = _crop_sizes(manifest, rows, cache.spec.roi_margin)
+    sizes = crop_sizes(manifest, rows, cache.spec.roi_margin)
     reduced = [reduced_size(height, width, cache.spec.sr_max_side) for height, width in sizes]
     pixels = sum(height * width for height, width in reduced)
-    seconds, size = _measure(cache, survey, pixels, len(sizes))
+    seconds, size = measure(cache, survey, pixels, len(sizes))
     print(f"dry run: {len(survey.found)} found, {len(sizes)} to make")
     if sizes:
         fewer = sum(before != after for before, after in zip(sizes, reduced, strict=True))
@@ -46,8 +46,17 @@ def estimate(cache: CropCache, manifest: Manifest) -> PrepareSummary:
     return PrepareSummary(0, len(survey.found), 0, size, seconds)
 
 
-def _crop_sizes(manifest: Manifest, rows: list[int], margin: float) -> list[tuple[int, int]]:
-    """Returns (height, width) of crops, from the manifest alone."""
+def crop_sizes(manifest: Manifest, rows: list[int], margin: float) -> list[tuple[int, int]]:
+    """Finds the sizes of crops from the manifest alone.
+
+    Args:
+        manifest: The photographs.
+        rows: Positions in it.
+        margin: Added on each side of a box, as a fraction of that side.
+
+    Returns:
+        Height and width of each, in pixels.
+    """
     photographs = manifest.table.loc[rows, ["image_height", "image_width"]].to_numpy(int).tolist()
     sizes = []
     for row, (height, width) in zip(rows, photographs, strict=True):
@@ -60,8 +69,18 @@ def _crop_sizes(manifest: Manifest, rows: list[int], margin: float) -> list[tupl
     return sizes
 
 
-def _measure(cache: CropCache, survey: Survey, pixels: int, crops: int) -> tuple[float, int]:
-    """Returns estimated (seconds, bytes) for so many network pixels and crops."""
+def measure(cache: CropCache, survey: Survey, pixels: int, crops: int) -> tuple[float, int]:
+    """Estimates what crops take, from one of them made and timed.
+
+    Args:
+        cache: The cache.
+        survey: What is missing.
+        pixels: Pixels that enter the network.
+        crops: Crops to store.
+
+    Returns:
+        Seconds and bytes.
+    """
     if not crops:
         return 0.0, 0
     start = time.perf_counter()

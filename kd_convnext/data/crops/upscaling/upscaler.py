@@ -15,6 +15,9 @@ from kd_convnext.common.arrays import Pixels
 
 UpscalerName = Literal["spandrel", "ncnn", "realesrgan", "bicubic", "none"]
 
+NETWORKS: tuple[UpscalerName, ...] = ("spandrel", "ncnn", "realesrgan")
+"""Upscalers that need weights."""
+
 PIXEL_BUDGET = 512 * 512
 """Largest crop, in pixels, that is enlarged in one pass; it bounds the memory. Larger crops are tiled."""
 

@@ -1,0 +1,98 @@
+"""One pass of the network serves every stored size."""
+
+import numpy as np
+import pytest
+
+from kd_convnext.cli import main
+from kd_convnext.data.crops.cache.cache import CropCache
+from kd_convnext.data.crops.make import make_crop
+from kd_convnext.data.crops.spec import CropSpec
+from kd_convnext.data.crops.upscaling.network import NetworkUpscaler
+from kd_convnext.data.manifest.manifest import read_manifest
+
+NETWORK = {"upscaler": "spandrel", "sr_weights": "drawn-specimens-x4"}
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts the passes of networks."""
+    counted, whole = [], NetworkUpscaler._whole
+
+    def counting(self, crop):
+        counted.append(crop.shape)
+        return whole(self, crop)
+
+    monkeypatch.setattr(NetworkUpscaler, "_whole", counting)
+    return counted
+
+
+def prepare(manifest, root, **options):
+    words = [f"--{name}={value}" for name, value in (NETWORK | options).items()]
+    return main(["prepare", f"--manifest={manifest}", f"--cache_dir={root}", *words])
+
+
+@pytest.mark.parametrize(("size", "resize"), [(128, "stretch"), (40, "pad"), (256, "pad"), (None, "stretch")])
+def test_another_size_needs_no_pass_and_has_the_same_pixels(tiny_manifest, tmp_path, passes, size, resize):
+    prepare(tiny_manifest, tmp_path, store_size=256)
+    assert len(passes) == 60
+    manifest = read_manifest(str(tiny_manifest))
+    spec = CropSpec(store_size=size, resize=resize, **NETWORK)
+    prepared = CropCache(tmp_path, spec).fill(manifest)
+    assert prepared.summary.made == 60 * (size is not None)  # the enlarged crops themselves are there
+    assert len(passes) == 60
+    for row in (0, 17, 59):
+        expected = make_crop(manifest.image_path(row), manifest.box(row), spec, spec.build_upscaler())
+        assert np.array_equal(prepared.load(row), expected)
+
+
+def test_a_fit_of_another_size_needs_no_pass(tiny_manifest, tmp_path, passes, capsys):
+    prepare(tiny_manifest, tmp_path / "cache", store_size=256)
+    del passes[:]
+    words = {
+        "model": "kd_convnext.TeacherModule",
+        "model.backbone": "convnext_atto",
+        "model.pretrained": "false",
+        "data.manifest": tiny_manifest,
+        "data.cache_dir": tmp_path / "cache",
+        "data.upscaler": NETWORK["upscaler"],
+        "data.sr_weights": NETWORK["sr_weights"],
+        "data.store_size": 40,
+        "data.image_size": 32,
+        "data.num_workers": 0,
+        "trainer.fast_dev_run": "true",
+        "trainer.accelerator": "cpu",
+    }
+    main(["fit", *[f"--{name}={value}" for name, value in words.items()]])
+    assert not passes
+    said = capsys.readouterr()
+    assert "crops to make" in said.out + said.err
+    assert "without the network" in said.out + said.err
+
+
+def test_a_damaged_enlarged_crop_is_made_again(tiny_manifest, tmp_path, passes):
+    prepare(tiny_manifest, tmp_path, store_size=64)
+    spec = CropSpec(store_size=32, **NETWORK)
+    cache = CropCache(tmp_path, spec)
+    victim = sorted(cache.enlarged.folder.glob("??/*.png"))[0]
+    victim.write_bytes(victim.read_bytes()[:-40])
+    del passes[:]
+    manifest = read_manifest(str(tiny_manifest))
+    prepared = cache.fill(manifest)
+    assert len(passes) == 1
+    assert victim.stat().st_size > 40
+    assert len(prepared.rows) == 60
+
+
+def test_entries_of_earlier_versions_stay(tiny_manifest, tmp_path, passes):
+    prepare(tiny_manifest, tmp_path, store_size=64)
+    cache = CropCache(tmp_path, CropSpec(store_size=64, **NETWORK))
+    for path in cache.enlarged.folder.glob("??/*.png"):  # an earlier version kept none
+        path.unlink()
+    del passes[:]
+    assert cache.fill(read_manifest(str(tiny_manifest))).summary.found == 60
+    assert not passes
+
+
+def test_bicubic_keeps_nothing_more(tiny_manifest, tmp_path):
+    main(["prepare", f"--manifest={tiny_manifest}", f"--cache_dir={tmp_path}", "--upscaler=bicubic"])
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
