@@ -3,8 +3,10 @@
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from spandrel.architectures.Compact import Compact
@@ -14,6 +16,8 @@ from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.machine import memory_kept
 from kd_convnext.data.crops.pool import crop_pool
 from kd_convnext.data.crops.upscaling.build import build_upscaler
+from kd_convnext.data.crops.upscaling.ncnn import ncnn_forward
+from kd_convnext.data.crops.upscaling.real_esrgan import _describe, _load
 
 SIDES = (128, 256)
 CHANNELS, LAYERS = 64, 32
@@ -23,7 +27,9 @@ def main() -> None:
     """Measures and prints."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--sr_weights", type=Path, help="SRVGG weights; random ones of that size by default")
+    parser.add_argument("--processor_time", action="store_true", help="count processor time, on a machine with company")
     options = parser.parse_args()
+    clock = time.process_time if options.processor_time else time.perf_counter
     rounds = 15 if options.full else 5
     cores = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
@@ -32,7 +38,7 @@ def main() -> None:
         for threads in sorted({1, cores}):
             torch.set_num_threads(threads)
             for side in SIDES:
-                found, note = against_the_reference(weights, side, threads, rounds)
+                found, note = against_the_reference(weights, side, threads, rounds, clock)
                 ratios += found
                 notes.append(note)
         for side in SIDES if options.full else SIDES[:1]:
@@ -48,9 +54,13 @@ def random_weights(folder: Path) -> Path:
     return path
 
 
-def against_the_reference(weights: Path, side: int, threads: int, rounds: int) -> tuple[list[Ratio], str]:
-    """Compares one crop through both implementations, and with the rate of a matrix product."""
+def against_the_reference(
+    weights: Path, side: int, threads: int, rounds: int, clock: Callable[[], float]
+) -> tuple[list[Ratio], str]:
+    """Compares one crop through all implementations, and with the rate of a matrix product."""
     crop = picture(side)
+    loaded = _load(weights)
+    winograd = ncnn_forward(_describe(weights, loaded.tensors), loaded.tensors, threads)
     ours, theirs = build_upscaler("spandrel", weights), build_upscaler("realesrgan", weights)
     work = 2 * 9 * side**2 * (3 * CHANNELS + LAYERS * CHANNELS**2 + CHANNELS * 48)
     product = torch.randn(1024, 1024)
@@ -64,18 +74,29 @@ def against_the_reference(weights: Path, side: int, threads: int, rounds: int) -
         with memory_kept():
             ours(crop)
 
-    seconds = interleaved(
-        {"ours": as_prepare_does, "RealESRGANer": lambda: theirs(crop), "matrix product": multiply}, rounds
-    )
+    def by_ncnn() -> None:
+        with memory_kept():
+            winograd(crop)
+
+    sides = {
+        "torch": as_prepare_does,
+        "ncnn": by_ncnn,
+        "RealESRGANer": lambda: theirs(crop),
+        "matrix product": multiply,
+    }
+    seconds = interleaved(sides, rounds, clock)
     name = f"{side} px, {threads} thread" + "s" * (threads > 1)
     share = seconds["matrix product"] * (work / (products * 2 * 1024**3))
     rate = work / float(np.median(share)) / 1e9
     seconds["matrix product"] = share
     difference = int(np.abs(ours(crop).astype(int) - theirs(crop)).max())
-    note = f"{name}: at most {difference} level of 255 between the two; matrix product at {rate:.0f} GFLOP/s"
+    apart = int(cv2.absdiff(ours(crop), winograd(crop)).max())
+    note = f"{name}: torch is {difference} level of 255 from RealESRGANer, {apart} from ncnn; matrix product at {rate:.0f} GFLOP/s"
     found = [
-        compared(name, seconds, "ours", "RealESRGANer", 1.6),
-        compared(f"{name}: share of the fp32 rate", seconds, "ours", "matrix product", 0.85),
+        compared(name, seconds, "ncnn", "torch", 1.7),
+        compared(name, seconds, "ncnn", "RealESRGANer", 1.9),
+        compared(name, seconds, "torch", "RealESRGANer"),
+        compared(f"{name}: share of the fp32 rate", seconds, "torch", "matrix product", 0.85),
     ]
     return found, note
 

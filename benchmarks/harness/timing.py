@@ -21,6 +21,7 @@ PACKAGES = (
     "opencv-python-headless",
     "albumentations",
     "spandrel",
+    "ncnn",
     "realesrgan",
     "lightning",
     "timm",

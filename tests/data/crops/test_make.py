@@ -9,6 +9,7 @@ from spandrel.architectures.Compact import Compact
 
 from kd_convnext.data.crops.make import enlarge, make_crop
 from kd_convnext.data.crops.spec import CropSpec
+from kd_convnext.data.crops.upscaling.ncnn import ncnn_installed
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.images import read_image
 from kd_convnext.errors import ConfigError, UpscalerError
@@ -60,7 +61,7 @@ def test_values_that_cannot_work_are_named_together():
 
 
 def test_auto_takes_the_weights_or_says_that_there_are_none(weights, tmp_path):
-    assert CropSpec(sr_weights=str(weights)).resolved().upscaler == "spandrel"
+    assert CropSpec(sr_weights=str(weights)).resolved().upscaler == ("ncnn" if ncnn_installed() else "spandrel")
     with pytest.warns(UserWarning, match="--sr_weights FILE"):
         assert CropSpec().resolved().upscaler == "bicubic"
     with pytest.raises(UpscalerError, match="needs weights"):
