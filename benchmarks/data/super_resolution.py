@@ -91,7 +91,8 @@ def against_the_reference(
     seconds["matrix product"] = share
     difference = int(np.abs(ours(crop).astype(int) - theirs(crop)).max())
     apart = int(cv2.absdiff(ours(crop), winograd(crop)).max())
-    note = f"{name}: torch is {difference} level of 255 from RealESRGANer, {apart} from ncnn; matrix product at {rate:.0f} GFLOP/s"
+    levels = f"torch is {difference} level of 255 from RealESRGANer, {apart} from ncnn"
+    note = f"{name}: {levels}; matrix product at {rate:.0f} GFLOP/s"
     found = [
         compared(name, seconds, "ncnn", "torch", 1.7),
         compared(name, seconds, "ncnn", "RealESRGANer", 1.9),
