@@ -17,6 +17,8 @@ from kd_convnext._version import __version__
 from kd_convnext.common.configs import with_data_sections, with_shipped_files
 from kd_convnext.common.parsing import exit_code, parsing
 from kd_convnext.common.process import process_state_kept
+from kd_convnext.common.trust import require_trusted_words, trusting
+from kd_convnext.common.words import files_first
 from kd_convnext.errors import ConfigError, Finding
 
 TRAINING = {
@@ -75,7 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # albumentations asks the network for newer versions when it is imported.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-        return exit_code(lambda: _run(words), words[0] if words else "")
+        return exit_code(lambda: _run_trusting(words), words[0] if words else "")
+
+
+def _run_trusting(words: list[str]) -> int:
+    with trusting(words) as rest:
+        return _run(rest)
 
 
 def _run(words: list[str]) -> int:
@@ -91,6 +98,8 @@ def _run(words: list[str]) -> int:
             from kd_convnext.training.command import run_training
         return run_training(words)
     if command in TOOLS:
+        rest = files_first(with_shipped_files(rest))
+        require_trusted_words(rest, callables=False)
         _run_tool(command, rest)
         return 0
     names = [*TRAINING, *TOOLS]
@@ -102,6 +111,7 @@ def _run(words: list[str]) -> int:
 def _run_tool(command: str, words: list[str]) -> None:
     import jsonargparse
 
+    jsonargparse.set_parsing_settings(instantiate_subclass_spec_in_any=False)
     module, function = TOOLS[command][0].split(":")
     tool: Callable[..., Any] = getattr(import_module(module), function)
     parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", exit_on_error=False, description=tool.__doc__)
@@ -112,7 +122,7 @@ def _run_tool(command: str, words: list[str]) -> None:
         many = get_origin(inspect.signature(tool).parameters[named].annotation) is list
         count: dict[str, Any] = {"nargs": "+"} if many else {}
         parser.add_argument(named, type=str, metavar=named.upper().removesuffix("S"), **count)
-    words = with_data_sections(with_shipped_files(words), inspect.signature(tool).parameters)
+    words = with_data_sections(words, inspect.signature(tool).parameters)
     with parsing(command):
         options = parser.instantiate(parser.parse_args(words))
     options.pop("config", None)

@@ -212,6 +212,13 @@ def blank_pass(backbone: Backbone) -> None:
             module.training = training
 
 
+_NOT_ARGUMENTS = {
+    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable"),
+    *("features_only", "out_indices", "num_classes", "in_chans"),
+}
+"""Options of timm that load files, or build something else than a classifier of our classes."""
+
+
 def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
     findings = []
     if not timm.is_model(spec.name):
@@ -226,6 +233,9 @@ def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
         findings.append(
             Finding("backbone.drop_path_rate", f"{spec.drop_path_rate} is outside 0..1", "Use for example 0.1.")
         )
+    for name in sorted(_NOT_ARGUMENTS & set(spec.args or {})):
+        remedy = "Leave it out; backbone.weights names a file of weights."
+        findings.append(Finding(f"backbone.args.{name}", "is no argument of a network's shape", remedy))
     if num_classes < 2:
         findings.append(Finding("num_classes", f"{num_classes} classes", "A classifier needs at least two."))
     return findings

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -25,6 +25,8 @@ from kd_convnext.common.console import say
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.machine import best_precision, device_kind
 from kd_convnext.common.parsing import parsing
+from kd_convnext.common.trust import require_trusted, require_trusted_words
+from kd_convnext.common.words import files_first, without_foreign_arguments
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, Terminated
 from kd_convnext.modules.classifier import ClassifierModule
@@ -108,10 +110,13 @@ class TrainingCLI(LightningCLI):
         warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+        # What a free dictionary holds (a network's arguments) stays data.
+        set_parsing_settings(instantiate_subclass_spec_in_any=False)
         options = {name: {"exit_on_error": False} for name in cls.subcommands()}
+        words = _ordered(words)
         try:
             # Copies of rewritten files must exist until they are parsed, which the constructor does.
-            with modern_words(with_shipped_files(words)) as modern:
+            with modern_words(words) as modern:
                 return cls(
                     model_class=ClassifierModule,
                     datamodule_class=SpecimenDataModule,
@@ -190,6 +195,7 @@ class TrainingCLI(LightningCLI):
             self._resumed_at = int(checkpoint["global_step"])
             return
         settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in LINKED}
+        require_trusted(settings, f"{path}, hyper_parameters")
         given = (self.config[command].get("model") or {}).get("class_path", "")
         check_classes(settings, path)
         model = {"class_path": _class_path(checkpoint[KEY]["kind"], given, path), "init_args": settings}
@@ -277,6 +283,18 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and not any(isinstance(logger, CSVLogger) for logger in loggers):
             loggers.append(begin_curve(self.folder.path, self._resumed_at, first_process=_first_process()))
         return loggers or False
+
+
+def _ordered(words: Sequence[str]) -> list[str]:
+    """Puts files before options, checks what is named in them, and gives a renamed network its own arguments."""
+    command, *rest = with_shipped_files(words)
+    rest = files_first(rest)
+    require_trusted_words(rest, callables=True)
+    if command == "fit":
+        rest, told = without_foreign_arguments(rest)
+        if told and _first_process():
+            print(f"Warning: {told}", flush=True)
+    return [command, *rest]
 
 
 def _terminated(command: str) -> Terminated:

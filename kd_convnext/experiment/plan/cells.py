@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd_convnext.common.configs import shipped_file
+from kd_convnext.common.trust import require_trusted
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.configuration import (
     hash_of,
@@ -109,7 +110,10 @@ def plan_cells(grid: Grid, choice: Choice) -> list[Cell]:
         ConfigError: Methods, teachers or files that do not exist; all of them together.
     """
     check_grid(grid, choice)
-    return list(_Plan(grid, choice).cells())
+    cells = list(_Plan(grid, choice).cells())
+    for cell in cells:
+        require_trusted(cell.config, f"cell {cell.label}")
+    return cells
 
 
 def check_grid(grid: Grid, choice: Choice) -> None:

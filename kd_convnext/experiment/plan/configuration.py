@@ -14,6 +14,7 @@ import yaml
 from kd_convnext.checkpoints.flat_arguments import FLAT, modern_arguments
 from kd_convnext.common.configs import shipped_file
 from kd_convnext.common.files import sha256_of
+from kd_convnext.common.trust import require_trusted
 from kd_convnext.errors import ConfigError, Finding
 
 _FILES = ("weights", "sr_weights", "sr_wdn_weights", "manifest")
@@ -156,6 +157,7 @@ def is_distilling(class_path: str) -> bool:
         AttributeError: The module has no such class.
         ValueError: The path names no module.
     """
+    require_trusted({"class_path": class_path}, "model")
     module, _, name = class_path.rpartition(".")
     if module == "kd_convnext":
         return name == "DistillModule"  # known without loading torch

@@ -1,0 +1,194 @@
+"""Which code configurations and checkpoints may name: classes of known packages, and nothing else."""
+
+import contextlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_convnext.errors import ConfigError, Finding
+
+TRUSTED = ("kd_convnext", "lightning", "torch", "timm", "torchmetrics", "albumentations")
+"""Packages whose classes a configuration may name."""
+
+_ADDED = "KD_CONVNEXT_TRUST"
+"""How the packages added by ``--trust`` reach the processes that a command starts."""
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+_PLAIN = {"manifest", "cache_dir", "weights", "teacher_ckpt", "ckpt_path", "out", "sr_weights", "filename", "dirpath"}
+_PLAIN |= {"config", "monitor", "name", "default_root_dir", "save_dir", "version", "project", "title", "small_config"}
+_PLAIN |= {"distill_config", "group", "entity", "notes", "teacher_config", "unlabelled", "columns"}
+"""Options that are never imported: files and names may look like a module's."""
+
+
+@contextlib.contextmanager
+def trusting(words: Sequence[str]) -> Iterator[list[str]]:
+    """Takes ``--trust PACKAGE`` out of a command line; within the block these packages are trusted too.
+
+    Args:
+        words: The words of a command.
+
+    Yields:
+        The other words.
+
+    Raises:
+        ConfigError: The name of the package is missing, or is none.
+    """
+    rest, packages, given = [], [], iter(words)
+    for word in given:
+        name, equals, value = word.partition("=")
+        if name != "--trust":
+            rest.append(word)
+            continue
+        package = value if equals else next(given, "")
+        if not package.isidentifier():
+            raise ConfigError(Finding("--trust", f"{package!r} is no package", "Name one package, such as my_code."))
+        packages.append(package)
+    before = os.environ.get(_ADDED)
+    if packages:
+        os.environ[_ADDED] = ",".join([*(before or "").split(","), *packages]).strip(",")
+    try:
+        yield rest
+    finally:
+        if packages:
+            os.environ.pop(_ADDED)
+            if before is not None:
+                os.environ[_ADDED] = before
+
+
+def require_trusted_words(words: Sequence[str], *, callables: bool) -> None:
+    """Checks a command line, and the YAML files that it names, before anything is imported for it.
+
+    Args:
+        words: The words of a command.
+        callables: Whether options may take a function or a class by its bare name, as a training's may.
+
+    Raises:
+        ConfigError: Something names code that is not trusted; all of it together.
+    """
+    findings: list[Finding] = []
+    key = "--config"
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            key = name
+            if not equals:
+                continue
+        else:
+            value = word
+        findings += list(_untrusted(value, key.rstrip("+"), callables=callables, seen=frozenset()))
+    if findings:
+        raise ConfigError(findings)
+
+
+def require_trusted(values: Any, where: str, *, callables: bool = True) -> None:
+    """Checks the values of a configuration.
+
+    Args:
+        values: Mappings, lists and plain values.
+        where: What they are of, for the message.
+        callables: As for `require_trusted_words`.
+
+    Raises:
+        ConfigError: Something names code that is not trusted; all of it together.
+    """
+    findings = list(_untrusted(values, where, callables=callables, seen=frozenset()))
+    if findings:
+        raise ConfigError(findings)
+
+
+def _untrusted(value: Any, where: str, *, callables: bool, seen: frozenset[str]) -> Iterator[Finding]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            place = f"--{key}" if where == "--config" else f"{where}.{key}"
+            yield from _untrusted(inner, place, callables=callables, seen=seen)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _untrusted(inner, where, callables=callables, seen=seen)
+    elif isinstance(value, str):
+        yield from _untrusted_text(value.strip(), where, callables=callables, seen=seen)
+
+
+def _untrusted_text(text: str, where: str, *, callables: bool, seen: frozenset[str]) -> Iterator[Finding]:
+    """Checks a string, which the parser may take for a file of options, for YAML, or for a name to import."""
+    if text.lower().endswith((".yaml", ".yml", ".json")) and text not in seen and _is_file(text):
+        content = _yaml(_read(text))
+        yield from _untrusted(content, where, callables=callables, seen=seen | {text})
+        return
+    if "class_path" in text and not _DOTTED.fullmatch(text):
+        inner = _yaml(text)
+        if not isinstance(inner, str):
+            yield from _untrusted(inner, where, callables=callables, seen=seen)
+        return
+    key = where.lstrip("-").rpartition(".")[2]
+    if not _DOTTED.fullmatch(text):
+        return
+    if key == "class_path":
+        yield from _of_name(text, where, classes=True)
+    elif callables and key not in _PLAIN and not where.startswith("--data."):
+        yield from _of_name(text, where, classes=where in ("--model", "--data"))
+
+
+def _of_name(name: str, where: str, *, classes: bool) -> Iterator[Finding]:
+    trusted = {*TRUSTED, *filter(None, os.environ.get(_ADDED, "").split(","))}
+    root = name.split(".")[0]
+    if root not in trusted:
+        if classes or _exists(root):
+            remedy = f"Trusted are {', '.join(sorted(trusted))}; add --trust {root} if you know what is in it."
+            yield Finding(where, f"names {name}, of a package that is not trusted", remedy)
+        return
+    found = _imported(name)
+    home = str(getattr(found, "__module__", None) or root).split(".")[0]
+    if found is not None and home not in trusted:
+        yield Finding(where, f"names {name}, which is of {home}, not of {root}", "Name a class by its own package.")
+    elif found is not None and classes and not isinstance(found, type):
+        yield Finding(where, f"names {name}, which is a function, not a class", "Name a class.")
+
+
+def _imported(name: str) -> Any:
+    """Finds an object of a trusted package; None where there is none, which the parser then says."""
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = import_module(".".join(parts[:count]))
+        except ImportError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part, None)
+        return found
+    return None
+
+
+def _exists(root: str) -> bool:
+    try:
+        return importlib.util.find_spec(root) is not None
+    except (ImportError, ValueError):
+        return True
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(Finding(path, f"cannot be read ({error})", "Name a YAML file in UTF-8.")) from error
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        # The parser says so in its own words; nothing of it can be imported.
+        return ""

@@ -1,0 +1,105 @@
+"""The order of a command line: options that are typed hold against files of options, wherever they stand."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_SECTIONS = ("--model", "--data", "--trainer", "--checkpoint", "--record", "--header")
+"""Options that take a file or a class, whose single options may be typed as well."""
+
+
+def files_first(words: Sequence[str]) -> list[str]:
+    """Puts files of options before the options: a later word overrules an earlier one.
+
+    Args:
+        words: The options of a command.
+
+    Returns:
+        ``--config FILE`` in their order, then whole sections (``--model NAME``), then the single options.
+    """
+    files, sections, rest = [], [], []
+    given = iter(words)
+    for word in given:
+        name = word.partition("=")[0]
+        target = files if name == "--config" else sections if name in _SECTIONS else rest
+        target.append(word)
+        if target is not rest and "=" not in word:
+            target += [value for value in (next(given, None),) if value is not None]
+    return [*files, *sections, *rest]
+
+
+def without_foreign_arguments(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Drops the arguments of a network where a later word names another network.
+
+    Args:
+        words: The options of a fit, ordered by `files_first`.
+
+    Returns:
+        The words, with an empty ``args`` for each network that was renamed without arguments of its own, and a line
+        that says so.
+    """
+    added, told = [], []
+    options = _typed(words)
+    for part in ("backbone", "student"):
+        name: str | None = None
+        arguments: Any = None
+        dropped: str | None = None
+        keys = (f"--model.{part}", f"--model.init_args.{part}")
+        sources = [_network(content, part) for content in _files(words)]
+        # What is typed holds against all files.
+        named = [options[f"{key}.name"] for key in keys if f"{key}.name" in options]
+        own = any(option.rstrip("+").startswith(tuple(f"{key}.args" for key in keys)) for option in options)
+        own |= any(key in options for key in keys)
+        sources.append(({"name": named[-1]} if named else {}) | ({"args": {"": ""}} if own else {}))
+        for source in sources:
+            renamed = source.get("name") is not None and name is not None and source["name"] != name
+            if renamed and arguments and not source.get("args"):
+                dropped, arguments = name, None
+            elif source.get("args"):
+                dropped, arguments = None, source["args"]
+            name = source.get("name") or name
+        if dropped is not None:
+            added.append(f"--model.{part}.args={{}}")
+            told.append(f"{name} is built as published: the arguments in the configuration are those of {dropped}")
+    return [*words, *added], "; ".join(told) or None
+
+
+def _typed(words: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for position, word in enumerate(words):
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            following = words[position + 1] if position + 1 < len(words) else ""
+            found[name] = value if equals else following
+    return found
+
+
+def _files(words: Sequence[str]) -> list[Any]:
+    names = [value for name, value in _pairs(words) if name == "--config"]
+    contents = []
+    for name in names:
+        try:
+            contents.append(yaml.safe_load(Path(name).read_text("utf-8")))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            contents.append(None)  # the parser says it
+    return contents
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    return [
+        (name, value if equals else (words[position + 1] if position + 1 < len(words) else ""))
+        for position, word in enumerate(words)
+        for name, equals, value in [word.partition("=")]
+    ]
+
+
+def _network(content: Any, part: str) -> dict[str, Any]:
+    for key in ("model", "init_args", part):
+        if not isinstance(content, Mapping):
+            return {}
+        if key == "init_args" and key not in content:
+            continue
+        content = content.get(key)
+    return dict(content) if isinstance(content, Mapping) else {}

@@ -1,0 +1,51 @@
+"""Files of options come before options; a renamed network does not keep the other one's arguments."""
+
+import json
+
+import pytest
+import yaml
+
+from kd_convnext.common.words import files_first, without_foreign_arguments
+
+SMALL = {"name": "convnext_atto", "args": {"depths": [1, 1, 1, 1]}, "image_size": 32}
+
+
+def config(path, part="backbone", **network):
+    content = {"model": {"class_path": "kd_convnext.TeacherModule", "init_args": {part: network}}}
+    path.write_text(yaml.safe_dump(content))
+    return f"--config={path}"
+
+
+def test_what_is_typed_holds_wherever_it_stands():
+    words = ["--data.batch_size", "5", "--config", "a.yaml", "--model", "TeacherModule", "--x=1", "--config=b.yaml"]
+    files = ["--config", "a.yaml", "--config=b.yaml"]
+    assert files_first(words) == [*files, "--model", "TeacherModule", "--data.batch_size", "5", "--x=1"]
+
+
+@pytest.mark.parametrize("part", ["backbone", "student"])
+@pytest.mark.parametrize("key", ["--model.{}.name", "--model.init_args.{}.name"])
+def test_a_renamed_network_has_arguments_of_its_own(part, key, tmp_path):
+    words = [config(tmp_path / "small.yaml", part, **SMALL), key.format(part), "convnext_tiny"]
+    found, told = without_foreign_arguments(words)
+    assert found == [*words, f"--model.{part}.args={{}}"]
+    assert "convnext_tiny" in told and "convnext_atto" in told
+
+
+def test_a_later_file_renames_too(tmp_path):
+    words = [config(tmp_path / "a.yaml", **SMALL), config(tmp_path / "b.yaml", name="convnext_tiny")]
+    assert without_foreign_arguments(words)[0][-1] == "--model.backbone.args={}"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--model.backbone.name=convnext_atto"],
+        ["--model.backbone.image_size=64"],
+        ["--model.backbone.name=convnext_tiny", f"--model.backbone.args={json.dumps({'depths': [1, 1, 1, 1]})}"],
+        ["--model.backbone.args.depths=[1,1,1,1]", "--model.backbone.name", "convnext_tiny"],
+    ],
+)
+def test_arguments_that_are_meant_stay(more, tmp_path):
+    words = [config(tmp_path / "small.yaml", **SMALL), *more]
+    assert without_foreign_arguments(words) == (words, None)
