@@ -19,7 +19,9 @@ def files_first(words: Sequence[str]) -> list[str]:
     Returns:
         ``--config FILE`` in their order, then whole sections (``--model NAME``), then the single options.
     """
-    files, sections, rest = [], [], []
+    files: list[str] = []
+    sections: list[str] = []
+    rest: list[str] = []
     given = iter(words)
     for word in given:
         name = word.partition("=")[0]

@@ -1,14 +1,11 @@
 """Stops a fit whose loss or weights are NaN or infinite, naming epoch, batch, term and photographs."""
 
-from typing import TYPE_CHECKING
-
 import torch
+from lightning.pytorch import LightningModule
 
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import Finding, TrainingError
 from kd_convnext.modules.epoch_tally import EpochTally
-
-if TYPE_CHECKING:
-    from kd_convnext.modules.classifier import ClassifierModule
 
 FINITE_EVERY = 50
 """Steps between two looks at the losses within an epoch."""
@@ -17,7 +14,7 @@ _NAMED = 5
 """Photographs named in the message at most."""
 
 
-def require_finite(module: "ClassifierModule", tally: EpochTally, *, weights: bool = False) -> None:
+def require_finite(module: LightningModule, tally: EpochTally, *, weights: bool = False) -> None:
     """Refuses to go on with a loss, or with weights, that are not finite.
 
     Args:
@@ -45,7 +42,7 @@ def require_finite(module: "ClassifierModule", tally: EpochTally, *, weights: bo
     raise TrainingError(Finding(f"the fit in epoch {trainer.current_epoch}", found, remedy))
 
 
-def _of_losses(module: "ClassifierModule", tally: EpochTally) -> str | None:
+def _of_losses(module: LightningModule, tally: EpochTally) -> str | None:
     found = tally.first_not_finite()
     if found is None:
         return None
@@ -53,16 +50,16 @@ def _of_losses(module: "ClassifierModule", tally: EpochTally) -> str | None:
     return f"{name} is not finite in step {step} of the epoch{_photographs(module, images)}"
 
 
-def _photographs(module: "ClassifierModule", images: list[int]) -> str:
-    data = module.specimens
-    if data is None or not images:
+def _photographs(module: LightningModule, images: list[int]) -> str:
+    data = getattr(module.trainer, "datamodule", None)
+    if not isinstance(data, SpecimenDataModule) or not images:
         return ""
     names = [str(data.manifest.table["image"].iloc[image]) for image in images]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f" ({', '.join(names[:_NAMED])}{more})"
 
 
-def _of_weights(module: "ClassifierModule") -> str | None:
+def _of_weights(module: LightningModule) -> str | None:
     values = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
     if not values:
         return None

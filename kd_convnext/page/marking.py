@@ -290,6 +290,6 @@ class Marking:
 
 
 def _shown() -> tuple[str, ...]:
-    from kd_convnext.data.manifest.inspection import IMAGE_SUFFIXES
+    from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES
 
     return tuple(IMAGE_SUFFIXES)

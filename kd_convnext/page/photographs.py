@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from kd_convnext.data.manifest.inspection import IMAGE_SUFFIXES
+from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES
 from kd_convnext.errors import Finding, ManifestError
 
 

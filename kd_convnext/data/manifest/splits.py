@@ -108,8 +108,8 @@ def make_split(
     if (manifest.table["split"] != "").all():
         # What merely looks alike was warned of when the manifest was read: whoever gave the parts has decided.
         given = manifest.table["split"].tolist()
-        for part, names in missing_classes(manifest.table["label"].tolist(), given, manifest.class_names).items():
-            warnings.warn(f"{manifest.name}: the split column has {absent(part, names)}", stacklevel=2)
+        for part, lacking in missing_classes(manifest.table["label"].tolist(), given, manifest.class_names).items():
+            warnings.warn(f"{manifest.name}: the split column has {absent(part, lacking)}", stacklevel=2)
         parts = _given(manifest, manifest.groups("patient") if group_by == "known" else groups, index, group_by)
     else:
         names, member = np.unique(groups, return_inverse=True)

@@ -60,4 +60,4 @@ def _kept(cache: CropCache, survey: Survey) -> tuple[float, float]:
         if held[-1]:
             cache.enlarged.make(crop, cache.spec, cache.upscaler)
             seconds.append(time.perf_counter() - start)
-    return float(np.mean(held or [0.0])), float(np.median(seconds or [0.0]))
+    return float(np.mean(held)) if held else 0.0, float(np.median(seconds or [0.0]))
