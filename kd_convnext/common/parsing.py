@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import sys
 from argparse import ArgumentError, ArgumentTypeError
 from collections.abc import Callable, Iterator
@@ -28,8 +29,19 @@ def parsing(command: str) -> Iterator[None]:
         yield
     except (ArgumentError, ArgumentTypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        remedy = f"See kd-convnext {command} --help."
+        remedy = f"{_hint(' '.join(lines))}See kd-convnext {command} --help."
         raise ConfigError(Finding(f"kd-convnext {command}", " ".join(lines[:6]), remedy)) from error
+
+
+def _hint(text: str) -> str:
+    """Says what is likely meant where a value is of another type than it looks."""
+    option = re.search(r'Parser key "([^"]+)"', text)
+    name = f"--{option[1]}" if option else "the option"
+    if re.search(r"Expected a <class 'str'>[^-]*value: -?[0-9.]", text):
+        return f'Text that looks like a number wants quotes: \'{name}=["0","1"]\' for a list, "0" in a file. '
+    if re.search(r"[Vv]alue: '?None\b", text):
+        return f"Nothing is written null, not None: {name}=null. "
+    return ""
 
 
 def exit_code(run: Callable[[], int], command: str) -> int:

@@ -1,0 +1,26 @@
+"""What an argument parser says becomes one line that says what is likely meant."""
+
+import jsonargparse
+import pytest
+
+from kd_convnext.common.parsing import parsing
+from kd_convnext.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "word, hint",
+    [
+        ("--data.views=None", "written null, not None: --data.views=null"),
+        ("--data.classes=[0,1,10]", "wants quotes"),
+        ("--data.views=many", None),
+    ],
+)
+def test_a_value_of_another_type_comes_with_what_is_meant(word, hint):
+    def options(views: int | None = 1, classes: list[str] | None = None) -> None: ...
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(options, "data")
+    with pytest.raises(ConfigError) as caught, parsing("fit"):
+        parser.parse_args([word])
+    said = str(caught.value)
+    assert (hint in said) if hint else ("null" not in said and "quotes" not in said)
