@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kd_convnext.checkpoints.upgrade import FORMAT_VERSION, KEY, upgraded
+from kd_convnext.common.files import mistaken_for_weights
 from kd_convnext.errors import CheckpointError, Finding
 
 __all__ = ["FORMAT_VERSION", "KEY", "deployable_part", "is_distilled", "read_checkpoint"]
@@ -44,7 +45,12 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path", *, may_be_e
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        mistaken = mistaken_for_weights(file)
+        if mistaken:
+            raise CheckpointError(Finding(argument, f"{path} {mistaken}", remedy)) from error
+        # torch's own text advises to load objects, which may run anything.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds objects or is torn" if unsafe else f"{error or type(error).__name__}".splitlines()[0][:120]
         raise CheckpointError(
             Finding(argument, f"{path} is not a checkpoint that can be loaded safely ({reason})", remedy)
         ) from error

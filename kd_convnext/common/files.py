@@ -66,6 +66,27 @@ def write_finding(path: Path, error: OSError) -> Finding:
     return Finding(str(path), f"cannot be written ({reason})", f"{remedy}.")
 
 
+def mistaken_for_weights(path: Path) -> str | None:
+    """Recognises what people often have in place of a file of weights.
+
+    Args:
+        path: An existing file.
+
+    Returns:
+        What it is and how to get the real one, as the end of a sentence; None for anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            begin = file.read(512).lstrip().lower()
+    except OSError:
+        return None
+    if begin.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself; fetch it by git lfs pull"
+    if begin.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not the file itself; download it by its raw address"
+    return "is empty" if not begin else None
+
+
 def require_space(folder: Path, size: int, what: str, remedy: str) -> str:
     """Checks the free disk space before a large write.
 

@@ -1,6 +1,7 @@
 """Loads start weights: from a file, or from the Hugging Face hub without long waits."""
 
 import logging
+import pickle
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
 from kd_convnext.data.crops.upscaling.weights import weights_dir
+from kd_convnext.common.files import mistaken_for_weights
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 
 OWN_PREFIXES = ("student.network.", "backbone.network.")
@@ -119,12 +121,16 @@ def _read(file: str, hub_id: str | None = None) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = mistaken_for_weights(path) or "holds more than weights (objects, which are never loaded), or is torn"
+        remedy = "Save its state dict alone: torch.save(checkpoint['state_dict'], FILE), where you trust its source."
+        raise CheckpointError(Finding(file, what, remedy)) from error
     except Exception as error:
         # A broken or foreign file ends in whatever its first bytes happen to trigger.
         raise CheckpointError(
             Finding(
                 file,
-                f"is no readable weights file ({_one_line(error)})",
+                mistaken_for_weights(path) or f"is no readable weights file ({_one_line(error)})",
                 "Give a .safetensors, .pth, .pt or .ckpt file.",
             )
         ) from error

@@ -131,7 +131,9 @@ def _report(calibration: "Calibration", judgements: Mapping[str, "Judgement"], t
     from kd_convnext.inference.calibrating.judgement import scores_line
     from kd_convnext.inference.trust.temperature import scores
 
-    print(f"Temperature {calibration.temperature:.3f}")
+    kept = calibration.temperature != 1.0
+    why = "" if kept else ": probabilities stay as they are; scaling would not improve those of unseen lesions"
+    print(f"Temperature {calibration.temperature:.3f}{why}")
     print(f"  {'photographs':<30}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
     for part, found in judgements.items():
         print(scores_line(f"{part}, before", scores(found.before)))

@@ -37,7 +37,7 @@ def test_it_is_fitted_by_its_class_path(tiny_manifest, tiny_run, tmp_path, monke
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"model": model}))
     words = [f"--data.manifest={tiny_manifest}", "--data.cache_dir=cache", *TINY, "--name=own"]
-    assert main(["fit", "--config", "own.yaml", *words]) == 0
+    assert main(["fit", "--trust=helpers", "--config", "own.yaml", *words]) == 0
     (run,) = (tmp_path / "runs" / "own").iterdir()
     curve = pd.read_csv(run / "metrics.csv")["train/loss_distance"].dropna()
     assert len(curve) == 1 and curve.iloc[0] > 0

@@ -14,7 +14,7 @@ from kd_convnext.inference.run_data import Answers, CalibrationData
 from kd_convnext.inference.trust.calibration import Calibration, Level
 from kd_convnext.inference.trust.gate import LARGEST_BANK, Distances, fit_gate
 from kd_convnext.inference.trust.prediction_sets import Coverage, Few, Held, fit_thresholds, weighted_threshold
-from kd_convnext.inference.trust.temperature import cross_fitted, fit_temperature
+from kd_convnext.inference.trust.temperature import cross_fitted, helpful_temperature
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def fit_calibration(
     return Calibration(
         checkpoint_sha256=network.info.checkpoint_sha256,
         class_names=names,
-        temperature=fit_temperature(answers.logits, answers.labels, answers.groups),
+        temperature=helpful_temperature(answers.logits, answers.labels, answers.groups),
         tta=data.predictor.tta,
         coverage=wishes.coverage,
         few=wishes.few,
@@ -111,6 +111,8 @@ def judge_fit(calibration: Calibration, answers: Answers) -> Judgement:
         calibration: The result of `fit_calibration`.
         answers: What it was fitted on. The thresholds have seen them: their coverage here is no evidence.
     """
+    if calibration.temperature == 1.0:
+        return judge(calibration, answers, "val", softmax(answers.logits))
     return judge(calibration, answers, "val", cross_fitted(answers.logits, answers.labels, answers.groups))
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from kd_convnext.common.files import atomic_write, sha256_of, write_finding
+from kd_convnext.common.files import atomic_write, mistaken_for_weights, sha256_of, write_finding
 from kd_convnext.errors import Finding, UpscalerError
 
 PACKAGED = {"drawn-specimens-x4": Path(str(files("kd_convnext"))) / "assets" / "sr_drawn_specimens_x4.safetensors"}
@@ -115,6 +115,9 @@ def locate(weights: str) -> Path:
         raise UpscalerError(_missing(weights, release, path)) from None
     if path.is_dir():
         raise UpscalerError(Finding("--sr_weights", f"{path} is a folder", "Name the file in it."))
+    mistaken = mistaken_for_weights(path)
+    if mistaken:
+        raise UpscalerError(Finding("--sr_weights", f"{path} {mistaken}", "Name the whole file."))
     if release and _digest(path, status.st_mtime_ns, status.st_size) != release.sha256:
         raise UpscalerError(_other_file(weights, release, str(path)))
     return path
