@@ -54,7 +54,7 @@ def _photographs(module: LightningModule, images: list[int]) -> str:
     data = getattr(module.trainer, "datamodule", None)
     if not isinstance(data, SpecimenDataModule) or not images:
         return ""
-    names = [str(data.manifest.table["image"].iloc[image]) for image in images]
+    names = [str(data.manifest.table["image"].iloc[image]) for image in images if image >= 0]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f" ({', '.join(names[:_NAMED])}{more})"
 
