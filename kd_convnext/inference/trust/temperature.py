@@ -89,7 +89,9 @@ def helpful_temperature(logits: Logits, labels: Labels, groups: npt.NDArray[np.s
     """
     found = fit_temperature(logits, labels, groups)
     lowest, highest = TEMPERATURES
-    if found < lowest * 1.01 or found > highest / 1.01:
+    # Where all labels are hit the likelihood rises without end, flat at last: the search stops somewhere.
+    even = np.full(len(labels), 1 / len(labels))
+    if not lowest * 1.01 < found < highest / 1.01 or negative_log_likelihood(logits, labels, found, even) < 1e-6:
         return 1.0
     _, member = np.unique(groups, return_inverse=True)
     weights = 1 / np.bincount(member)[member]

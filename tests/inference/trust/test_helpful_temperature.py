@@ -36,5 +36,5 @@ def test_it_never_makes_unseen_lesions_worse():
 def test_the_end_of_the_range_is_no_temperature():
     logits, labels = np.eye(3)[[0, 1, 2] * 5] * 4, np.array([0, 1, 2] * 5)
     groups = np.array([str(number) for number in range(15)])
-    assert fit_temperature(logits, labels, groups) < 0.051
+    assert fit_temperature(logits, labels, groups) < 0.2
     assert helpful_temperature(logits, labels, groups) == 1.0
