@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from helpers.command_line import OFFLINE, SMALL_SWIN, TINY
+from helpers.paths import CONFIGS
 
 from kd_convnext.cli import main
 from kd_convnext.data.crops.cache.cache import CropCache
@@ -45,24 +47,14 @@ def test_another_size_needs_no_pass_and_has_the_same_pixels(tiny_manifest, tmp_p
         assert np.array_equal(prepared.load(row), expected)
 
 
-def test_a_fit_of_another_size_needs_no_pass(tiny_manifest, tmp_path, passes, capsys):
+def test_a_fit_of_another_size_needs_no_pass(tiny_manifest, tmp_path, passes, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     prepare(tiny_manifest, tmp_path / "cache", store_size=256)
     del passes[:]
-    words = {
-        "model": "kd_convnext.TeacherModule",
-        "model.backbone": "convnext_atto",
-        "model.pretrained": "false",
-        "data.manifest": tiny_manifest,
-        "data.cache_dir": tmp_path / "cache",
-        "data.upscaler": NETWORK["upscaler"],
-        "data.sr_weights": NETWORK["sr_weights"],
-        "data.store_size": 40,
-        "data.image_size": 32,
-        "data.num_workers": 0,
-        "trainer.fast_dev_run": "true",
-        "trainer.accelerator": "cpu",
-    }
-    main(["fit", *[f"--{name}={value}" for name, value in words.items()]])
+    data = {"manifest": tiny_manifest, "cache_dir": tmp_path / "cache", "store_size": 40} | NETWORK
+    words = [f"--data.{name}={value}" for name, value in data.items()]
+    config = CONFIGS / "teacher_swin_tiny.yaml"
+    assert main(["fit", f"--config={config}", *TINY, *words, *SMALL_SWIN, *OFFLINE]) == 0
     assert not passes
     said = capsys.readouterr()
     assert "crops to make" in said.out + said.err
