@@ -41,6 +41,7 @@ def test_it_is_fitted_by_its_class_path(tiny_manifest, tiny_run, tmp_path, monke
     (run,) = (tmp_path / "runs" / "own").iterdir()
     curve = pd.read_csv(run / "metrics.csv")["train/loss_distance"].dropna()
     assert len(curve) == 1 and curve.iloc[0] > 0
+    monkeypatch.setenv("KD_CONVNEXT_TRUST", "helpers")  # as --trust does
     module = DistillModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", map_location="cpu")
     (own,) = [term for term in module.modules() if isinstance(term, LogitDistance)]
     assert own.weight == 0.5 and own.centred is False
