@@ -212,6 +212,9 @@ class TrainingCLI(LightningCLI):
         self._clean.trainer.default_root_dir = None
         self.folder = _folder(config)
         self._train_teacher(config)
+        if self.subcommand in ("validate", "test"):
+            # Lightning's own table has a row for every number; ours says what was found.
+            config.verbose = False
         trainer = config.trainer
         # Judging stays in float32, so that a checkpoint's answers do not depend on the machine.
         if self.subcommand == "fit" and trainer.precision is None and not trainer.plugins:

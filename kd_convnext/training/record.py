@@ -4,6 +4,9 @@ The callbacks that talk to the user during a fit (``DataWaitBar``, ``RunHeader``
 ``kd_convnext.training.header`` and can be named from here too.
 """
 
+import math
+import shlex
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -44,6 +47,7 @@ from kd_convnext.training.header import RunHeader
 from kd_convnext.training.outputs import _data, run_folder, show_figure
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
+from kd_convnext.training.summary import best_epoch_line, score_lines
 
 if TYPE_CHECKING:
     from kd_convnext.models.backbones import Backbone
@@ -89,17 +93,24 @@ class RunRecord(Callback):
         self.max_pictures = max_pictures
         self.picture_size = picture_size
         self.log_validation = log_validation
+        self._begun = 0.0
+        self._best: tuple[int, Evaluation] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes ``split.csv`` and ``environment.json``."""
         if not trainer.is_global_zero:
             return
+        self._begun, self._best = time.perf_counter(), None
         folder, data = run_folder(trainer), _data(trainer)
         data.split.write(folder.split, data.manifest)
         write_environment(folder, environment(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gives W&B the split and the best checkpoint, if asked for."""
+        """Says which epoch was the best; gives W&B the split and the best checkpoint, if asked for."""
+        if trainer.is_global_zero and self._best is not None:
+            epoch, best = self._best
+            say(trainer, best_epoch_line(epoch, _lesion_counts(trainer, best), time.perf_counter() - self._begun))
+            say(trainer, f"Figures: {shown(run_folder(trainer).figures)}")
         if self.artifacts and trainer.is_global_zero:
             folder = run_folder(trainer)
             log_files(trainer.loggers, "split", "split", _shareable(folder, [folder.split], _data(trainer)))
@@ -110,10 +121,19 @@ class RunRecord(Callback):
         found = _evaluation(trainer, pl_module, "evaluation")
         if found is None or trainer.sanity_checking:
             return
+        if trainer.state.fn == "fit":
+            self._keep_best(trainer, found)
         if trainer.state.fn == "validate":
             self._record(trainer, pl_module, found)
         elif self.log_validation:
             log_confusion(trainer.loggers, "val/confusion_matrix", found, trainer.global_step)
+
+    def _keep_best(self, trainer: Trainer, found: Evaluation) -> None:
+        """Keeps the answers of the epoch with the best macro F1: its interval is said at the end."""
+        score = found.metrics(per_class=False).get("f1_macro", math.nan)
+        before = -math.inf if self._best is None else self._best[1].metrics(per_class=False)["f1_macro"]
+        if score > before:
+            self._best = (trainer.current_epoch, found)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records ``test``: ``predictions.csv``, ``metrics.json``, ``figures/``."""
@@ -159,6 +179,20 @@ class RunRecord(Callback):
             counted = _lesion_counts(trainer, evaluation)
             self._draw(trainer, prefix, evaluation, subject, counted)
             log_table(trainer.loggers, f"{prefix}/per_class_table", class_table(evaluation), trainer.global_step)
+        self._say_scores(trainer, found, lesions)
+
+    def _say_scores(self, trainer: Trainer, found: Evaluation, lesions: Evaluation | None) -> None:
+        """Prints the scores, and where the rest is."""
+        if not (found.labels != UNKNOWN).any():
+            return
+        own = None if lesions is None else _lesion_counts(trainer, lesions)
+        named = {"val": "validation"}.get(found.part, found.part)
+        folder = run_folder(trainer)
+        for line in score_lines(named, _lesion_counts(trainer, found), own, found.class_names):
+            say(trainer, line)
+        say(trainer, f"Figures: {shown(folder.figures)}; all numbers: {shown(folder.metrics)}")
+        if found.part == "test":
+            say(trainer, f"Next: kd-convnext report {shlex.quote(shown(folder.path))}")
 
     def _draw(
         self, trainer: Trainer, prefix: str, evaluation: Evaluation, subject: Subject, lesions: LesionCounts

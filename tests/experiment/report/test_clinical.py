@@ -6,13 +6,26 @@ import pytest
 import yaml
 from helpers.fake_cells import answers, fake_cell, grid, specimens
 from helpers.figure_layout import assert_readable
-from test_outputs import rows_of, written
 
 from kd_convnext.cli import main
 from kd_convnext.experiment.report.analysis import Settings, analyse
 from kd_convnext.experiment.report.figures import all_figures
+from kd_convnext.experiment.report.outputs import write_outputs
 
 LONG = (*(f"Verruköse_Läsion_Nummer_{k:02d}" for k in range(8)), "Dermatofibrosarcoma prot.", "NV")
+
+
+def written(out, cells, **options):
+    """The tables of some cells."""
+    write_outputs(out, cells, bootstrap=100, **options)
+    return None, (out / "tables.md").read_text()
+
+
+def rows_of(text, title):
+    """The rows of a table of tables.md, as lists of texts."""
+    section = text.split(f"## {title}", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
 def test_every_figure_of_a_report_is_readable_and_says_what_it_shows(tmp_path):

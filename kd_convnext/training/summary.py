@@ -1,0 +1,78 @@
+"""Prints what a test or a fit has found: a table of a dozen lines, and the best epoch with its interval."""
+
+from kd_convnext.evaluation.proportions import FEW, Interval, digits
+from kd_convnext.evaluation.statistics import LesionCounts, Metric, class_scores, intervals, scores
+from kd_convnext.training.pace import duration
+
+RESAMPLES = 500
+"""Of the bootstrap behind the printed intervals."""
+
+_NAMES: dict[Metric, str] = {
+    "accuracy": "accuracy",
+    "precision_macro": "macro precision",
+    "recall_macro": "macro recall",
+    "f1_macro": "macro F1",
+}
+_WIDEST = 26
+
+
+def score_lines(
+    part: str, photographs: LesionCounts, lesions: LesionCounts | None, class_names: tuple[str, ...]
+) -> list[str]:
+    """Makes the table that a test prints.
+
+    Args:
+        part: Of the data.
+        photographs: The answers about photographs, by lesion.
+        lesions: The answers about lesions; None where nothing is known of them.
+        class_names: K classes.
+
+    Returns:
+        Lines of at most 80 characters: four metrics per photograph and per lesion with their 95 % intervals, then
+        each class; three digits at most, classes with fewer than ten lesions marked.
+    """
+    number = len(photographs.lesions)
+    counted = f"{photographs.photographs:,} photographs of {number:,} lesions"
+    lines = [f"{part.capitalize()} part: {counted}, 95 % intervals by lesion"]
+    columns = [photographs] if lesions is None else [photographs, lesions]
+    heads = ["per photograph", "per lesion"][: len(columns)]
+    lines.append(f"  {'':<16}" + "".join(f"{head:<24}" for head in heads).rstrip())
+    values = [scores(one.total) for one in columns]
+    spans = [intervals(one, RESAMPLES, 0) for one in columns]
+    for metric, name in _NAMES.items():
+        cells = [
+            f"{with_interval(float(value[metric]), span[metric], number):<24}"
+            for value, span in zip(values, spans, strict=True)
+        ]
+        lines.append(f"  {name:<16}" + "".join(cells).rstrip())
+    classes, behind = class_scores(photographs.total), photographs.per_class()
+    lines.append(f"  {'class':<{_WIDEST}}{'lesions':>9}{'precision':>11}{'recall':>9}{'F1':>9}")
+    for k, name in enumerate(class_names):
+        places, mark = digits(int(behind[k])), "†" if behind[k] < FEW else " "
+        cells = [f"{classes[score][k]:.{places}f}" for score in ("precision", "recall", "f1")]
+        short = name if len(name) < _WIDEST else f"{name[: _WIDEST - 3]}.."
+        lines.append(f"  {short:<{_WIDEST}}{behind[k]:>8}{mark}{cells[0]:>11}{cells[1]:>9}{cells[2]:>9}")
+    if (behind < FEW).any():
+        lines.append(f"  † fewer than {FEW} lesions: these figures say little")
+    return lines
+
+
+def best_epoch_line(epoch: int, best: LesionCounts, seconds: float) -> str:
+    """Says which epoch was the best, how good, how sure, and how long the fit took.
+
+    Args:
+        epoch: Counted from 0, as in ``metrics.csv``.
+        best: Its validation answers by lesion.
+        seconds: Of the fit.
+    """
+    value = with_interval(
+        float(scores(best.total)["f1_macro"]), intervals(best, RESAMPLES, 0)["f1_macro"], len(best.lesions)
+    )
+    lesions = f"{len(best.lesions):,} validation lesions"
+    return f"Best epoch {epoch}: macro F1 {value}, 95 % by lesion, {lesions}. The fit took {duration(seconds)}."
+
+
+def with_interval(value: float, span: Interval, lesions: int) -> str:
+    """Writes a score with its interval, two digits below a hundred lesions, else three."""
+    places = digits(lesions)
+    return f"{value:.{places}f} [{span.low:.{places}f}, {span.high:.{places}f}]"
