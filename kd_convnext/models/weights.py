@@ -13,8 +13,8 @@ from huggingface_hub import constants, get_session
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
-from kd_convnext.data.crops.upscaling.weights import weights_dir
 from kd_convnext.common.files import mistaken_for_weights
+from kd_convnext.data.crops.upscaling.weights import weights_dir
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 
 OWN_PREFIXES = ("student.network.", "backbone.network.")

@@ -8,10 +8,10 @@ from helpers.command_line import TINY
 from helpers.subclasses import Plain, ScaledStudent, SmoothTeacher
 from helpers.tiny import CONVNEXT_SPEC, SWIN_SPEC, data, trainer
 
-from kd_convnext.common.trust import trusting
 from kd_convnext import Predictor
 from kd_convnext.checkpoints.network import load_network
 from kd_convnext.cli import main
+from kd_convnext.common.trust import trusting
 from kd_convnext.errors import CheckpointError
 from kd_convnext.experiment.plan.configuration import is_distilling
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
