@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import constants, get_session
@@ -68,14 +68,14 @@ def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
     Raises:
         CheckpointError: The file is missing or unreadable, or does not fit the network.
     """
-    state = _read(file, cast(Mapping[str, Any], network.pretrained_cfg).get("hf_hub_id"))
+    cfg: Mapping[str, Any] = getattr(network, "pretrained_cfg", {})
+    state = _read(file, cfg.get("hf_hub_id"))
     own = network.state_dict()
     try:
         state = _to_timm_layout(state, network)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # timm's converters assume a file of their model: they index, reshape and compute before they look.
         raise _does_not_fit(file, f"is of another model ({_one_line(error)})") from error
-    cfg = cast(Mapping[str, Any], network.pretrained_cfg)
     stem = f"{cfg.get('first_conv')}.weight"
     if stem in state and stem in own and state[stem].shape[1] != own[stem].shape[1]:
         state[stem] = adapt_input_conv(in_chans, state[stem])

@@ -41,7 +41,6 @@ from kd_convnext.runs.tables import (
     write_predictions,
     write_table,
 )
-from kd_convnext.training.cost import network_cost
 from kd_convnext.training.environment import environment
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.outputs import _data, run_folder, show_figure
@@ -141,6 +140,8 @@ class RunRecord(Callback):
         if found is None:
             return
         write_predictions(run_folder(trainer), found, _data(trainer).manifest)
+        from kd_convnext.training.cost import network_cost  # timm imports wandb where it is installed
+
         write_cost(run_folder(trainer), network_cost(cast("Backbone", pl_module.classifier)))
         self._record(trainer, pl_module, found)
         if self.max_pictures:

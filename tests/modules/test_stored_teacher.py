@@ -13,7 +13,7 @@ from kd_convnext.data.loading.augment_opencv import augmented
 from kd_convnext.data.loading.sampler import ViewSampler, view_seeds
 from kd_convnext.data.loading.teacher_outputs import StoredTeacher, view_name
 from kd_convnext.errors import CacheError, ConfigError
-from kd_convnext.losses import Eq5, Needs
+from kd_convnext.losses import Eq5, Needs, Outputs
 from kd_convnext.models import TapSpec
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
 from kd_convnext.modules.stored_teacher import stored_answers
@@ -294,7 +294,7 @@ def test_no_space_is_said_before_any_work(tiny_manifest, cache, tmp_path, teache
 
 def test_answers_too_large_for_half_precision_are_refused(tiny_manifest, cache, tmp_path, teacher_ckpt, monkeypatch):
     plain = FrozenTeacher.__call__
-    monkeypatch.setattr(FrozenTeacher, "__call__", lambda self, images: (plain(self, images)[0] * 1e9, []))
+    monkeypatch.setattr(FrozenTeacher, "__call__", lambda self, images: Outputs(plain(self, images).logits * 1e9))
     with pytest.raises(CacheError, match="half precision"):
         fit(tiny_manifest, cache, tmp_path, teacher_ckpt, stored=True, objective=Eq5(drop=["feature"]))
 

@@ -7,11 +7,12 @@ from kd_convnext.common.figures import save_figure
 from kd_convnext.common.files import write_text
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.experiment.report.analysis import Analysis, Settings, analyse, cell_name
+from kd_convnext.experiment.report.contents import all_tables
 from kd_convnext.experiment.report.figures import NamedFigure, all_figures
 from kd_convnext.experiment.report.page import write_report
 from kd_convnext.experiment.report.paper_values import REMARKS
 from kd_convnext.experiment.report.results import results_table
-from kd_convnext.experiment.report.tables import all_tables, markdown, plain, verdicts
+from kd_convnext.experiment.report.tables import markdown, plain, verdicts
 from kd_convnext.runs.tables import write_table
 
 

@@ -19,6 +19,7 @@ from kd_convnext.evaluation.proportions import FEW
 from kd_convnext.experiment.report import checklist, tables
 from kd_convnext.experiment.report import paper_values as reference
 from kd_convnext.experiment.report.analysis import Analysis, cell_name
+from kd_convnext.experiment.report.contents import all_tables
 from kd_convnext.experiment.report.descriptions import DESCRIBED, describe, environments
 from kd_convnext.experiment.report.figures import NamedFigure
 from kd_convnext.experiment.report.splits import Division
@@ -70,7 +71,7 @@ def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, An
         "leaking": any(sum(division.leaks.values()) for division in analysis.divisions),
         "methods": Table("", DESCRIBED, tuple(describe(arm) for arm in analysis.arms), ""),
         # The matrix is shown once, as a figure; tables.md has its numbers.
-        "tables": [table for table in tables.all_tables(analysis) if not table.title.startswith("Confusion matrix")],
+        "tables": [table for table in all_tables(analysis) if not table.title.startswith("Confusion matrix")],
         "figures": [(figure, _data_uri(figure.figure)) for figure in figures],
         "best": analysis.best,
         "chosen_by": analysis.chosen_by,

@@ -231,20 +231,6 @@ def confusion(analysis: Analysis) -> Table | None:
     return Table(f"Confusion matrix: {arm.title} (the paper's Fig. 8)", columns, tuple(rows), note)
 
 
-def all_tables(analysis: Analysis) -> list[Table]:
-    """Makes every table the cells allow, in reading order."""
-    from kd_convnext.experiment.report import clinical
-
-    settings = analysis.settings
-    makers: tuple[Callable[[Analysis], Table | None], ...] = (
-        *(ablation, rivals, runs, pooled, against_teachers, compared, per_class),
-        lambda one: clinical.one_against_rest(one, settings.prevalence),
-        *(confusion, clinical.by_unit, by_lesion, crops, resolution, sweep),
-    )
-    found = [table for make in makers if (table := make(analysis)) is not None]
-    return [*found, *clinical.subgroups(analysis, settings.by)]
-
-
 def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
     """Says in sentences what the comparisons bear.
 

@@ -84,7 +84,7 @@ def test_the_page_has_every_section_and_asks_no_network(compared):
     assert tuple(page.values("section", "id")) == SECTIONS
     assert {href[0] for href in page.values("a", "href")} == {"#"}
     sources = page.values("img", "src")
-    assert len(sources) == 8
+    assert len(sources) == 11
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert len(page.values("img", "alt")) == len(sources)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}

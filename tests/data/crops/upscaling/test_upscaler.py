@@ -233,7 +233,7 @@ def test_unusable_weights_are_named(tmp_path, srvgg):
         with pytest.raises(UpscalerError, match=match):
             build_upscaler("spandrel", path)
 
-    refused(b"", "not a file of weights")
+    refused(b"", "is empty")
     refused(b"not weights at all", "not a file of weights")
     refused(b"not weights at all", "not a file of weights", "bad.safetensors")
     refused({"params": {"weight": torch.zeros(1)}}, "no known architecture")
