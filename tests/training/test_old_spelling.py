@@ -1,0 +1,86 @@
+"""Flat options and files of fits are understood, in all their mixtures; a checkpoint's classes are not imported."""
+
+import pytest
+import torch
+import yaml
+from helpers.paths import CONFIGS
+
+from kd_convnext.checkpoints.format import KEY
+from kd_convnext.cli import main
+from kd_convnext.training.old_spelling import modern_words
+
+OLD = {
+    "model": {
+        "class_path": "kd_convnext.DistillModule",
+        "init_args": {"feature": False, "alpha": 0.3, "gamma": 1.0, "student_taps": ["stages.3"]},
+    }
+}
+NEW = {
+    "model": {"class_path": "kd_convnext.DistillModule", "init_args": {"objective": {"class_path": "kd_convnext.Eq5"}}}
+}
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name, content in {"old": OLD, "new": NEW}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+def words_of(*words):
+    with modern_words(words) as found:
+        return [word.removeprefix("--model.") for word in found]
+
+
+def test_words_alone():
+    assert words_of("fit", "--model=TeacherModule", "--model.gamma=1") == ["fit", "--model=TeacherModule", "gamma=1"]
+    with pytest.warns(UserWarning, match=r"alpha, soft, teacher_taps of DistillModule are spelled objective\.alpha"):
+        found = words_of(
+            "--model", "DistillModule", "--model.alpha", "0.3", "--model.soft=false", "--model.teacher_taps=[a]"
+        )
+    eq5 = "objective=kd_convnext.losses.Eq5"
+    assert found == ["--model=DistillModule", eq5, "objective.alpha=0.3", "objective.drop=[soft]", "taps.teacher=[a]"]
+    assert words_of("--model.objective.beta=2") == [eq5, "objective.beta=2"]
+    assert words_of("--model.objective=My", "--model.objective.beta=2") == ["objective=My", "objective.beta=2"]
+
+
+def test_words_after_files(files):
+    with pytest.warns(UserWarning, match="soft"):
+        found = words_of("--config", str(files / "new.yaml"), "--model.soft=false")
+    assert found == [f"--config={files / 'new.yaml'}", "objective.drop=[soft]"]
+    with pytest.warns(UserWarning), modern_words([f"--config={files / 'old.yaml'}", "--model.soft=false"]) as found:
+        copy = found[0].removeprefix("--config=")
+        assert copy.endswith("/old.yaml")
+        arguments = yaml.safe_load(open(copy))["model"]["init_args"]  # noqa: SIM115
+        assert arguments["objective"]["init_args"] == {"alpha": 0.3, "gamma": 1.0, "drop": ["feature"]}
+        assert arguments["taps"] == {"student": ["stages.3"]}
+        assert found[1:] == ["--model.objective.drop=[feature,soft]"]
+
+
+def test_by_the_command_line(files, capsys):
+    words = ["fit", "--config", str(files / "old.yaml"), "--data.manifest=m.csv", "--print_config"]
+    with pytest.warns(UserWarning, match=r"objective\.drop: \[feature\]"):
+        assert main([*words, "--model.alpha=0.4"]) == 0
+    arguments = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert arguments["objective"]["init_args"]["alpha"] == 0.4
+    assert arguments["objective"]["init_args"]["drop"] == ["feature"]
+    assert arguments["taps"]["student"] == ["stages.3"]
+
+
+def test_the_shipped_files_need_no_translation(capsys):
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        with modern_words(["--config", str(path)]) as found:
+            assert found == [f"--config={path}"]
+
+
+def test_a_checkpoint_names_no_class_to_import(tmp_path, tiny_manifest, capsys):
+    objective = {"class_path": "no_such_module.Term", "init_args": {}}
+    checkpoint = {
+        "hyper_parameters": {"student": {"name": "convnext_tiny"}, "objective": objective},
+        "state_dict": {},
+        KEY: {"format_version": 2, "kind": "DistillModule", "answers_with": "student", "distilled": True, "card": None},
+    }
+    torch.save(checkpoint, tmp_path / "foreign.ckpt")
+    words = ["test", "--ckpt_path", str(tmp_path / "foreign.ckpt"), f"--data.manifest={tiny_manifest}"]
+    assert main(words) == 2
+    assert "no_such_module.Term, which is not among the imported" in capsys.readouterr().err
