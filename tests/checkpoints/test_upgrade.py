@@ -81,9 +81,9 @@ def test_a_teachers_checkpoint_keeps_its_own_gamma():
         (
             {
                 "focal": False,
-                "objective": {"class_path": "kd_convnext.Eq5", "init_args": {"drop": ["soft"], "beta": 2}},
+                "objective": {"class_path": EQ5, "init_args": {"drop": ["soft"], "beta": 2}},
             },
-            {"objective": {"class_path": "kd_convnext.Eq5", "init_args": {"drop": ["soft", "focal"], "beta": 2}}},
+            {"objective": {"class_path": EQ5, "init_args": {"drop": ["soft", "focal"], "beta": 2}}},
         ),
         (
             {"soft": True, "objective": {"class_path": EQ5, "init_args": {"drop": ["soft"]}}},

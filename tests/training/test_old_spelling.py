@@ -1,5 +1,7 @@
 """Flat options and files of fits are understood, in all their mixtures; a checkpoint's classes are not imported."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -15,9 +17,8 @@ OLD = {
         "init_args": {"feature": False, "alpha": 0.3, "gamma": 1.0, "student_taps": ["stages.3"]},
     }
 }
-NEW = {
-    "model": {"class_path": "kd_convnext.DistillModule", "init_args": {"objective": {"class_path": "kd_convnext.Eq5"}}}
-}
+EQ5 = {"class_path": "kd_convnext.Eq5"}
+NEW = {"model": {"class_path": "kd_convnext.DistillModule", "init_args": {"objective": EQ5}}}
 
 
 @pytest.fixture
@@ -35,9 +36,8 @@ def words_of(*words):
 def test_words_alone():
     assert words_of("fit", "--model=TeacherModule", "--model.gamma=1") == ["fit", "--model=TeacherModule", "gamma=1"]
     with pytest.warns(UserWarning, match=r"alpha, soft, teacher_taps of DistillModule are spelled objective\.alpha"):
-        found = words_of(
-            "--model", "DistillModule", "--model.alpha", "0.3", "--model.soft=false", "--model.teacher_taps=[a]"
-        )
+        old = ["--model.alpha", "0.3", "--model.soft=false", "--model.teacher_taps=[a]"]
+        found = words_of("--model", "DistillModule", *old)
     eq5 = "objective=kd_convnext.losses.Eq5"
     assert found == ["--model=DistillModule", eq5, "objective.alpha=0.3", "objective.drop=[soft]", "taps.teacher=[a]"]
     assert words_of("--model.objective.beta=2") == [eq5, "objective.beta=2"]
@@ -51,7 +51,7 @@ def test_words_after_files(files):
     with pytest.warns(UserWarning), modern_words([f"--config={files / 'old.yaml'}", "--model.soft=false"]) as found:
         copy = found[0].removeprefix("--config=")
         assert copy.endswith("/old.yaml")
-        arguments = yaml.safe_load(open(copy))["model"]["init_args"]  # noqa: SIM115
+        arguments = yaml.safe_load(Path(copy).read_text())["model"]["init_args"]
         assert arguments["objective"]["init_args"] == {"alpha": 0.3, "gamma": 1.0, "drop": ["feature"]}
         assert arguments["taps"] == {"student": ["stages.3"]}
         assert found[1:] == ["--model.objective.drop=[feature,soft]"]
@@ -81,6 +81,7 @@ def test_a_checkpoint_names_no_class_to_import(tmp_path, tiny_manifest, capsys):
         KEY: {"format_version": 2, "kind": "DistillModule", "answers_with": "student", "distilled": True, "card": None},
     }
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
-    words = ["test", "--ckpt_path", str(tmp_path / "foreign.ckpt"), f"--data.manifest={tiny_manifest}"]
+    words = ["test", "--model=DistillModule", "--ckpt_path", str(tmp_path / "foreign.ckpt")]
+    words.append(f"--data.manifest={tiny_manifest}")
     assert main(words) == 2
     assert "no_such_module.Term, which is not among the imported" in capsys.readouterr().err
