@@ -19,7 +19,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import kd_convnext
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
-from kd_convnext.checkpoints.known_classes import check_classes
 from kd_convnext.common.configs import with_shipped_files
 from kd_convnext.common.console import say
 from kd_convnext.common.files import atomic_write
@@ -197,7 +196,6 @@ class TrainingCLI(LightningCLI):
         settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in LINKED}
         require_trusted(settings, f"{path}, hyper_parameters")
         given = (self.config[command].get("model") or {}).get("class_path", "")
-        check_classes(settings, path)
         model = {"class_path": _class_path(checkpoint[KEY]["kind"], given, path), "init_args": settings}
         self.config[command].model = None
         with parsing(command):
