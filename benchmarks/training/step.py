@@ -29,6 +29,7 @@ from benchmarks.training.step_sides import (
     torchdistill_box,
 )
 from kd_convnext import TeacherModule
+from kd_convnext.losses import Eq5
 from kd_convnext.models.backbones import BackboneSpec
 from kd_convnext.modules.optim import OptimSpec
 
@@ -98,7 +99,7 @@ def stored(setting: Setting, rounds: int, clock: Clock) -> tuple[list[Ratio], li
     sides: dict[str, Turns] = {
         "student alone": lightning_side(setting, plain, "alone", **views),
         "stored logits": lightning_side(
-            setting, lambda: ours(setting, teacher_cache=True, feature=False), "a", **views
+            setting, lambda: ours(setting, teacher_cache=True, objective=Eq5(drop=["feature"])), "a", **views
         ),
         "stored logits, maps": lightning_side(setting, lambda: ours(setting, teacher_cache=True), "b", **views),
     }

@@ -167,7 +167,7 @@ def ours(options: argparse.Namespace, folder: Path, **given: Any) -> DistillModu
 
 
 def set_up(module: DistillModule) -> DistillModule:
-    """Gives a module its teacher and regressors, without a fit."""
+    """Gives a module its teacher and projectors, without a fit."""
     module.setup("fit")
     return module
 
@@ -200,14 +200,14 @@ def timed(step: Step, device: str) -> float:
 def difference(module: DistillModule, parts: Parts) -> float:
     """Compares the fast way with the plain one on the trained module: the largest relative difference of a term."""
     set_up(module.to(parts.device).train())
-    assert module.teacher is not None
-    module.teacher.to(module.device, torch.float32)
+    assert module.staff is not None
+    module.staff.to(module.device, torch.float32)
     fast = compiled.FastPath(module, cuda_graphs=parts.recorded)
-    batch = parts.batches()()
+    batch = (*parts.batches()(), module.objective.weights(0, module.device))
     with parts.autocast():
         plain, _ = module.distil(*batch)
         quick, _ = fast(module.distil, *batch)
-    pairs = zip(plain, quick, strict=True)
+    pairs = zip((plain.total, *plain.values), (quick.total, *quick.values), strict=True)
     found = [float((one - other).abs().detach() / one.abs().detach()) for one, other in pairs]
     fast.close()
     return max(found)

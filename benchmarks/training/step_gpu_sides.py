@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_convnext import DistillModule
-from kd_convnext.losses.objective import LossTerms
+from kd_convnext.losses.objective import Losses
 from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 from kd_convnext.modules.compiled_step import LAUNCH_BOUND, FastPath
 from kd_convnext.modules.optim import OptimSpec, build_optimizer
@@ -180,21 +180,23 @@ def ours_by_hand(parts: Parts, module: DistillModule, layout: torch.memory_forma
         module: Set up for a fit; changed.
         layout: Of the networks' kernels and of the batch.
     """
-    assert module.teacher is not None and module.regressors is not None
+    assert module.staff is not None
     module.to(parts.device, memory_format=layout).train()
-    module.teacher.to(module.device, torch.float32)
-    module.teacher.backbone.to(memory_format=layout)
-    optimizer = build_optimizer(OptimSpec(lr=1e-5), module.student.parameters(), module.regressors.parameters())
+    module.staff.to(module.device, torch.float32)
+    for teacher in module.staff.live.values():
+        teacher.backbone.to(memory_format=layout)
+    optimizer = build_optimizer(OptimSpec(lr=1e-5), module.student.parameters(), module.fresh_parameters())
+    weights = module.objective.weights(0, module.device)
     fast, fetch = FastPath(module, cuda_graphs=parts.recorded), parts.batches()
 
-    def distil(images: Tensor, labels: Tensor) -> tuple[LossTerms, Tensor]:
-        return module.distil(images, labels)  # a function of its own: it shares no compiled code with a fit
+    def distil(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Losses, Tensor]:
+        return module.distil(images, labels, weights)  # a function of its own: it shares no compiled code with a fit
 
     def step() -> None:
         images, labels = fetch()
         with parts.autocast():
-            terms, _ = fast(distil, images.contiguous(memory_format=layout), labels)
-        _update(terms.total, optimizer)
+            losses, _ = fast(distil, images.contiguous(memory_format=layout), labels, weights)
+        _update(losses.total, optimizer)
 
     return step
 
