@@ -26,7 +26,8 @@ class Balanced(CountedTerm):
     probabilities are divided by their means over the batch and normalised again, so that no group is favoured as a
     whole; and in the second every group counts alike, ``1`` in place of ``P_t(g)``. Times T². Cost: O(B K).
 
-    Written from the published decomposition and description; the authors' code was not at hand to compare numbers.
+    Written from the abstract and the decomposition above; neither the full equations nor the authors' code were at
+    hand, so the calibration by batch means and the weight 1 of each group are a reading of the idea.
     """
 
     needs = Needs.LOGITS
