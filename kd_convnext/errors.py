@@ -41,7 +41,7 @@ class KDConvNeXtError(Exception):
     Attributes:
         findings: All problems, in the order found.
 
-    Example:
+    Examples:
         >>> raise ConfigError(Finding("--data.batch_size", "0 cannot work", "Use 1 or more."))
         Traceback (most recent call last):
         ...

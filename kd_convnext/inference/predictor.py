@@ -44,7 +44,7 @@ class Predictor:
         calibration: Temperature, prediction sets and gate; None where the checkpoint was not calibrated.
         tta: Whether each photograph is seen with its mirror images.
 
-    Example:
+    Examples:
         >>> predictor = Predictor.from_checkpoint("best.ckpt")
         >>> answer = predictor("photo.jpg", Box(x=2, y=1, width=36, height=34))
         >>> answer.predicted in answer.class_names, answer.abstain  # without calibration it always abstains

@@ -51,7 +51,7 @@ class BackboneSpec:
         token_blocks: 0 for timm's own head; above 0, for Vision Transformers, a linear head on the class tokens of so
             many last blocks and the mean patch token (:class:`TokenHead`).
 
-    Example:
+    Examples:
         >>> spec = BackboneSpec("convnext_tiny", image_size=64, args={"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]})
         >>> network = build_backbone(spec, num_classes=5)
         >>> [stage.channels for stage in network.stages]

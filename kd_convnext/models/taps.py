@@ -93,7 +93,7 @@ class FeatureTaps:
         names: The tapped modules, in the order of the features.
         channels: Channels of each map.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from kd_convnext.models.backbones import BackboneSpec, build_backbone
         >>> spec = BackboneSpec("convnext_tiny", image_size=64, args={"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]})

@@ -32,7 +32,7 @@ class OptimSpec:
         final_lr_fraction: End of the cosine, as a fraction of ``lr``.
         body_lr_fraction: Learning rate of everything but the head, as a fraction of ``lr``.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(4, 2)
         >>> spec = OptimSpec(lr=0.1, schedule="cosine", warmup_epochs=1)
         >>> optimizer = build_optimizer(spec, [], layer.parameters())

@@ -25,7 +25,7 @@ class TeacherModule(ClassifierModule):
     Attributes:
         backbone: The network.
 
-    Example:
+    Examples:
         >>> from kd_convnext.models import BackboneSpec
         >>> sizes = {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]}
         >>> module = TeacherModule(5, backbone=BackboneSpec("convnext_tiny", image_size=64, args=sizes))

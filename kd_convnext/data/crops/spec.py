@@ -40,7 +40,7 @@ class CropSpec:
     Raises:
         ConfigError: A value that cannot work; all of them together.
 
-    Example:
+    Examples:
         >>> spec = CropSpec(upscaler="bicubic", store_size=128)
         >>> spec.build_upscaler().identity.scale
         4

@@ -29,7 +29,7 @@ class AugmentSpec:
             init_args: {...}}``; they see the crop first.
         engine: Library that makes the changes: ``albumentations`` or ``opencv``, alike in distribution, much faster.
 
-    Example:
+    Examples:
         >>> AugmentSpec(crop=0.2, engine="opencv").vertical_flip
         0.5
         >>> AugmentSpec(crop=2)

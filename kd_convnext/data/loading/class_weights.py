@@ -20,7 +20,7 @@ def inverse_frequency(counts: Sequence[int]) -> list[float]:
     Raises:
         ConfigError: A count is negative or all are 0.
 
-    Example:
+    Examples:
         >>> inverse_frequency([10, 20, 20])
         [1.5, 0.75, 0.75]
     """

@@ -51,7 +51,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         predict_set: The rows of ``predict_part``, after ``setup("predict")``.
         workers: Loader processes of the last fit, and why so many.
 
-    Example:
+    Examples:
         >>> from kd_convnext.data.drawn.specimens import draw_specimens
         >>> manifest = draw_specimens(Path("drawn"), seed=0, lesions_per_class={"AIS": 4, "MIA": 4}, progress=False)
         >>> sizes = {"store_size": 64, "image_size": 64, "batch_size": 4, "ratios": (0.5, 0.25, 0.25)}

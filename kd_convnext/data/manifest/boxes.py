@@ -19,7 +19,7 @@ class Box:
         width: Columns, at least 1.
         height: Rows, at least 1.
 
-    Example:
+    Examples:
         >>> crop_roi(np.zeros((100, 200, 3), np.uint8), Box(x=20, y=10, width=50, height=40), margin=0.1).shape
         (48, 60, 3)
     """
