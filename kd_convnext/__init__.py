@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Any
 from kd_convnext._version import __version__
 
 if TYPE_CHECKING:
+    from kd_convnext.data.crops.spec import CropSpec
+    from kd_convnext.data.loading.augment import AugmentSpec
     from kd_convnext.data.loading.datamodule import SpecimenDataModule
+    from kd_convnext.data.loading.spec import LoaderSpec
+    from kd_convnext.data.manifest.splits import SplitSpec
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.losses import Eq5, Objective
     from kd_convnext.modules.student import DistillModule
@@ -15,6 +19,10 @@ if TYPE_CHECKING:
 # torch, timm and lightning cost seconds of import: each public name is loaded when it is first used.
 _LAZY = {
     "SpecimenDataModule": "kd_convnext.data.loading.datamodule",
+    "AugmentSpec": "kd_convnext.data.loading.augment",
+    "CropSpec": "kd_convnext.data.crops.spec",
+    "LoaderSpec": "kd_convnext.data.loading.spec",
+    "SplitSpec": "kd_convnext.data.manifest.splits",
     "TeacherModule": "kd_convnext.modules.teacher",
     "DistillModule": "kd_convnext.modules.student",
     "Eq5": "kd_convnext.losses",
@@ -22,7 +30,19 @@ _LAZY = {
     "Predictor": "kd_convnext.inference.predictor",
 }
 
-__all__ = ["DistillModule", "Eq5", "Objective", "Predictor", "SpecimenDataModule", "TeacherModule", "__version__"]
+__all__ = [
+    "AugmentSpec",
+    "CropSpec",
+    "DistillModule",
+    "Eq5",
+    "LoaderSpec",
+    "Objective",
+    "Predictor",
+    "SpecimenDataModule",
+    "SplitSpec",
+    "TeacherModule",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,11 +14,12 @@ from importlib import import_module
 from typing import Any, get_origin
 
 from kd_convnext._version import __version__
-from kd_convnext.common.configs import with_data_sections, with_shipped_files
+from kd_convnext.common.configs import with_shipped_files
 from kd_convnext.common.parsing import exit_code, parsing
 from kd_convnext.common.process import process_state_kept
 from kd_convnext.common.trust import require_trusted_words, trusting
 from kd_convnext.common.words import files_first
+from kd_convnext.data.loading.flat_words import tool_words
 from kd_convnext.errors import ConfigError, Finding
 
 TRAINING = {
@@ -122,7 +123,7 @@ def _run_tool(command: str, words: list[str]) -> None:
         many = get_origin(inspect.signature(tool).parameters[named].annotation) is list
         count: dict[str, Any] = {"nargs": "+"} if many else {}
         parser.add_argument(named, type=str, metavar=named.upper().removesuffix("S"), **count)
-    words = with_data_sections(words, inspect.signature(tool).parameters)
+    words = tool_words(words, inspect.signature(tool).parameters, command)
     with parsing(command):
         options = parser.instantiate(parser.parse_args(words))
     options.pop("config", None)

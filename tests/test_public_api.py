@@ -15,11 +15,15 @@ OLD = REPOSITORY / "tests" / "fixtures" / "run_before_rooms"
 
 PUBLIC = {
     "kd_convnext": {
+        "AugmentSpec",
+        "CropSpec",
         "DistillModule",
         "Eq5",
+        "LoaderSpec",
         "Objective",
         "Predictor",
         "SpecimenDataModule",
+        "SplitSpec",
         "TeacherModule",
         "__version__",
     },
@@ -44,7 +48,10 @@ WITH_EXAMPLES = (
     "kd_convnext.data.loading.augment",
     "kd_convnext.data.loading.class_weights",
     "kd_convnext.data.loading.datamodule",
+    "kd_convnext.data.loading.flat_options",
+    "kd_convnext.data.loading.spec",
     "kd_convnext.data.manifest.boxes",
+    "kd_convnext.data.manifest.splits",
     "kd_convnext.errors",
     "kd_convnext.inference.predictor",
     "kd_convnext.models.backbones",

@@ -31,8 +31,8 @@ def slice_of(shared, name, rows_per_class, target):
 def test_whole_path(shared_dir, tmp_path, monkeypatch, capsys, name, rows, weights):
     monkeypatch.chdir(tmp_path)
     table = slice_of(shared_dir, name, rows, tmp_path / "m.csv")
-    crops = ["--cache_dir=cache", f"--sr_weights={shared_dir / 'weights' / weights}", "--sr_max_side=48"]
-    crops += ["--store_size=40", "--upscaler=spandrel"]
+    crops = ["--cache_dir=cache", f"--sr_weights={shared_dir / 'weights' / weights}", "--crops.sr_max_side=48"]
+    crops += ["--crops.store_size=40", "--upscaler=spandrel"]
     assert main(["prepare", "--manifest=m.csv", *crops]) == 0
     assert f"{len(table)} made" in capsys.readouterr().out
     tiny = [word for word in TINY if "upscaler" not in word]

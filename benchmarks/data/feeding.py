@@ -37,6 +37,7 @@ from kd_convnext.data.drawn.specimens import draw_specimens
 from kd_convnext.data.loading.augment import AugmentSpec
 from kd_convnext.data.loading.dataset import SpecimenDataset, View
 from kd_convnext.data.loading.loader import specimen_loader
+from kd_convnext.data.loading.spec import LoaderSpec
 from kd_convnext.data.loading.views import Views
 from kd_convnext.data.manifest.manifest import read_manifest
 
@@ -163,13 +164,11 @@ def one_fit(
     data = SpecimenDataModule(
         manifest,
         cache_dir=f"{folder}/cache",
-        upscaler="bicubic",
-        store_size=FIT_STORED,
+        crops=CropSpec(upscaler="bicubic", store_size=FIT_STORED),
         image_size=96,
         batch_size=FIT_BATCH,
         augment=AugmentSpec(engine=engine),
-        packed=packed,
-        num_workers=num_workers,
+        loader=LoaderSpec(packed=packed, num_workers=num_workers),
     )
     module = TeacherModule(data.num_classes, backbone=BackboneSpec("convnext_atto", image_size=96))
     clock = Clock()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kd_convnext import DistillModule, SpecimenDataModule, TeacherModule
 from kd_convnext.data.drawn.specimens import draw_specimens
 from kd_convnext.data.loading.dataset import Batch
+from kd_convnext.data.loading.spec import LoaderSpec
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.modules.optim import OptimSpec, build_optimizer
 from kd_convnext.training.header import RunHeader
@@ -48,8 +49,9 @@ class Setting:
         if not manifest.exists():
             lesions = dict.fromkeys(("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA"), 12)
             manifest = draw_specimens(self.folder / "drawn", seed=0, lesions_per_class=lesions)
-        settings = {"upscaler": "bicubic", "batch_size": self.batch, "image_size": self.size, "num_workers": 0}
-        return SpecimenDataModule(str(manifest), cache_dir=str(self.folder / "cache"), **(settings | options))
+        loader = LoaderSpec(num_workers=0, **options)
+        settings: dict[str, Any] = {"upscaler": "bicubic", "batch_size": self.batch, "image_size": self.size}
+        return SpecimenDataModule(str(manifest), cache_dir=str(self.folder / "cache"), loader=loader, **settings)
 
     def teacher_checkpoint(self) -> Path:
         """A teacher with random weights, saved as a fit saves it."""

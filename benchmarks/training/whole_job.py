@@ -75,7 +75,7 @@ def main() -> None:
         lesions = dict.fromkeys(LESIONS, 6) if options.trial else LESIONS
         manifest = draw_specimens(Path("drawn").absolute(), seed=0, lesions_per_class=lesions)
         data = [f"--data.manifest={manifest}", "--data.cache_dir=cache", "--data.upscaler=bicubic"]
-        data += ["--data.packed=true", "--data.augment.engine=opencv"]
+        data += ["--data.loader.packed=true", "--data.augment.engine=opencv"]
         teacher, student = settings(options)
         fitted([*teacher, *data, "--trainer.max_epochs=1", "--trainer.default_root_dir=teacher"])
         words = [*student, *data, "--model.teacher_ckpt=teacher/checkpoints/best.ckpt"]

@@ -1,6 +1,6 @@
 """Finds the configurations shipped with the package: ``configs/...`` from any folder."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,15 @@ def with_shipped_files(words: Sequence[str]) -> list[str]:
     return found
 
 
-def with_data_sections(words: Sequence[str], known: Collection[str]) -> list[str]:
+def with_data_sections(
+    words: Sequence[str], known: Collection[str], translate: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> list[str]:
     """Replaces each ``--config FILE`` of a fit by the tool's options in it.
 
     Args:
         words: The command's words.
         known: Names of the tool's options.
+        translate: From the options of a data section to those by which a tool may know them.
 
     Returns:
         The words, with the options of a fit's ``data`` section in place of its file. A file without such a section
@@ -66,6 +69,7 @@ def with_data_sections(words: Sequence[str], known: Collection[str]) -> list[str
         if options is None:
             result += ["--config", file]
         else:
+            options = translate(options)
             # The parser takes YAML text in place of a file's name.
             result += ["--config", yaml.safe_dump({key: options[key] for key in options if key in known})]
     return result

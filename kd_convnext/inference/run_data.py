@@ -13,6 +13,7 @@ from kd_convnext.common.files import default_cache_dir
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.loading.card import DataCard
+from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.grouping import KEPT_APART, NO_GROUP, GroupBy, Part, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.splits import Split, make_split
@@ -80,7 +81,7 @@ def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_we
     Raises:
         ConfigError: The manifest is neither given nor known to the run.
     """
-    options = (data_options(str(run.config)) or {}) if run.config.is_file() else {}
+    options = ungrouped(data_options(str(run.config)) or {}) if run.config.is_file() else {}
     manifest = manifest or options.get("manifest")
     if manifest is None:
         what = f"{run.config} does not say which photographs the checkpoint was trained on"

@@ -158,7 +158,7 @@ def headed_features(
     found = HeadedFeatures(store, head.weight.detach().float().cpu().numpy(), bias.numpy())
     if c is not None:
         part = data.train_set
-        groups = data.manifest.groups(data.group_by)[part.rows]
+        groups = data.manifest.groups(data.split_spec.group_by)[part.rows]
         logits = held_out_logits(training_embeddings(store, data), part.labels, groups, head.out_features, c)
         keys = [part.crops.key(row) for row in part.rows.tolist()]
         found.held_out = dict(zip(keys, logits, strict=True))

@@ -22,7 +22,7 @@ def stored_answers(teacher: FrozenTeacher, data: SpecimenDataModule, trainer: pl
 
     Args:
         teacher: As it was loaded; moved to the trainer's device and type.
-        data: Set up for a fit, with a number of ``views``.
+        data: Set up for a fit, with a number of ``loader.views``.
         trainer: Whose fit begins.
 
     Returns:
@@ -64,14 +64,14 @@ def _kind(teacher: FrozenTeacher, fingerprint: str, data: SpecimenDataModule, tr
 def _all_views(data: SpecimenDataModule, epochs: int | None) -> tuple[list[View], list[int]]:
     """Lists every view that training can ask for, and its name; whole epochs one after the other."""
     # One view an epoch, in turn; balanced classes draw any of them.
-    numbers = data.views or 0
-    if epochs is not None and epochs > 0 and data.sampling == "natural":
+    numbers = data.loader.views or 0
+    if epochs is not None and epochs > 0 and data.loader.sampling == "natural":
         numbers = min(numbers, epochs)
     part = data.train_set
     keys = [part.crops.key(row) for row in part.rows.tolist()]
     views, names = [], []
     for number in range(numbers):
-        seeds = view_seeds(data.view_seed, part.rows, np.full(len(part), number)).tolist()
+        seeds = view_seeds(data.loader.seed, part.rows, np.full(len(part), number)).tolist()
         views += [View(position, seed) for position, seed in enumerate(seeds)]
         names += [view_name(key, seed) for key, seed in zip(keys, seeds, strict=True)]
     return views, names

@@ -136,7 +136,7 @@ class DistillModule(ClassifierModule):
             return
         data = self.specimens
         if data is not None:
-            data.train_set.answers = None  # perhaps another teacher's, of an earlier fit
+            data.teach(None)  # perhaps another teacher's, of an earlier fit
         staff = TeachingStaff(self.teachers, self.objective, self.taps)
         names = tuple(data.class_names) if data is not None else self.class_names
         staff.check(self.student, names, data)
@@ -181,7 +181,7 @@ class DistillModule(ClassifierModule):
         """Releases the teachers and their stored outputs."""
         self.staff = None
         if self.specimens is not None:
-            self.specimens.train_set.answers = None
+            self.specimens.teach(None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss of a batch, a scalar."""

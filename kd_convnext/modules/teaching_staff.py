@@ -135,14 +135,16 @@ class TeachingStaff:
             CacheError: The outputs do not fit on the disk, or cannot be written.
         """
         # Not later: before the fit's first hook Lightning starts the loader's workers, with the data as it is then.
-        if data is None or (data.views is None and not still):
+        if data is None or (data.loader.views is None and not still):
             what = "the views of the training must be limited, so that each can be answered beforehand"
-            remedy = "Give --data.views a number (as many as there are epochs changes nothing else), or leave it off."
+            remedy = (
+                "Give --data.loader.views a number (as many as there are epochs changes nothing else), or leave it off."
+            )
             raise ConfigError(Finding("--model.teacher_cache", what, remedy))
         if not still:
-            data.train_set.answers = {
-                name: StoredTeacher(stored_answers(teacher, data, trainer)) for name, teacher in self.live.items()
-            }
+            data.teach(
+                {name: StoredTeacher(stored_answers(teacher, data, trainer)) for name, teacher in self.live.items()}
+            )
             return
         findings = [
             Finding(
@@ -154,10 +156,11 @@ class TeachingStaff:
         if findings:
             raise ConfigError(findings)
         split = data.card().split_hash
-        data.train_set.answers = {
+        answers = {
             name: StoredTeacher(headed_features(teacher.backbone, data, trainer, teacher.held_out_c(split)), STILL)
             for name, teacher in self.live.items()
         }
+        data.teach(answers)
 
 
 def _missing(name: str) -> Finding:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell
 from kd_convnext.runs.folder import RunFolder, require_empty
@@ -184,8 +185,8 @@ def _cell(folder: Path) -> CellRecord:
     text = run.config.read_bytes() if run.config.exists() else b""
     try:
         config = yaml.safe_load(text) or {}
-        repeat, seed = int(config["data"]["split_index"]), int(config["seed_everything"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        repeat, seed = int(ungrouped(config["data"])["split_index"]), int(config["seed_everything"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
         repeat, seed = 0, 0
     return CellRecord(
         folder=folder,

@@ -103,21 +103,23 @@ class _Runs:
     """Data shared by the three networks, and their fits."""
 
     def __init__(self, folder: RunFolder, manifest: Path, seed: int, epochs: int | None) -> None:
+        from kd_convnext.data.crops.spec import CropSpec
         from kd_convnext.data.loading.datamodule import SpecimenDataModule
+        from kd_convnext.data.loading.spec import LoaderSpec
+        from kd_convnext.data.manifest.splits import SplitSpec
 
         self.folder, self.seed, self.epochs = folder, seed, epochs
         self.settings = settings = DemoSettings()
         self.data: SpecimenDataModule = SpecimenDataModule(
             str(manifest),
-            ratios=settings.ratios,
-            split_seed=seed,
+            split=SplitSpec(ratios=settings.ratios, seed=seed),
             cache_dir=str(folder.path / "cache"),
             upscaler="spandrel",
             sr_weights="drawn-specimens-x4",
-            store_size=settings.store_size,
+            crops=CropSpec(store_size=settings.store_size),
             image_size=settings.image_size,
             batch_size=settings.batch_size,
-            view_seed=seed,
+            loader=LoaderSpec(seed=seed),
         )
 
     def train(self, method: str) -> "ClassifierModule":

@@ -167,17 +167,11 @@ def _one(cells: Sequence[Cell], number: int, place: Workplace) -> PaperSummary:
 
 def _check_data(cells: Sequence[Cell]) -> None:
     """Finds what is wrong with manifest and splits before hours of work, not after them."""
-    from kd_convnext.data.manifest.manifest import read_manifest
-    from kd_convnext.data.manifest.splits import make_split
+    from kd_convnext.experiment.plan.division import manifest_of, split_of
 
-    options = cells[0].config["data"]
-    known = {name: options[name] for name in ("classes", "on_error", "group_by", "columns") if name in options}
-    manifest = read_manifest(options["manifest"], **known)
-    shape = {name: options[name] for name in ("group_by", "few_groups") if name in options}
-    if "ratios" in options:
-        shape["ratios"] = tuple(options["ratios"])
-    for repeat in sorted({cell.repeat for cell in cells}):
-        make_split(manifest, index=repeat, seed=options["split_seed"], **shape)
+    manifest = manifest_of(cells[0])
+    for cell in {cell.repeat: cell for cell in cells}.values():
+        split_of(cell, manifest)
 
 
 def _write_experiment(folder: Path, options: dict[str, object]) -> None:

@@ -13,27 +13,23 @@ from kd_convnext.data.crops.cache.prepared import PreparedCrops, PrepareSummary
 from kd_convnext.data.crops.preparing.estimate import estimate
 from kd_convnext.data.crops.preparing.preview import write_preview
 from kd_convnext.data.crops.preparing.prune import find_unused, remove
-from kd_convnext.data.crops.spec import CropSpec, Resize, UpscalerChoice
+from kd_convnext.data.crops.spec import CropSpec, UpscalerChoice
 from kd_convnext.data.crops.upscaling.weights import download as download_weights
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.pixels import refuse_undecodable
 from kd_convnext.data.manifest.summary import describe
 from kd_convnext.errors import Finding
 
+_CROPS = CropSpec()
 _LISTED = 20  # files that pruning names
 
 
 def prepare(
     manifest: str,
     cache_dir: str | None = None,
-    upscaler: UpscalerChoice = "auto",
+    upscaler: UpscalerChoice | None = None,
     sr_weights: str | None = None,
-    sr_denoise: float | None = None,
-    sr_wdn_weights: str | None = None,
-    sr_max_side: int | None = 512,
-    store_size: int | None = 256,
-    resize: Resize = "stretch",
-    roi_margin: float = 0.0,
+    crops: CropSpec = _CROPS,
     classes: Sequence[str] | None = None,
     on_error: OnError = "raise",
     device: str = "cpu",
@@ -53,14 +49,9 @@ def prepare(
     Args:
         manifest: CSV file, or a folder with one folder per class.
         cache_dir: Where crops are kept; $KD_CONVNEXT_CACHE or ~/.cache/kd-convnext by default.
-        upscaler: auto is ncnn or spandrel where weights are given, else bicubic.
+        upscaler: auto is ncnn or spandrel where weights are given, else bicubic; holds over crops.upscaler.
         sr_weights: Official Real-ESRGAN weights: a file (.pth or .safetensors) or a name (general-x4v3, x4plus, ...).
-        sr_denoise: Denoising strength of general-x4v3, 0 (keep noise) to 1, by blending with its wdn weights.
-        sr_wdn_weights: Weights to blend with; by default general-wdn-x4v3, or the file of that name beside the other.
-        sr_max_side: Crops with a longer side, in pixels, are first reduced to it; null for never.
-        store_size: Side of the stored square in pixels; null keeps the enlarged crop.
-        resize: stretch to the square as the paper does, or pad with black.
-        roi_margin: Added on each side of the box, as a fraction of that side.
+        crops: How a region of interest becomes a stored picture: margin, largest side, stored size, denoising.
         classes: Class names in the order of the model's outputs, where the default order is not wanted.
         on_error: raise reports unreadable photographs as an error; skip leaves them out and lists them.
         device: Where a network runs, as torch names it.
@@ -81,16 +72,7 @@ def prepare(
     Raises:
         KDConvNeXtError: Manifest, weights, photographs or folder are not usable: all findings.
     """
-    spec = CropSpec(
-        roi_margin=roi_margin,
-        sr_max_side=sr_max_side,
-        store_size=store_size,
-        resize=resize,
-        upscaler=upscaler,
-        sr_weights=sr_weights,
-        sr_denoise=sr_denoise,
-        sr_wdn_weights=sr_wdn_weights,
-    )
+    spec = crops.with_upscaler(upscaler, sr_weights)
     if download:
         download_weights(spec.weights())
     table = read_manifest(manifest, classes=classes, on_error=on_error, columns=columns)

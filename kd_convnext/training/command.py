@@ -1,14 +1,11 @@
 """Runs ``fit``, ``validate``, ``test`` and ``predict`` by Lightning's command line."""
 
 import copy
-import json
 import logging
-import os
-import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,14 +19,14 @@ from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.common.configs import with_shipped_files
 from kd_convnext.common.console import say
 from kd_convnext.common.files import atomic_write
-from kd_convnext.common.machine import best_precision, device_kind
+from kd_convnext.common.machine import device_kind
 from kd_convnext.common.parsing import parsing
 from kd_convnext.common.trust import require_trusted, require_trusted_words
 from kd_convnext.common.words import files_first, without_foreign_arguments
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
-from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, Terminated
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
-from kd_convnext.runs.folder import RunFolder, new_run_folder, run_of_checkpoint
+from kd_convnext.runs.folder import RunFolder
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.curve import begin_curve
@@ -39,13 +36,14 @@ from kd_convnext.training.old_spelling import modern_words
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.record import RunRecord
+from kd_convnext.training.run_place import (
+    chosen_folder,
+    chosen_precision,
+    earlier_precision,
+    is_first_process,
+    terminated,
+)
 from kd_convnext.training.teacher_first import trained_teacher
-
-RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
-"""How the first process of a machine tells the others it starts where the run lies."""
-
-PRECISION = "KD_CONVNEXT_PRECISION"
-"""How it tells them the arithmetic it has chosen, so that all compute alike."""
 
 LINKED = ("num_classes", "class_names", "class_weights", "class_counts")
 """Arguments of the modules that come from the data."""
@@ -130,7 +128,7 @@ class TrainingCLI(LightningCLI):
                 )
         except SIGTERMException:
             # A SystemExit without a code.
-            raise _terminated(words[0]) from None
+            raise terminated(words[0]) from None
         except SystemExit as stop:
             if stop.code == 0:
                 return None
@@ -208,7 +206,7 @@ class TrainingCLI(LightningCLI):
         # Typed again, the configuration begins a new run in a folder of its own.
         self._clean.ckpt_path = None
         self._clean.trainer.default_root_dir = None
-        self.folder = _folder(config)
+        self.folder = chosen_folder(config)
         self._train_teacher(config)
         if self.subcommand in ("validate", "test"):
             # Lightning's own table has a row for every number; ours says what was found.
@@ -216,8 +214,8 @@ class TrainingCLI(LightningCLI):
         trainer = config.trainer
         # Judging stays in float32, so that a checkpoint's answers do not depend on the machine.
         if self.subcommand == "fit" and trainer.precision is None and not trainer.plugins:
-            earlier = _earlier_precision(self.folder) if config.ckpt_path is not None else None
-            trainer.precision = earlier or _precision(device_kind(trainer.accelerator))
+            earlier = earlier_precision(self.folder) if config.ckpt_path is not None else None
+            trainer.precision = earlier or chosen_precision(device_kind(trainer.accelerator))
         config.trainer.default_root_dir = str(self.folder.path)
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(self.folder.checkpoints)
@@ -231,7 +229,7 @@ class TrainingCLI(LightningCLI):
 
     def _train_teacher(self, config: Namespace) -> None:
         """Trains the teacher that the configuration names, where no checkpoint of one is given."""
-        if self.subcommand != "fit" or config.teacher_config is None or not _first_process():
+        if self.subcommand != "fit" or config.teacher_config is None or not is_first_process():
             return
         if config.model.init_args.get("teacher_ckpt") is None:
             teacher = with_shipped_files([config.teacher_config])[0]
@@ -282,7 +280,7 @@ class TrainingCLI(LightningCLI):
             return False
         loggers: list[Logger] = [] if asked in (None, True) else asked if isinstance(asked, list) else [asked]
         if self.subcommand == "fit" and not any(isinstance(logger, CSVLogger) for logger in loggers):
-            loggers.append(begin_curve(self.folder.path, self._resumed_at, first_process=_first_process()))
+            loggers.append(begin_curve(self.folder.path, self._resumed_at, first_process=is_first_process()))
         return loggers or False
 
 
@@ -293,61 +291,9 @@ def _ordered(words: Sequence[str]) -> list[str]:
     require_trusted_words(rest, callables=True)
     if command == "fit":
         rest, told = without_foreign_arguments(rest)
-        if told and _first_process():
+        if told and is_first_process():
             print(f"Warning: {told}", flush=True)
     return [command, *rest]
-
-
-def _terminated(command: str) -> Terminated:
-    """Says what is left of a command that SIGTERM has ended, and how it goes on."""
-    folder = RunFolder(Path(os.environ.get(RUN_FOLDER, ".")))
-    if command != "fit":
-        return Terminated(Finding(f"kd-convnext {command}", "was told to stop (SIGTERM)", "Give the command again."))
-    what = "the fit was told to stop (SIGTERM) before it had ended"
-    if not folder.last.exists():
-        remedy = "No epoch was finished: give the command again, with another --trainer.default_root_dir."
-        return Terminated(Finding(str(folder.path), what, remedy))
-    config, last = shlex.quote(str(folder.config)), shlex.quote(str(folder.last))
-    remedy = f"What is finished stays; go on with: kd-convnext fit --config {config} --ckpt_path {last}"
-    return Terminated(Finding(str(folder.path), what, remedy))
-
-
-def _folder(config: Namespace) -> RunFolder:
-    if config.ckpt_path is not None:
-        folder = run_of_checkpoint(config.ckpt_path)
-        os.environ[RUN_FOLDER] = str(folder.path)
-        return folder
-    if not _first_process() and RUN_FOLDER in os.environ:
-        return RunFolder(Path(os.environ[RUN_FOLDER]))
-    if config.trainer.default_root_dir is not None:
-        folder = RunFolder(Path(config.trainer.default_root_dir))
-        if folder.last.exists():
-            remedy = f"Name another --trainer.default_root_dir, or go on with --ckpt_path {folder.last}."
-            raise ConfigError(Finding(str(folder.path), "holds a run already", remedy))
-    else:
-        given = config.get("config") or []
-        folder = new_run_folder("runs", config.name or (Path(str(given[0])).stem if given else "run"))
-    os.environ[RUN_FOLDER] = str(folder.path)
-    return folder
-
-
-def _earlier_precision(folder: RunFolder) -> str | None:
-    """Finds what a fit that is resumed has computed in: it goes on so, whatever the machine."""
-    if not folder.environment.is_file():
-        return None
-    return cast("str | None", json.loads(folder.environment.read_text()).get("precision"))
-
-
-def _precision(device: str) -> str:
-    """Chooses as the machine's first process did."""
-    if not _first_process() and PRECISION in os.environ:
-        return os.environ[PRECISION]
-    os.environ[PRECISION] = best_precision(device).value
-    return os.environ[PRECISION]
-
-
-def _first_process() -> bool:
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def _refuse_linked(words: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ class RunHeader(Callback):
         say(trainer, machine_line(trainer, pl_module))
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, SpecimenDataModule):
-            for line in describe(data.manifest, data.group_by, data.split):
+            for line in describe(data.manifest, data.split_spec.group_by, data.split):
                 say(trainer, line)
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
@@ -248,8 +248,10 @@ def machine_line(trainer: "Trainer", module: "LightningModule") -> str:
         parts.append(str(plan_compile(asked, trainer)))
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, SpecimenDataModule):
-        crops = "packed crops" if data.packed else "crops from their files"
+        crops = "packed crops" if data.loader.packed else "crops from their files"
         parts += [str(data.workers), crops, f"augmentation by {data.augment.engine}"]
-        if data.workers.starved and not (data.packed and data.augment.engine == "opencv"):
-            parts.append("steps will wait: --data.packed true --data.augment.engine opencv loads several times faster")
+        if data.workers.starved and not (data.loader.packed and data.augment.engine == "opencv"):
+            parts.append(
+                "steps will wait: --data.loader.packed true --data.augment.engine opencv loads several times faster"
+            )
     return f"Machine: {cores} core{'' if cores == 1 else 's'}, {gpu}: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""Accepts configurations and options of fits from before the objective was built of terms."""
+"""Accepts configurations and options of fits from before objective and data had groups of options."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +9,10 @@ from typing import Any
 import yaml
 
 from kd_convnext.checkpoints.flat_arguments import EQ5, FLAT, TAPS, TERMS, modern_arguments, warn_of_flat
+from kd_convnext.data.loading.flat_options import FLAT as FLAT_DATA
+from kd_convnext.data.loading.flat_options import grouped
+from kd_convnext.data.loading.flat_options import warn_of_flat as warn_of_flat_data
+from kd_convnext.data.loading.flat_words import grouped_words
 from kd_convnext.errors import ConfigError, Finding
 
 _OBJECTIVE = "--model.objective"
@@ -17,7 +21,7 @@ _STARTS = ("--model.init_args.", "--model.")
 
 @contextmanager
 def modern_words(words: Sequence[str]) -> Iterator[list[str]]:
-    """Rewrites flat options of `DistillModule` in a command line, and in the files it names; warns once.
+    """Rewrites flat options of `DistillModule` and of the data, typed and in files; warns once of each.
 
     An option of the objective without its class means Eq. 5.
 
@@ -31,19 +35,23 @@ def modern_words(words: Sequence[str]) -> Iterator[list[str]]:
         ConfigError: A file cannot be read, or mixes flat arguments with another objective.
     """
     with tempfile.TemporaryDirectory() as folder:
-        old: list[str] = []
-        known = _Known(Path(folder), old)
+        known = _Known(Path(folder))
+        words, typed = grouped_words(words, "--data.")
         found = list(known.rewritten(words))
-        if old:
-            warn_of_flat(list(dict.fromkeys(old)))
+        if known.old:
+            warn_of_flat(list(dict.fromkeys(known.old)))
+        if known.old_data or typed:
+            warn_of_flat_data([*known.old_data, *typed])
         yield found
 
 
 class _Known:
-    """Collects what a command line says of the model, word after word."""
+    """Collects what a command line says of the model, word after word, and rewrites its files."""
 
-    def __init__(self, folder: Path, old: list[str]) -> None:
-        self.folder, self.old = folder, old
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.old: list[str] = []
+        self.old_data: list[str] = []
         self.objective = False
         # Its ``gamma`` is its own.
         self.teacher = False
@@ -55,6 +63,9 @@ class _Known:
             name, equals, value = word.partition("=")
             if name in ("--config", "-c"):
                 yield f"--config={self._config(value if equals else next(rest, ''))}"
+                continue
+            if name == "--data":
+                yield f"--data={self._section(value if equals else next(rest, ''))}"
                 continue
             if name == _OBJECTIVE or name in (f"{_OBJECTIVE}.class_path", f"{_STARTS[0]}objective"):
                 self.objective = True
@@ -90,19 +101,34 @@ class _Known:
         yield f"{_OBJECTIVE}.drop=[{','.join(term for term in TERMS if term in self.dropped)}]"
 
     def _config(self, file: str) -> str:
-        """Returns the file, or a copy of the same name in the new spelling."""
-        try:
-            text = Path(file).read_text("utf-8")
-            content = yaml.safe_load(text)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return file  # the parser says what is wrong with it
+        """Returns the file, or a copy of the same name in the present spelling."""
+        content = _content(file)
+        changed = self._modern_model(file, content)
+        data = content.get("data") if isinstance(content, dict) else None
+        if isinstance(data, dict) and self._is_flat(data):
+            content["data"] = grouped(data)
+            changed = True
+        return self._copy(file, content) if changed else file
+
+    def _section(self, file: str) -> str:
+        """Returns a file of the data's options, or a copy in the present spelling."""
+        data = _content(file)
+        return self._copy(file, grouped(data)) if isinstance(data, dict) and self._is_flat(data) else file
+
+    def _is_flat(self, data: dict[str, Any]) -> bool:
+        names = [name for name in data if name in FLAT_DATA]
+        self.old_data += names
+        return bool(names)
+
+    def _modern_model(self, file: str, content: Any) -> bool:
+        """Rewrites the model's arguments in place; returns whether it had to."""
         arguments = _model_arguments(content)
         if arguments is None:
-            return file
+            return False
         self.teacher = str(content["model"].get("class_path", "")).endswith("TeacherModule") or "backbone" in arguments
         self.objective |= isinstance(arguments.get("objective"), Mapping)
         if not any(name in FLAT for name in arguments) or self.teacher:
-            return file
+            return False
         self.old += [name for name in arguments if name in FLAT]
         try:
             modern = modern_arguments(arguments)
@@ -113,10 +139,21 @@ class _Known:
         if isinstance(objective, Mapping):
             self.dropped = set(objective.get("init_args", {}).get("drop") or ())
         content["model"]["init_args"] = modern
+        return True
+
+    def _copy(self, file: str, content: Any) -> str:
         copy = self.folder / str(len(list(self.folder.iterdir()))) / Path(file).name
         copy.parent.mkdir()
         copy.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
         return str(copy)
+
+
+def _content(file: str) -> Any:
+    """Reads a file; of one that cannot be read the parser says what is wrong."""
+    try:
+        return yaml.safe_load(Path(file).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
 
 
 def _model_arguments(content: Any) -> dict[str, Any] | None:

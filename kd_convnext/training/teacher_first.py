@@ -13,20 +13,7 @@ from kd_convnext.runs.folder import RunFolder
 FOLDER = "teacher"
 """Where the teacher's run lies in the student's."""
 
-_OWN = {
-    *(
-        "image_size",
-        "batch_size",
-        "num_workers",
-        "augment",
-        "sampling",
-        "class_balanced",
-        "views",
-        "view_seed",
-        "packed",
-    ),
-    *("unlabelled", "unlabelled_ratio", "predict_part"),
-}
+_OWN = {"image_size", "batch_size", "augment", "loader", "unlabelled", "predict_part"}
 """Options of the data that teacher and student each have for themselves."""
 
 
@@ -52,6 +39,7 @@ def trained_teacher(
         return teacher.best
     # JSON is YAML; the plain values of a parsed configuration have no other types.
     shared = {name: value for name, value in data.items() if name not in _OWN}
+    shared["loader"] = {"on_miss": data["loader"]["on_miss"]}
     overlay = run.path / f"{FOLDER}_data.yaml"
     atomic_write(overlay, lambda file: file.write(json.dumps({"data": shared}, indent=2).encode()))
     print(f"The teacher first, by {config}:", flush=True)

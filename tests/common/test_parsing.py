@@ -10,9 +10,9 @@ from kd_convnext.errors import ConfigError
 @pytest.mark.parametrize(
     "word, hint",
     [
-        ("--data.views=None", "written null, not None: --data.views=null"),
+        ("--data.loader.views=None", "written null, not None: --data.loader.views=null"),
         ("--data.classes=[0,1,10]", "wants quotes"),
-        ("--data.views=many", None),
+        ("--data.loader.views=many", None),
     ],
 )
 def test_a_value_of_another_type_comes_with_what_is_meant(word, hint):

@@ -5,12 +5,12 @@ import json
 from helpers.tiny import CONVNEXT, SWIN
 
 TINY = [
-    "--data.ratios=[0.5,0.25,0.25]",
+    "--data.split.ratios=[0.5,0.25,0.25]",
     "--data.upscaler=bicubic",
-    "--data.store_size=40",
+    "--data.crops.store_size=40",
     "--data.image_size=32",
     "--data.batch_size=8",
-    "--data.num_workers=0",
+    "--data.loader.num_workers=0",
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",
     "--trainer.limit_train_batches=2",

@@ -3,6 +3,10 @@
 import lightning.pytorch as pl
 
 from kd_convnext import DistillModule, SpecimenDataModule, TeacherModule
+from kd_convnext.data.crops.spec import CropSpec
+from kd_convnext.data.loading.flat_options import grouped
+from kd_convnext.data.loading.spec import LoaderSpec
+from kd_convnext.data.manifest.splits import SplitSpec
 from kd_convnext.models.backbones import BackboneSpec
 from kd_convnext.modules.optim import OptimSpec
 
@@ -13,6 +17,7 @@ CONVNEXT_SPEC = BackboneSpec(name="convnext_tiny", image_size=32, args=CONVNEXT)
 
 
 def data(manifest, cache, **options) -> SpecimenDataModule:
+    """Builds a data module; fields of its groups may be named flat."""
     settings = {
         "ratios": (0.5, 0.25, 0.25),
         "upscaler": "bicubic",
@@ -21,7 +26,10 @@ def data(manifest, cache, **options) -> SpecimenDataModule:
         "batch_size": 8,
         "num_workers": 0,
     }
-    return SpecimenDataModule(str(manifest), cache_dir=cache, **{**settings, **options})
+    found = grouped({**settings, **options})
+    for name, kind in {"crops": CropSpec, "split": SplitSpec, "loader": LoaderSpec}.items():
+        found[name] = kind(**found[name])
+    return SpecimenDataModule(str(manifest), cache_dir=cache, **found)
 
 
 def teacher(source: SpecimenDataModule, **options) -> TeacherModule:

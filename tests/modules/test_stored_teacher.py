@@ -89,16 +89,21 @@ def test_the_same_losses_and_weights_as_with_the_teacher_live(
 
 def test_stored_with_the_command_line(tiny_manifest, cache, tmp_path, teacher_ckpt, capsys, asked):
     words = ["fit", "--model", "DistillModule", "--data.manifest", str(tiny_manifest), "--data.cache_dir", cache]
-    words += ["--data.image_size=32", "--data.store_size=40", "--data.ratios=[0.5,0.25,0.25]", "--data.num_workers=1"]
+    words += [
+        "--data.image_size=32",
+        "--data.crops.store_size=40",
+        "--data.split.ratios=[0.5,0.25,0.25]",
+        "--data.loader.num_workers=1",
+    ]
     words += ["--data.upscaler=bicubic", "--model.student.image_size=32", "--model.student.name=convnext_tiny"]
     words += [f"--model.student.args={tiny.CONVNEXT}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"]
-    words += [f"--model.teacher_ckpt={teacher_ckpt}", "--model.teacher_cache=true", "--data.class_balanced=true"]
+    words += [f"--model.teacher_ckpt={teacher_ckpt}", "--model.teacher_cache=true", "--data.loader.sampling=balanced"]
     words += ["--trainer.enable_progress_bar=false"]
     assert main([*words, f"--trainer.default_root_dir={tmp_path / 'no'}"]) == 2
     error = capsys.readouterr().err
-    assert "--model.teacher_cache" in error and "--data.views" in error
+    assert "--model.teacher_cache" in error and "--data.loader.views" in error
     for run, expected in (("a", True), ("b", False)):
-        assert main([*words, "--data.views=2", f"--trainer.default_root_dir={tmp_path / run}"]) == 0
+        assert main([*words, "--data.loader.views=2", f"--trainer.default_root_dir={tmp_path / run}"]) == 0
         printed = capsys.readouterr().out
         assert ("The teacher answers 60 views once" in printed and " MB free" in printed) == expected
         best = tmp_path / run / "checkpoints" / "best.ckpt"
@@ -117,7 +122,7 @@ def test_each_answer_belongs_to_its_picture(tiny_manifest, cache, tmp_path, teac
     part, teacher = source.train_set, FrozenTeacher(str(teacher_ckpt), Needs.LOGITS | Needs.MAPS)
     part.answers = {"teacher": StoredTeacher(stored_answers(teacher, source, trainer))}
     for number in range(VIEWS):
-        seeds = view_seeds(source.view_seed, part.rows, np.full(len(part), number)).tolist()
+        seeds = view_seeds(source.loader.seed, part.rows, np.full(len(part), number)).tolist()
         for position, seed in enumerate(seeds[::5]):
             sample = part[tiny_view(position * 5, seed)]
             logits, maps, _ = teacher(sample["image"][None])

@@ -15,7 +15,7 @@ from kd_convnext.errors import Terminated
 from kd_convnext.experiment.plan.cells import Cell
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.experiment.running import cell as running
-from kd_convnext.training import command
+from kd_convnext.training import command, run_place
 
 LONG = ["--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone"), "--trainer.max_epochs=5000"]
 PATIENCE = 120
@@ -68,7 +68,7 @@ def test_a_signal_to_the_experiment_begins_no_other_cell(tmp_path, monkeypatch):
 class _Stopped:
     @classmethod
     def parsed(cls, words):
-        raise command._terminated(words[0])
+        raise run_place.terminated(words[0])
 
 
 def _cell():

@@ -21,6 +21,9 @@ from PIL import Image
 
 from kd_convnext import SpecimenDataModule, TeacherModule
 from kd_convnext.cli import main
+from kd_convnext.data.crops.spec import CropSpec
+from kd_convnext.data.loading.spec import LoaderSpec
+from kd_convnext.data.manifest.splits import SplitSpec
 from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.answers import Evaluation
 from kd_convnext.models.backbones import BackboneSpec
@@ -38,13 +41,12 @@ SMALL = BackboneSpec(name="test_convnext", image_size=32)
 def specimens(manifest: Path, cache: str | Path) -> SpecimenDataModule:
     return SpecimenDataModule(
         str(manifest),
-        ratios=(0.5, 0.25, 0.25),
+        split=SplitSpec(ratios=(0.5, 0.25, 0.25)),
         cache_dir=str(cache),
-        upscaler="none",
-        store_size=32,
+        crops=CropSpec(upscaler="none", store_size=32),
         image_size=32,
         batch_size=8,
-        num_workers=0,
+        loader=LoaderSpec(num_workers=0),
     )
 
 
@@ -88,8 +90,13 @@ def wandb_runs(tiny_manifest, teacher_run, tmp_path_factory) -> tuple[OfflineRun
     folder = tmp_path_factory.mktemp("student")
     words = ["--config", str(CONFIGS / "kd_convnext_tiny.yaml"), "--config", str(CONFIGS / "wandb.yaml")]
     words += [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={folder / 'cache'}"]
-    words += ["--data.ratios=[0.5,0.25,0.25]", "--data.upscaler=none", "--data.store_size=32", "--data.image_size=32"]
-    words += ["--data.batch_size=8", "--data.num_workers=0", f"--model.teacher_ckpt={teacher_run.best}"]
+    words += [
+        "--data.split.ratios=[0.5,0.25,0.25]",
+        "--data.upscaler=none",
+        "--data.crops.store_size=32",
+        "--data.image_size=32",
+    ]
+    words += ["--data.batch_size=8", "--data.loader.num_workers=0", f"--model.teacher_ckpt={teacher_run.best}"]
     words += ["--model.student.name=test_convnext", "--model.student.pretrained=false", "--model.student.image_size=32"]
     words += ["--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
     with pytest.MonkeyPatch.context() as patch:

@@ -149,8 +149,8 @@ class TestPlan:
         ]
         checkpoints = {cell.config["model"]["init_args"].get("teacher_ckpt") for cell in planned if cell.repeat == 1}
         assert checkpoints == {None, str(tmp_path / "cells/swin/default/repeat1/checkpoints/best.ckpt")}
-        assert [cell.config["data"]["split_index"] for cell in planned] == [0, 0, 0, 1, 1, 1]
-        assert {cell.config["data"]["split_seed"] for cell in planned} == {7}
+        assert [cell.config["data"]["split"]["index"] for cell in planned] == [0, 0, 0, 1, 1, 1]
+        assert {cell.config["data"]["split"]["seed"] for cell in planned} == {7}
         assert [cell.config["seed_everything"] for cell in planned] == [7, 7, 7, 8, 8, 8]
 
     def test_a_dropped_term_is_dropped_and_the_others_keep_their_weight(self, tmp_path):

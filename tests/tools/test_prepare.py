@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -43,8 +44,9 @@ def test_makes_once_and_says_so(manifest, tmp_path, capsys):
 
 def test_takes_the_default_folder_and_options(manifest, tmp_path, monkeypatch):
     monkeypatch.setenv("KD_CONVNEXT_CACHE", str(tmp_path / "named"))
-    prepare(str(manifest), upscaler="none", store_size=16, resize="pad", roi_margin=0.2, sr_max_side=20)
-    spec = CropSpec(upscaler="none", store_size=16, resize="pad", roi_margin=0.2, sr_max_side=20)
+    crops = CropSpec(store_size=16, resize="pad", roi_margin=0.2, sr_max_side=20)
+    prepare(str(manifest), upscaler="none", crops=crops)
+    spec = replace(crops, upscaler="none")
     assert CropCache(tmp_path / "named", spec).fill(read_manifest(manifest)).summary.found == 4
 
 
@@ -106,7 +108,7 @@ def test_a_progress_bar_is_shown_for_long_work_only(tmp_path, capsys):
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
         table.append({"image": f"{number}.png", "label": "ab"[number % 2]})
     pd.DataFrame(table).to_csv(tmp_path / "manifest.csv", index=False)
-    prepare(str(tmp_path / "manifest.csv"), str(tmp_path / "cache"), upscaler="none", store_size=8)
+    prepare(str(tmp_path / "manifest.csv"), str(tmp_path / "cache"), upscaler="none", crops=CropSpec(store_size=8))
     printed = capsys.readouterr().err
     assert "60/60" in printed and "crops/s" in printed
 

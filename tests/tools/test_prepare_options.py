@@ -21,7 +21,7 @@ from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.errors import CacheError
 
 SPEC = CropSpec(upscaler="bicubic", store_size=40)
-OPTIONS = ["--upscaler", "bicubic", "--store_size", "40"]
+OPTIONS = ["--upscaler", "bicubic", "--crops.store_size", "40"]
 
 
 def prepare(manifest, cache, *more) -> int:

@@ -40,7 +40,7 @@ def test_distillation_on_two_processes(tiny_manifest, tmp_path):
     (teacher,) = (tmp_path / "runs" / "teacher_swin_tiny").iterdir()
     student = ["--config", str(CONFIGS / "kd_convnext_tiny.yaml"), *convnext("student")]
     student += ["--model.student.pretrained=false", f"--model.teacher_ckpt={teacher}/checkpoints/best.ckpt"]
-    run(tmp_path, "fit", *student, *data, "--data.views=2", "--model.teacher_cache=true", "--name=stored")
+    run(tmp_path, "fit", *student, *data, "--data.loader.views=2", "--model.teacher_cache=true", "--name=stored")
     shards = [np.load(path) for path in (tmp_path / "cache" / "teacher").glob("*/*.npy")]
     assert len(shards) == 2  # each process asked for its share
     (stored,) = (tmp_path / "runs" / "stored").iterdir()

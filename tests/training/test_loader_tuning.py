@@ -139,4 +139,4 @@ def test_the_line_says_what_was_chosen_and_what_would_help(tiny_manifest, tiny_c
     assert main(["fit", "--config", str(CONFIGS / "teacher_swin_tiny.yaml"), *words]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Machine:")]
     assert "1 loader worker (loading takes" in line and "measured" in line
-    assert "steps will wait: --data.packed true --data.augment.engine opencv" in line
+    assert "steps will wait: --data.loader.packed true --data.augment.engine opencv" in line

@@ -86,3 +86,40 @@ def test_a_checkpoint_names_no_class_to_import(tmp_path, tiny_manifest, capsys):
     assert main(words) == 2
     error = capsys.readouterr().err
     assert "hyper_parameters.objective.class_path" in error and "--trust no_such_module" in error
+
+
+OLD_DATA = {"manifest": "m.csv", "upscaler": "none", "store_size": 64, "split_index": 2, "batch_size": 8}
+
+
+def test_options_of_the_data_as_they_were(tmp_path, capsys, recwarn):
+    """Flat options in a file, in a section's own file and typed: all are read, with one warning."""
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump({"model": {"class_path": "TeacherModule"}, "data": OLD_DATA}))
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"manifest": "n.csv", "packed": True}))
+    words = ["fit", "--config", str(tmp_path / "old.yaml"), f"--data={tmp_path / 'data.yaml'}", "--print_config"]
+    words += ["--data.ratios=[0.6,0.2,0.2]", "--data.num_workers", "3", "--data.class_balanced", "true"]
+    words += ["--data.crops.resize=pad"]
+    assert main(words) == 0
+    data = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert (data["manifest"], data["upscaler"], data["batch_size"]) == ("n.csv", "none", 8)
+    assert (data["crops"]["store_size"], data["crops"]["resize"]) == (64, "pad")
+    assert (data["split"]["index"], data["split"]["ratios"]) == (2, [0.6, 0.2, 0.2])
+    loader = data["loader"]
+    assert (loader["num_workers"], loader["packed"], loader["sampling"]) == (3, True, "balanced")
+    told = [str(entry.message) for entry in recwarn if "old spelling" in str(entry.message)]
+    assert len(told) == 1
+    assert "the data: store_size, split_index, packed, ratios, num_workers, class_balanced is spelled" in told[0]
+    assert "crops.store_size, split.index, loader.packed, split.ratios, loader.num_workers, loader.sampling" in told[0]
+
+
+def test_a_tool_reads_options_of_crops_as_they_were(tmp_path, tiny_manifest, capsys, recwarn):
+    cache = f"--cache_dir={tmp_path / 'cache'}"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"upscaler": "none", "store_size": 24}))
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump({"data": OLD_DATA | {"manifest": str(tiny_manifest)}}))
+    assert main(["prepare", "--config", str(tmp_path / "own.yaml"), f"--manifest={tiny_manifest}", cache]) == 0
+    words = ["prepare", f"--config={tmp_path / 'fit.yaml'}", cache, "--dry_run=true"]
+    assert main([*words, "--store_size=24"]) == 0
+    assert "60 found, 0 to make" in capsys.readouterr().out
+    assert main([*words, "--crops.store_size=24"]) == 0
+    assert "60 found, 0 to make" in capsys.readouterr().out
+    told = [str(entry.message) for entry in recwarn if "old spelling" in str(entry.message)]
+    assert told == ["prepare: store_size is spelled crops.store_size now; the old spelling will go"] * 3

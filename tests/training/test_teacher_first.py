@@ -28,7 +28,7 @@ def words(tmp_path, monkeypatch, tiny_manifest, tiny_cache):
     student = {"name": "convnext_tiny", "image_size": 32, "args": CONVNEXT}
     init = {"class_path": "kd_convnext.DistillModule", "init_args": {"student": student}}
     (tmp_path / "student.yaml").write_text(yaml.safe_dump({"model": init, "teacher_config": "teacher.yaml"}))
-    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}", "--data.split_index=1"]
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}", "--data.split.index=1"]
     return ["fit", "--config", "student.yaml", *TINY, *data, "--trainer.default_root_dir=run"]
 
 

@@ -71,8 +71,18 @@ class CropSpec:
                 findings.append((name, getattr(self, name), f"Choose one of {', '.join(choices)}."))
         if findings:
             raise ConfigError(
-                Finding(f"--{name}", f"{value!r} cannot work", remedy) for name, value, remedy in findings
+                Finding(f"crops.{name}", f"{value!r} cannot work", remedy) for name, value, remedy in findings
             )
+
+    def with_upscaler(self, upscaler: UpscalerChoice | None, sr_weights: str | None) -> "CropSpec":
+        """Returns the specification with another upscaler or other weights.
+
+        Args:
+            upscaler: None keeps what there is.
+            sr_weights: None keeps what there is.
+        """
+        changes: dict[str, Any] = {"upscaler": upscaler, "sr_weights": sr_weights}
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def resolved(self, device: str = "cpu") -> "CropSpec":
         """Replaces ``auto`` and checks that the weights are there.
@@ -122,7 +132,8 @@ class CropSpec:
         weak = self.sr_wdn_weights or weak_denoising(self.sr_weights)
         if weak is None:
             what = f"{self.sr_weights} has no known counterpart that denoises less"
-            raise UpscalerError(Finding("--sr_denoise", what, "Name its file with --sr_wdn_weights, or leave it out."))
+            remedy = "Name its file with --crops.sr_wdn_weights, or leave it out."
+            raise UpscalerError(Finding("--crops.sr_denoise", what, remedy))
         return self.sr_weights, weak
 
     def build_upscaler(self, device: str = "cpu") -> Upscaler:

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from kd_convnext.errors import ConfigError, Finding
 
 
@@ -35,3 +38,17 @@ def inverse_frequency(counts: Sequence[int]) -> list[float]:
     inverse = [1.0 / float(count) if count else 0.0 for count in counts]
     mean = math.fsum(inverse) / sum(1 for count in counts if count)
     return [value / mean for value in inverse]
+
+
+def class_counts(labels: npt.NDArray[np.int64], num_classes: int) -> list[int]:
+    """Counts the images of each class.
+
+    Args:
+        labels: int64 [N]; negative ones (no label) are not counted.
+        num_classes: K.
+
+    Returns:
+        K counts; 1 each where there are none at all.
+    """
+    counts: list[int] = np.bincount(labels[labels >= 0], minlength=num_classes).tolist()
+    return counts if any(counts) else [1] * num_classes

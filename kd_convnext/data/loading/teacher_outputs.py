@@ -221,7 +221,7 @@ class TeacherAnswers:
             CacheError: They do not fit.
         """
         size = self.kind.record.itemsize
-        remedy = "Lower --data.views, tap fewer stages (--model.teacher_taps), or name another --data.cache_dir."
+        remedy = "Lower --data.loader.views, tap fewer stages (--model.teacher_taps), or name another --data.cache_dir."
         need = require_space(self.path, size * views, f"the teacher's answers for {views} views", remedy)
         return f"The teacher answers {views} views once, {size} bytes each, {need}: {self.path}"
 

@@ -306,7 +306,7 @@ def warn_of_twins(table: pd.DataFrame, place: str) -> None:
             "; ..." if sets[_NAMED:] else ""
         )
         what = f"{place}: {int(new.sum())} photographs in {len(sets)} sets are near-identical and kept in one part"
-        hint = "Look at them: give them one lesion_id, delete copies, or let --data.group_by patient not compare"
+        hint = "Look at them: give them one lesion_id, delete copies, or let --data.split.group_by patient not compare"
         warnings.warn(f"{what} ({examples}). {hint}.", stacklevel=3)
 
 

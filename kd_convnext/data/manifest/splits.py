@@ -26,6 +26,49 @@ _IDENTITY = ["image", "x", "y", "width", "height"]
 _WRITTEN = ["image", "label", "lesion_id", "patient_id", "x", "y", "width", "height"]
 
 
+@dataclass(frozen=True)
+class SplitSpec:
+    """Describes how a manifest is divided into training, validation and test part.
+
+    Attributes:
+        group_by: What must not be divided: all that is ``known`` to belong together (patients, lesions, identical and
+            near-identical photographs), or less by choice: the patient, the lesion, or only the photograph.
+        ratios: Shares of training, validation and test.
+        seed: Decides the five repeats of the split.
+        index: Which repeat, from 0.
+        few_groups: What to do with a class of fewer than three groups.
+
+    Examples:
+        >>> SplitSpec(ratios=(0.6, 0.2, 0.2), index=3).group_by
+        'known'
+    """
+
+    group_by: GroupBy = "known"
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 0
+    index: int = 0
+    few_groups: Literal["warn", "error"] = "warn"
+
+    def apply(self, manifest: Manifest) -> "Split":
+        """Divides a manifest, see `make_split`.
+
+        Args:
+            manifest: A checked manifest.
+
+        Raises:
+            SplitError: It cannot be divided as asked.
+        """
+        ratios = (self.ratios[0], self.ratios[1], self.ratios[2])
+        return make_split(
+            manifest,
+            index=self.index,
+            seed=self.seed,
+            ratios=ratios,
+            group_by=self.group_by,
+            few_groups=self.few_groups,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """One division of a manifest.
@@ -195,7 +238,7 @@ def _given(manifest: Manifest, groups: NDArray[np.str_], index: int, group_by: G
         Finding(
             manifest.where(int(rows.index[1])),
             f"the group {name!r} is in more than one part: {', '.join(rows['part'])}",
-            f"Put it into one part, or group by less than {group_by} (--data.group_by).",
+            f"Put it into one part, or group by less than {group_by} (--data.split.group_by).",
         )
         for name, rows in divided.groupby("group", sort=False)
     ]

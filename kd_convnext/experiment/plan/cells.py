@@ -233,7 +233,11 @@ class _Plan:
         seed = choice.seed + repeat
         own = {
             "seed_everything": seed,
-            "data": {**choice.data, "split_seed": choice.seed, "split_index": repeat, "view_seed": seed},
+            "data": {
+                **choice.data,
+                "split": {"seed": choice.seed, "index": repeat},
+                "loader": {"seed": seed},
+            },
         }
         quiet = {"trainer": {"enable_progress_bar": False}}
         layers: list[Mapping[str, Any]] = [read_yaml(spec.config), quiet, self.grid.common, spec.overlay]

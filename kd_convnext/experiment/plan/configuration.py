@@ -15,6 +15,7 @@ from kd_convnext.checkpoints.flat_arguments import FLAT, modern_arguments
 from kd_convnext.common.configs import shipped_file
 from kd_convnext.common.files import sha256_of
 from kd_convnext.common.trust import require_trusted
+from kd_convnext.data.loading.flat_options import layered, ungrouped
 from kd_convnext.errors import ConfigError, Finding
 
 _FILES = ("weights", "sr_weights", "sr_wdn_weights", "manifest")
@@ -49,7 +50,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def modern(config: dict[str, Any]) -> dict[str, Any]:
-    """Translates flat arguments of `DistillModule` in a configuration, see `modern_arguments`.
+    """Translates flat arguments of `DistillModule` and flat options of the data in a configuration.
 
     Args:
         config: A configuration of ``fit``.
@@ -57,6 +58,8 @@ def modern(config: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The same, or a copy in the new spelling.
     """
+    if isinstance(config.get("data"), Mapping):
+        config = config | {"data": layered(config["data"])}
     model = config.get("model")
     arguments = model.get("init_args") if isinstance(model, Mapping) else None
     if not isinstance(arguments, Mapping) or "backbone" in arguments or not any(name in FLAT for name in arguments):
@@ -96,6 +99,9 @@ def hash_of(config: Mapping[str, Any], teacher_hash: str | None) -> str:
         16 hexadecimal digits. Files count by their content, so an experiment may move; where a cell runs (cache
         folder, loader processes, loggers) does not count.
     """
+    if isinstance(config.get("data"), Mapping):
+        # By the flat names: a cell's hash does not depend on the spelling of its configuration.
+        config = {**config, "data": ungrouped(config["data"])}
     counted = {
         name: {key: inner for key, inner in value.items() if key not in _WHERE.get(name, ())}
         if isinstance(value, Mapping)

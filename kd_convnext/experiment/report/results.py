@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from kd_convnext.common.tables import read_table
+from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.grouping import lesion_names
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation.direction import best_is
@@ -210,6 +211,8 @@ def read_predictions(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 def _read(record: CellRecord) -> CellResult:
     run = RunFolder(record.folder)
     config = yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.config.exists() else {}
+    if isinstance(config, dict) and isinstance(config.get("data"), dict):
+        config["data"] = ungrouped(config["data"])
     stored = read_metrics(run)
     config = config if isinstance(config, dict) else {}
     result = CellResult(record, validation=_validation(run, stored, config), config=config)

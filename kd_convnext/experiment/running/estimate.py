@@ -17,11 +17,10 @@ import numpy as np
 import yaml
 
 from kd_convnext.common.console import duration
-from kd_convnext.data.manifest.manifest import read_manifest
-from kd_convnext.data.manifest.splits import make_split
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell
 from kd_convnext.experiment.plan.configuration import merged
+from kd_convnext.experiment.plan.division import manifest_of, split_of
 from kd_convnext.experiment.running.cell import finished
 
 STEPS = 4
@@ -113,13 +112,8 @@ def _costs(cells: Sequence[Cell], out: Path) -> dict[str, Cost]:
 
 
 def _count(cell: Cell) -> Counts:
-    options = cell.config["data"]
-    known = {name: options[name] for name in ("classes", "on_error", "group_by", "columns") if name in options}
-    manifest = read_manifest(options["manifest"], **known)
-    shape = {name: options[name] for name in ("group_by", "few_groups") if name in options}
-    if "ratios" in options:
-        shape["ratios"] = tuple(options["ratios"])
-    split = make_split(manifest, index=cell.repeat, seed=options["split_seed"], **shape)
+    manifest = manifest_of(cell)
+    split = split_of(cell, manifest)
     return Counts(len(split.rows("train")), len(split.rows("val")), len(split.rows("test")), manifest.class_names)
 
 
@@ -171,16 +165,15 @@ class _Measure:
         elif "finetune" in options:
             # The head alone would be quicker than the epochs that count.
             options["finetune"] = "full"
-        data = {
-            **cell.config["data"],
+        own = {
             "manifest": str(self._noise(batch)),
             "classes": None,
             "cache_dir": str(self.folder / "cache"),
             "upscaler": "bicubic",
             "sr_weights": None,
-            "split_index": 0,
-            "few_groups": "warn",
+            "split": {"index": 0, "few_groups": "warn"},
         }
+        data = merged(cell.config["data"], own)
         trainer = {
             "max_epochs": 1,
             "limit_train_batches": STEPS,

@@ -57,7 +57,7 @@ def test_values_that_cannot_work_are_named_together():
     with pytest.raises(ConfigError) as caught:
         CropSpec(roi_margin=-1, sr_max_side=0, store_size=0, resize="fold", upscaler="magic")
     names = [finding.where for finding in caught.value.findings]
-    assert names == ["--roi_margin", "--sr_max_side", "--store_size", "--resize", "--upscaler"]
+    assert names == [f"crops.{name}" for name in ("roi_margin", "sr_max_side", "store_size", "resize", "upscaler")]
 
 
 def test_auto_takes_the_weights_or_says_that_there_are_none(weights, tmp_path):

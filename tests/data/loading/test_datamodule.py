@@ -3,6 +3,7 @@ import pytest
 import torch
 from helpers.tiny import data
 
+from kd_convnext import CropSpec, LoaderSpec, SpecimenDataModule, SplitSpec
 from kd_convnext.data.loading.augment import AugmentSpec
 from kd_convnext.data.loading.views import Views
 from kd_convnext.errors import CacheError, ConfigError, Finding, SplitError
@@ -67,7 +68,7 @@ def test_balanced_sampling(tiny_cache, tiny_manifest, tmp_path):
     kept = [line for line in text if not line.startswith(("0_3", "0_4", "0_5"))]
     uneven = tmp_path / "uneven.csv"
     uneven.write_text("\n".join(line if n == 0 else f"{tiny_manifest.parent}/{line}" for n, line in enumerate(kept)))
-    module = data(uneven, tiny_cache, class_balanced=True)
+    module = data(uneven, tiny_cache, sampling="balanced")
     module.setup("fit")
     loader = module.train_dataloader()
     counts = np.zeros(5)
@@ -160,8 +161,32 @@ def test_flips_and_shifts_are_drawn_as_often_as_asked():
 
 def test_bad_values_are_named_together(tiny_manifest):
     with pytest.raises(ConfigError) as caught:
-        data(tiny_manifest, None, image_size=2, batch_size=0, num_workers=-1)
-    assert len(caught.value.findings) == 3
+        data(tiny_manifest, None, image_size=2, batch_size=0)
+    assert [finding.where for finding in caught.value.findings] == ["--data.image_size", "--data.batch_size"]
+    with pytest.raises(ConfigError) as caught:
+        LoaderSpec(num_workers=-1, views=0, sampling="often", unlabelled_ratio=0.0, on_miss="skip")
+    assert len(caught.value.findings) == 5
+
+
+def test_old_arguments_are_read_with_one_warning(tiny_manifest, recwarn):
+    old = {"store_size": 40, "resize": "pad", "split_index": 1, "split_seed": 2, "views": 3, "ratios": (8, 1, 1)}
+    found = SpecimenDataModule(str(tiny_manifest), upscaler="none", **old, view_seed=4, class_balanced=True)
+    assert found.crop_spec == CropSpec(upscaler="none", store_size=40, resize="pad")
+    assert found.split_spec == SplitSpec(index=1, seed=2, ratios=(8, 1, 1))
+    assert found.loader == LoaderSpec(views=3, seed=4, sampling="balanced")
+    (warning,) = [str(entry.message) for entry in recwarn]
+    assert "store_size, resize, split_index, split_seed, views, ratios, view_seed, class_balanced" in warning
+    assert "crops.store_size, crops.resize, split.index, split.seed, loader.views, split.ratios" in warning
+    assert "loader.seed, loader.sampling" in warning
+    with pytest.raises(TypeError, match="'storesize'"):
+        SpecimenDataModule(str(tiny_manifest), storesize=40)
+
+
+def test_upscaler_and_weights_hold_over_the_crops(tiny_manifest):
+    crops = CropSpec(upscaler="bicubic", sr_weights="a.pth", store_size=64)
+    found = SpecimenDataModule(str(tiny_manifest), upscaler="spandrel", sr_weights="b.pth", crops=crops).crop_spec
+    assert found == CropSpec(upscaler="spandrel", sr_weights="b.pth", store_size=64)
+    assert SpecimenDataModule(str(tiny_manifest), crops=crops).crop_spec == crops
 
 
 def test_given_split_has_no_repeats(tiny_manifest, tiny_cache, tmp_path, source):

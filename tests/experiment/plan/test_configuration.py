@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from kd_convnext.experiment.plan.configuration import hash_of
+from kd_convnext.experiment.plan.configuration import hash_of, merged, modern
 
 CELL = {
     "model": {"class_path": "kd_convnext.TeacherModule", "init_args": {"gamma": 2.0}},
@@ -53,6 +53,36 @@ def test_where_a_cell_runs_does_not_count(path, value):
 )
 def test_what_it_computes_counts(path, value):
     assert hash_of(changed(path, value), None) != hash_of(CELL, None)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ({"store_size": 64, "ratios": [8, 1, 1]}, {"crops": {"store_size": 64}, "split": {"ratios": [8, 1, 1]}}),
+        (
+            {"split_seed": 1, "split_index": 2, "view_seed": 3},
+            {"split": {"seed": 1, "index": 2}, "loader": {"seed": 3}},
+        ),
+        ({"upscaler": "none", "num_workers": 3}, {"crops": {"upscaler": "none"}, "loader": {"num_workers": 5}}),
+    ],
+)
+def test_the_spelling_of_the_data_does_not_count(old, new):
+    assert hash_of({**CELL, "data": old}, None) == hash_of({**CELL, "data": new}, None)
+    assert hash_of(modern({**CELL, "data": old}), None) == hash_of({**CELL, "data": old}, None)
+
+
+def test_the_hash_of_a_flat_configuration_is_that_of_earlier_versions():
+    assert hash_of({**CELL, "data": {"manifest": "m.csv", "split_seed": 1, "packed": True}}, None) == "421cab9106837371"
+
+
+def test_a_later_layer_holds_however_it_is_spelled():
+    below = modern({"data": {"store_size": 64, "upscaler": "none", "views": 2}})
+    above = {"data": {"crops": {"upscaler": "bicubic"}, "store_size": 32}}
+    assert modern(merged(below, above))["data"] == {
+        "upscaler": "bicubic",
+        "loader": {"views": 2},
+        "crops": {"store_size": 32},
+    }
 
 
 def test_its_teacher_counts():

@@ -129,7 +129,7 @@ class CropCache:
         """
         missing = self.survey(manifest, rows).missing
         if missing:
-            remedy = f"Run kd-convnext prepare --manifest {manifest.path} first, or choose --data.on_miss make."
+            remedy = f"Run kd-convnext prepare --manifest {manifest.path} first, or choose --data.loader.on_miss make."
             raise CacheError(
                 Finding(_name_row(manifest, region.row, Finding("", "", "")).where, "its crop is not prepared", remedy)
                 for photograph in missing

@@ -102,14 +102,14 @@ def pack(crops: PreparedCrops, *, progress: bool = True) -> PackedCrops:
     """
     side = crops.spec.store_size
     if side is None:
-        remedy = "Give --data.store_size a number, or leave --data.packed false."
-        raise CacheError(Finding("--data.packed", "crops that are stored whole have no common size", remedy))
+        remedy = "Give --data.crops.store_size a number, or leave --data.loader.packed false."
+        raise CacheError(Finding("--data.loader.packed", "crops that are stored whole have no common size", remedy))
     keys = sorted(set(crops.keys.values()))
     path = pack_path(crops.folder, crops.keys)
     kind = _record(side)
     if not _fits(path, kind, len(keys)):
         rows = {key: row for row, key in crops.keys.items()}
-        remedy = "Free some space, name another --data.cache_dir, or leave --data.packed false."
+        remedy = "Free some space, name another --data.cache_dir, or leave --data.loader.packed false."
         need = require_space(path.parent, kind.itemsize * len(keys), "packed crops", remedy)
         print(f"packing crops into {path}: {need}")
         with progress_bar(len(keys), progress, "packing crops") as advance:

@@ -100,7 +100,7 @@ class PreparedCrops:
         if pixels is not None:
             return pixels
         if self.on_miss == "raise":
-            remedy = "Run kd-convnext prepare with --verify true, or choose --data.on_miss make."
+            remedy = "Run kd-convnext prepare with --verify true, or choose --data.loader.on_miss make."
             raise CacheError(Finding(str(path), f"the stored crop of {self.regions[i][0]} is gone or damaged", remedy))
         return self._make_again(i, path)
 

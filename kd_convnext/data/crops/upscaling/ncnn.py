@@ -20,6 +20,8 @@ from kd_convnext.errors import Finding, UpscalerError
 WINOGRAD_SIDE = 4
 """Pixels of a square that is computed together: tiles that begin at multiples of it round as the whole crop does."""
 
+_Pass = Callable[[Any, Callable[[Any], Pixels]], Pixels]
+
 # float32 everywhere, and one variant of Winograd's algorithm for every size: the pixels depend on neither.
 _OFF = (
     "use_vulkan_compute",
@@ -69,11 +71,16 @@ def ncnn_forward(descriptor: Any, state: dict[str, Any], threads: int = 1) -> Ca
     if compact:
         return lambda crop: _shuffled(run, crop, scale)
     fold: int = descriptor.model.hyperparameters["shuffle_factor"] or 1
-    return lambda crop: cv2.merge([_levels(plane) for plane in run(_folded(_planes(crop), fold))]).astype(np.uint8)
+    return lambda crop: run(_folded(_planes(crop), fold), _merged)
 
 
-def _load(graph: Graph, threads: int) -> Callable[[Any], Any]:
-    """Hands a graph to ncnn; returns the pass on float32 [c, h, w], which gives the GIL back while it runs."""
+def _load(graph: Graph, threads: int) -> _Pass:
+    """Hands a graph to ncnn.
+
+    Returns:
+        The pass: computes on float32 [c, h, w], which gives the GIL back, and gives the result to a function that makes
+        pixels of it: it is ncnn's own memory and must not be kept.
+    """
     import ncnn  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     net = ncnn.Net()
@@ -86,7 +93,7 @@ def _load(graph: Graph, threads: int) -> Callable[[Any], Any]:
         if net.load_param_mem(graph.text()) or net.load_model(str(file)):
             raise ValueError("ncnn refuses it")
 
-    def run(planes: Any) -> Any:
+    def run(planes: Any, pixels_of: Callable[[Any], Pixels]) -> Pixels:
         extractor = net.create_extractor()
         # Pools of this pass alone: those of the net would keep the largest pass's memory for good.
         blobs, workspace = ncnn.PoolAllocator(), ncnn.PoolAllocator()
@@ -96,7 +103,11 @@ def _load(graph: Graph, threads: int) -> Callable[[Any], Any]:
         failed, result = extractor.extract(graph.output)
         if failed:
             raise MemoryError("ncnn could not compute a pass")
-        return np.array(result)
+        # The room of Winograd's transforms is larger than the result; it is given back before there are pixels too.
+        workspace.clear()
+        pixels = pixels_of(np.asarray(result))
+        del result
+        return pixels
 
     return run
 
@@ -111,18 +122,27 @@ def _levels(plane: Any) -> Any:
     return cv2.multiply(plane, 255.0, dtype=cv2.CV_8U)  # type: ignore[call-overload]  # a scalar, in OpenCV's own words
 
 
-def _shuffled(run: Callable[[Any], Any], crop: Pixels, scale: int) -> Pixels:
+def _merged(planes: Any) -> Pixels:
+    """Rounds three planes of 0 to 1 to pixels."""
+    return cv2.merge([_levels(plane) for plane in planes]).astype(np.uint8, copy=False)
+
+
+def _shuffled(run: _Pass, crop: Pixels, scale: int) -> Pixels:
     """Runs SRVGG; sorts its channels into pixels and adds the crop, plane by plane: no enlarged float picture."""
     height, width = crop.shape[:2]
     planes = _planes(crop)
-    found = run(planes).reshape(3, scale, scale, height, width)
-    pixels = np.empty((height, scale, width, scale, 3), np.uint8)
-    for channel in range(3):
-        for row in range(scale):
-            for column in range(scale):
-                plane = cv2.add(found[channel, row, column], planes[channel])
-                pixels[:, row, :, column, channel] = _levels(plane).reshape(height, width)
-    return pixels.reshape(height * scale, width * scale, 3)
+
+    def sorted_out(channels: Any) -> Pixels:
+        found = channels.reshape(3, scale, scale, height, width)
+        pixels = np.empty((height, scale, width, scale, 3), np.uint8)
+        for channel in range(3):
+            for row in range(scale):
+                for column in range(scale):
+                    plane = cv2.add(found[channel, row, column], planes[channel])
+                    pixels[:, row, :, column, channel] = _levels(plane).reshape(height, width)
+        return pixels.reshape(height * scale, width * scale, 3)
+
+    return run(planes, sorted_out)
 
 
 def _folded(planes: Any, factor: int) -> Any:

@@ -22,7 +22,7 @@ from kd_convnext.data.manifest.manifest import read_manifest
 pytestmark = pytest.mark.slow
 SIDE = 64
 SPEC = CropSpec(upscaler="bicubic", store_size=SIDE)
-OPTIONS = ["--upscaler", "bicubic", "--store_size", str(SIDE)]
+OPTIONS = ["--upscaler", "bicubic", "--crops.store_size", str(SIDE)]
 ROUNDS = 20
 
 

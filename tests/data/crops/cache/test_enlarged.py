@@ -29,7 +29,8 @@ def passes(monkeypatch):
 
 
 def prepare(manifest, root, **options):
-    words = [f"--{name}={value}" for name, value in (NETWORK | options).items()]
+    words = [f"--{name}={value}" for name, value in NETWORK.items()]
+    words += [f"--crops.{name}={value}" for name, value in options.items()]
     return main(["prepare", f"--manifest={manifest}", f"--cache_dir={root}", *words])
 
 
@@ -51,7 +52,7 @@ def test_a_fit_of_another_size_needs_no_pass(tiny_manifest, tmp_path, passes, ca
     monkeypatch.chdir(tmp_path)
     prepare(tiny_manifest, tmp_path / "cache", store_size=256)
     del passes[:]
-    data = {"manifest": tiny_manifest, "cache_dir": tmp_path / "cache", "store_size": 40} | NETWORK
+    data = {"manifest": tiny_manifest, "cache_dir": tmp_path / "cache", "crops.store_size": 40} | NETWORK
     words = [f"--data.{name}={value}" for name, value in data.items()]
     config = CONFIGS / "teacher_swin_tiny.yaml"
     assert main(["fit", f"--config={config}", *TINY, *words, *SMALL_SWIN, *OFFLINE]) == 0

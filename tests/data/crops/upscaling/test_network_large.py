@@ -100,9 +100,9 @@ def test_memory_of_24_megapixels_in_one_region(tmp_path, weights, store_size, bo
     cv2.imwrite(str(tmp_path / "large.jpg"), smooth(4000, 6000))
     rows = ["image,label,x,y,width,height", "large.jpg,AIS,0,0,6000,4000", "large.jpg,MIA,0,0,60,40"]
     (tmp_path / "m.csv").write_text("\n".join(rows))
-    words = ["--manifest", "m.csv", "--cache_dir", "cache", "--sr_weights", str(weights), "--sr_max_side", "null"]
+    words = ["--manifest", "m.csv", "--cache_dir", "cache", "--sr_weights", str(weights), "--crops.sr_max_side", "null"]
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, *words, "--store_size", str(store_size)],
+        [sys.executable, "-c", CHILD, *words, "--crops.store_size", str(store_size)],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -62,7 +62,7 @@ def test_the_script_makes_usable_weights(script, tmp_path, monkeypatch, capsys):
 
 
 def test_prepare_takes_it_by_name_and_never_by_itself(tiny_manifest, tmp_path, capsys):
-    words = ["prepare", f"--manifest={tiny_manifest}", f"--cache_dir={tmp_path}", "--store_size=24"]
+    words = ["prepare", f"--manifest={tiny_manifest}", f"--cache_dir={tmp_path}", "--crops.store_size=24"]
     assert main([*words, "--sr_weights=drawn-specimens-x4", "--download=true"]) == 0
     assert re.search(r"upscaler (spandrel|ncnn) \(Compact, x4\)", capsys.readouterr().out)
     with pytest.warns(UserWarning, match="no Real-ESRGAN weights"):

@@ -74,7 +74,7 @@ def server(tmp_path, monkeypatch):
 
 
 def prepare(manifest, tmp_path, *options):
-    words = [f"--manifest={manifest}", f"--cache_dir={tmp_path / 'crops'}", "--store_size=16", *options]
+    words = [f"--manifest={manifest}", f"--cache_dir={tmp_path / 'crops'}", "--crops.store_size=16", *options]
     return main(["prepare", *words])
 
 
@@ -94,14 +94,14 @@ def test_fetched_once_when_asked_and_then_used_by_name(server, tiny_manifest, tm
 
 
 def test_both_files_of_a_blend_are_fetched(server, tiny_manifest, tmp_path):
-    options = ("--sr_weights=general-x4v3", "--sr_denoise=0.5")
+    options = ("--sr_weights=general-x4v3", "--crops.sr_denoise=0.5")
     assert prepare(tiny_manifest, tmp_path, *options, "--download=true") == 0
     assert len(server.asked) == 2
     assert {path.name for path in weights_dir().iterdir()} == {path.name for path in (server.folder / "ok").iterdir()}
 
 
 def test_never_fetched_unasked(server, tiny_manifest, tmp_path, capsys):
-    assert prepare(tiny_manifest, tmp_path, "--sr_weights=general-x4v3", "--sr_denoise=0.3") == 2
+    assert prepare(tiny_manifest, tmp_path, "--sr_weights=general-x4v3", "--crops.sr_denoise=0.3") == 2
     said = capsys.readouterr().err
     for name in ("general-x4v3", "general-wdn-x4v3"):
         assert RELEASES[name].address in said

@@ -1,0 +1,88 @@
+"""Rewrites command lines that name options of the data as they were before they had groups."""
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_convnext.common.configs import with_data_sections
+from kd_convnext.data.loading.flat_options import BALANCED, CROPS, FLAT, grouped, spelling, ungrouped, warn_of_flat
+
+
+def grouped_words(words: Sequence[str], prefix: str, names: Collection[str] = FLAT) -> tuple[list[str], list[str]]:
+    """Rewrites flat options.
+
+    Args:
+        words: Options as typed, ``--data.store_size 64`` or ``--data.store_size=64``.
+        prefix: What stands before an option's name: ``--data.`` or ``--``.
+        names: The flat options of the command.
+
+    Returns:
+        The words in the present spelling, and the flat names that were among them.
+    """
+    found: list[str] = []
+    old: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        option = name.removeprefix(prefix)
+        if not name.startswith(prefix) or option not in names:
+            found.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        old.append(option)
+        if option != BALANCED:
+            found.append(f"{prefix}{spelling(option)}={value}")
+        elif yaml.safe_load(value):
+            found.append(f"{prefix}{spelling(option)}=balanced")
+    return found, old
+
+
+def tool_words(words: Sequence[str], known: Collection[str], command: str) -> list[str]:
+    """Takes a tool's options from files of fits, and rewrites its flat options of crops; warns once of those.
+
+    Args:
+        words: The tool's words.
+        known: Names of its options.
+        command: The tool's name.
+
+    Returns:
+        The words in the present spelling.
+
+    Raises:
+        ConfigError: A file cannot be read, or is not YAML.
+    """
+    old: list[str] = []
+
+    def translated(options: dict[str, Any]) -> dict[str, Any]:
+        if "crops" in known:
+            old.extend(name for name in options if name in CROPS)
+        crops = grouped(options).get("crops")
+        return ungrouped(options) | ({"crops": crops} if crops else {})
+
+    words = with_data_sections(words, known, translated)
+    if "crops" in known:
+        words, typed = grouped_words(list(_modern_files(words, old)), "--", CROPS)
+        old += typed
+    if old:
+        warn_of_flat(old, command)
+    return words
+
+
+def _modern_files(words: Sequence[str], old: list[str]) -> Iterator[str]:
+    """Replaces files of the tool's own options by their text in the present spelling, where it differs."""
+    for before, word in zip(["", *words], words, strict=False):
+        content = _content(word) if before == "--config" else None
+        names = [name for name in content or {} if name in CROPS]
+        old.extend(names)
+        yield yaml.safe_dump(grouped(content)) if content and names else word
+
+
+def _content(given: str) -> dict[str, Any] | None:
+    """Reads a file of options, or its text; what cannot be read is left to the parser."""
+    try:
+        content = yaml.safe_load(given if "\n" in given else Path(given).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None

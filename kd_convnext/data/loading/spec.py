@@ -1,0 +1,66 @@
+"""Describes how training crops become batches: loader processes, order, views, storage."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from kd_convnext.data.crops.cache.prepared import OnMiss
+from kd_convnext.data.loading.sampler import Sampling
+from kd_convnext.errors import ConfigError, Finding
+
+
+@dataclass(frozen=True)
+class LoaderSpec:
+    """Describes how batches are loaded.
+
+    Attributes:
+        num_workers: Loader processes; by default a fit measures how many keep up with its steps (0 where loading
+            hardly takes time), and judging takes as many as the cores allow, at most 8.
+        seed: Decides order and augmentation of training.
+        views: Augmented views of each crop: one an epoch, in turn; null for new ones in every epoch. A number lets a
+            teacher's outputs be stored (``--model.teacher_cache``).
+        sampling: How often training draws a class: ``natural``, ``square_root`` of its share, or ``balanced``.
+        unlabelled_ratio: Unlabelled images for each labelled one in a batch; ``batch_size`` counts labelled ones.
+        packed: Read all crops of the manifest from one memory-mapped file, made once from the cache.
+        on_miss: Whether a crop that is not in the cache, or whose entry is damaged, is made (``make``), or is an error
+            (``raise``) that says how to prepare it.
+
+    Raises:
+        ConfigError: A value that cannot work; all of them together.
+
+    Examples:
+        >>> LoaderSpec(num_workers=2, views=20).sampling
+        'natural'
+        >>> LoaderSpec(num_workers=-1)
+        Traceback (most recent call last):
+        ...
+        kd_convnext.errors.ConfigError: --data.loader.num_workers: -1 is too small. Use at least 0.
+    """
+
+    num_workers: int | None = None
+    seed: int = 0
+    views: int | None = None
+    sampling: Sampling = "natural"
+    unlabelled_ratio: float = 1.0
+    packed: bool = False
+    on_miss: OnMiss = "make"
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot work."""
+        findings = [
+            Finding(f"--data.loader.{name}", f"{value} is too small", f"Use at least {least}.")
+            for name, value, least in (("num_workers", self.num_workers, 0), ("views", self.views, 1))
+            if value is not None and value < least
+        ]
+        if not self.unlabelled_ratio > 0:
+            what = f"{self.unlabelled_ratio} is not above 0"
+            findings.append(Finding("--data.loader.unlabelled_ratio", what, "Use for example 2."))
+        findings += [
+            Finding(f"--data.loader.{name}", f"there is no {value!r}", f"Choose one of {', '.join(choices)}.")
+            for name, value, choices in (
+                ("sampling", self.sampling, get_args(Sampling)),
+                ("on_miss", self.on_miss, get_args(OnMiss)),
+            )
+            if value not in choices
+        ]
+        if findings:
+            raise ConfigError(findings)

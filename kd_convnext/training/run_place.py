@@ -1,0 +1,80 @@
+"""Chooses run folder and precision of a command, and tells its other processes; says what a stopped run has left."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import cast
+
+from jsonargparse import Namespace
+
+from kd_convnext.common.machine import best_precision
+from kd_convnext.errors import ConfigError, Finding, Terminated
+from kd_convnext.runs.folder import RunFolder, new_run_folder, run_of_checkpoint
+
+RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
+"""How the first process of a machine tells the others it starts where the run lies."""
+
+PRECISION = "KD_CONVNEXT_PRECISION"
+"""How it tells them the arithmetic it has chosen, so that all compute alike."""
+
+
+def terminated(command: str) -> Terminated:
+    """Describes what a command that SIGTERM has ended has left, and how it goes on."""
+    folder = RunFolder(Path(os.environ.get(RUN_FOLDER, ".")))
+    if command != "fit":
+        return Terminated(Finding(f"kd-convnext {command}", "was told to stop (SIGTERM)", "Give the command again."))
+    what = "the fit was told to stop (SIGTERM) before it had ended"
+    if not folder.last.exists():
+        remedy = "No epoch was finished: give the command again, with another --trainer.default_root_dir."
+        return Terminated(Finding(str(folder.path), what, remedy))
+    config, last = shlex.quote(str(folder.config)), shlex.quote(str(folder.last))
+    remedy = f"What is finished stays; go on with: kd-convnext fit --config {config} --ckpt_path {last}"
+    return Terminated(Finding(str(folder.path), what, remedy))
+
+
+def chosen_folder(config: Namespace) -> RunFolder:
+    """Finds the run of a checkpoint, or names a new run; the other processes of the machine read the first one's.
+
+    Args:
+        config: Of the command.
+
+    Raises:
+        ConfigError: The folder that was asked for holds a run already.
+    """
+    if config.ckpt_path is not None:
+        folder = run_of_checkpoint(config.ckpt_path)
+        os.environ[RUN_FOLDER] = str(folder.path)
+        return folder
+    if not is_first_process() and RUN_FOLDER in os.environ:
+        return RunFolder(Path(os.environ[RUN_FOLDER]))
+    if config.trainer.default_root_dir is not None:
+        folder = RunFolder(Path(config.trainer.default_root_dir))
+        if folder.last.exists():
+            remedy = f"Name another --trainer.default_root_dir, or go on with --ckpt_path {folder.last}."
+            raise ConfigError(Finding(str(folder.path), "holds a run already", remedy))
+    else:
+        given = config.get("config") or []
+        folder = new_run_folder("runs", config.name or (Path(str(given[0])).stem if given else "run"))
+    os.environ[RUN_FOLDER] = str(folder.path)
+    return folder
+
+
+def earlier_precision(folder: RunFolder) -> str | None:
+    """Finds what a fit that is resumed has computed in: it goes on so, whatever the machine."""
+    if not folder.environment.is_file():
+        return None
+    return cast("str | None", json.loads(folder.environment.read_text()).get("precision"))
+
+
+def chosen_precision(device: str) -> str:
+    """Chooses as the machine's first process did."""
+    if not is_first_process() and PRECISION in os.environ:
+        return os.environ[PRECISION]
+    os.environ[PRECISION] = best_precision(device).value
+    return os.environ[PRECISION]
+
+
+def is_first_process() -> bool:
+    """Returns whether this is the process of the machine that started the others, or is alone."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
