@@ -19,7 +19,7 @@ demo: $(INSTALLED) ## the whole path on drawn specimens, a few minutes on a CPU
 	$(VENV)/kd-convnext demo
 
 test: lint types ## lint, types and the suite without its slow part, with coverage (WORKERS=2 processes)
-	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile \
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		--cov=kd_convnext --cov-report=term:skip-covered
 
 test-slow: $(INSTALLED) ## notebooks, other processes, long runs

@@ -11,6 +11,29 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("KD_CONVNEXT_CACHE", tempfile.mkdtemp(prefix="kd-convnext-tests-"))
 
+LONGEST = (
+    "tools/test_paper.py",
+    "test_cli.py",
+    "runs/test_loggers.py",
+    "tools/test_export.py",
+    "modules/test_stored_teacher.py",
+    "experiment/report/test_clinical.py",
+    "experiment/report/test_page.py",
+    "training/test_teacher_first.py",
+    "test_realdata.py",
+)
+"""Files that take longest: they begin, so that no process is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the order within a file stays."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.as_posix()
+        return next((n for n, end in enumerate(LONGEST) if name.endswith(f"tests/{end}")), len(LONGEST))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:

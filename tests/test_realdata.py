@@ -24,7 +24,7 @@ def slice_of(shared, name, rows_per_class, target):
 @pytest.mark.parametrize(
     ("name", "rows", "weights"),
     [
-        ("ham_paper5", 8, "realesr-general-x4v3-fp16src.pth"),
+        pytest.param("ham_paper5", 8, "realesr-general-x4v3-fp16src.pth", marks=pytest.mark.slow),
         ("bccd", 4, "realesr-animevideov3.pth"),
     ],
 )

@@ -109,12 +109,15 @@ class TrainingCLI(LightningCLI):
         warnings.filterwarnings("ignore", message=".*The number of training batches.*")
         # What a free dictionary holds (a network's arguments) stays data.
         set_parsing_settings(instantiate_subclass_spec_in_any=False)
-        options = {name: {"exit_on_error": False} for name in cls.subcommands()}
         words = _ordered(words)
+        command = words[0]
+        # The parsers of the other commands, which nobody asked for, would take three times as long again.
+        alone = {"subcommands": staticmethod(lambda: {command: cls.subcommands()[command]})}
+        of_one_command = cast("type[TrainingCLI]", type(cls.__name__, (cls,), alone))
         try:
             # Copies of rewritten files must exist until they are parsed, which the constructor does.
             with modern_words(words) as modern:
-                return cls(
+                return of_one_command(
                     model_class=ClassifierModule,
                     datamodule_class=SpecimenDataModule,
                     subclass_mode_model=True,
@@ -123,7 +126,7 @@ class TrainingCLI(LightningCLI):
                     save_config_callback=None,
                     seed_everything_default=0,
                     trainer_defaults={"enable_model_summary": False},
-                    parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", **options},
+                    parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", command: {"exit_on_error": False}},
                     args=modern,
                 )
         except SIGTERMException:

@@ -12,6 +12,7 @@ def results_of(folder):
         return {row["method"]: {name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_whole_path_in_small(tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", f"--out={out}", "--lesions=[3,5,3,3,3]", "--epochs=1"]) == 0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kd_convnext.common.figures import save_figure
+from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.files import write_text
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.experiment.report.analysis import Analysis, Settings, analyse, cell_name
@@ -67,8 +67,7 @@ def write_figures(folder: Path, figures: Sequence[NamedFigure]) -> None:
         ConfigError: A file cannot be written.
     """
     for figure in figures:
-        for suffix in (".png", ".pdf"):
-            save_figure(folder / f"{figure.name}{suffix}", figure.figure)
+        save_for_print(folder / f"{figure.name}.png", figure.figure)
 
 
 def tables_text(analysis: Analysis) -> str:

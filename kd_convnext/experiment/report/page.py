@@ -1,7 +1,6 @@
 """Renders the report of an experiment or a run as one HTML page that needs no network and prints well."""
 
 import base64
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from kd_convnext._version import __version__
+from kd_convnext.common.figures import as_svg
 from kd_convnext.common.files import sha256_of, write_text
 from kd_convnext.data.manifest.grouping import kept_together
 from kd_convnext.evaluation.proportions import FEW
@@ -164,6 +164,4 @@ def _cell_table(analysis: Analysis) -> Table:
 
 def _data_uri(figure: Figure) -> str:
     """Returns a figure as an image that is part of the page: drawn lines, sharp on paper."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg")
-    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode('ascii')}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(as_svg(figure)).decode('ascii')}"

@@ -72,6 +72,7 @@ def demo_specimens(tmp_path_factory):
     return read_manifest(draw_specimens(tmp_path_factory.mktemp("demo"), seed=0, progress=False))
 
 
+@pytest.mark.slow
 def test_colour_says_next_to_nothing_about_the_class(demo_specimens):
     manifest, spec = demo_specimens, CropSpec(upscaler="none", store_size=96)
     upscaler = spec.build_upscaler()
@@ -88,6 +89,7 @@ def test_colour_says_next_to_nothing_about_the_class(demo_specimens):
     assert max(scores) < 0.35, scores
 
 
+@pytest.mark.slow
 def test_every_class_has_eight_lesions_in_the_demos_test_part(demo_specimens):
     split = make_split(demo_specimens, ratios=DemoSettings().ratios)
     table = demo_specimens.table.iloc[split.rows("test")]
