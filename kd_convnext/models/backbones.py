@@ -236,8 +236,8 @@ def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
     for name in sorted(_NOT_ARGUMENTS & set(spec.args or {})):
         remedy = "Leave it out; backbone.weights names a file of weights."
         findings.append(Finding(f"backbone.args.{name}", "is no argument of a network's shape", remedy))
-    if num_classes < 2:
-        findings.append(Finding("num_classes", f"{num_classes} classes", "A classifier needs at least two."))
+    if num_classes < 1:  # one, where labels are ignored
+        findings.append(Finding("num_classes", f"{num_classes} classes", "Give the number of classes."))
     return findings
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kd_convnext.checkpoints.flat_arguments import FLAT, modern_arguments, warn_of_flat
 from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.checkpoints.upgrade import KEY, upgraded
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import Batch
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.described import built
@@ -129,7 +130,8 @@ class DistillModule(ClassifierModule):
 
         Raises:
             CheckpointError: A teacher cannot be used.
-            ConfigError: A teacher's checkpoint is missing, or no term learns from it.
+            ConfigError: A teacher's checkpoint is missing, no term learns from it, or a term learns from labels that
+                the data ignores.
             LeakError: A teacher was trained on lesions of the validation or test part.
         """
         if stage != "fit":
@@ -137,6 +139,7 @@ class DistillModule(ClassifierModule):
         data = self.specimens
         if data is not None:
             data.teach(None)  # perhaps another teacher's, of an earlier fit
+            self._require_labels(data)
         staff = TeachingStaff(self.teachers, self.objective, self.taps)
         names = tuple(data.class_names) if data is not None else self.class_names
         staff.check(self.student, names, data)
@@ -146,6 +149,17 @@ class DistillModule(ClassifierModule):
         self._taught, self.staff = staff.description, staff
         if self.teacher_cache:
             self.staff.store(data, self.trainer, still=self.teacher_cache == "still")
+
+    def _require_labels(self, data: SpecimenDataModule) -> None:
+        if not data.ignores_labels:
+            return
+        findings = [
+            Finding(f"objective.terms.{name}", "it learns from labels, which are ignored", "Leave the term out.")
+            for name, term in self.objective.named_terms().items()
+            if term.teacher is None
+        ]
+        if findings:
+            raise ConfigError(findings)
 
     def _build(self, teachers: Mapping[str, Widths]) -> None:
         self.objective.build(self.probe.widths, teachers)

@@ -112,12 +112,16 @@ class TeacherModule(ClassifierModule):
         """Prepares the fit; with ``finetune: linear`` computes the features and fits the head.
 
         Raises:
-            ConfigError: The data is no :class:`SpecimenDataModule`, which the features are computed from.
+            ConfigError: The data is no :class:`SpecimenDataModule`, which the features are computed from, or it
+                ignores the labels that the network would be trained on.
         """
         super().on_fit_start()
-        if self.finetune != "linear":
-            return
         data = self.specimens
+        if self.finetune != "linear":
+            if data is not None and data.ignores_labels:
+                remedy = "Use finetune: linear, whose features a student can learn, or read the labels."
+                raise ConfigError(Finding("--data.labels", "training on labels needs them", remedy))
+            return
         if data is None:
             remedy = "Use a SpecimenDataModule, or finetune: head_only."
             raise ConfigError(Finding("--model.finetune", "linear needs crops to compute features of", remedy))

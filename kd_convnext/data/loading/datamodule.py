@@ -22,7 +22,13 @@ from kd_convnext.data.loading.loader import specimen_loader
 from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, unlabelled_share
 from kd_convnext.data.loading.sampler import ViewSampler
 from kd_convnext.data.loading.spec import LoaderSpec
-from kd_convnext.data.loading.unlabelled import UNLABELLED, Unlabelled, read_unlabelled, refuse_judged
+from kd_convnext.data.loading.unlabelled import (
+    UNLABELLED,
+    Unlabelled,
+    read_unlabelled,
+    read_without_labels,
+    refuse_judged,
+)
 from kd_convnext.data.loading.views import Views
 from kd_convnext.data.loading.workers import Workers, unmeasured_workers
 from kd_convnext.data.manifest.grouping import KEPT_APART, GroupBy, Part, group_hashes
@@ -67,6 +73,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         classes: list[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         columns: str | None = None,
+        labels: Literal["read", "ignore"] = "read",
         cache_dir: str | None = None,
         sr_weights: str | None = None,
         upscaler: UpscalerChoice | None = None,
@@ -89,6 +96,8 @@ class SpecimenDataModule(pl.LightningDataModule):
             classes: Class names in the order of the outputs; by default the paper's order or the alphabet's.
             on_error: Whether an unreadable photograph stops everything (``raise``) or is left out, counted and listed.
             columns: Other names of the manifest's columns: ``image=file,label=diagnosis``.
+            labels: ``ignore`` for a student that learns a teacher's features alone: the manifest needs no labels, those
+                it has are not used, and every photograph is of one class, ``unlabelled``.
             cache_dir: Where crops are stored; by default ``$KD_CONVNEXT_CACHE``, else ``~/.cache/kd-convnext``.
             sr_weights: Real-ESRGAN weights, a file or the name of an official release; holds over ``crops.sr_weights``.
             upscaler: How crops are enlarged; holds over ``crops.upscaler``.
@@ -114,7 +123,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         crops, split, loader = with_flat(flat, crops, split, loader)
         _check(image_size, batch_size)
         self.path, self.classes, self.on_error, self.columns = manifest, classes, on_error, columns
-        self.cache_dir = cache_dir
+        self.ignores_labels, self.cache_dir = labels == "ignore", cache_dir
         self.crop_spec = crops.with_upscaler(upscaler, sr_weights)
         self.split_spec, self.loader = split, loader
         self.image_size, self.in_chans, self.augment = image_size, in_chans, augment or AugmentSpec()
@@ -133,12 +142,11 @@ class SpecimenDataModule(pl.LightningDataModule):
         Raises:
             ManifestError: With every problem found.
         """
+        group_by = self.split_spec.group_by
+        if self.ignores_labels:
+            return read_without_labels(self.path, on_error=self.on_error, group_by=group_by, columns=self.columns)
         return read_manifest(
-            self.path,
-            classes=self.classes,
-            on_error=self.on_error,
-            group_by=self.split_spec.group_by,
-            columns=self.columns,
+            self.path, classes=self.classes, on_error=self.on_error, group_by=group_by, columns=self.columns
         )
 
     @cached_property

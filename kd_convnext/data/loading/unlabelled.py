@@ -1,7 +1,8 @@
 """Reads photographs without labels for distillation, and keeps lesions of the evaluation out of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ from kd_convnext.errors import Finding, LeakError, ManifestError
 
 UNLABELLED = -1
 """The label of an image without one; label terms leave it out."""
+
+NO_CLASS = "unlabelled"
+"""The only class of a training without labels."""
 
 _MOST_NAMED = 5
 
@@ -36,6 +40,23 @@ class Unlabelled:
     def rows(self) -> npt.NDArray[np.int64]:
         """All rows of the manifest, int64 [U]."""
         return np.arange(len(self.manifest), dtype=np.int64)
+
+
+def read_without_labels(path: str | Path, **options: Any) -> Manifest:
+    """Reads a manifest for a training that needs no labels: every row is of one class, ``unlabelled``.
+
+    Args:
+        path: A CSV as of :func:`read_manifest`, or a folder of photographs; labels in it are not used.
+        **options: ``on_error``, ``group_by`` and ``columns`` of :func:`read_manifest`.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ManifestError: With every problem found.
+    """
+    found = read_manifest(path, require_labels=False, **options)
+    return replace(found, table=found.table.assign(label=NO_CLASS), class_names=(NO_CLASS,))
 
 
 def read_unlabelled(path: str | Path) -> Unlabelled:

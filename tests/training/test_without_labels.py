@@ -1,0 +1,97 @@
+"""A student learns a frozen network's features on photographs without labels, and then classes on a few that have them."""
+
+import csv
+
+import pytest
+import torch
+import yaml
+from helpers.command_line import TINY
+from helpers.tiny import CONVNEXT
+
+from kd_convnext.cli import main
+
+STUDENT = {"name": "convnext_tiny", "image_size": 32, "args": CONVNEXT}
+EMBEDDING = {
+    "class_path": "kd_convnext.losses.CosineEmbedding",
+    "init_args": {"projector": "linear", "standardise": True},
+}
+
+
+def config(terms, **data):
+    objective = {"class_path": "kd_convnext.losses.Objective", "init_args": {"terms": terms}}
+    init = {"student": STUDENT, "objective": objective, "teacher_cache": "still"}
+    return {
+        "model": {"class_path": "kd_convnext.DistillModule", "init_args": init},
+        "data": data,
+        "teacher_config": "teacher.yaml",
+    }
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, tiny_manifest, tiny_cache):
+    monkeypatch.chdir(tmp_path)
+    vit = {
+        "name": "vit_tiny_patch16_224",
+        "image_size": 32,
+        "token_blocks": 2,
+        "args": {"depth": 3, "embed_dim": 24, "num_heads": 2, "patch_size": 8},
+    }
+    teacher = {
+        "model": {
+            "class_path": "kd_convnext.TeacherModule",
+            "init_args": {"backbone": vit, "finetune": "linear"},
+        },
+        "trainer": {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "data": {"image_size": 32, "batch_size": 8, "loader": {"num_workers": 0}},
+    }
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher))
+    (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(config({"embedding": EMBEDDING}, labels="ignore")))
+    with tiny_manifest.open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["image"] = str(tiny_manifest.parent / row["image"])
+        del row["label"]
+    with (tmp_path / "photographs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return ["fit", "--config", "pretrain.yaml", *TINY, f"--data.cache_dir={tiny_cache}"]
+
+
+def test_a_fit_needs_no_labels(place, tmp_path, tiny_manifest, tiny_cache):
+    words = [*place, "--data.manifest=photographs.csv", "--trainer.default_root_dir=start"]
+    assert main(words) == 0
+    start = torch.load(tmp_path / "start/checkpoints/best.ckpt", weights_only=True)
+    assert start["kd_convnext"]["class_names"] == ["unlabelled"]
+    student = ["--model=kd_convnext.TeacherModule", "--model.backbone.weights=start/checkpoints/best.ckpt"]
+    shape = [f"--model.backbone.{name}={value}" for name, value in STUDENT.items() if name != "args"]
+    shape += [f"--model.backbone.args={CONVNEXT}"]
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}", "--data.allow_leak=true"]
+    assert main(["fit", *student, *shape, *TINY, *data, "--trainer.default_root_dir=run"]) == 0
+    end = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    assert len(end["kd_convnext"]["class_names"]) == 5
+    # Photographs that the start has seen are known to the network that began there.
+    assert end["kd_convnext"]["card"]["leak_allowed"]
+
+
+def test_labels_that_are_there_are_not_read(place, tmp_path, tiny_manifest):
+    words = [*place, f"--data.manifest={tiny_manifest}", "--trainer.default_root_dir=start"]
+    assert main(words) == 0
+    assert "unlabelled" in (tmp_path / "start/split.csv").read_text()
+
+
+def test_a_term_that_learns_from_labels_is_refused(place, tmp_path, capsys):
+    terms = {"embedding": EMBEDDING, "labels": {"class_path": "kd_convnext.losses.CrossEntropy"}}
+    (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(config(terms, labels="ignore")))
+    words = [*place, "--data.manifest=photographs.csv", "--trainer.default_root_dir=start"]
+    assert main(words) == 2
+    assert "objective.terms.labels" in capsys.readouterr().err
+
+
+def test_a_network_trained_on_labels_alone_is_refused(place, tmp_path, capsys):
+    teacher = yaml.safe_load((tmp_path / "teacher.yaml").read_text())
+    teacher["model"]["init_args"]["finetune"] = "full"
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher))
+    words = ["fit", "--config", "teacher.yaml", *place[3:], "--data.labels=ignore", "--data.manifest=photographs.csv"]
+    assert main([*words, "--trainer.default_root_dir=start"]) == 2
+    assert "--data.labels" in capsys.readouterr().err
