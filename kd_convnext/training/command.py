@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from kd_convnext.training.old_spelling import modern_words
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.record import RunRecord
+from kd_convnext.training.before_student import START, TEACHER, trained_start, trained_teacher
 from kd_convnext.training.run_place import (
     chosen_folder,
     chosen_precision,
@@ -43,7 +44,6 @@ from kd_convnext.training.run_place import (
     is_first_process,
     terminated,
 )
-from kd_convnext.training.teacher_first import trained_teacher
 
 LINKED = ("num_classes", "class_names", "class_weights", "class_counts")
 """Arguments of the modules that come from the data."""
@@ -165,6 +165,13 @@ class TrainingCLI(LightningCLI):
             default=None,
             help="Without --model.teacher_ckpt: trains this teacher first, on the same data, into RUN/teacher.",
         )
+        parser.add_argument(
+            "--start_config",
+            type=str | None,
+            default=None,
+            help="With --data.unlabelled, without --model.student.weights: trains the student's start first, on the "
+            "photographs without labels, into RUN/start.",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
         parser.add_lightning_class_args(RunRecord, "record")
@@ -210,7 +217,7 @@ class TrainingCLI(LightningCLI):
         self._clean.ckpt_path = None
         self._clean.trainer.default_root_dir = None
         self.folder = chosen_folder(config)
-        self._train_teacher(config)
+        self._train_first(config)
         if self.subcommand in ("validate", "test"):
             # Lightning's own table has a row for every number; ours says what was found.
             config.verbose = False
@@ -230,15 +237,24 @@ class TrainingCLI(LightningCLI):
             if "project" in options and options.get("name") is None:
                 options.name = "/".join(self.folder.path.parts[-2:])
 
-    def _train_teacher(self, config: Namespace) -> None:
-        """Trains the teacher that the configuration names, where no checkpoint of one is given."""
-        if self.subcommand != "fit" or config.teacher_config is None or not is_first_process():
+    def _train_first(self, config: Namespace) -> None:
+        """Trains the teacher and the student's start that the configuration names, where no files of them are given."""
+        if self.subcommand != "fit":
             return
-        if config.model.init_args.get("teacher_ckpt") is None:
-            teacher = with_shipped_files([config.teacher_config])[0]
-            path = trained_teacher(teacher, self.folder, config.data.as_dict(), run_training)
-            config.model.init_args.teacher_ckpt = str(path)
-            self._clean.model.init_args.teacher_ckpt = str(path)
+        data, model = config.data.as_dict(), config.model.init_args
+        if config.teacher_config is not None and model.get("teacher_ckpt") is None:
+            path = self._first(trained_teacher, TEACHER, config.teacher_config, data)
+            model.teacher_ckpt = self._clean.model.init_args.teacher_ckpt = str(path)
+        student = model.get("student")
+        if config.start_config is not None and data["unlabelled"] is not None and student and student.weights is None:
+            path = self._first(trained_start, START, config.start_config, data)
+            student.weights = self._clean.model.init_args.student.weights = str(path)
+
+    def _first(self, trained: Callable[..., Path], name: str, config: str, data: dict[str, Any]) -> Path:
+        if not is_first_process():
+            # Started by the first process, which has trained it.
+            return RunFolder(self.folder.path / name).best
+        return trained(with_shipped_files([config])[0], self.folder, data, run_training)
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what our constructors refuse is said as they said it."""

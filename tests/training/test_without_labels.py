@@ -11,6 +11,10 @@ from helpers.tiny import CONVNEXT
 from kd_convnext.cli import main
 
 STUDENT = {"name": "convnext_tiny", "image_size": 32, "args": CONVNEXT}
+SMALL = {
+    "trainer": {"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu", "enable_progress_bar": False},
+    "data": {"image_size": 32, "batch_size": 8, "loader": {"num_workers": 0}},
+}
 EMBEDDING = {
     "class_path": "kd_convnext.losses.CosineEmbedding",
     "init_args": {"projector": "linear", "standardise": True},
@@ -22,7 +26,8 @@ def config(terms, **data):
     init = {"student": STUDENT, "objective": objective, "teacher_cache": "still"}
     return {
         "model": {"class_path": "kd_convnext.DistillModule", "init_args": init},
-        "data": data,
+        "data": SMALL["data"] | data,
+        "trainer": SMALL["trainer"],
         "teacher_config": "teacher.yaml",
     }
 
@@ -41,8 +46,7 @@ def place(tmp_path, monkeypatch, tiny_manifest, tiny_cache):
             "class_path": "kd_convnext.TeacherModule",
             "init_args": {"backbone": vit, "finetune": "linear"},
         },
-        "trainer": {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu", "enable_progress_bar": False},
-        "data": {"image_size": 32, "batch_size": 8, "loader": {"num_workers": 0}},
+        **SMALL,
     }
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher))
     (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(config({"embedding": EMBEDDING}, labels="ignore")))
@@ -95,3 +99,17 @@ def test_a_network_trained_on_labels_alone_is_refused(place, tmp_path, capsys):
     words = ["fit", "--config", "teacher.yaml", *place[3:], "--data.labels=ignore", "--data.manifest=photographs.csv"]
     assert main([*words, "--trainer.default_root_dir=start"]) == 2
     assert "--data.labels" in capsys.readouterr().err
+
+
+def test_one_command_trains_start_and_student(place, tmp_path, tiny_manifest, tiny_cache, capsys):
+    terms = {"embedding": EMBEDDING, "labels": {"class_path": "kd_convnext.losses.CrossEntropy"}}
+    student = config(terms, unlabelled="photographs.csv", allow_leak=True) | {"start_config": "pretrain.yaml"}
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
+    words = ["fit", "--config", "student.yaml", *place[3:], f"--data.manifest={tiny_manifest}"]
+    assert main([*words, "--trainer.default_root_dir=run"]) == 0
+    assert "photographs without labels first, by pretrain.yaml" in capsys.readouterr().out
+    start = torch.load(tmp_path / "run/start/checkpoints/best.ckpt", weights_only=True)
+    assert start["kd_convnext"]["class_names"] == ["unlabelled"]
+    found = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert found["model"]["init_args"]["student"]["weights"].endswith("run/start/checkpoints/best.ckpt")
+    assert (tmp_path / "run/metrics.csv").is_file() and (tmp_path / "run/start/metrics.csv").is_file()

@@ -1,0 +1,96 @@
+"""Trains what a student's configuration names before the student: its teacher, and its start without labels."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kd_convnext.common.files import atomic_write
+from kd_convnext.runs.folder import RunFolder
+
+TEACHER, START = "teacher", "start"
+"""Where these runs lie in the student's."""
+
+ENDED = "ended"
+"""A file that says of such a run that it has ended by itself."""
+
+_OWN = {"image_size", "batch_size", "augment", "loader", "unlabelled", "predict_part"}
+"""Options of the data that each run has for itself."""
+
+_OF_LABELS = {"manifest", "classes", "columns", "labels", "split", "allow_leak"}
+"""Options that say which photographs have labels and what is done with them."""
+
+Train = Callable[[Sequence[str]], int]
+"""Runs ``fit`` from its words."""
+
+
+def trained_teacher(config: str, run: RunFolder, data: Mapping[str, Any], train: Train) -> Path:
+    """Trains a teacher into the folder of its student, unless it is there.
+
+    Args:
+        config: The teacher's configuration of ``fit``.
+        run: The student's run.
+        data: Options of the student's data; those that decide photographs, crops and split hold for the teacher too.
+        train: Runs ``fit`` from its words.
+
+    Returns:
+        The teacher's checkpoint.
+
+    Raises:
+        KDConvNeXtError: The teacher cannot be trained.
+    """
+    shared = {name: value for name, value in data.items() if name not in _OWN}
+    shared["loader"] = {"on_miss": data["loader"]["on_miss"]}
+    return _trained(config, RunFolder(run.path / TEACHER), shared, train, f"The teacher first, by {config}:")
+
+
+def trained_start(config: str, run: RunFolder, data: Mapping[str, Any], train: Train) -> Path:
+    """Trains a student's start on the photographs without labels into the student's folder, unless it is there.
+
+    Args:
+        config: Configuration of ``fit`` of a student that learns without labels.
+        run: The student's run.
+        data: Options of the student's data; those that decide crops hold for the start too.
+        train: Runs ``fit`` from its words.
+
+    Returns:
+        The start's checkpoint, for ``student.weights``.
+
+    Raises:
+        KDConvNeXtError: It cannot be trained.
+    """
+    shared = {name: value for name, value in data.items() if name not in _OWN | _OF_LABELS}
+    shared |= {"manifest": data["unlabelled"], "labels": "ignore"}
+    said = f"The student's start on photographs without labels first, by {config}:"
+    return _trained(config, RunFolder(run.path / START), shared, train, said)
+
+
+def _trained(config: str, run: RunFolder, data: Mapping[str, Any], train: Train, said: str) -> Path:
+    ended = run.path / ENDED
+    if run.best.is_file() and ended.is_file():
+        return run.best
+    # JSON is YAML; the plain values of a parsed configuration have no other types.
+    overlay = run.path.with_name(f"{run.path.name}_data.yaml")
+    atomic_write(overlay, lambda file: file.write(json.dumps({"data": data}, indent=2).encode()))
+    print(said, flush=True)
+    words = ["fit", "--config", config, "--config", str(overlay)]
+    if run.last.is_file():
+        words += ["--ckpt_path", str(run.last)]
+    with _environment_kept():
+        train([*words, "--trainer.default_root_dir", str(run.path)])
+    # An interrupted fit leaves a best.ckpt too, of the epochs so far.
+    atomic_write(ended, lambda file: file.write(b""))
+    return run.best
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undoes what a fit tells the processes it starts: those of the student are told anew."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
