@@ -111,7 +111,11 @@ class RunHeader(Callback):
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if best:
             config = RunFolder(Path(trainer.default_root_dir)).config
-            for line in next_commands(Path(best), config, self.distill_config):
+            if getattr(getattr(trainer, "datamodule", None), "ignores_labels", False):
+                lines = commands_without_labels(Path(best), self.distill_config)
+            else:
+                lines = next_commands(Path(best), config, self.distill_config)
+            for line in lines:
                 say(trainer, line)
 
     def _estimate(self, trainer: Trainer, module: LightningModule, clock: StepClock) -> None:
@@ -204,6 +208,23 @@ def next_commands(ckpt_path: Path, config: Path, distill_config: str | None) -> 
         name = shlex.quote(Path(distill_config).stem)
         lines.append(f"  kd-convnext fit {both} --name {name} --model.teacher_ckpt {checkpoint}")
     return lines
+
+
+def commands_without_labels(ckpt_path: Path, distill_config: str | None) -> list[str]:
+    """Says what to type after a fit without labels, which has nothing to be tested on.
+
+    Args:
+        ckpt_path: The fit's best checkpoint.
+        distill_config: Configuration of a student that may start from it; None where there is none.
+
+    Returns:
+        A heading and a command, quoted for a POSIX shell; nothing without a configuration.
+    """
+    if not distill_config:
+        return []
+    start = f"--model.student.weights {shlex.quote(shown(ckpt_path))}"
+    command = f"kd-convnext fit --config {shlex.quote(distill_config)} --data.manifest LABELLED.csv {start}"
+    return ["Next, on photographs with labels:", f"  {command}"]
 
 
 def _thawed_batches_left(trainer: Trainer, module: LightningModule) -> float:

@@ -106,7 +106,8 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says which epoch was the best; gives W&B the split and the best checkpoint, if asked for."""
-        if trainer.is_global_zero and self._best is not None:
+        # Without labels there is one class, and it is always right.
+        if trainer.is_global_zero and self._best is not None and not _data(trainer).ignores_labels:
             epoch, best = self._best
             say(trainer, best_epoch_line(epoch, _lesion_counts(trainer, best), time.perf_counter() - self._begun))
             say(trainer, f"Figures: {shown(run_folder(trainer).figures)}")

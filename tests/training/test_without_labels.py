@@ -62,9 +62,13 @@ def place(tmp_path, monkeypatch, tiny_manifest, tiny_cache):
     return ["fit", "--config", "pretrain.yaml", *TINY, f"--data.cache_dir={tiny_cache}"]
 
 
-def test_a_fit_needs_no_labels(place, tmp_path, tiny_manifest, tiny_cache):
+def test_a_fit_needs_no_labels(place, tmp_path, tiny_manifest, tiny_cache, capsys):
     words = [*place, "--data.manifest=photographs.csv", "--trainer.default_root_dir=start"]
-    assert main(words) == 0
+    assert main([*words, "--header.distill_config=student.yaml"]) == 0
+    out = capsys.readouterr().out
+    # One class is always right: that is no score.
+    assert "Best epoch" not in out and "--ckpt_path" not in out
+    assert "--model.student.weights start/checkpoints/best.ckpt" in out
     start = torch.load(tmp_path / "start/checkpoints/best.ckpt", weights_only=True)
     assert start["kd_convnext"]["class_names"] == ["unlabelled"]
     student = ["--model=kd_convnext.TeacherModule", "--model.backbone.weights=start/checkpoints/best.ckpt"]
