@@ -158,11 +158,11 @@ def _draw(figure: Figure, suffix: str, file: BinaryIO, dpi: float) -> None:
     try:
         match suffix:
             case ".png":
-                FigureCanvasAgg(figure).print_png(file)
+                FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]
             case ".pdf":
-                FigureCanvasPdf(figure).print_pdf(file)
+                FigureCanvasPdf(figure).print_pdf(file)  # type: ignore[no-untyped-call]
             case _:
-                FigureCanvasSVG(figure).print_svg(file)
+                FigureCanvasSVG(figure).print_svg(file)  # type: ignore[no-untyped-call]
     finally:
         figure.set_dpi(before)
         figure.set_canvas(canvas)

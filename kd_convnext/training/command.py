@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +27,7 @@ from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder
+from kd_convnext.training.before_student import START, TEACHER, trained_start, trained_teacher
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.curve import begin_curve
@@ -36,7 +37,6 @@ from kd_convnext.training.old_spelling import modern_words
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.record import RunRecord
-from kd_convnext.training.before_student import START, TEACHER, trained_start, trained_teacher
 from kd_convnext.training.run_place import (
     chosen_folder,
     chosen_precision,

@@ -1,4 +1,4 @@
-"""A student learns a frozen network's features on photographs without labels, and then classes on a few that have them."""
+"""A student learns a frozen network's features without labels, and then classes on photographs that have them."""
 
 import csv
 

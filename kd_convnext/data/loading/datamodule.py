@@ -16,12 +16,13 @@ from kd_convnext.data.loading.augment import AugmentSpec
 from kd_convnext.data.loading.card import DataCard, Groups, salted
 from kd_convnext.data.loading.class_weights import class_counts, inverse_frequency
 from kd_convnext.data.loading.crop_source import fill_crops, open_cache, packed_crops
-from kd_convnext.data.loading.dataset import SpecimenDataset, StoredTeacher, View
+from kd_convnext.data.loading.dataset import SpecimenDataset, View
 from kd_convnext.data.loading.flat_options import with_flat
 from kd_convnext.data.loading.loader import specimen_loader
 from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, unlabelled_share
 from kd_convnext.data.loading.sampler import ViewSampler
 from kd_convnext.data.loading.spec import LoaderSpec
+from kd_convnext.data.loading.teacher_outputs import StoredTeacher
 from kd_convnext.data.loading.unlabelled import (
     UNLABELLED,
     Unlabelled,

@@ -124,7 +124,8 @@ def _levels(plane: Any) -> Any:
 
 def _merged(planes: Any) -> Pixels:
     """Rounds three planes of 0 to 1 to pixels."""
-    return cv2.merge([_levels(plane) for plane in planes]).astype(np.uint8, copy=False)
+    pixels: Pixels = cv2.merge([_levels(plane) for plane in planes]).astype(np.uint8, copy=False)
+    return pixels
 
 
 def _shuffled(run: _Pass, crop: Pixels, scale: int) -> Pixels:
