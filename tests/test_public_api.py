@@ -57,6 +57,7 @@ WITH_EXAMPLES = (
     "kd_convnext.models.backbones",
     "kd_convnext.models.taps",
     "kd_convnext.modules.optim",
+    "kd_convnext.modules.student",
     "kd_convnext.modules.teacher",
 )
 

@@ -8,8 +8,9 @@ from typing import Literal
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from kd_convnext.data.manifest.manifest import read_manifest
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.errors import ConfigError, Finding, ManifestError
 from kd_convnext.inference.prediction import Failure, Photograph
+from kd_convnext.runs.folder import require_empty
 
 LesionBy = Literal["manifest", "folder", "all"]
 """Which photographs show one lesion: those of one lesion_id, of one folder, or all of them."""
@@ -52,6 +53,44 @@ def photographs_of(
     if lesion_by != "manifest":
         found = [replace(photograph, lesion_id=_lesion(photograph, lesion_by)) for photograph in found]
     return found, failures
+
+
+def opened(
+    photos: Sequence[str], out: str, *, overwrite: bool, box: str | None = None, lesion_by: LesionBy = "manifest"
+) -> tuple[Path, list[Photograph], list[Failure]]:
+    """Checks the folder of a tool's results and lists the photographs that it is asked about.
+
+    Args:
+        photos: See `photographs_of`.
+        out: The folder.
+        overwrite: Write into a folder that is not empty.
+        box: See `photographs_of`.
+        lesion_by: See `LesionBy`.
+
+    Returns:
+        The folder, the photographs, and those of manifests that cannot be read.
+
+    Raises:
+        ConfigError: The folder is not empty, or as `photographs_of`.
+        ManifestError: As `photographs_of`.
+    """
+    folder = Path(out).expanduser()
+    require_empty(folder, permitted=overwrite, option="--overwrite true")
+    return folder, *photographs_of(photos, box=box, lesion_by=lesion_by)
+
+
+def refuse_failures(failures: Sequence[Failure], on_error: Literal["raise", "skip"]) -> None:
+    """Raises what has failed, after everything else is done.
+
+    Args:
+        failures: Photographs without a result.
+        on_error: ``skip`` raises nothing.
+
+    Raises:
+        ManifestError: With every photograph that has failed.
+    """
+    if failures and on_error == "raise":
+        raise ManifestError(failure.finding for failure in failures)
 
 
 def _folder(folder: Path) -> list[Photograph]:

@@ -78,16 +78,9 @@ class _Hook:
 class FeatureTaps:
     """Records the feature maps of named modules during a backbone's forward pass.
 
-    The hooks are registered here, so create taps before ``torch.compile`` sees its first batch. Two ways of
-    use::
-
-        taps = FeatureTaps(student)                    taps = FeatureTaps(student, active=False)
-        logits = student(images)                       with taps:
-        features = taps.pop()                              logits = student(images)
-                                                       features = taps.pop()
-
-    The second catches nothing outside its block (validation, prediction). Reading empties the taps: no
-    activation outlives its step. ``run`` does both in one call, for training steps.
+    The hooks are registered here, so create taps before ``torch.compile`` sees its first batch. Active taps record
+    every pass until `pop` reads and empties them; inactive ones record in `run` alone, which training steps use: no
+    activation outlives its step, and validation and prediction record nothing.
 
     Attributes:
         names: The tapped modules, in the order of the features.
@@ -111,7 +104,7 @@ class FeatureTaps:
             backbone: The network to look into.
             names: Modules of ``backbone.network``; by default its stages at 1/4, 1/8, 1/16 and 1/32, in a plain vision
                 transformer four blocks at equal distances. Tokens become maps of their grid.
-            active: Catch from now on, or only inside ``with``.
+            active: Record every pass, or only those of `run`.
 
         Raises:
             ConfigError: A name is unknown, given twice, or its module returns no feature map; or the backbone
@@ -127,12 +120,10 @@ class FeatureTaps:
         layouts |= _probe(backbone, [name for name in self.names if name not in stages])
         self.channels = tuple(layouts[name][0] for name in self.names)
         self._store = _Store(active)
-        self._outer: list[bool] = []
         prefix = _prefix_tokens(backbone)
         hooks = {name: _Hook(self._store, name, layouts[name][1], prefix) for name in self.names}
-        self._handles = [
-            backbone.network.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()
-        ]
+        for name, hook in hooks.items():
+            backbone.network.get_submodule(name).register_forward_hook(hook)
 
     def pop(self) -> dict[str, Tensor]:
         """Returns the recorded maps and clears them.
@@ -173,23 +164,6 @@ class FeatureTaps:
             return logits, list(self.pop().values())
         finally:
             store.active, store.features = active, features
-
-    def remove(self) -> None:
-        """Removes the hooks and clears the recorded maps."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._store.features = {}
-
-    def __enter__(self) -> "FeatureTaps":
-        """Catches until the end of the block."""
-        self._outer.append(self._store.active)
-        self._store.active = True
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Returns to the state before the block."""
-        self._store.active = self._outer.pop()
 
 
 def _checked_names(backbone: Backbone, names: Sequence[str] | None) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ recorded once and replayed (CUDA graphs). Metrics and logging stay outside.
 """
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ def plan_compile(asked: Compile, trainer: Trainer) -> CompilePlan:
     return CompilePlan(on, on and on_cuda and _may_record(trainer), reason)
 
 
+_COMPILED: "weakref.WeakSet[FastPath]" = weakref.WeakSet()
+"""Those with compiled code in this process."""
+
+
 class FastPath:
     """Runs a function compiled, and plainly what does not suit it.
 
@@ -143,6 +148,7 @@ class FastPath:
         if self._compiled is None:
             mode = "reduce-overhead" if self._cuda_graphs else None
             self._compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=mode, backend=BACKEND)
+            _COMPILED.add(self)
         learning = [parameter for parameter in self._parameters if parameter.requires_grad]
         try:
             with _leaving_no_trace(self._module):
@@ -160,13 +166,18 @@ class FastPath:
         return not self._given_up
 
     def close(self) -> None:
-        """Releases compiled graphs, their memory, and the gradients in it."""
+        """Releases compiled graphs, their memory, and the gradients in it.
+
+        Compiled code hangs on the function's code, which all modules of this process share: it is dropped for all
+        when the last of those that have compiled is closed.
+        """
         if self._compiled is not None:
             self._compiled, self._given_up = None, True
+            _COMPILED.discard(self)
             if self._cuda_graphs:
                 self._forget_gradients()
-            # They hang on the function's code, shared by all modules of this process.
-            torch.compiler.reset()
+            if not _COMPILED:
+                torch.compiler.reset()
 
 
 @contextmanager

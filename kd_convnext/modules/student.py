@@ -38,6 +38,16 @@ class DistillModule(ClassifierModule):
         student: The network that learns and is deployed.
         objective: The terms, with their projectors once the teachers' widths are known.
         staff: The frozen teachers, during fit only; never part of a checkpoint.
+
+    Examples:
+        >>> from kd_convnext.losses import Eq5
+        >>> sizes = {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]}
+        >>> student = BackboneSpec("convnext_tiny", image_size=64, args=sizes)
+        >>> module = DistillModule(5, student, Eq5(alpha=0.5, drop=["feature"]), teacher_ckpt="best.ckpt")
+        >>> module(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape
+        torch.Size([2, 5])
+        >>> sorted(module.objective.names)
+        ['focal', 'soft']
     """
 
     deployable = "student"

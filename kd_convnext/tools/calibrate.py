@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,7 +69,6 @@ def calibrate(
     Raises:
         KDConvNeXtError: The checkpoint, its data or an option cannot be used, or there would be a leak.
     """
-    from kd_convnext.common.figures import save_figure
     from kd_convnext.inference.calibrating.cross_conformal import held_out_by
     from kd_convnext.inference.calibrating.fit import Wishes, checked_transfer, fit_calibration, judge_fit
     from kd_convnext.inference.calibrating.judgement import judge
@@ -99,20 +98,26 @@ def calibrate(
     if test:
         refuse_leak(data, "test")
         judgements["test"] = judge(calibration, data.answers(data.rows("test")), "test")
-    summaries = {part: found.summary() for part, found in judgements.items()}
-    crossed = {"also": also, "transfer": asdict(transfer) if transfer else None}
-    record = {**calibration.record, **asdict(predictor.network.info), "extra_manifest": extra_manifest, **crossed}
-    record |= summaries
+    record: dict[str, Any] = {**calibration.record, **asdict(predictor.network.info), "extra_manifest": extra_manifest}
+    record |= {"also": also, "transfer": asdict(transfer) if transfer else None}
+    record |= {part: found.summary() for part, found in judgements.items()}
     path = replace(calibration, record=record).write(Path(out) if out else Path(ckpt_path).expanduser().parent)
     _report(calibration, judgements, transfer)
     folder = RunFolder(Path(out)) if out else run
+    _publish(folder, judgements, wandb_project)
+    print(f"Wrote {path} and figures in {folder.figures}")
+    return path
+
+
+def _publish(folder: "RunFolder", judgements: "dict[str, Judgement]", wandb_project: str | None) -> None:
+    """Saves the figures of judgements, and logs them to a project of Weights & Biases where one is named."""
+    from kd_convnext.common.figures import save_figure
+
     figures = _figures(judgements)
     for name, figure in figures.items():
         save_figure(folder.figures / f"calibration_{name}.png", figure)
     if wandb_project is not None:
         _log(wandb_project, folder, judgements, figures)
-    print(f"Wrote {path} and figures in {folder.figures}")
-    return path
 
 
 def _mergers(merge: str | None) -> tuple[tuple[str, ...], ...]:

@@ -4,8 +4,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kd_convnext.errors import ManifestError
-
 if TYPE_CHECKING:
     from kd_convnext.inference.prediction import Failure, Prediction
     from kd_convnext.inference.predictor import Predictor
@@ -52,19 +50,16 @@ def classify(
         ManifestError: Photographs have no answer, all of them named, after everything else is done.
         KDConvNeXtError: The checkpoint, the weights, a manifest or an option cannot be used.
     """
-    from kd_convnext.common.machine import memory_kept
+    from kd_convnext.common.machine import memory_kept, pillow_memory_kept
     from kd_convnext.inference.answer_files import write_answers
-    from kd_convnext.inference.inputs import photographs_of
+    from kd_convnext.inference.inputs import opened, refuse_failures
     from kd_convnext.inference.prediction import Failure, Prediction
-    from kd_convnext.runs.folder import require_empty
 
-    folder = Path(out).expanduser()
-    require_empty(folder, permitted=overwrite, option="--overwrite true")
-    photographs, failures = photographs_of(photos, box=box, lesion_by=lesion_by)
+    folder, photographs, failures = opened(photos, out, overwrite=overwrite, box=box, lesion_by=lesion_by)
     predictor = _predictor(ckpt_path, sr_weights, calibration, tta, device)
     answers: list[Prediction] = []
     # A large photograph's memory would come from the system anew each time: a fifth of the time at 12 megapixels.
-    with memory_kept():
+    with memory_kept(), pillow_memory_kept():
         for answer in predictor.predict_many(photographs):
             if isinstance(answer, Failure):
                 failures.append(answer)
@@ -75,8 +70,7 @@ def classify(
     lesions = _lesions(predictor, answers)
     write_answers(folder, answers, lesions, failures, predictor.network.info, predictor.calibration)
     _summarise(folder, answers, lesions, failures)
-    if failures and on_error == "raise":
-        raise ManifestError(failure.finding for failure in failures)
+    refuse_failures(failures, on_error)
     return folder
 
 

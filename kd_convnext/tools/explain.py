@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kd_convnext.errors import KDConvNeXtError, ManifestError
+from kd_convnext.errors import KDConvNeXtError
 
 if TYPE_CHECKING:
     from kd_convnext.inference.explaining.explainer import Explanation
@@ -62,14 +62,11 @@ def explain(
     """
     from kd_convnext.checkpoints.network import load_network
     from kd_convnext.inference.explaining.explainer import Explainer
-    from kd_convnext.inference.inputs import photographs_of
+    from kd_convnext.inference.inputs import opened, refuse_failures
     from kd_convnext.inference.prediction import Failure
     from kd_convnext.inference.predictor import Predictor
-    from kd_convnext.runs.folder import require_empty
 
-    folder = Path(out).expanduser()
-    require_empty(folder, permitted=overwrite, option="--overwrite true")
-    photographs, failures = photographs_of(photos, box=box)
+    folder, photographs, failures = opened(photos, out, overwrite=overwrite, box=box)
     predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights, device=device)
     teacher = load_network(teacher_ckpt, device) if teacher_ckpt is not None else None
     cases = _cases(predictor, ckpt_path, neighbours, manifest, cache_dir, sr_weights)
@@ -86,8 +83,7 @@ def explain(
         print(f"{found.photograph}: {_line(found)} ({figure})")
     _write(folder, predictor, entries)
     print(f"{len(entries)} photographs explained, {len(failures)} not; {folder}")
-    if failures and on_error == "raise":
-        raise ManifestError(failure.finding for failure in failures)
+    refuse_failures(failures, on_error)
     return folder
 
 

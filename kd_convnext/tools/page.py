@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kd_convnext.common.machine import pillow_memory_kept
 from kd_convnext.errors import ConfigError, Finding
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def page(
             print(f"Page: {address}", flush=True)
             print("Stop with Ctrl-C.", flush=True)
 
-        serve(app, listening, address, open_browser=open_browser, ready=ready)
+        with pillow_memory_kept():
+            serve(app, listening, address, open_browser=open_browser, ready=ready)
 
 
 def _parts(

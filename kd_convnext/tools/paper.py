@@ -88,7 +88,7 @@ def paper(
         CellError: Cells have failed; everything else is done and written.
     """
     folder = Path(out)
-    data = {"manifest": manifest, "cache_dir": cache_dir, "sr_weights": sr_weights}
+    data: dict[str, object] = {"manifest": manifest, "cache_dir": cache_dir, "sr_weights": sr_weights}
     choice = Choice(
         out=folder,
         data={name: value for name, value in data.items() if value is not None},
@@ -111,16 +111,14 @@ def paper(
         return _one(cells, cell, place)
     if not collect:
         _check_data(cells)
-        given: dict[str, object] = {
-            "manifest": manifest,
+        plan: dict[str, object] = {
             "methods": methods,
             "repeats": repeats,
             "seed": seed,
-            "bootstrap": bootstrap,
+            "super_resolution": super_resolution,
         }
-        given |= {"super_resolution": super_resolution, "sweep": sweep, "overlays": overlays}
-        given |= {"cache_dir": cache_dir, "sr_weights": sr_weights, "grid": _plain(asdict(grid))}
-        _write_experiment(folder, given)
+        plan |= {"sweep": sweep, "overlays": overlays, "bootstrap": bootstrap}
+        _write_experiment(folder, {**data, **plan, "grid": _plain(asdict(grid))})
     if launcher == "slurm" and not collect:
         print(slurm_script(cells, folder / EXPERIMENT, folder, sbatch), end="")
         return PaperSummary(folder, ())

@@ -8,6 +8,7 @@ from pathlib import Path
 from kd_convnext.common.console import duration, megabytes
 from kd_convnext.common.files import default_cache_dir
 from kd_convnext.data.crops.cache.cache import CropCache, OnError
+from kd_convnext.data.crops.cache.index import compact
 from kd_convnext.data.crops.cache.packed import discard_damaged
 from kd_convnext.data.crops.cache.prepared import PreparedCrops, PrepareSummary
 from kd_convnext.data.crops.preparing.estimate import estimate
@@ -139,6 +140,8 @@ def _prune(cache: CropCache, manifests: Sequence[Manifest], yes: bool) -> None:
         print("nothing is removed without --yes true; --also MANIFEST keeps another manifest's entries")
     elif unused.files:
         print(f"{remove(unused)} removed")
+    if yes and (joined := compact(cache.folder / "index")):
+        print(f"{joined} old files of the index joined")
 
 
 def _list_left_out(what: str, findings: Sequence[Finding]) -> None:

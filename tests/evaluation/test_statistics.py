@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.fake_cells import PAPER, golden
+from helpers.paper import CONFUSION
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, permutation_test
@@ -26,7 +27,7 @@ from kd_convnext.evaluation.statistics import (
     scores,
     sign_flip_test,
 )
-from kd_convnext.experiment.report.paper_values import CONFUSION, PER_CLASS
+from kd_convnext.experiment.report.paper_values import PER_CLASS
 
 
 def frame_of(labels, predictions, lesions, repeat=0):

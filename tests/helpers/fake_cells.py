@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from helpers.paper import CONFUSION
 from kd_convnext.experiment.plan.record import CellRecord, write_cell
-from kd_convnext.experiment.report.paper_values import CONFUSION
 from kd_convnext.runs.tables import write_table
 
 PAPER = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")

@@ -38,8 +38,8 @@ def message(error: pytest.ExceptionInfo[Exception]) -> str:
 def test_taps_catch_what_the_network_computes():
     backbone = swin().eval()
     with torch.no_grad():
-        with FeatureTaps(backbone) as taps:
-            backbone(images())
+        taps = FeatureTaps(backbone)
+        backbone(images())
         expected = backbone.network.forward_intermediates(
             backbone.normalise(images()), intermediates_only=True, output_fmt="NCHW"
         )
@@ -74,25 +74,16 @@ def test_reading_empties_the_taps():
         taps.pop()
 
 
-def test_inactive_taps_catch_only_inside_their_block():
+def test_inactive_taps_record_only_in_run():
     backbone = convnext()
     taps = FeatureTaps(backbone, active=False)
     backbone(images())
     with pytest.raises(RuntimeError, match="active taps"):
         taps.pop()
-    with taps:
-        backbone(images())
+    logits, maps = taps.run(backbone, images())
+    assert logits.shape == (2, 3) and [len(each) for each in maps] == [2] * 4
     backbone(images(4))
-    assert all(len(feature) == 2 for feature in taps.pop().values())
-
-
-def test_removed_taps_leave_no_trace():
-    backbone = convnext()
-    taps = FeatureTaps(backbone)
-    backbone(images())
-    taps.remove()
-    assert not any(module._forward_hooks for module in backbone.modules())
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="active taps"):
         taps.pop()
 
 
@@ -122,7 +113,6 @@ def test_copies_have_their_own_taps():
     copied.backbone(images(5))
     assert {len(feature) for feature in copied.taps.pop().values()} == {5}
     assert {len(feature) for feature in original.taps.pop().values()} == {2}
-    copied.taps.remove()
     original.backbone(images())
     assert len(original.taps.pop()) == 4
 
@@ -198,10 +188,10 @@ def test_a_probe_gives_what_the_head_sees(spec):
 def test_taps_survive_compilation():
     backbone = swin().eval()
     taps = FeatureTaps(backbone, active=False)
-    with taps:
-        expected, features = backbone(images()), taps.pop()
-        found, compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True)(images()), taps.pop()
+    expected, features = taps.run(backbone, images())
+    run = torch.compile(lambda pictures: taps.run(backbone, pictures), backend="aot_eager", fullgraph=True)
+    found, compiled = run(images())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    for name, feature in features.items():
-        torch.testing.assert_close(compiled[name], feature, rtol=1e-4, atol=1e-5)
-    assert all(feature.requires_grad for feature in compiled.values())
+    for feature, reference in zip(compiled, features, strict=True):
+        torch.testing.assert_close(feature, reference, rtol=1e-4, atol=1e-5)
+    assert all(feature.requires_grad for feature in compiled)

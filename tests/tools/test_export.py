@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import tiny
+from helpers.exported import read_words
 from helpers.inference import copy_run, make_run
 from helpers.paths import REPOSITORY
 from PIL import Image
@@ -92,7 +93,7 @@ class TestFormats:
             assert found[3] == pytest.approx(distances[:count], rel=1e-4)
 
     def test_says_what_it_is(self, exported, predictor, name):
-        said = formats.read_words(file_in(exported[name]))
+        said = read_words(file_in(exported[name]))
         calibration, card = predictor.calibration, predictor.network.card
         assert said["class_names"] == list(card.class_names)
         assert said["input"]["shape"] == ["batch", 3, 32, 32] and said["input"]["type"] == "uint8"
@@ -172,7 +173,7 @@ def test_float_pixels_and_mirror_images(tiny_run, student, tmp_path, pictures, n
     logits, _ = predictor.outputs(list(pictures.transpose(0, 2, 3, 1)))
     found = formats.load(file_in(tmp_path / "out"))(np.float32(pictures / 255))
     assert len(found) == 2 and np.abs(found[0] - logits).max() < 1e-4
-    said = formats.read_words(file_in(tmp_path / "out"))
+    said = read_words(file_in(tmp_path / "out"))
     assert said["mirror_images_inside"] and said["temperature"] is None and said["prediction_set"] is None
     assert said["gate"] is None and said["abstain"]["rule"] == "always"
 
@@ -255,7 +256,7 @@ def test_int8_says_what_it_costs(student, tmp_path, capsys, name):
     compared = json.loads((tmp_path / "out" / "model.json").read_text())["compared"]
     assert 0 < compared["largest_difference"] < 0.05 and compared["agreement"] > 0.8
     assert 0 <= compared["accuracy"] <= 1 and compared["f1_macro_checkpoint"] is not None
-    assert formats.read_words(file_in(tmp_path / "out"))["precision"] == "int8"
+    assert read_words(file_in(tmp_path / "out"))["precision"] == "int8"
     weights = (tmp_path / "out" / ("model.onnx" if name == "onnx" else "model.xml")).read_bytes()
     assert b"MatMulInteger" in weights if name == "onnx" else b'element_type="i8"' in weights
 

@@ -1,8 +1,8 @@
 import numpy as np
 from helpers.fake_cells import PAPER
+from helpers.paper import CONFUSION
 
 from kd_convnext.evaluation.statistics import LesionCounts
-from kd_convnext.experiment.report.paper_values import CONFUSION
 from kd_convnext.training.summary import best_epoch_line, score_lines
 
 

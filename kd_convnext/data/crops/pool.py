@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from kd_convnext.common.machine import available_cores, memory_kept
+from kd_convnext.common.machine import available_cores, memory_kept, pillow_memory_kept
 from kd_convnext.data.crops.upscaling.network import NetworkUpscaler
 from kd_convnext.data.crops.upscaling.upscaler import Upscaler
 
@@ -25,7 +25,8 @@ def crop_pool(upscaler: Upscaler) -> Iterator[ThreadPoolExecutor]:
         The pool.
     """
     if not isinstance(upscaler, NetworkUpscaler):
-        with _closing(ThreadPoolExecutor(min(_MOST_WORKERS, available_cores()), "crops")) as pool:
+        workers = min(_MOST_WORKERS, available_cores())
+        with pillow_memory_kept(), _closing(ThreadPoolExecutor(workers, "crops")) as pool:
             yield pool
         return
     import torch
@@ -35,7 +36,7 @@ def crop_pool(upscaler: Upscaler) -> Iterator[ThreadPoolExecutor]:
     try:
         # torch counts threads for each thread by itself ...
         pool = ThreadPoolExecutor(workers, "crops", torch.set_num_threads, (threads // workers,))
-        with memory_kept(), _closing(pool):
+        with memory_kept(), pillow_memory_kept(), _closing(pool):
             yield pool
     finally:
         torch.set_num_threads(threads)  # ... but some of its libraries have one count for all

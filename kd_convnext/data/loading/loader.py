@@ -8,6 +8,7 @@ processes, and a place is free again when the last tensor of its batch is gone. 
 import mmap
 import multiprocessing
 import os
+import sys
 import weakref
 from collections.abc import Sequence
 from itertools import count
@@ -45,7 +46,7 @@ def specimen_loader(dataset: SpecimenDataset, batch_size: int, num_workers: int,
         A loader that yields a `Batch`.
     """
     # Where processes are not forked they cannot inherit memory: torch's way, slower, does.
-    forked = num_workers > 0 and multiprocessing.get_start_method() == "fork"
+    forked = num_workers > 0 and may_fork()
     places = Places(_PREFETCHED * num_workers + _HELD, (batch_size, *dataset.shape)) if forked else None
     return DataLoader(
         _Whole(dataset, places),
@@ -54,8 +55,17 @@ def specimen_loader(dataset: SpecimenDataset, batch_size: int, num_workers: int,
         persistent_workers=num_workers > 0,
         worker_init_fn=_one_thread,
         collate_fn=_identity_collate,
+        multiprocessing_context="fork" if forked else None,
         **options,
     )
+
+
+def may_fork() -> bool:
+    """Returns whether loader processes are forked: on Linux, unless the program has chosen another start method.
+
+    By name and not by default: Python 3.14 starts processes otherwise unless asked.
+    """
+    return sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) in (None, "fork")
 
 
 class Places:

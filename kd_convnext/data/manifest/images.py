@@ -4,7 +4,6 @@ Every photograph is read here and nowhere else, so that a box means the same pix
 in the cache and when a new photograph is classified.
 """
 
-import os
 import struct
 import threading
 from collections.abc import Iterator
@@ -25,12 +24,6 @@ _EIGHT_BITS, _TWELVE_BITS = 255, 4095
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _PNG_SIGNATURE_BYTES = 8
 _STRIP = 1 << 19  # bytes
-_KEPT = 48 << 20
-"""Bytes of Pillow's own memory kept for the next photograph, those of 12 megapixels: else it comes from the system
-page by page, a quarter of the time of reading in a thread."""
-
-if "PILLOW_BLOCKS_MAX" not in os.environ:
-    Image.core.set_blocks_max(_KEPT // Image.core.get_block_size())  # type: ignore[attr-defined]
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:

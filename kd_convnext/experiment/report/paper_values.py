@@ -41,15 +41,6 @@ PER_CLASS = {
 }
 """Table 3: precision and recall of each class (fractions, although its heading says percent)."""
 
-CONFUSION = (
-    (3, 0, 0, 0, 2),
-    (0, 122, 0, 0, 0),
-    (0, 3, 11, 1, 1),
-    (0, 0, 2, 10, 0),
-    (0, 9, 6, 6, 33),
-)
-"""One of the 14 confusion matrices (rows true, 209 photographs) that fit everything the paper prints of Fig. 8."""
-
 REMARKS = (
     "The F1 of the paper's Table 2 is the harmonic mean of macro precision and macro recall in all five rows; its text "
     "defines the mean of the classes' F1, which would be 0.7509 in the last row, not 0.7717.",

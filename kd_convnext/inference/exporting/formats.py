@@ -1,6 +1,5 @@
 """Writes and runs the three exported file formats: ONNX, OpenVINO, torch."""
 
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -143,33 +142,6 @@ def load(path: Path, threads: int | None = None) -> Runner:
         threads: Of the runtime; by default as it chooses (torch's are those of the process).
     """
     return {".onnx": _onnx, ".xml": _openvino, ".pt2": _torch}[path.suffix](path, threads)
-
-
-def read_words(path: Path) -> dict[str, Any]:
-    """Reads the metadata of an exported file.
-
-    Args:
-        path: ``.onnx``, ``.xml`` or ``.pt2``.
-
-    Returns:
-        JSON types by name; empty where the file says nothing.
-    """
-    if path.suffix == ".onnx":
-        import onnx
-
-        props = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-        start = f"{KEY}."
-        return {name.removeprefix(start): json.loads(props[name]) for name in props if name.startswith(start)}
-    if path.suffix == ".xml":
-        import openvino
-
-        model = openvino.Core().read_model(path)
-        if not model.has_rt_info([KEY]):
-            return {}
-        return {name: json.loads(value) for name, value in model.get_rt_info([KEY]).value.items()}
-    extra = {f"{KEY}.json": ""}
-    torch.export.load(path, extra_files=extra)
-    return dict(json.loads(extra[f"{KEY}.json"]))
 
 
 def _onnx(path: Path, threads: int | None) -> Runner:

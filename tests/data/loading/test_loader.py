@@ -67,7 +67,7 @@ def test_stored_answers_come_with_views(tiny_manifest, tiny_cache, tmp_path):
 def test_processes_give_the_same_batches_however_long_they_are_kept(
     tiny_manifest, tiny_cache, tmp_path, monkeypatch, start, stored
 ):
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: start)  # as the memory is chosen
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: start)  # as the memory is chosen
     dataset = part(tiny_manifest, tiny_cache)
     if stored:
         dataset.answers = {"teacher": StoredTeacher(answers(dataset, tmp_path))}

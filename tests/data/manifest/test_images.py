@@ -118,10 +118,6 @@ def test_jpeg_is_decoded_exactly_as_pillow_does(tmp_path):
     assert image.flags.c_contiguous and image.flags.writeable
 
 
-def test_pillow_keeps_no_more_than_the_memory_of_one_photograph():
-    assert Image.core.get_blocks_max() * Image.core.get_block_size() == 48 << 20
-
-
 @pytest.mark.parametrize("strip", [1, 100, 3 * 7 * 4, 10**6])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_strips_are_the_picture(tmp_path, monkeypatch, strip, mode):

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from kd_convnext.common.files import write_finding
+from kd_convnext.common.files import atomic_write, write_finding
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import CacheError
 
@@ -42,12 +42,60 @@ class Stamp(NamedTuple):
         return cls(str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
+COMPACTED_AFTER = 24 * 3600
+"""Seconds without a change after which no process writes a file of the index any more."""
+
+
+def compact(folder: Path, now: float | None = None) -> int:
+    """Joins old files of an index into one, without the lines that later ones replace.
+
+    Args:
+        folder: Where the index files are.
+        now: Seconds since 1970; by default the clock's.
+
+    Returns:
+        How many files are gone.
+
+    Raises:
+        CacheError: No space or no permission.
+    """
+    limit = (time.time() if now is None else now) - COMPACTED_AFTER
+    old = [path for path in sorted(folder.glob("*.jsonl")) if path.stat().st_mtime < limit]
+    if len(old) < 2:
+        return 0
+    lines: dict[str, str] = {}
+    for path in old:
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            place = _place_of(line)
+            if place is not None:
+                lines.pop(place, None)  # in the order of the last mention
+                lines[place] = line
+    try:
+        # Under the last one's name: files that are younger go on holding over it.
+        atomic_write(old[-1], lambda file: file.write("".join(f"{line}\n" for line in lines.values()).encode()))
+        for path in old[:-1]:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CacheError(write_finding(folder, error)) from error
+    return len(old) - 1
+
+
+def _place_of(line: str) -> str | None:
+    """Names what a line is about: a photograph's path and box, or the run itself; None for a line that was cut."""
+    try:
+        content = json.loads(line)
+        return json.dumps([content["crop"][0], content["crop"][-2]]) if "crop" in content else line
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None
+
+
 class Index:
     """Which entry belongs to which box of which photograph, as last seen.
 
-    Each process appends whole lines to a file of its own and reads everybody's: no locks, nothing to repair.
-    A line that a crash cut is skipped, a lost one costs decoding a photograph again. The first line of a file
-    records who wrote it, with which versions.
+    Each process appends whole lines to a file of its own and reads everybody's: no locks, which network file systems
+    do not keep (a reason against SQLite), and nothing to repair. A line that a crash cut is skipped, a lost one costs
+    decoding a photograph again. The first line of a file records who wrote it, with which versions. `compact` joins
+    old files.
     """
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
