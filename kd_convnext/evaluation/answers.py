@@ -23,7 +23,7 @@ Source = Literal["train", "val", "test", "predict"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answers for one part.
+    """Labels and probabilities of one part.
 
     Attributes:
         part: Where the images come from.
@@ -40,7 +40,7 @@ class Evaluation:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Checks that the arrays belong together.
+        """Checks that the arrays have the same length.
 
         Raises:
             ValueError: Lengths, the number of classes, or the order of ``index`` do not fit.
@@ -198,7 +198,7 @@ class PredictionStore(Metric):
         return index[first], dim_zero_cat(self.labels)[kept], dim_zero_cat(self.probabilities)[kept]
 
     def evaluation(self, part: Source, class_names: Sequence[str]) -> Evaluation:
-        """Returns what was collected, merged over all processes.
+        """Returns the collected predictions of all processes.
 
         Args:
             part: Where the images come from.

@@ -51,7 +51,7 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said: better or worse only where the corrected interval and the corrected test both say so."""
+        """Returns ``better`` or ``worse`` where corrected interval and test agree, else ``no difference shown``."""
         if not self.corrected.excludes_zero or self.p_corrected >= 1 - LEVEL:
             return "no difference shown"
         return "better" if self.value > 0 else "worse"

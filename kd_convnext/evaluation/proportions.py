@@ -28,7 +28,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of 0 (an end that is 0 does not)."""
+        """Returns whether the interval excludes 0 (an end at 0 does not count as excluding it)."""
         return self.low > 0 or self.high < 0
 
     def joined(self, other: "Interval") -> "Interval":

@@ -34,7 +34,7 @@ COLUMNS = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_paper"
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes that let two CPU cores finish in minutes.
+    """Sizes of the demonstration, which takes minutes on two CPU cores.
 
     Attributes:
         image_size: Side of the networks' input in pixels.

@@ -109,7 +109,7 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Compares what is installed with what our own metadata asks for."""
+    """Compares installed packages with the requirements in the package's metadata."""
     from packaging.requirements import Requirement
 
     try:

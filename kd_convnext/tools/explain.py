@@ -95,7 +95,7 @@ def _cases(
     cache_dir: str | None,
     sr_weights: str | None,
 ) -> "TrainingCases | None":
-    """Opens the training photographs; where nobody asked for them and they are not at hand, a line says so."""
+    """Opens the training photographs; where they were not asked for and are missing, it warns and returns None."""
     from kd_convnext.inference.explaining.neighbours import TrainingCases
     from kd_convnext.inference.run_data import own_data, source_of
     from kd_convnext.runs.folder import run_of_checkpoint

@@ -97,7 +97,7 @@ def export(
 
 @dataclass(frozen=True)
 class _Wish:
-    """What is asked for."""
+    """The options of an export."""
 
     format: Literal["onnx", "openvino", "torch"]
     int8: bool
@@ -174,7 +174,7 @@ def _near(found: "Compared") -> "Compared":
 
 
 def _describe(path: Path, words: "Words", files: list[Path], found: "Compared", shown: "Samples") -> None:
-    """Writes the JSON beside: what the file says of itself, its hash, and what the comparison found."""
+    """Writes the JSON beside the file: its metadata, its hash, and the result of the comparison."""
     facts = {
         "files": {file.name: sha256_of(file) for file in files},
         "compared": {"photographs": shown.source, **asdict(found)},

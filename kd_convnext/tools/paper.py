@@ -23,7 +23,7 @@ EXPERIMENT = "experiment.yaml"
 
 @dataclass(frozen=True)
 class PaperSummary:
-    """What a run of the experiment has done.
+    """The folder and the records of a run of the experiment.
 
     Attributes:
         out: Its folder.
@@ -138,7 +138,7 @@ def _launch(cells: Sequence[Cell], place: Workplace, launcher: str, workers: int
 
 
 class _Clock:
-    """Says how each cell ended."""
+    """Prints how each cell ended."""
 
     def __init__(self, cells: int) -> None:
         self.cells, self.done = cells, 0
@@ -164,7 +164,7 @@ def _one(cells: Sequence[Cell], number: int, place: Workplace) -> PaperSummary:
 
 
 def _check_data(cells: Sequence[Cell]) -> None:
-    """Finds what is wrong with manifest and splits before hours of work, not after them."""
+    """Checks manifest and splits before the first cell runs."""
     from kd_convnext.experiment.plan.division import manifest_of, split_of
 
     manifest = manifest_of(cells[0])
@@ -179,7 +179,7 @@ def _write_experiment(folder: Path, options: dict[str, object]) -> None:
 
 
 def _plain(value: object) -> object:
-    """YAML knows no tuples."""
+    """Replaces tuples by lists, for YAML."""
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -103,7 +103,7 @@ def prepare(
 
 
 def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> CropCache:
-    """Opens the cache and says what it is about."""
+    """Opens the cache and prints crops, upscaler and folder."""
     cache = CropCache(root, spec, device)
     name = cache.upscaler.identity
     print(f"{len(manifest)} crops, upscaler {name.name} ({name.architecture}, x{name.scale}), {cache.folder}")

@@ -16,7 +16,7 @@ Groups = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class DataCard:
-    """Everything a trained network must know of its data.
+    """Describes the data of a trained network: classes, input, crops, and hashes of what was seen in training.
 
     Attributes:
         class_names: Names in the order of the outputs.

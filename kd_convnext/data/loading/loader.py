@@ -123,7 +123,7 @@ _NUMBERS = count()
 
 
 class _Whole(Dataset[Any]):
-    """A dataset for torch's loader that is asked for whole batches."""
+    """Returns whole batches to torch's loader."""
 
     def __init__(self, dataset: SpecimenDataset, places: Places | None) -> None:
         self.dataset = dataset

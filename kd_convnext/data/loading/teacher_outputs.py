@@ -90,7 +90,7 @@ class OutputSource(Protocol):
 
 
 class StoredTeacher(NamedTuple):
-    """A teacher whose outputs are at hand.
+    """A teacher with stored outputs.
 
     Attributes:
         store: The outputs.
@@ -143,7 +143,7 @@ class TeacherAnswers:
         return ~known
 
     def load(self, crop_key: str, seed: int) -> StoredOutputs:
-        """Reads the answer for a view.
+        """Reads the stored outputs for a view.
 
         Args:
             crop_key: Of the crop.

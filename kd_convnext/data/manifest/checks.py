@@ -112,7 +112,7 @@ def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
 
 
 def _outward(numbers: NDArray[np.floating[Any]], sound: NDArray[np.bool_], table: pd.DataFrame) -> NDArray[np.float64]:
-    """Rounds fractions of pixels so that nothing of a box is lost, and says so once."""
+    """Rounds fractions of pixels outwards, so that no part of a box is cut off, and warns once."""
     boxes = numbers.astype(np.float64)
     fractional = (
         sound & (np.where(sound[:, None], numbers, 0.0) % 1 != 0).any(axis=1) & (numbers[:, 2:] > 0).all(axis=1)
@@ -197,7 +197,7 @@ def split_findings(table: pd.DataFrame) -> list[Finding]:
 
 
 def crossing_findings(table: pd.DataFrame, keys: Sequence[tuple[str, str]]) -> list[Finding]:
-    """Checks that nothing that belongs together stands in two parts of the split column.
+    """Checks that no patient, lesion or photograph is in two parts of the split column.
 
     Args:
         table: Columns where, split and those of `keys`.

@@ -1,4 +1,4 @@
-"""Finds the columns of a manifest: by name, by the user's word, or by an error that says how to name them."""
+"""Finds the columns of a manifest by name or by the ``columns`` option; otherwise an error shows how to name them."""
 
 import difflib
 import re

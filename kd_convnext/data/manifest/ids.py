@@ -35,7 +35,7 @@ def normal_id(text: str) -> str:
 
 
 def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
-    """Gives every id one spelling, and takes words such as "NA" for no id; warns of both.
+    """Normalises the spelling of ids, and reads words such as "NA" as no id; warns of both.
 
     Args:
         table: Columns lesion_id and patient_id as written, "" where none.

@@ -30,7 +30,7 @@ _COLUMNS = [
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Photographs, boxes, labels and who belongs together; every row has been checked.
+    """A checked table of photographs, boxes, labels, lesions and patients.
 
     Attributes:
         path: The CSV file, or the folder of class folders.

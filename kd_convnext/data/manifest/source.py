@@ -145,7 +145,7 @@ def _header_findings(header: list[str], where: str, require_labels: bool) -> lis
 
 
 def _relative(image: str, root: Path) -> str:
-    """Spells a path one way, relative to the manifest's folder where it lies below it."""
+    """Normalises a path; relative to the manifest's folder where it is below it."""
     if not image:
         return image
     image = posixpath.normpath(image.replace("\\", "/"))

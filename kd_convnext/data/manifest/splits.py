@@ -187,7 +187,7 @@ def missing_classes(labels: Sequence[str], parts: Sequence[str], class_names: Se
 
 
 def absent(part: str, names: Sequence[str]) -> str:
-    """Says what it means that a part has no photograph of some classes."""
+    """Describes the consequence of classes without a photograph in a part."""
     words = {
         "train": "cannot be learned",
         "val": "count as 0 or not at all when the best epoch is chosen by macro F1",

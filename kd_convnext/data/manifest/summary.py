@@ -14,7 +14,7 @@ FEW = 10
 
 
 def describe(manifest: Manifest, group_by: GroupBy = "known", split: Split | None = None) -> list[str]:
-    """Puts into a small table what was read, and says what cannot be known or is too little.
+    """Formats the counts of a manifest as a small table, and warns of missing ids and small classes.
 
     Args:
         manifest: The photographs.

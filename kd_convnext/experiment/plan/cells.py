@@ -176,7 +176,7 @@ def _method_findings(grid: Grid, key: str, spec: MethodSpec) -> Iterator[Finding
 
 
 def _is_taught(arguments: Mapping[str, Any]) -> bool:
-    """Tells whether Eq. 5 is left with a term that learns from a teacher; other objectives say so when fitting."""
+    """Returns whether Eq. 5 keeps a term that learns from a teacher; other objectives are checked when fitting."""
     if arguments.get("teachers") or arguments.get("teacher_ckpt"):
         return False  # named already
     options = (arguments.get("objective") or {}).get("init_args") or {}

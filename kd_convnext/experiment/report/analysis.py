@@ -143,7 +143,7 @@ def cell_name(record: CellRecord) -> str:
 
 
 def _with_baseline(methods: Sequence[Arm], settings: Settings, remarks: list[str]) -> list[Comparison]:
-    """Compares every method with the baseline, or says why not."""
+    """Compares every method with the baseline, or remarks why it cannot."""
     baseline = next((arm for arm in methods if arm.record.method == settings.baseline), None)
     others = [arm for arm in methods if arm is not baseline]
     if baseline is None:
@@ -169,7 +169,7 @@ def _with_own_setting(tested: Sequence[Arm], settings: Settings) -> list[Compari
 
 
 def teacher_of(arm: Arm, others: Sequence[Arm]) -> Arm | None:
-    """Finds the arm whose checkpoint taught another; None where its run is not among them."""
+    """Finds the arm of a student's teacher; None where the teacher's run is not among them."""
     paths = teacher_files(arm.results[0].config)
     if not paths:
         return None

@@ -1,4 +1,4 @@
-"""Answers the CLAIM and TRIPOD+AI reporting items from the files of an experiment, where they know.
+"""Fills in the CLAIM and TRIPOD+AI reporting items as far as the files of an experiment allow.
 
 CLAIM by Mongan, Moy & Kahn (2020), doi:10.1148/ryai.2020200029, items 1 to 42; TRIPOD+AI by Collins et al. (2024),
 doi:10.1136/bmj-2023-078378, items 1 to 27. The topics are in our own words; the numbers find the items.

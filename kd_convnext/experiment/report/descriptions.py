@@ -55,7 +55,7 @@ def describe(arm: Arm) -> tuple[str, ...]:
 
 
 def network_words(arm: Arm) -> str:
-    """Names a method's network, with what was changed of the stock one, and its size where a test has recorded it."""
+    """Describes a method's network: name, changed arguments, and size where a test has recorded it."""
     name = network_name(_network(arm.results[0].config))
     costs = [cost for result in arm.results if (cost := read_cost(result.run)).get("parameters")]
     return f"{name}, {count_words(costs[0]['parameters'])} parameters" if costs else name
@@ -70,7 +70,7 @@ def _teacher(config: Config | None) -> str:
 
 
 def teacher_files(config: Config | None) -> list[str]:
-    """Lists the checkpoints that taught a student, by its configuration; empty for a network trained alone."""
+    """Lists the teacher checkpoints in a student's configuration; empty for a network trained alone."""
     several = look(config, "model.init_args.teachers", {})
     files = list(several.values()) if isinstance(several, Mapping) else []
     return [str(path) for path in (look(config, "model.init_args.teacher_ckpt"), *files) if path]

@@ -28,7 +28,7 @@ _BARS: dict[str, Metric] = {
 
 @dataclass(frozen=True, eq=False)
 class NamedFigure:
-    """A figure and what to say of it.
+    """A figure with its caption.
 
     Attributes:
         name: Of its files.

@@ -71,7 +71,7 @@ def write_figures(folder: Path, figures: Sequence[NamedFigure]) -> None:
 
 
 def tables_text(analysis: Analysis) -> str:
-    """Returns all tables as Markdown, with what may be said of them and what must be known."""
+    """Returns all tables as Markdown, with verdicts and remarks."""
     found = [f"# {plain(analysis.settings.title)}", ""]
     sentences = verdicts([*analysis.teachers, *analysis.comparisons, *analysis.resolution])
     found += [*(f"- {plain(text)}" for text in sentences), ""] if sentences else []

@@ -118,7 +118,7 @@ class Arm:
 
 
 def read_results(cells: Sequence[CellRecord]) -> list[CellResult]:
-    """Reads what finished cells left; a cell that cannot be read counts as failed and says why.
+    """Reads the outputs of finished cells; a cell that cannot be read counts as failed, with the reason.
 
     Args:
         cells: Any set of cells.

@@ -121,7 +121,7 @@ def compared(analysis: Analysis) -> Table | None:
 
 
 def against_teachers(analysis: Analysis) -> Table | None:
-    """Every student against the network that taught it."""
+    """Builds the table of every student against its teacher."""
     if not analysis.teachers:
         return None
     return _comparison_table(
@@ -130,7 +130,7 @@ def against_teachers(analysis: Analysis) -> Table | None:
 
 
 def finding(analysis: Analysis) -> list[str]:
-    """Says in two sentences what was found: how well the best does, and against whom it is better."""
+    """Writes the main result in two sentences: the best method's scores, and the methods it is better than."""
     arm = analysis.best
     if arm is None or not len(arm.answers):
         return ["No method has been tested: nothing is found."]
@@ -337,7 +337,7 @@ def _metrics() -> tuple[Metric, ...]:
 
 
 def _lesions(arm: Arm) -> int:
-    """Counts the lesions behind an arm; a search over the loss, judged on validation, has no answers at hand."""
+    """Counts the lesions behind an arm; a search over the loss, judged on validation, has no stored predictions."""
     return len(arm.lesions.lesions) if len(arm.answers) else 0
 
 

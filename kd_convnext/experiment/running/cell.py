@@ -44,7 +44,7 @@ class Workplace:
 
 
 def run_cell(cell: Cell, place: Workplace) -> CellRecord:
-    """Runs a cell, or what is left of it.
+    """Runs a cell, or the rest of an interrupted one.
 
     Args:
         cell: What to run. One that is finished already is only read; one that was interrupted goes on from the end of
@@ -94,7 +94,7 @@ def finished(cell: Cell, out: Path) -> CellRecord | None:
 
 
 def _untaught(cell: Cell, out: Path) -> str | None:
-    """Says why a cell cannot be taught, if so."""
+    """Returns why a cell has no teacher to learn from, or None."""
     if cell.teacher is None or finished(cell.teacher, out) is not None:
         return None
     try:

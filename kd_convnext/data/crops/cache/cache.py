@@ -49,7 +49,7 @@ OnError = Literal["raise", "skip"]
 
 @dataclass(frozen=True)
 class Survey:
-    """What is in the cache and what is not, as far as the index knows.
+    """Counts of cached and missing crops, read from the index.
 
     Attributes:
         found: Row to key.
@@ -106,7 +106,7 @@ class CropCache:
         self.enlarged = EnlargedCrops(root, self.spec)
 
     def survey(self, manifest: Manifest, rows: npt.NDArray[Any] | None = None, *, verify: bool = False) -> Survey:
-        """Looks up what is there, without decoding a photograph.
+        """Counts cached and missing crops from the index, without decoding a photograph.
 
         Args:
             manifest: The photographs.
@@ -147,7 +147,7 @@ class CropCache:
     ) -> PreparedCrops:
         """Makes every crop that is missing, decoding each photograph once.
 
-        What is made stays, whatever happens later: after an interruption the next filling goes on from there.
+        Each crop is stored as soon as it is made: after an interruption the next call makes only the rest.
         Any number of processes may fill the same folder.
 
         Args:

@@ -116,7 +116,7 @@ def _fits(head: bytes, side: int | None) -> bool:
 
 
 def _intact(content: bytes) -> bool:
-    """Checks the checksum of each PNG chunk; OpenCV would hand out what it could decode of a damaged one."""
+    """Checks the checksum of each PNG chunk: OpenCV would return a part of a damaged picture without an error."""
     view, at = memoryview(content), len(_SIGNATURE)
     while at < len(view):
         end = at + 12 + int.from_bytes(view[at : at + 4], "big")

@@ -90,7 +90,7 @@ def _place_of(line: str) -> str | None:
 
 
 class Index:
-    """Which entry belongs to which box of which photograph, as last seen.
+    """Maps photograph and box to the key of the stored crop, as last seen.
 
     Each process appends whole lines to a file of its own and reads everybody's: no locks, which network file systems
     do not keep (a reason against SQLite), and nothing to repair. A line that a crash cut is skipped, a lost one costs
@@ -99,7 +99,7 @@ class Index:
     """
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
-        """Reads what is known.
+        """Reads all index files of the folder.
 
         Args:
             folder: Where the index files are; made on the first `add`.

@@ -20,7 +20,7 @@ from kd_convnext.errors import CacheError, Finding
 
 
 def pack_path(folder: Path, keys: Mapping[int, str]) -> Path:
-    """Returns where the packed form of a set of crops lies.
+    """Returns the path of the packed file of a set of crops.
 
     Args:
         folder: The cache's folder for a configuration.

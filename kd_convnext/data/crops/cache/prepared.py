@@ -139,5 +139,5 @@ def crop_key(salt: str, crop: Pixels) -> str:
 
 
 def entry_path(folder: Path, key: str) -> Path:
-    """Returns where an entry lies under a configuration's folder."""
+    """Returns the path of an entry in a configuration's folder."""
     return folder / key[:2] / f"{key}.png"

@@ -106,7 +106,7 @@ class CropMaker(pl.LightningModule):
         return batch
 
     def predict_step(self, batch: Reading, batch_idx: int) -> Made:
-        """Enlarges what is still missing of one photograph."""
+        """Enlarges the missing crops of one photograph."""
         crops, cache = [], self.cache
         for cut in batch.cuts:
             there = cache.entry(entry_path(cache.folder, cut.key), self.verify) is not None
@@ -141,7 +141,7 @@ class EntryWriter(BasePredictionWriter):
     advance: Callable[[int], None]
 
     def __init__(self) -> None:
-        """Writes after every step: what is made stays, whatever happens later."""
+        """Writes after every step, so that an interruption loses no finished crop."""
         super().__init__("batch")
         self.made = 0
         self._open = ExitStack()
@@ -174,11 +174,11 @@ class EntryWriter(BasePredictionWriter):
         self.advance(prediction.regions * trainer.world_size)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Closes what is open."""
+        """Closes the index."""
         self._open.close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Closes what is open."""
+        """Closes the index."""
         self._open.close()
 
 

@@ -32,7 +32,7 @@ class Unused:
 
 
 def find_unused(cache: CropCache, manifests: Sequence[Manifest]) -> Unused:
-    """Finds what belongs to no manifest, in the folder of one configuration.
+    """Finds the files of one configuration that no manifest needs.
 
     Args:
         cache: The configuration.

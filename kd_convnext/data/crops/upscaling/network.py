@@ -70,7 +70,7 @@ class NetworkUpscaler:
 
 
 class _Gate:
-    """Lets passes through as long as their pixels stay within a bound."""
+    """Limits the pixels of all passes that run at once."""
 
     def __init__(self, bound: int) -> None:
         self._bound, self._inside = bound, 0

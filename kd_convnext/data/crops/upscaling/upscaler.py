@@ -92,7 +92,7 @@ class Upscaler(Protocol):
         """
 
     def pieces(self, crop: Pixels) -> Iterator[Piece]:
-        """Enlarges a crop part by part, so that it never lies in memory as a whole.
+        """Enlarges a crop part by part; the whole enlarged crop is never in memory.
 
         Args:
             crop: As in a call.
