@@ -13,6 +13,8 @@ from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Upscaler
 from kd_convnext.data.manifest.boxes import Box, crop_roi
 from kd_convnext.data.manifest.images import read_image
 
+_COLUMNS = 768
+
 
 def make_crop(image: Pixels | Path | str, box: Box | None, spec: CropSpec, upscaler: Upscaler) -> Pixels:
     """Prepares one region of interest, by the very steps of the cache.
@@ -67,9 +69,23 @@ def _enlarge_to(crop: Pixels, upscaler: Upscaler, height: int, width: int) -> Pi
     for top, left, pixels in upscaler.pieces(crop):
         rows, down = _shares(top, top + pixels.shape[0], full[0] / height, height)
         columns, across = _shares(left, left + pixels.shape[1], full[1] / width, width)
-        lower = down @ pixels.reshape(len(pixels), -1).astype(np.float32)
-        total[rows, columns] += across @ lower.reshape(len(down), -1, 3)
+        total[rows, columns] += across @ _averaged(down, pixels.reshape(len(pixels), -1)).reshape(len(down), -1, 3)
+        del pixels  # the next part is made before this name is given to it
     return total.round().clip(0, 255).astype(np.uint8)
+
+
+def _averaged(shares: npt.NDArray[np.float32], levels: Pixels) -> npt.NDArray[np.float32]:
+    """Averages rows of levels, some columns at a time: as floats all of them would take four times the memory.
+
+    Args:
+        shares: float32 [cells, rows].
+        levels: uint8 [rows, columns].
+
+    Returns:
+        float32 [cells, columns].
+    """
+    blocks = range(0, levels.shape[1], _COLUMNS)
+    return np.concatenate([shares @ levels[:, i : i + _COLUMNS].astype(np.float32) for i in blocks], axis=1)
 
 
 def _shares(start: int, stop: int, factor: float, count: int) -> tuple[slice, npt.NDArray[np.float32]]:
