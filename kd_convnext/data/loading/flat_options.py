@@ -124,7 +124,7 @@ def with_flat(flat: Mapping[str, Any], crops: _Spec, split: Any, loader: Any) ->
         raise TypeError(f"SpecimenDataModule has no argument {', '.join(map(repr, unknown))}")
     if flat:
         warn_of_flat(flat)
-    groups = {"crops": crops, "split": split, "loader": loader}
+    groups: dict[str, Any] = {"crops": crops, "split": split, "loader": loader}
     for name, options in grouped(flat).items():
         groups[name] = replace(groups[name], **options)
     return groups["crops"], groups["split"], groups["loader"]

@@ -61,13 +61,13 @@ def tool_words(words: Sequence[str], known: Collection[str], command: str) -> li
         crops = grouped(options).get("crops")
         return ungrouped(options) | ({"crops": crops} if crops else {})
 
-    words = with_data_sections(words, known, translated)
+    found = with_data_sections(words, known, translated)
     if "crops" in known:
-        words, typed = grouped_words(list(_modern_files(words, old)), "--", CROPS)
+        found, typed = grouped_words(list(_modern_files(found, old)), "--", CROPS)
         old += typed
     if old:
         warn_of_flat(old, command)
-    return words
+    return found
 
 
 def _modern_files(words: Sequence[str], old: list[str]) -> Iterator[str]:
