@@ -57,10 +57,8 @@ class SpecimenDataModule(pl.LightningDataModule):
         >>> manifest = draw_specimens(Path("drawn"), seed=0, lesions_per_class={"AIS": 4, "MIA": 4}, progress=False)
         >>> spec = CropSpec(upscaler="bicubic", store_size=64)
         >>> split = SplitSpec(ratios=(0.5, 0.25, 0.25))
-        >>> where = {"cache_dir": "crops", "image_size": 64, "batch_size": 4}
-        >>> data = SpecimenDataModule(
-        ...     str(manifest), crops=spec, split=split, loader=LoaderSpec(num_workers=0), **where
-        ... )
+        >>> options = {"cache_dir": "crops", "image_size": 64, "batch_size": 4, "loader": LoaderSpec(num_workers=0)}
+        >>> data = SpecimenDataModule(str(manifest), crops=spec, split=split, **options)
         >>> data.setup("fit")
         >>> next(iter(data.train_dataloader()))["image"].shape
         torch.Size([4, 3, 64, 64])
