@@ -59,7 +59,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against another.
+    """Differences of a method to another, with intervals and tests.
 
     Attributes:
         title: The method.
@@ -84,7 +84,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two methods' answers to the same questions.
+    """Predictions of two methods for the same photographs.
 
     Attributes:
         title: The method.
@@ -104,7 +104,7 @@ class Pair:
 def make_pair(
     title: str, first: pd.DataFrame, against: str, second: pd.DataFrame, class_names: Sequence[str]
 ) -> Pair | None:
-    """Finds the answers two methods have in common.
+    """Finds the predictions that two methods have in common.
 
     Args:
         title: Name of the method.
@@ -161,7 +161,7 @@ def compare_pairs(pairs: Sequence[Pair], resamples: int, seed: int) -> list[Comp
 
 
 def _difference_intervals(pair: Pair, level: float, resamples: int, seed: int) -> dict[Metric, Interval]:
-    """Bootstraps the differences; where no resample differs from another, both sides' intervals speak instead."""
+    """Bootstraps the differences; where all resamples are equal, it combines the intervals of both sides instead."""
     sides = (pair.first, pair.second)
     weights = draw_weights(pair.first.strata, resamples, seed)
     first, second = (scores(resampled(weights, side.counts)) for side in sides)

@@ -32,7 +32,7 @@ class Interval:
         return self.low > 0 or self.high < 0
 
     def joined(self, other: "Interval") -> "Interval":
-        """Returns the smallest interval that holds both; a NaN end gives way to the other's."""
+        """Returns the smallest interval that holds both; a NaN end is replaced by the other's."""
         return Interval(float(np.fmin(self.low, other.low)), float(np.fmax(self.high, other.high)))
 
 
@@ -169,5 +169,5 @@ def difference_interval(
 
 
 def digits(lesions: int) -> int:
-    """Returns how many digits a share deserves behind so many lesions: two below a hundred, else three."""
+    """Returns the number of digits to print of a share of so many lesions: two below a hundred, else three."""
     return 2 if lesions < 100 else 3

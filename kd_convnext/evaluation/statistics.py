@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class LesionCounts:
-    """What was answered for each lesion.
+    """Confusion matrix of each lesion.
 
     Attributes:
         lesions: str [L], names, each once.

@@ -1,4 +1,4 @@
-"""What answers are worth to a clinician: predictive values at a prevalence, and net benefit over thresholds."""
+"""Computes predictive values at a prevalence, and net benefit over thresholds."""
 
 import numpy as np
 import numpy.typing as npt

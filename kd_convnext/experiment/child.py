@@ -1,4 +1,4 @@
-"""A command in the process of a cell: ``python -m kd_convnext.experiment.child fit ...``.
+"""Runs a command in the process of a cell: ``python -m kd_convnext.experiment.child fit ...``.
 
 A crash, a full memory or a kill then ends one cell and not the experiment. The process ends with the one that started
 it: that one holds the other end of its standard input.

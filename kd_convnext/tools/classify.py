@@ -25,7 +25,7 @@ def classify(
     overwrite: bool = False,
     device: str = "cpu",
 ) -> Path:
-    """Answers for new photographs, cropped, super-resolved and normalised as in the checkpoint's training.
+    """Classifies new photographs, cropped, super-resolved and normalised as in the checkpoint's training.
 
     Writes answers.csv and answers.json, lesions.csv where lesions are known, and failures.csv where photographs have no
     answer. For research; no answer may decide about a patient.

@@ -115,7 +115,7 @@ def report(
 
 
 def _typed(words: Sequence[str], **options: object) -> str:
-    """Writes the command that makes the same page again."""
+    """Writes the command line that reproduces the page."""
     given = [str(part) for name, value in options.items() if value is not None for part in (f"--{name}", value)]
     return shlex.join(["kd-convnext", *words, *given])
 
@@ -154,7 +154,7 @@ def _cells(runs: Sequence[str]) -> list[CellRecord]:
 
 
 def _tails(folders: Sequence[Path]) -> dict[Path, str]:
-    """Names folders by as few of their last parts as tell them apart."""
+    """Names folders by their last parts, as few as make the names unique."""
     parts = {folder: folder.resolve().parts for folder in folders}
     for length in range(1, max((len(names) for names in parts.values()), default=0) + 1):
         tails = {folder: "/".join(names[-length:]) for folder, names in parts.items()}

@@ -27,7 +27,7 @@ LITTLE_DISK, TOO_LITTLE_DISK = 5e9, 5e8
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found.
+    """Result of one check.
 
     Attributes:
         name: What was looked at.
@@ -53,7 +53,7 @@ def doctor(
     sr_weights: str | None = None,
     device: str | None = None,
 ) -> list[Check]:
-    """Looks for what this machine lacks, and prints PASS, WARN or FAIL with the remedy for each point.
+    """Checks this machine, and prints PASS, WARN or FAIL with the remedy for each point.
 
     Args:
         ckpt_path: A checkpoint that is to be used, with its calibration.
@@ -93,7 +93,7 @@ def doctor(
 
 
 def _guarded(step: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    """A package that is missing or broken is a finding, not the end of the examination."""
+    """Runs a check; a package that is missing or broken becomes a finding."""
     try:
         yield from step()
     except ImportError as error:
@@ -190,7 +190,7 @@ def _cache(cache_dir: str | None) -> Iterator[Check]:
 
 
 def _wandb() -> Iterator[Check]:
-    """Looks for a login as wandb does, in the environment and in its netrc file; asks nobody."""
+    """Looks for a login as wandb does, in the environment and in its netrc file, without network."""
     import netrc
 
     if importlib.util.find_spec("wandb") is None:

@@ -32,7 +32,7 @@ def explain(
     overwrite: bool = False,
     device: str = "cpu",
 ) -> Path:
-    """Shows where in photographs the evidence for an answer lies, and the training cases most like them.
+    """Draws heat maps of the evidence for predictions, and the most similar training cases.
 
     Writes one figure a photograph (crop, heat map of the network and of its teacher, training cases) and
     explanations.json. A heat map shows what the network used, not what is there: it is no finding.

@@ -116,7 +116,7 @@ def _check(wish: _Wish, samples: int) -> None:
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """Gives a place beside the folder; the folder is made only when all is well."""
+    """Yields a temporary folder, which becomes the folder only if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
         yield Path(name)
@@ -161,7 +161,7 @@ def _write(predictor: "Predictor", place: Path, wish: _Wish, words: "Words", sho
 
 
 def _near(found: "Compared") -> "Compared":
-    """Refuses answers that are not the checkpoint's."""
+    """Refuses outputs that differ from the checkpoint's."""
     gate = found.gate_difference or 0.0
     if found.largest_difference < LARGEST_DIFFERENCE and gate < LARGEST_GATE_DIFFERENCE and found.agreement == 1:
         return found

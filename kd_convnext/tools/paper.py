@@ -186,7 +186,7 @@ def _plain(value: object) -> object:
 
 
 def _standing(cells: Sequence[Cell], out: Path) -> list[CellRecord]:
-    """Reads the records there are of these very cells."""
+    """Reads the existing records of these cells."""
     records = []
     for cell in cells:
         if (out / cell.path / CELL_FILE).exists():

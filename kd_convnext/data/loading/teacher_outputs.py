@@ -127,7 +127,7 @@ class TeacherAnswers:
     _places: npt.NDArray[np.int64] = field(init=False, repr=False)
 
     def missing(self, names: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Tells which views have no answer yet.
+        """Returns the views without stored outputs.
 
         Args:
             names: From `view_name`.
@@ -209,7 +209,7 @@ class TeacherAnswers:
         self._shards = None
 
     def require_space(self, views: int) -> str:
-        """Says what answers will take on the disk, before they are made.
+        """Prints the disk space that outputs will take, and refuses what does not fit.
 
         Args:
             views: How many.

@@ -97,7 +97,7 @@ def rename(header: Sequence[str], chosen: Mapping[str, str], where: str) -> tupl
 
 
 def lacking(header: Sequence[str], name: str, where: str) -> Finding:
-    """Says that a needed column is not there, and which may be meant."""
+    """Makes the finding of a missing column, with the columns that may be meant."""
     plain = {_plain(column): column for column in header}
     meant = next((plain[alias] for alias in _ALIASES[name] if alias in plain), None)
     close = difflib.get_close_matches(name, header, n=1, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""Compares ids of lesions and patients as people mean them, not as a spreadsheet happened to spell them."""
+"""Normalises ids of lesions and patients that spreadsheets have spelt differently."""
 
 import hashlib
 import re

@@ -23,7 +23,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class PhotographFile:
-    """What a file's header tells.
+    """Facts from the header of a file.
 
     Attributes:
         width: Columns after EXIF rotation, 0 when unreadable.

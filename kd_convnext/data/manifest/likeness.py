@@ -31,7 +31,7 @@ Pairs = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Looks:
-    """What photographs look like, at a glance.
+    """Perceptual hashes of photographs.
 
     Attributes:
         hashes: uint64 [N], difference hashes (dHash of 9 x 8 grey values).

@@ -1,4 +1,4 @@
-"""Reads and checks the manifest, the list of photographs; the rest of the package trusts it."""
+"""Reads and checks the manifest, the list of photographs."""
 
 import warnings
 from collections.abc import Sequence
@@ -206,7 +206,7 @@ def _class_names(table: pd.DataFrame, classes: Sequence[str] | None) -> tuple[st
 
 
 def _lost(kept: pd.DataFrame, class_names: Sequence[str], place: str, unreadable: dict[str, Finding]) -> list[Finding]:
-    """Skipping must not end in nothing, nor silently change the classes."""
+    """Checks that skipped photographs leave rows, and all classes."""
     if kept.empty:
         remedy = "Check that the paths are relative to the manifest."
         return [Finding(place, "no photograph could be read", remedy), *unreadable.values()]

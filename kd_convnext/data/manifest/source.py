@@ -119,7 +119,7 @@ def _text_table(
 
 
 def _there(image: str, root: Path) -> str:
-    """Takes the Unicode form of a name under which the file is there: macOS writes accents apart."""
+    """Finds the Unicode form under which a file exists: macOS writes accents as separate characters."""
     if image.isascii() or os.path.lexists(root / image):
         return image
     forms = (unicodedata.normalize(form, image) for form in ("NFC", "NFD"))

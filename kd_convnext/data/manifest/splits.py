@@ -248,7 +248,7 @@ def _given(manifest: Manifest, groups: NDArray[np.str_], index: int, group_by: G
 
 
 def _random_numbers(names: NDArray[np.str_], seed: int, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draws two numbers in [0, 1) for each group from its name: the same for ever, whatever else is there."""
+    """Draws two numbers in [0, 1) for each group from its name alone, so that they do not depend on other groups."""
     digests = (hashlib.sha256(f"{seed}\n{index}\n{name}".encode()).digest()[:16] for name in names)
     bits = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2) >> np.uint64(11)
     uniform = bits.astype(np.float64) / 2.0**53

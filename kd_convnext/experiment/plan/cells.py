@@ -117,7 +117,7 @@ def plan_cells(grid: Grid, choice: Choice) -> list[Cell]:
 
 
 def check_grid(grid: Grid, choice: Choice) -> None:
-    """Finds everything in a description that cannot work.
+    """Checks a grid and reports every finding.
 
     Args:
         grid: The experiment.
@@ -271,7 +271,7 @@ def _objective(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name_in_loggers(cell: Cell) -> None:
-    """Names the cell's run in W&B: student_from_teacher, and where in the experiment it stands."""
+    """Names the cell's run in W&B: student_from_teacher, with group and tags of the experiment."""
     loggers = cell.config.get("trainer", {}).get("logger")
     name = "/".join((backbones(cell), cell.method, cell.setting, f"repeat{cell.repeat}"))
     for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -300,7 +300,7 @@ def counted(repeats: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def whole(grid: Grid, choice: Choice) -> list[Cell]:
-    """Lists every cell of the wanted repeats, also of methods and settings that are not wanted now."""
+    """Lists every cell of the chosen repeats, also of methods and settings that are not chosen."""
     return plan_cells(
         grid,
         replace(

@@ -1,4 +1,4 @@
-"""Defines what an experiment consists of, as ``configs/paper.yaml`` describes it."""
+"""Defines the grid of an experiment, the form of ``configs/paper.yaml``."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal

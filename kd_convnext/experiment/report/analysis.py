@@ -18,7 +18,7 @@ from kd_convnext.experiment.report.splits import Division, read_divisions
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for.
+    """The options of an analysis.
 
     Attributes:
         title: Of the report.
@@ -44,7 +44,7 @@ class Analysis:
     """The numbers of an experiment.
 
     Attributes:
-        settings: What was asked for.
+        settings: The options of an analysis.
         results: All cells, in the order given.
         arms: Methods and settings with a finished cell, tested ones and sweeps.
         intervals: 95 % intervals of the pooled answers of each tested arm.
@@ -71,7 +71,7 @@ class Analysis:
 
     @property
     def failed(self) -> tuple[CellRecord, ...]:
-        """Cells that have nothing to show."""
+        """Cells that failed."""
         return tuple(result.record for result in self.results if not result.finished)
 
     @property
@@ -131,7 +131,7 @@ def analyse(cells: Sequence[CellRecord], settings: Settings, best: str | None = 
 
 
 def _paper_order(arm: Arm) -> int:
-    """The paper's order where it has the method; others behind, as they come."""
+    """Sorts methods in the paper's order; others follow in their own."""
     known = list(METHODS)
     return known.index(arm.record.method) if arm.record.method in known else len(known)
 
@@ -195,7 +195,7 @@ def _pair(arm: Arm, other: Arm) -> Pair | None:
 
 
 def _best(methods: Sequence[Arm], named: str | None, remarks: list[str]) -> tuple[Arm | None, str]:
-    """Chooses whose classes are shown: never by the test where validation is known."""
+    """Chooses the method whose classes are shown, by validation where that is known, else by test."""
     if not methods:
         return None, ""
     if named is not None:

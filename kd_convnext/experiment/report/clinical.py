@@ -1,4 +1,4 @@
-"""What a clinician asks of an experiment's best method: each class against the rest, units, subgroups."""
+"""Tabulates the best method for clinicians: each class against the rest, units, subgroups."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -156,7 +156,7 @@ def _photographs(answers: pd.DataFrame) -> "pd.Series[str]":
 
 
 def _merged(answers: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    """One answer a group and repeat: the mean probability."""
+    """Merges the predictions of each group and repeat by the mean probability."""
     columns = [f"prob_{name}" for name in names]
     grouped = answers.groupby(["lesion", "repeat"])
     merged = grouped[columns].mean().reset_index()
@@ -179,7 +179,7 @@ def _patients(arm: Arm) -> "pd.Series[str] | None":
 
 
 def _with_columns(arm: Arm, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Joins columns of the manifests to the answers."""
+    """Joins columns of the manifests to the predictions."""
     parts = []
     for result in arm.results:
         path = Path(str(((result.config or {}).get("data") or {}).get("manifest", "")))

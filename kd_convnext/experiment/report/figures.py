@@ -116,7 +116,7 @@ def _confusion(analysis: Analysis) -> list[NamedFigure]:
 
 
 def _tested(arm: Arm) -> str:
-    """Says on what an arm was judged: part, unit, how many."""
+    """Describes what an arm was evaluated on: part, unit, number."""
     repeats = len(arm.results)
     over = "" if repeats == 1 else f" in {repeats} repeats"
     return (

@@ -29,7 +29,7 @@ def write_outputs(
     prevalence: Mapping[str, float] | None = None,
     by: Sequence[str] = (),
 ) -> None:
-    """Writes everything there is to read about some cells.
+    """Writes tables, figures and the report of some cells.
 
     Args:
         out: Folder of ``results.csv``, ``tables.md``, ``figures/`` (PNG and PDF) and ``report.html``; files of these

@@ -33,7 +33,7 @@ _SAME = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class CellResult:
-    """What a cell has to show.
+    """Scores and predictions of a cell.
 
     Attributes:
         record: The cell; its status is ``failed`` also where its files cannot be read.
@@ -63,7 +63,7 @@ class CellResult:
 
     @property
     def finished(self) -> bool:
-        """Whether there is something to show."""
+        """Whether the cell has results."""
         return self.record.status == "finished"
 
 
@@ -235,7 +235,7 @@ def _read(record: CellRecord) -> CellResult:
 
 
 def _test_metrics(frame: pd.DataFrame, names: tuple[str, ...]) -> dict[str, float]:
-    """Judges answers: the counts by our own scores, areas and calibration by the test stage's code."""
+    """Computes the metrics of predictions: scores by `statistics`, areas and calibration by the test stage's code."""
     from kd_convnext.evaluation.answers import Evaluation
 
     groups = lesion_names(frame)

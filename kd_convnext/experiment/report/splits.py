@@ -15,7 +15,7 @@ from kd_convnext.experiment.report.results import CellResult
 
 @dataclass(frozen=True, eq=False)
 class Division:
-    """One split of the photographs, as a run wrote it down.
+    """One split of the photographs, read from a run's split file.
 
     Attributes:
         repeat: Which of the seeded splits.

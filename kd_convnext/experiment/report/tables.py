@@ -154,7 +154,7 @@ def finding(analysis: Analysis) -> list[str]:
 
 
 def crops(analysis: Analysis) -> Table | None:
-    """What the methods of the switch score on differently enlarged crops."""
+    """Tabulates the scores of the super-resolution comparison by upscaler."""
     switched = analysis.of_family("super_resolution")
     if not switched:
         return None
@@ -232,7 +232,7 @@ def confusion(analysis: Analysis) -> Table | None:
 
 
 def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
-    """Says in sentences what the comparisons bear.
+    """Writes the verdicts of the comparisons in sentences.
 
     Args:
         comparisons: With one baseline.
@@ -247,7 +247,7 @@ def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def markdown(table: Table) -> str:
-    """Writes a table as GitHub's Markdown; what would be markup in a name is not."""
+    """Writes a table as GitHub's Markdown, with names escaped."""
     lines = [f"## {plain(table.title)}", ""]
     lines += [
         f"| {' | '.join(map(plain, row))} |" for row in (table.columns, ("---",) * len(table.columns), *table.rows)
@@ -279,7 +279,7 @@ def _beside_the_paper(arms: Sequence[Arm], title: str) -> Table:
 
 
 def _cost(arm: Arm) -> tuple[str, ...]:
-    """Writes what a method's network costs, as its first repeat's test has measured it."""
+    """Writes the measured cost of a method's network, from the test of its first repeat."""
     found = next((cost for result in arm.results if (cost := read_cost(result.run))), {})
     if not found:
         return (NONE,) * len(COST)

@@ -118,7 +118,7 @@ def _request(cell: Cell) -> str:
 
 
 def _run(commands: Sequence[Sequence[str]], folder: Path, place: Workplace) -> str | None:
-    """Runs the commands with their output in the cell's log; returns what went wrong, in one line."""
+    """Runs the commands with their output in the cell's log; returns the error in one line, or None."""
     with (folder / LOG).open("a", encoding="utf-8") as log:
         start = log.tell()
         for words in commands:
@@ -193,7 +193,7 @@ def _reason(code: int, log: Path, start: int) -> str:
 
 
 def _make_way(cell: Cell, out: Path) -> None:
-    """Moves a cell of another configuration away: it may have cost days."""
+    """Renames the folder of a cell of another configuration instead of deleting it."""
     folder = out / cell.path
     before = _hash_there(folder)
     if before is None or before == cell.config_hash:

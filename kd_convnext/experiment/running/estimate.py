@@ -29,7 +29,7 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """What one cell takes.
+    """Estimated time and memory of one cell.
 
     Attributes:
         seconds: Its whole time.

@@ -10,7 +10,7 @@ from kd_convnext.errors import KDConvNeXtError
 
 
 def measure(words: Sequence[str]) -> dict[str, float]:
-    """Fits, and reads the clock of the run's header.
+    """Runs a fit and reads the step times from the run's header.
 
     Args:
         words: Of a ``fit`` of at least three steps.

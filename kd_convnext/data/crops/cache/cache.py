@@ -64,7 +64,7 @@ class Survey:
 
 @dataclass
 class _Progress:
-    """What the threads of one filling report, under one lock."""
+    """Counts the progress of all threads under one lock."""
 
     keys: dict[int, str]
     failed: dict[int, Finding] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class CropCache:
             return Survey({}, 0, photographs) if verify else self._survey(index, photographs)
 
     def require(self, manifest: Manifest, rows: npt.NDArray[Any] | None = None) -> None:
-        """Refuses to go on where crops are missing.
+        """Raises an error if crops are missing.
 
         Args:
             manifest: The photographs.

@@ -22,7 +22,7 @@ from kd_convnext.errors import CacheError
 
 
 def place(root: Path, identity: dict[str, Any]) -> tuple[str, Path]:
-    """Finds where the entries of a configuration lie.
+    """Returns the folder of a configuration's entries.
 
     Args:
         root: Folder of the cache.
@@ -57,7 +57,7 @@ def write_configuration(folder: Path, identity: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Known:
-    """Stands in for a network whose result for one crop is there already."""
+    """Returns a stored result in place of a network."""
 
     identity: UpscalerIdentity
     pixels: Pixels
@@ -79,7 +79,7 @@ class EnlargedCrops:
     folder: Path | None = None
 
     def __init__(self, root: Path, spec: CropSpec) -> None:
-        """Finds their folder; nothing is written before `make`.
+        """Opens their folder; nothing is written before `make`.
 
         Args:
             root: Folder of the cache.
@@ -91,7 +91,7 @@ class EnlargedCrops:
             self._salt, self.folder = place(root, self._identity)
 
     def holds(self, crop: Pixels) -> bool:
-        """Returns whether the enlarged form of a crop, uint8 RGB [h, w, 3], is there."""
+        """Returns whether the enlarged form of a crop, uint8 RGB [h, w, 3], is stored."""
         return self.folder is not None and entry_size(self._path(self.folder, crop), None) is not None
 
     def make(self, crop: Pixels, spec: CropSpec, upscaler: Upscaler) -> Pixels:

@@ -164,7 +164,7 @@ def _write(
 
 
 def _fits(path: Path, kind: np.dtype[np.void], count: int) -> bool:
-    """Tells whether a whole file of this form is there; each record is checked when it is read."""
+    """Returns whether a complete file of this form exists; each record is checked when it is read."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):

@@ -32,7 +32,7 @@ class Crops(Protocol):
 
 @dataclass(frozen=True)
 class PrepareSummary:
-    """What a filling did.
+    """Counts, bytes and seconds of filling the cache.
 
     Attributes:
         made: Crops made now.

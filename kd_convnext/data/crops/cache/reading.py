@@ -39,7 +39,7 @@ class Cut(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What one photograph gave: its stamp before it was read, the crops, and the regions that failed."""
+    """Crops of one photograph, its stamp before it was read, and the regions that failed."""
 
     stamp: Stamp
     cuts: tuple[Cut, ...]

@@ -1,4 +1,4 @@
-"""Says what a filling is about to make, why, and how long it takes, before it starts."""
+"""Announces the crops that will be made, the reason, and the expected time."""
 
 import time
 

@@ -20,7 +20,7 @@ _TIMED_SIDE = 128  # pixels of the crop timed for an estimate: seconds even for 
 
 
 def estimate(cache: CropCache, manifest: Manifest) -> PrepareSummary:
-    """Says what a filling would take: times one small crop and multiplies.
+    """Estimates the time and space of filling the cache from one small crop.
 
     Args:
         cache: The cache.

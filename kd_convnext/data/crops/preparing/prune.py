@@ -20,7 +20,7 @@ _ABANDONED = 24 * 3600
 
 @dataclass(frozen=True)
 class Unused:
-    """What could go.
+    """Files that could be removed.
 
     Attributes:
         files: Entries, packed forms and leftovers of killed writers, sorted.
