@@ -15,10 +15,11 @@ from typing import Any, get_origin
 
 from kd_convnext._version import __version__
 from kd_convnext.common.configs import with_shipped_files
+from kd_convnext.common.help import daily_options, wants_help, with_all_options
 from kd_convnext.common.parsing import exit_code, parsing
 from kd_convnext.common.process import process_state_kept
 from kd_convnext.common.trust import require_trusted_words, trusting
-from kd_convnext.common.words import files_first
+from kd_convnext.common.words import files_first, flags_set
 from kd_convnext.data.loading.flat_words import tool_words
 from kd_convnext.errors import ConfigError, Finding
 
@@ -29,6 +30,7 @@ TRAINING = {
     "predict": "answer for the data of a configuration with a checkpoint",
 }
 TOOLS = {
+    "init": ("kd_convnext.tools.init:init", "a first config.yaml for this machine, and a manifest template"),
     "demo": ("kd_convnext.tools.demo:demo", "the whole path on drawn specimens, in minutes on a CPU"),
     "paper": (
         "kd_convnext.tools.paper:paper",
@@ -49,13 +51,17 @@ TOOLS = {
     "publish": ("kd_convnext.tools.publish:publish", "a checkpoint and its card for the Hugging Face hub"),
     "doctor": ("kd_convnext.tools.doctor:doctor", "what this machine, folder or run lacks, with the remedy"),
 }
+FIRST = {"init": "manifest", "prepare": "manifest", "paper": "manifest"}
+"""The option of a tool whose name may be left out where its value is the first word."""
+
 POSITIONAL = {"classify": "photos", "explain": "photos", "compare": "runs", "report": "run"}
 """The one parameter of a tool that is given without its name; a list takes one word or more."""
 
 EXAMPLES = """\
 examples:
   kd-convnext demo
-  kd-convnext prepare --manifest photos/manifest.csv --sr_weights general-x4v3 --download true
+  kd-convnext init photos/manifest.csv
+  kd-convnext prepare --manifest photos/manifest.csv --sr_weights general-x4v3 --download
   kd-convnext fit --config configs/teacher_swin_tiny.yaml --data.manifest photos/manifest.csv
   kd-convnext fit --config configs/kd_convnext_tiny.yaml --data.manifest photos/manifest.csv \\
       --model.teacher_ckpt runs/teacher_swin_tiny/TIME/checkpoints/best.ckpt
@@ -91,6 +97,10 @@ def _run(words: list[str]) -> int:
         print(_help(), flush=True)
         return 0
     command, *rest = words
+    if command in (*TRAINING, *TOOLS) and wants_help(rest):
+        print(daily_options(command), flush=True)
+        return 0
+    words = [command, *(rest := with_all_options(rest))]
     if command == "--version":
         print(f"kd-convnext {__version__}")
         return 0
@@ -99,7 +109,7 @@ def _run(words: list[str]) -> int:
             from kd_convnext.training.command import run_training
         return run_training(words)
     if command in TOOLS:
-        rest = files_first(with_shipped_files(rest))
+        rest = files_first(with_shipped_files(_named(command, rest)))
         require_trusted_words(rest, callables=False)
         _run_tool(command, rest)
         return 0
@@ -109,13 +119,21 @@ def _run(words: list[str]) -> int:
     raise ConfigError(Finding("kd-convnext", f"there is no command {command!r}", remedy))
 
 
+def _named(command: str, words: list[str]) -> list[str]:
+    """Puts the name before a first word that has none: ``prepare photos.csv``."""
+    return (
+        [f"--{FIRST[command]}={words[0]}", *words[1:]] if command in FIRST and words and words[0][:1] != "-" else words
+    )
+
+
 def _run_tool(command: str, words: list[str]) -> None:
     import jsonargparse
 
     jsonargparse.set_parsing_settings(instantiate_subclass_spec_in_any=False)
     module, function = TOOLS[command][0].split(":")
     tool: Callable[..., Any] = getattr(import_module(module), function)
-    parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", exit_on_error=False, description=tool.__doc__)
+    described = inspect.cleandoc(tool.__doc__ or "").split("\nArgs:")[0]
+    parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", exit_on_error=False, description=described)
     parser.add_argument("--config", action="config", help="Options from a YAML file, also from a fit's.")
     named = POSITIONAL.get(command)
     parser.add_function_arguments(tool, as_positional=False, skip={named} if named else None)
@@ -123,9 +141,15 @@ def _run_tool(command: str, words: list[str]) -> None:
         many = get_origin(inspect.signature(tool).parameters[named].annotation) is list
         count: dict[str, Any] = {"nargs": "+"} if many else {}
         parser.add_argument(named, type=str, metavar=named.upper().removesuffix("S"), **count)
-    words = tool_words(words, inspect.signature(tool).parameters, command)
-    with parsing(command):
-        options = parser.instantiate(parser.parse_args(words))
+    parameters = inspect.signature(tool).parameters
+    words = tool_words(flags_set(words, parameters), parameters, command)
+    try:
+        with parsing(command):
+            options = parser.instantiate(parser.parse_args(words))
+    except SystemExit as stop:
+        if stop.code:
+            raise
+        return  # help, or the printed configuration
     options.pop("config", None)
     tool(**options.as_dict())
 
@@ -134,7 +158,8 @@ def _help() -> str:
     lines = [
         f"kd-convnext {__version__}: photographs of specimens to a small classifier, by knowledge distillation",
         "",
-        "usage: kd-convnext COMMAND [OPTIONS]      (kd-convnext COMMAND --help for its options)",
+        "usage: kd-convnext COMMAND [OPTIONS]",
+        "  kd-convnext COMMAND --help: its daily options; --help all: every one",
         "",
         "train and judge by configuration:",
         *(f"  {name:<10} {text}" for name, text in TRAINING.items()),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.wheel import built_wheel, tracked_files
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -157,14 +158,6 @@ def test_a_python_chosen_by_name_is_not_replaced_silently(tmp_path: Path) -> Non
     assert "PYTHON=python9" in done.stderr
 
 
-def tracked_files() -> list[Path]:
-    """The files (and links) of the commit and the index."""
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [ROOT / name for name in listing.stdout.split("\0") if name and os.path.lexists(ROOT / name)]
-
-
 def test_nothing_large_is_tracked() -> None:
     assert [path for path in tracked_files() if path.stat().st_size > 5_000_000] == []
 
@@ -189,14 +182,7 @@ def test_no_file_of_the_real_data_is_tracked(shared_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_its_data_and_nothing_else(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    for path in tracked_files():
-        target = source / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target, follow_symlinks=False)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = built_wheel(tmp_path)
     names = set(zipfile.ZipFile(wheel).namelist())
     info = f"kd_convnext-{__version__}.dist-info/"
     assert all(name.startswith(("kd_convnext/", info)) for name in names)

@@ -1,5 +1,6 @@
 """The order of a command line: options that are typed hold against files of options, wherever they stand."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import yaml
 
 _SECTIONS = ("--model", "--data", "--trainer", "--checkpoint", "--record", "--header")
 """Options that take a file or a class, whose single options may be typed as well."""
+
+_TRUTH = frozenset({"true", "false", "yes", "no", "null"})
 
 
 def files_first(words: Sequence[str]) -> list[str]:
@@ -30,6 +33,23 @@ def files_first(words: Sequence[str]) -> list[str]:
         if target is not rest and "=" not in word:
             target += [value for value in (next(given, None),) if value is not None]
     return [*files, *sections, *rest]
+
+
+def flags_set(words: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """Gives switches that are typed without a value the value true: ``--dry_run``.
+
+    Args:
+        words: The options of a tool.
+        parameters: Of its function; those of type bool are switches.
+
+    Returns:
+        The words, such as ``--dry_run=true``.
+    """
+    switches = {f"--{name}" for name, one in parameters.items() if one.annotation in (bool, bool | None)}
+    return [
+        f"{word}=true" if word in switches and after.lower() not in _TRUTH else word
+        for word, after in zip(words, [*words[1:], ""], strict=False)
+    ]
 
 
 def without_foreign_arguments(words: Sequence[str]) -> tuple[list[str], str | None]:

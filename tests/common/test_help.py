@@ -1,0 +1,84 @@
+"""The pages of daily options: short, there for every command, and true to the parsers."""
+
+import inspect
+import re
+from importlib import import_module
+
+import pytest
+
+from kd_convnext.cli import POSITIONAL, TOOLS, TRAINING, main
+from kd_convnext.common.help import daily_options
+from kd_convnext.common.words import flags_set
+
+OF_A_RUN = {"--config", "--name", "--teacher_config", "--ckpt_path", "--print_config", "--seed_everything", "--help"}
+
+
+def options(page):
+    return set(re.findall(r"--[a-z0-9_.]+", page))
+
+
+def tool_of(command):
+    module, function = TOOLS[command][0].split(":")
+    return getattr(import_module(module), function)
+
+
+@pytest.mark.parametrize("command", [*TRAINING, *TOOLS])
+def test_a_page_is_short_and_says_where_the_rest_is(command, capsys):
+    assert main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert lines[0].startswith(f"usage: kd-convnext {command}") and len(lines) <= 60
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].endswith(f"kd-convnext {command} --help all")
+    assert not re.search(r"``|Args:|Raises:", printed)
+    # Wherever the word stands, nothing is run.
+    assert main([command, "--config=nowhere.yaml", "-h"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("command", TOOLS)
+def test_the_options_of_a_tools_page_are_its_own(command):
+    parameters = inspect.signature(tool_of(command)).parameters
+    page = daily_options(command)
+    assert options(page) <= {f"--{name}" for name in parameters} | {"--config", "--help"}
+    needed = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty}
+    assert {f"--{name}" for name in needed - {POSITIONAL.get(command), "grid"}} <= options(page)
+
+
+def test_the_options_of_the_training_pages_are_the_parsers():
+    from lightning.pytorch import Trainer
+
+    from kd_convnext import DistillModule, SpecimenDataModule, TeacherModule
+    from kd_convnext.models.backbones import BackboneSpec
+    from kd_convnext.modules.optim import OptimSpec
+
+    def names(kind):
+        return set(inspect.signature(kind).parameters)
+
+    nested = {"backbone": names(BackboneSpec), "student": names(BackboneSpec), "optim": names(OptimSpec)}
+    for command in TRAINING:
+        for option in options(daily_options(command)) - OF_A_RUN:
+            section, name, *rest = option[2:].split(".")
+            known = {
+                "data": names(SpecimenDataModule),
+                "trainer": names(Trainer),
+                "model": names(TeacherModule) | names(DistillModule),
+            }[section]
+            assert name in known, option
+            assert not rest or rest[0] in nested[name], option
+
+
+def test_all_options_are_the_parsers_own_without_the_functions_docstring(capsys):
+    assert main(["prepare", "--help", "all"]) == 0
+    printed = capsys.readouterr().out
+    assert "--sr_wdn_weights" in printed and "Raises:" not in printed
+
+
+def test_switches_need_no_value_and_the_manifest_no_name(tiny_manifest, tiny_cache, capsys):
+    words = ["prepare", str(tiny_manifest), "--dry_run", "--upscaler=bicubic", "--store_size=40"]
+    assert main([*words, f"--cache_dir={tiny_cache}"]) == 0
+    assert "60" in capsys.readouterr().out
+    parameters = inspect.signature(tool_of("prepare")).parameters
+    assert flags_set(["--dry_run", "false", "--yes", "--preview", "3", "--download"], parameters) == [
+        *("--dry_run", "false", "--yes=true", "--preview", "3", "--download=true")
+    ]

@@ -1,0 +1,82 @@
+"""init: a configuration that fit takes, a manifest to fill in, and commands that work."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from helpers.command_line import TINY, convnext
+
+from kd_convnext.cli import main
+from kd_convnext.tools import init as tool
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tool, "_linear_teachers_weights", lambda: None)
+    return tmp_path
+
+
+def commands(printed):
+    return [line.split()[1:] for line in printed.splitlines() if line.startswith("  kd-convnext")]
+
+
+def test_without_photographs_it_writes_a_template_too(at, capsys):
+    assert main(["init", "--device=cpu"]) == 0
+    table = pd.read_csv("manifest.csv")
+    assert list(table.columns) == list(tool.HEADER) and len(table) == 3
+    config = yaml.safe_load((at / "config.yaml").read_text())
+    assert config["data"]["manifest"] == "manifest.csv" and config["teacher_config"] == "configs/small_cpu/teacher.yaml"
+    assert [words[0] for words in commands(capsys.readouterr().out)] == ["prepare", "fit", "test"]
+    # What a person has edited is not overwritten; both files are named at once.
+    assert main(["init", "--device=cpu"]) == 2
+    assert "2 problems found" in capsys.readouterr().err
+    assert main(["init", "--device=gpu", "--overwrite"]) == 0
+    assert yaml.safe_load((at / "config.yaml").read_text())["teacher_config"] == "configs/teacher_swin_tiny.yaml"
+
+
+def test_a_manifest_is_checked_and_counted_and_the_next_command_works(at, tiny_manifest, capsys):
+    assert main(["init", str(tiny_manifest), "--device=cpu", "--out=study"]) == 0
+    printed = capsys.readouterr().out
+    assert "Grade 1" in printed and "12 (12, 6" in printed and not (at / "study" / "manifest.csv").exists()
+    assert yaml.safe_load((at / "study" / "config.yaml").read_text())["data"]["batch_size"] == 8
+    prepare, fit, _ = commands(printed)
+    assert main([*prepare, "--cache_dir=cache"]) == 0
+    assert main([*fit, "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out.partition("# lightning")[2].partition("\n")[2])
+    assert shown["model"]["init_args"]["student"]["name"] == "convnext_atto"
+    assert main(["init", "nowhere.csv", "--out=other"]) == 2
+    assert "nowhere.csv" in capsys.readouterr().err and not (at / "other").exists()
+
+
+def test_a_folder_without_class_folders_gets_a_row_for_each_photograph(at, tiny_manifest, capsys):
+    assert main(["init", str(tiny_manifest.parent), "--device=cpu"]) == 0
+    table = pd.read_csv("manifest.csv", dtype=str, keep_default_na=False)
+    assert len(table) == 60 and set(table["label"]) == {""}
+    assert all((at / name).is_file() for name in table["image"])
+    assert "fill in the labels" in capsys.readouterr().out
+
+
+def test_weights_that_are_there_decide_the_recipe(monkeypatch, tmp_path):
+    place = tmp_path / "cache" / "weights" / "vit_small_patch14_dinov2.safetensors"
+    monkeypatch.setenv("KD_CONVNEXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert tool.choose_recipe("cpu").student == "configs/small_cpu/student.yaml"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"weights")
+    recipe = tool.choose_recipe("cpu")
+    assert recipe.teacher == tool.LINEAR_TEACHER and str(place) in recipe.reason
+    settings = yaml.safe_load(tool.configuration(recipe, "photos: all.csv", "image=file", None))
+    assert settings["data"]["manifest"] == "photos: all.csv" and settings["data"]["columns"] == "image=file"
+    assert settings["model"]["init_args"]["teacher_cache"] == "still"
+
+
+@pytest.mark.slow
+def test_the_configuration_trains_teacher_and_student(at, tiny_manifest, tiny_cache):
+    assert main(["init", str(tiny_manifest), "--device=cpu"]) == 0
+    smaller = [*TINY, *convnext("student"), f"--data.cache_dir={tiny_cache}", "--name=first"]
+    assert main(["fit", "--config=config.yaml", *smaller]) == 0
+    (run,) = (at / "runs" / "first").iterdir()
+    assert main(["test", f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/best.ckpt"]) == 0
+    assert "test/f1_macro" in json.loads((run / "metrics.json").read_text())
