@@ -15,6 +15,7 @@ from kd_convnext.data.loading.dataset import Batch
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation.answers import Evaluation, PredictionStore, Source
 from kd_convnext.models.backbones import Backbone
+from kd_convnext.modules.batches import ForeignBatch, check_foreign, understood
 from kd_convnext.modules.checkpointed import CheckpointedModule
 from kd_convnext.modules.compiled_step import Compile, FastPath, plan_compile
 from kd_convnext.modules.divergence import FINITE_EVERY, require_finite
@@ -67,7 +68,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         self.latest_loss: Tensor | None = None
         self._tally = EpochTally(num_classes)
         self._answers = PredictionStore(num_classes)
-        self._seed = 0
+        self._seed, self._judged = 0, 0
         self._fast: FastPath | None = None
 
     @property
@@ -76,7 +77,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         return cast(Backbone, getattr(self, self.deployable))
 
     @abstractmethod
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: ForeignBatch, batch_idx: int) -> Tensor | None:
         """Returns the loss of a batch, a scalar; None where nothing is learnt by steps."""
 
     @property
@@ -139,13 +140,14 @@ class ClassifierModule(CheckpointedModule, ABC):
             for parameter in self.classifier.body_parameters():
                 parameter.grad = None
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: ForeignBatch, batch_idx: int) -> None:
         """Seeds each epoch (stochastic depth), so that a resumed run draws what an uninterrupted one would."""
-        self._tally.expect(batch["index"])
+        self._tally.expect(self.understood(batch)["index"])
         if batch_idx == 0:
+            self._check_foreign(batch, labelled=True)
             torch.manual_seed((self._seed + 1_000_003 * self.current_epoch + self.global_rank) % 2**63)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: ForeignBatch, batch_idx: int) -> None:
         """Checks now and then that the losses are finite; at each step that would wait for a GPU."""
         if (batch_idx + 1) % FINITE_EVERY == 0:
             require_finite(self, self._tally)
@@ -215,15 +217,15 @@ class ClassifierModule(CheckpointedModule, ABC):
 
     # ---- validation, test, prediction
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: ForeignBatch, batch_idx: int) -> None:
         """Collects the predictions of a batch."""
         self._collect(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: ForeignBatch, batch_idx: int) -> None:
         """Collects the predictions of a batch."""
         self._collect(batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: ForeignBatch, batch_idx: int) -> Tensor:
         """Collects the predictions of a batch.
 
         Returns:
@@ -259,7 +261,11 @@ class ClassifierModule(CheckpointedModule, ABC):
         """Stores the predictions in ``evaluation``."""
         self._keep("predict")
 
-    def _collect(self, batch: Batch) -> Tensor:
+    def _collect(self, given: ForeignBatch) -> Tensor:
+        if not self._judged:
+            self._check_foreign(given, labelled=False)
+        batch = self.understood(given)
+        self._judged += len(batch["image"])
         probabilities = self(batch["image"]).float().softmax(dim=1)
         self._answers.update(batch["index"], batch["label"], probabilities)
         return cast(Tensor, probabilities)
@@ -268,6 +274,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         names = self.class_names or tuple(str(number) for number in range(self.num_classes))
         self.evaluation = self._answers.evaluation(part, names)
         self._answers.reset()
+        self._judged = 0
         data = self.specimens
         self.lesion_evaluation = None
         if data is not None:
@@ -291,6 +298,25 @@ class ClassifierModule(CheckpointedModule, ABC):
             self.log("val_f1", metrics["val/f1_macro"], prog_bar=True, logger=False, sync_dist=True)
 
     # ---- data
+
+    def understood(self, batch: ForeignBatch) -> Batch:
+        """Returns a batch of any loader as image, label and index; see :mod:`kd_convnext.modules.batches`.
+
+        Args:
+            batch: Of a :class:`SpecimenDataModule`, of another data module, or of plain loaders.
+
+        Raises:
+            ConfigError: It is of no kind that is understood.
+        """
+        if isinstance(batch, dict) and "index" in batch:
+            return cast(Batch, batch)
+        world, rank = self.trainer.world_size, self.global_rank
+        return understood(batch, self._judged * world + rank, world)
+
+    def _check_foreign(self, batch: ForeignBatch, *, labelled: bool) -> None:
+        if self.specimens is None:
+            network = self.classifier
+            check_foreign(self.understood(batch), network.in_chans, network.image_size, labelled=labelled)
 
     @property
     def specimens(self) -> SpecimenDataModule | None:

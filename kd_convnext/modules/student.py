@@ -20,6 +20,7 @@ from kd_convnext.losses.term import Outputs, Widths
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.models.probe import Probe
 from kd_convnext.models.taps import TapSpec
+from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
 from kd_convnext.modules.optim import OptimSpec
@@ -207,13 +208,14 @@ class DistillModule(ClassifierModule):
         if self.specimens is not None:
             self.specimens.teach(None)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: ForeignBatch, batch_idx: int) -> Tensor:
         """Returns the loss of a batch, a scalar."""
+        own = self.understood(batch)
         weights = self.objective.weights(0, self.device) if self._weights is None else self._weights
-        inputs = batch["image"], batch["label"], weights, self._stored(batch)
+        inputs = own["image"], own["label"], weights, self._stored(own)
         losses, logits = self.run_step(self.distil, *inputs)
         values = dict(zip(self.objective.names, losses.values, strict=True))
-        self.log_training(losses.total, logits, batch["label"], values)
+        self.log_training(losses.total, logits, own["label"], values)
         return cast(Tensor, losses.total)
 
     def _stored(self, batch: Batch) -> dict[str, Outputs] | None:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_convnext.checkpoints.specs import spec_of
-from kd_convnext.data.loading.dataset import Batch
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.labels.focal import FocalLoss
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
+from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
 from kd_convnext.modules.frozen_features import fit_linear_head, linear_head, still_features, training_embeddings
@@ -98,14 +98,15 @@ class TeacherModule(ClassifierModule):
         """Number of initial epochs in which only the head is trained."""
         return self._head_epochs
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: ForeignBatch, batch_idx: int) -> Tensor | None:
         """Returns the loss of a batch, a scalar; None where the head is fitted in one go."""
         if self.finetune == "linear":
             self.optimizers().step()  # type: ignore[union-attr]
             return None
+        own = self.understood(batch)
         loss: Tensor
-        loss, logits = self.run_step(self.judged, batch["image"], batch["label"])
-        self.log_training(loss, logits, batch["label"])
+        loss, logits = self.run_step(self.judged, own["image"], own["label"])
+        self.log_training(loss, logits, own["label"])
         return loss
 
     def on_fit_start(self) -> None:
