@@ -12,6 +12,7 @@ from kd_convnext.data.crops.cache.index import compact
 from kd_convnext.data.crops.cache.packed import discard_damaged
 from kd_convnext.data.crops.cache.prepared import PreparedCrops, PrepareSummary
 from kd_convnext.data.crops.preparing.estimate import estimate
+from kd_convnext.data.crops.preparing.faithful import fidelity_lines, least_faithful
 from kd_convnext.data.crops.preparing.preview import write_preview
 from kd_convnext.data.crops.preparing.prune import find_unused, remove
 from kd_convnext.data.crops.spec import CropSpec, UpscalerChoice
@@ -59,7 +60,8 @@ def prepare(
         devices: Processes or GPUs on each host that share the work (Lightning's distributed engine where more than 1).
         num_nodes: Hosts that share the work, each started by torchrun or SLURM.
         verify: Reads all photographs and entries again instead of trusting the index, and makes bad entries anew.
-        preview: Draws so many crops beside their bicubic and super-resolved form, into the cache's folder.
+        preview: Draws so many crops beside their bicubic and super-resolved form, into the cache's folder; a quarter
+            of them are those that super-resolution changed most.
         download: Fetches the official weights that are named and not there yet.
         prune: Afterwards lists the entries of this configuration that belong to no manifest given.
         also: Further manifests whose entries `prune` keeps.
@@ -93,10 +95,12 @@ def prepare(
     cache = _opened(root, spec, device, table)
     prepared = cache.fill(table, on_error=on_error, verify=verify and alone)  # other ranks have verified already
     done = _report(prepared, made)
+    for line in fidelity_lines(prepared, table):
+        print(line)
     if verify:
         _discard_damaged(prepared)
     if preview:
-        print(f"preview: {write_preview(cache, table, preview)}")
+        print(f"preview: {write_preview(cache, table, preview, least_faithful(prepared))}")
     if prune:
         _prune(cache, [table, *(read_manifest(path, columns=columns) for path in also)], yes)
     return done

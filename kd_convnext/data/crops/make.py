@@ -1,15 +1,18 @@
 """Makes one crop: enlarges a region of interest and resizes it for storage."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.common.arrays import Pixels
+from kd_convnext.data.crops.fidelity import consistent
 from kd_convnext.data.crops.resize import _fit, reduced_size, resize_to
 from kd_convnext.data.crops.spec import CropSpec
-from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Upscaler
+from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Piece, Upscaler, UpscalerIdentity
 from kd_convnext.data.manifest.boxes import Box, crop_roi
 from kd_convnext.data.manifest.images import read_image
 
@@ -48,6 +51,8 @@ def enlarge(crop: Pixels, spec: CropSpec, upscaler: Upscaler) -> Pixels:
     """
     crop = resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], spec.sr_max_side))
     size, scale = spec.store_size, upscaler.identity.scale
+    if spec.sr_consistent:
+        upscaler = _Consistent(upscaler)
     if size is None:
         return upscaler(crop)
     if spec.resize == "stretch":
@@ -57,6 +62,23 @@ def enlarge(crop: Pixels, spec: CropSpec, upscaler: Upscaler) -> Pixels:
     top, left = (size - height) // 2, (size - width) // 2
     square[top : top + height, left : left + width] = _enlarge_to(crop, upscaler, height, width)
     return square
+
+
+@dataclass(frozen=True)
+class _Consistent:
+    """An upscaler whose results, reduced again, equal the crop; for crops that are enlarged as a whole."""
+
+    upscaler: Upscaler
+
+    @property
+    def identity(self) -> UpscalerIdentity:
+        return self.upscaler.identity
+
+    def __call__(self, crop: Pixels) -> Pixels:
+        return consistent(crop, self.upscaler(crop))
+
+    def pieces(self, crop: Pixels) -> Iterator[Piece]:
+        yield Piece(0, 0, self(crop))
 
 
 def _enlarge_to(crop: Pixels, upscaler: Upscaler, height: int, width: int) -> Pixels:

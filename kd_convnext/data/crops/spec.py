@@ -36,6 +36,8 @@ class CropSpec:
             None and 1 for no blend.
         sr_wdn_weights: Weights that denoise less, a path or a name; by default what belongs to ``sr_weights``:
             ``general-wdn-x4v3`` where that says ``general-x4v3``, in the same folder.
+        sr_consistent: Correct each enlarged crop until, reduced again, it equals the crop to one level: what the
+            network smoothed away or painted over at the crop's own resolution is undone.
 
     Raises:
         ConfigError: A value that cannot work; all of them together.
@@ -54,6 +56,7 @@ class CropSpec:
     sr_weights: str | None = None
     sr_denoise: float | None = None
     sr_wdn_weights: str | None = None
+    sr_consistent: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values that cannot work."""
@@ -69,6 +72,8 @@ class CropSpec:
         for name, choices in (("resize", get_args(Resize)), ("upscaler", _UPSCALERS)):
             if getattr(self, name) not in choices:
                 findings.append((name, getattr(self, name), f"Choose one of {', '.join(choices)}."))
+        if self.sr_consistent and (self.sr_max_side is None or self.sr_max_side**2 > PIXEL_BUDGET):
+            findings.append(("sr_consistent", True, f"Give sr_max_side {round(PIXEL_BUDGET**0.5)} or less with it."))
         if findings:
             raise ConfigError(
                 Finding(f"crops.{name}", f"{value!r} cannot work", remedy) for name, value, remedy in findings
@@ -172,6 +177,7 @@ class CropSpec:
             "resize": self.resize,
             "interpolation": "area down, cubic up" + (", by pieces above the budget" if streamed else ""),
             "upscaler": self.build_upscaler().identity.to_dict(),
+            **({"consistent": True} if self.sr_consistent else {}),
         }
 
     def to_dict(self) -> dict[str, Any]:

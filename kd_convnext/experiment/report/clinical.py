@@ -14,6 +14,7 @@ from kd_convnext.evaluation.statistics import LesionCounts, count_lesions, inter
 from kd_convnext.evaluation.utility import predictive_intervals, predictive_values
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.results import Arm
+from kd_convnext.experiment.report.strata import SHARPNESS, SIZE, sharpnesses, sides, thirds
 from kd_convnext.experiment.report.tables import MARK, NONE, Table
 
 _BOX = ["x", "y", "width", "height"]
@@ -93,21 +94,28 @@ def by_unit(analysis: Analysis) -> Table | None:
 
 
 def subgroups(analysis: Analysis, columns: tuple[str, ...]) -> list[Table]:
-    """Makes a table for each extra column of the manifest.
+    """Makes a table for each extra column of the manifest, and for thirds by size, where regions are marked.
 
     Args:
         analysis: The numbers.
-        columns: Names of columns, such as ``site`` and ``device``.
+        columns: Names of columns, such as ``site`` and ``device``, or ``sharpness``, measured in the photographs.
 
     Raises:
         ConfigError: The manifest of a run is not there, or has no such column.
     """
     arm = analysis.best
-    if arm is None or not len(arm.answers) or not columns:
+    if arm is None or not len(arm.answers):
         return []
-    answers = _with_columns(arm, columns)
+    measured = {SIZE: thirds(sides(arm.answers), "px")}
+    if SHARPNESS in columns:
+        measured[SHARPNESS] = thirds(sharpnesses(arm), "variance of the Laplacian")
+    named = tuple(column for column in columns if column not in measured)
+    answers = _with_columns(arm, named) if named else arm.answers
+    answers = answers.assign(**{name: values.to_numpy() for name, values in measured.items()})
     found = []
-    for column in columns:
+    for column in (*named, *measured):
+        if column in measured and not (answers[column] != "").any():
+            continue
         rows = []
         for value, part in answers.groupby(column, sort=True):
             counts = count_lesions(part, arm.class_names)
@@ -115,10 +123,12 @@ def subgroups(analysis: Analysis, columns: tuple[str, ...]) -> list[Table]:
             lesions = f"{number} {MARK}" if number < FEW else str(number)
             rows.append((str(value) or "(empty)", lesions, str(counts.photographs), *_scores(counts, analysis)))
         note = f"{arm.title}, per photograph; 95 % intervals by lesion. {MARK} fewer than {FEW} lesions."
-        found.append(Table(f"By {column}", (column, "Lesions", "Photographs", *_HEADS), tuple(rows), note))
+        title = _MEASURED.get(column, f"By {column}")
+        found.append(Table(title, (column, "Lesions", "Photographs", *_HEADS), tuple(rows), note))
     return found
 
 
+_MEASURED = {SIZE: "By size of the region", SHARPNESS: "By sharpness of the region"}
 _HEADS = ("Accuracy", "Macro recall", "Macro F1")
 
 

@@ -4,13 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from helpers.fake_cells import answers, fake_cell, grid, specimens
+from helpers.fake_cells import PAPER, answers, fake_cell, grid, specimens
 from helpers.figure_layout import assert_readable
+from PIL import Image
 
 from kd_convnext.cli import main
 from kd_convnext.experiment.report.analysis import Settings, analyse
 from kd_convnext.experiment.report.figures import all_figures
 from kd_convnext.experiment.report.outputs import write_outputs
+from kd_convnext.experiment.report.results import group_arms, read_results
+from kd_convnext.experiment.report.strata import sharpnesses, thirds
 
 LONG = (*(f"Verruköse_Läsion_Nummer_{k:02d}" for k in range(8)), "Dermatofibrosarcoma prot.", "NV")
 
@@ -63,6 +66,31 @@ def test_predictive_values_stand_at_the_asked_prevalence_and_subgroups_in_their_
     assert int(sites["Köln"][2]) + int(sites["Graz"][2]) == len(frame)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "--by site --prevalence AIS=0.01" in page
+
+
+def test_size_and_sharpness_of_the_regions_have_tables_of_thirds(tmp_path, capsys):
+    frame = specimens(0, 0.8, names=PAPER[:3], lesions=6, views=1)
+    rng = np.random.default_rng(0)
+    for number, image in enumerate(frame["image"]):
+        path = tmp_path / "photos" / image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The first third is sharp, the second less, the last smooth.
+        noise = rng.integers(0, 256, (30, 40, 3)) // (1, 4, 60)[number % 3]
+        Image.fromarray(noise.astype(np.uint8)).save(path, quality=95)
+    frame = frame.assign(x=1, y=2, width=[10 + 5 * (number % 3) for number in range(len(frame))], height=10)
+    cell = fake_cell(tmp_path / "run", frame, names=PAPER[:3], record=False)
+    config = yaml.safe_load((cell.folder / "config.yaml").read_text())
+    config["data"]["manifest"] = str(tmp_path / "photos" / "manifest.csv")
+    (cell.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["report", str(cell.folder), "--bootstrap", "50", "--out", str(tmp_path / "out")]
+    assert main([*words, "--by", "sharpness"]) == 0
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "By size of the region" in text and "upper third (above" in text and "variance of the Laplacian" in text
+    sharp = thirds(sharpnesses(group_arms(read_results([cell]))[0]), "x")
+    assert [name.split()[0] for name in sharp[:3]] == ["upper", "middle", "lower"]
+    next((tmp_path / "photos").rglob("*.jpg")).unlink()
+    assert main([*words, "--by", "sharpness"]) == 2
+    assert "--by sharpness" in capsys.readouterr().err
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path, capsys):

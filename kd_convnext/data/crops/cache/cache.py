@@ -244,7 +244,8 @@ class CropCache:
         """Returns the entry's size in bytes and whether it had to be made."""
         size = self.entry(path, verify)
         if size is None:
-            return write_entry(path, self.enlarged.make(crop, self.spec, self.upscaler)), True
+            pixels, kept = self.enlarged.make(crop, self.spec, self.upscaler)
+            return write_entry(path, pixels, kept), True
         return size, False
 
     def entry(self, path: Path, verify: bool = False) -> int | None:

@@ -12,10 +12,11 @@ from typing import Any
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.files import atomic_write, write_finding
-from kd_convnext.data.crops.cache.entries import entry_size, read_entry, write_entry
+from kd_convnext.data.crops.cache.entries import entry_fidelity, entry_size, read_entry, write_entry
 from kd_convnext.data.crops.cache.prepared import crop_key, entry_path
+from kd_convnext.data.crops.fidelity import Fidelity, fidelity
 from kd_convnext.data.crops.make import enlarge
-from kd_convnext.data.crops.resize import reduced_size
+from kd_convnext.data.crops.resize import reduced_size, resize_to
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.crops.upscaling.upscaler import NETWORKS, PIXEL_BUDGET, Piece, Upscaler, UpscalerIdentity
 from kd_convnext.errors import CacheError
@@ -94,7 +95,7 @@ class EnlargedCrops:
         """Returns whether the enlarged form of a crop, uint8 RGB [h, w, 3], is stored."""
         return self.folder is not None and entry_size(self._path(self.folder, crop), None) is not None
 
-    def make(self, crop: Pixels, spec: CropSpec, upscaler: Upscaler) -> Pixels:
+    def make(self, crop: Pixels, spec: CropSpec, upscaler: Upscaler) -> tuple[Pixels, Fidelity | None]:
         """Makes the stored form of a crop, from its enlarged form where that is there.
 
         Args:
@@ -103,21 +104,24 @@ class EnlargedCrops:
             upscaler: The upscaler that ``spec`` names.
 
         Returns:
-            The very pixels of `enlarge`.
+            The very pixels of `enlarge`, and how faithful the enlargement is; None where there is no network or the
+            crop is too large to be held as a whole.
 
         Raises:
             CacheError: No space or no permission.
         """
         height, width = reduced_size(crop.shape[0], crop.shape[1], spec.sr_max_side)
         if self.folder is None or height * width > PIXEL_BUDGET:  # larger ones are never held as a whole
-            return enlarge(crop, spec, upscaler)
+            return enlarge(crop, spec, upscaler), None
         path = self._path(self.folder, crop)
-        pixels = read_entry(path, None)
-        if pixels is None:
-            pixels = enlarge(crop, self._source, upscaler)
+        pixels, kept = read_entry(path, None), entry_fidelity(path)
+        if pixels is None or kept is None:
+            pixels = enlarge(crop, self._source, upscaler) if pixels is None else pixels
+            kept = fidelity(resize_to(crop, height, width), pixels)
             write_configuration(self.folder, self._identity)
-            write_entry(path, pixels)
-        return enlarge(crop, spec, _Known(upscaler.identity, pixels))
+            write_entry(path, pixels, kept)
+        # What is kept is consistent already, where that is wanted.
+        return enlarge(crop, replace(spec, sr_consistent=False), _Known(upscaler.identity, pixels)), kept
 
     def _path(self, folder: Path, crop: Pixels) -> Path:
         return entry_path(folder, crop_key(self._salt, crop))

@@ -9,6 +9,7 @@ import numpy as np
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.files import atomic_write, write_finding
+from kd_convnext.data.crops.fidelity import Fidelity
 from kd_convnext.errors import CacheError
 
 PNG_LEVEL = 3
@@ -20,15 +21,17 @@ if hasattr(cv2, "IMWRITE_PNG_FILTER"):
     _PNG_OPTIONS += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_NOTE, _NOTE_REACH = b"kd-convnext fidelity\0", 512
 _HEADER_BYTES = 24  # signature, length and type of IHDR, width, height
 
 
-def write_entry(path: Path, pixels: Pixels) -> int:
+def write_entry(path: Path, pixels: Pixels, kept: Fidelity | None = None) -> int:
     """Stores a crop as PNG; the file name's key is written inside as well.
 
     Args:
         path: ``<key>.png``.
         pixels: uint8 RGB [h, w, 3].
+        kept: How faithful its enlargement was, written inside too; None where nobody measured it.
 
     Returns:
         Size of the file in bytes.
@@ -36,7 +39,7 @@ def write_entry(path: Path, pixels: Pixels) -> int:
     Raises:
         CacheError: No space, no permission, or a file in place of a folder.
     """
-    content = encode(pixels, path.stem)
+    content = encode(pixels, path.stem, kept)
     try:
         atomic_write(path, lambda file: file.write(content))
     except OSError as error:
@@ -44,19 +47,40 @@ def write_entry(path: Path, pixels: Pixels) -> int:
     return len(content)
 
 
-def encode(pixels: Pixels, key: str) -> bytes:
+def encode(pixels: Pixels, key: str, kept: Fidelity | None = None) -> bytes:
     """Encodes a crop as PNG with its key in a text chunk at the end.
 
     Args:
         pixels: uint8 RGB [h, w, 3].
         key: 64 hexadecimal digits.
+        kept: How faithful its enlargement was, for a text chunk before that.
 
     Returns:
         The bytes of the file.
     """
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", bgr, _PNG_OPTIONS)
-    return encoded.tobytes()[: -len(_chunk(b"IEND", b""))] + _tail(key)
+    note = b"" if kept is None else _chunk(b"tEXt", _NOTE + f"{kept.psnr} {kept.changed}".encode())
+    return encoded.tobytes()[: -len(_chunk(b"IEND", b""))] + note + _tail(key)
+
+
+def entry_fidelity(path: Path) -> Fidelity | None:
+    """Reads how faithful the enlargement behind an entry was.
+
+    Args:
+        path: ``<key>.png``.
+
+    Returns:
+        The figures, or None where there is no such entry, or it was made without measuring.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _NOTE_REACH))
+            _, found, rest = file.read().rpartition(_NOTE)
+        psnr, changed = rest[: rest.index(b"tEXt") - 8].decode().split()
+        return Fidelity(float(psnr), float(changed)) if found else None
+    except (OSError, ValueError):
+        return None
 
 
 def entry_size(path: Path, side: int | None) -> int | None:

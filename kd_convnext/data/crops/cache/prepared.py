@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.common.arrays import Pixels
-from kd_convnext.data.crops.cache.entries import read_entry, write_entry
+from kd_convnext.data.crops.cache.entries import entry_fidelity, read_entry, write_entry
+from kd_convnext.data.crops.fidelity import Fidelity
 from kd_convnext.data.crops.make import enlarge
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.manifest.boxes import Box, crop_roi
@@ -107,6 +108,11 @@ class PreparedCrops:
     def key(self, i: int) -> str:
         """Names the crop of a row: a hash of its pixels and of how it is stored."""
         return self.keys[i]
+
+    def fidelities(self) -> dict[int, Fidelity]:
+        """Reads how faithful the enlargements are, by row; rows made without a network or measure are left out."""
+        found = {row: entry_fidelity(entry_path(self.folder, key)) for row, key in self.keys.items()}
+        return {row: kept for row, kept in found.items() if kept is not None}
 
     def _make_again(self, i: int, path: Path) -> Pixels:
         photograph, box = self.regions[i]

@@ -19,6 +19,7 @@ from kd_convnext.data.crops.cache.entries import write_entry
 from kd_convnext.data.crops.cache.index import Index, Stamp
 from kd_convnext.data.crops.cache.prepared import entry_path
 from kd_convnext.data.crops.cache.reading import Cut, Photograph, Reading, read_regions
+from kd_convnext.data.crops.fidelity import Fidelity
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.manifest.manifest import Manifest
 
@@ -27,7 +28,7 @@ class Made(NamedTuple):
     """What one photograph became: its stamp, and each region's pixels, or None where the entry is there already."""
 
     stamp: Stamp
-    crops: list[tuple[Cut, Pixels | None]]
+    crops: list[tuple[Cut, tuple[Pixels, Fidelity | None] | None]]
     regions: int
 
 
@@ -166,9 +167,9 @@ class EntryWriter(BasePredictionWriter):
     ) -> None:
         """Stores the crops of one photograph."""
         assert isinstance(pl_module, CropMaker) and isinstance(prediction, Made)
-        for cut, pixels in prediction.crops:
-            if pixels is not None:
-                write_entry(entry_path(pl_module.cache.folder, cut.key), pixels)
+        for cut, made in prediction.crops:
+            if made is not None:
+                write_entry(entry_path(pl_module.cache.folder, cut.key), *made)
                 self.made += 1
             self.index.add(prediction.stamp, cut.region.box, cut.key)
         self.advance(prediction.regions * trainer.world_size)

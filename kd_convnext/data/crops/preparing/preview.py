@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.data.crops.cache.cache import CropCache
+from kd_convnext.data.crops.fidelity import Fidelity, consistent, fidelity
 from kd_convnext.data.crops.resize import reduced_size, resize_to
-from kd_convnext.data.crops.upscaling.upscaler import BicubicUpscaler
+from kd_convnext.data.crops.upscaling.upscaler import NETWORKS, BicubicUpscaler, UpscalerIdentity
 from kd_convnext.data.manifest.boxes import crop_roi
 from kd_convnext.data.manifest.images import read_image
 from kd_convnext.data.manifest.manifest import Manifest
@@ -21,21 +22,26 @@ _CONTEXT = 64  # pixels around it that the upscaler sees as well
 
 
 class Comparison(NamedTuple):
-    """The middle of one crop in three forms, uint8 RGB: as cut (and reduced), enlarged bicubically, and upscaled."""
+    """The middle of one crop in three forms, uint8 RGB: as cut (and reduced), enlarged bicubically, and upscaled.
+
+    ``kept`` says how faithful the upscaled middle is.
+    """
 
     title: str
     crop: Pixels
     bicubic: Pixels
     upscaled: Pixels
+    kept: Fidelity
 
 
-def write_preview(cache: CropCache, manifest: Manifest, count: int) -> Path:
-    """Draws some crops of every class in their three forms.
+def write_preview(cache: CropCache, manifest: Manifest, count: int, worst: Sequence[int] = ()) -> Path:
+    """Draws some crops of every class in their three forms, and first those that the upscaler changed most.
 
     Args:
         cache: Names crop and upscaler.
         manifest: The photographs; those that cannot be read are passed over.
         count: Crops to draw, the classes in turn.
+        worst: Rows in the order of their fidelity, the least faithful first; a quarter of ``count`` are of these.
 
     Returns:
         ``preview.png`` in the cache's folder.
@@ -45,9 +51,11 @@ def write_preview(cache: CropCache, manifest: Manifest, count: int) -> Path:
     """
     from kd_convnext.common.figures import save_figure
 
-    comparisons = [compare(cache, manifest, row) for row in _readable(cache, manifest, count)]
+    first = list(worst[: -(-count // 4)])
+    others = [row for row in _readable(cache, manifest, count) if row not in first]
+    comparisons = [compare(cache, manifest, row) for row in [*first, *others][:count]]
     path = cache.folder / "preview.png"
-    save_figure(path, preview_grid(comparisons, cache.upscaler.identity.name))
+    save_figure(path, preview_grid(comparisons, _named(cache.upscaler.identity)))
     return path
 
 
@@ -68,10 +76,13 @@ def compare(cache: CropCache, manifest: Manifest, row: int) -> Comparison:
     title = f"{label}, {crop.shape[1]} x {crop.shape[0]} px"
     part, (top, left) = _middle(crop, _CONTEXT)
     forms = []
-    for form in (part, BicubicUpscaler()(part), cache.upscaler(part)):
+    upscaled = cache.upscaler(part)
+    if cache.spec.sr_consistent:
+        upscaled = consistent(part, upscaled)
+    for form in (part, BicubicUpscaler()(part), upscaled):
         scale = form.shape[0] // part.shape[0]
         forms.append(form[top * scale : (top + _SHOWN) * scale, left * scale : (left + _SHOWN) * scale])
-    return Comparison(title, *forms)
+    return Comparison(title, *forms, fidelity(part, upscaled))
 
 
 def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
@@ -79,7 +90,7 @@ def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
 
     Args:
         comparisons: What to show.
-        upscaler: Title of the last column.
+        upscaler: What the last column shows.
 
     Returns:
         The figure; pixels of the crop are shown as squares.
@@ -88,12 +99,19 @@ def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
     panels = figure.subplots(max(1, len(comparisons)), 3, squeeze=False)
     for panel in panels.ravel():
         panel.set_axis_off()
+        panel.set(xticks=[], yticks=[])  # hidden ones too are laid out, which takes longer than all else
     for row, comparison in zip(panels, comparisons, strict=False):
-        titles = (comparison.title, "bicubic x4", upscaler)
-        for panel, picture, title in zip(row, comparison[1:], titles, strict=True):
+        titles = (comparison.title, "bicubic x4", f"{upscaler}\nreduced again: {comparison.kept}")
+        for panel, picture, title in zip(row, comparison[1:4], titles, strict=True):
             panel.imshow(picture, interpolation="nearest")
             panel.set_title(title, fontsize=9)
     return figure
+
+
+def _named(identity: UpscalerIdentity) -> str:
+    if identity.name in NETWORKS:
+        return f"super-resolved x{identity.scale} ({identity.architecture})"
+    return f"{identity.name} x{identity.scale}"
 
 
 def _middle(crop: Pixels, margin: int) -> tuple[Pixels, tuple[int, int]]:
