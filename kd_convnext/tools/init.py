@@ -137,7 +137,7 @@ def configuration(recipe: Recipe, manifest: str, columns: str | None, batch_size
         "  # that are named, once. Without, regions are enlarged bicubically.",
         "  # sr_weights: general-x4v3",
         "  # Which of the five seeded splits by lesion.",
-        "  split_index: 0",
+        "  split: {index: 0}",
         *(line for name, value in data.items() for line in _section(name, value, 2)),
         *_section("header", {"distill_config": None}),
     ]

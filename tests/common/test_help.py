@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import fields
 from importlib import import_module
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from kd_convnext.cli import POSITIONAL, TOOLS, TRAINING, main
 from kd_convnext.common.help import daily_options
 from kd_convnext.common.words import flags_set
+from kd_convnext.data.crops.spec import CropSpec
+from kd_convnext.data.loading.spec import LoaderSpec
+from kd_convnext.data.manifest.splits import SplitSpec
 
 OF_A_RUN = {"--config", "--name", "--teacher_config", "--ckpt_path", "--print_config", "--seed_everything", "--help"}
 
@@ -40,7 +44,8 @@ def test_a_page_is_short_and_says_where_the_rest_is(command, capsys):
 def test_the_options_of_a_tools_page_are_its_own(command):
     parameters = inspect.signature(tool_of(command)).parameters
     page = daily_options(command)
-    assert options(page) <= {f"--{name}" for name in parameters} | {"--config", "--help"}
+    known = {f"--{name}" for name in parameters} | {"--config", "--help"}
+    assert options(page) <= known | {f"--crops.{one.name}" for one in fields(CropSpec) if "crops" in parameters}
     needed = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty}
     assert {f"--{name}" for name in needed - {POSITIONAL.get(command), "grid"}} <= options(page)
 
@@ -56,6 +61,7 @@ def test_the_options_of_the_training_pages_are_the_parsers():
         return set(inspect.signature(kind).parameters)
 
     nested = {"backbone": names(BackboneSpec), "student": names(BackboneSpec), "optim": names(OptimSpec)}
+    nested |= {"crops": names(CropSpec), "split": names(SplitSpec), "loader": names(LoaderSpec)}
     for command in TRAINING:
         for option in options(daily_options(command)) - OF_A_RUN:
             section, name, *rest = option[2:].split(".")
@@ -71,11 +77,11 @@ def test_the_options_of_the_training_pages_are_the_parsers():
 def test_all_options_are_the_parsers_own_without_the_functions_docstring(capsys):
     assert main(["prepare", "--help", "all"]) == 0
     printed = capsys.readouterr().out
-    assert "--sr_wdn_weights" in printed and "Raises:" not in printed
+    assert "--crops.sr_wdn_weights" in printed and "Raises:" not in printed
 
 
 def test_switches_need_no_value_and_the_manifest_no_name(tiny_manifest, tiny_cache, capsys):
-    words = ["prepare", str(tiny_manifest), "--dry_run", "--upscaler=bicubic", "--store_size=40"]
+    words = ["prepare", str(tiny_manifest), "--dry_run", "--upscaler=bicubic", "--crops.store_size=40"]
     assert main([*words, f"--cache_dir={tiny_cache}"]) == 0
     assert "60" in capsys.readouterr().out
     parameters = inspect.signature(tool_of("prepare")).parameters

@@ -79,7 +79,7 @@ def test_the_figure_lies_in_the_entry_and_leaves_it_whole(tmp_path, crop):
 
 
 def test_prepare_says_how_faithful_its_crops_are(few, tmp_path, capsys):
-    words = ["prepare", str(few), f"--cache_dir={tmp_path / 'cache'}", "--store_size=48", "--upscaler=spandrel"]
+    words = ["prepare", str(few), f"--cache_dir={tmp_path / 'cache'}", "--crops.store_size=48", "--upscaler=spandrel"]
     words += ["--sr_weights=drawn-specimens-x4"]
     assert main(words) == 0
     said = capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_prepare_says_how_faithful_its_crops_are(few, tmp_path, capsys):
     # Another size has the same figures, without another pass; noise is what a network smooths away.
     other = CropCache(tmp_path / "cache", CropSpec(store_size=20, **NETWORK)).fill(manifest)
     assert other.fidelities() == plain
-    assert main([*words, "--sr_consistent"]) == 0
+    assert main([*words, "--crops.sr_consistent=true"]) == 0
     true = CropCache(tmp_path / "cache", CropSpec(store_size=48, sr_consistent=True, **NETWORK)).fill(manifest)
     assert true.summary.made == 0 and true.folder != prepared.folder
     assert min(kept.psnr for kept in true.fidelities().values()) > 48
