@@ -20,8 +20,7 @@ options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 crop, network = (onnxruntime.InferenceSession(f"{sys.argv[1]}/{name}.onnx", options) for name in ("crop", "model"))
 said = {key.split(".")[1]: json.loads(text) for key, text in network.get_modelmeta().custom_metadata_map.items()}
 names, model, reasons = said["class_names"], said["model"], said["abstain"]["reasons"]
-thresholds, limits = said["prediction_set"]["photograph"], said["gate"]["photograph"]
-rows = []
+rows, thresholds, limits = [], said["prediction_set"]["photograph"], said["gate"]["photograph"]
 for path in sorted(Path(sys.argv[2]).rglob("*.*")):
     photograph = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
     (images,) = crop.run(None, {"photograph": photograph})
@@ -29,12 +28,13 @@ for path in sorted(Path(sys.argv[2]).rglob("*.*")):
     strange = 1 - np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     held = [n for n, value in zip(names, strange, strict=True) if thresholds[n] is None or value <= thresholds[n]]
     why = [reasons[kind] for kind, far in zip(limits, distances, strict=True) if far > limits[kind]]
-    why += [] if len(held) == 1 else [reasons["several" if held else "none"].format(count=len(held))]
+    sure, always = ([n for n in held if (thresholds[n] is None) is null] for null in (False, True))
+    key = "several" if len(sure) > 1 else "few" if held else "none"
+    why += [] if len(held) == len(sure) == 1 else [reasons[key].format(count=len(sure), classes=", ".join(always))]
     row = {"image": path} | dict.fromkeys(("lesion_id", "x", "y", "width", "height"))
     row |= {"prediction": names[found.argmax()], "probability": f"{found.max():.8g}"}
     row |= {f"prob_{name}": f"{value:.8g}" for name, value in zip(names, found, strict=True)}
     row |= {"prediction_set": "|".join(held), "abstain": bool(why), "reasons": "; ".join(why)}
     row |= {"gate_score": f"{score:.8g}", "model": model["name"]}
     rows.append(row | {name: model[name] for name in ("checkpoint_sha256", "kd_convnext")})
-table = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
-table.writerows([{name: name for name in rows[0]}, *rows])
+csv.DictWriter(sys.stdout, rows[0], lineterminator="\n").writerows([{name: name for name in rows[0]}, *rows])

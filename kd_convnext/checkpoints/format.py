@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kd_convnext.checkpoints.upgrade import FORMAT_VERSION, KEY, upgraded
 from kd_convnext.common.files import mistaken_for_weights
+from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
 
 __all__ = ["FORMAT_VERSION", "KEY", "deployable_part", "is_distilled", "read_checkpoint"]
@@ -44,7 +45,8 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path", *, may_be_e
         raise CheckpointError(Finding(argument, f"there is no file {path}", remedy))
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # A broken or foreign file ends in whatever its first bytes happen to trigger.
         mistaken = mistaken_for_weights(file)
         if mistaken:
             raise CheckpointError(Finding(argument, f"{path} {mistaken}", remedy)) from error
@@ -56,12 +58,21 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path", *, may_be_e
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), Mapping):
         raise CheckpointError(Finding(argument, f"{path} was not written by kd-convnext", remedy))
-    version = checkpoint[KEY]["format_version"]
+    version = checkpoint[KEY].get("format_version")
+    if not isinstance(version, int) or not all(isinstance(name, str) for name in checkpoint[KEY]):
+        raise CheckpointError(Finding(argument, f"{path} does not say which format it has", remedy))
     if version > FORMAT_VERSION:
         what = f"{path} has format {version}, this version reads up to {FORMAT_VERSION}"
         raise CheckpointError(Finding(argument, what, "Update kd-convnext."))
     _require_whole(file, checkpoint, argument, may_be_edited=may_be_edited)
-    return upgraded(checkpoint)
+    try:
+        checkpoint = upgraded({"hyper_parameters": {}, **checkpoint})
+        _require_entries(checkpoint)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        what = f"{path} lacks entries of a checkpoint, or they are of another kind ({reason})"
+        raise CheckpointError(Finding(argument, what, remedy)) from error
+    return checkpoint
 
 
 def deployable_part(checkpoint: Mapping[str, Any]) -> str | None:
@@ -86,6 +97,24 @@ def is_distilled(checkpoint: Mapping[str, Any]) -> bool:
     """
     own = checkpoint[KEY]
     return bool(own.get("distilled", own.get("kind") == "DistillModule"))
+
+
+def _require_entries(checkpoint: Mapping[str, Any]) -> None:
+    """Refuses entries of another type than is written; raises what the reader turns into a finding."""
+    if not isinstance(checkpoint["hyper_parameters"], Mapping):
+        raise TypeError("hyper_parameters is no table")
+    own = checkpoint[KEY]
+    for name, kind in (("kind", str), ("answers_with", str), ("weights_sha256", str)):
+        if own.get(name) is not None and not isinstance(own[name], kind):
+            raise TypeError(f"{name} is a {type(own[name]).__name__}")
+    if own.get("card") is not None:
+        card = DataCard.from_state(own["card"])
+        if not all(isinstance(name, str) for name in card.class_names) or not card.class_names:
+            raise TypeError("class_names are no names")
+        if not isinstance(card.crop, Mapping) or not isinstance(card.crop_identity, Mapping):
+            raise TypeError("the crop is not described")
+        if not isinstance(card.crop_identity["upscaler"], Mapping) or not isinstance(card.image_size, int):
+            raise TypeError("the crop is not described")
 
 
 def weights_sha256(state: Mapping[str, Any]) -> str:

@@ -134,8 +134,13 @@ def load_backbone(checkpoint: Mapping[str, Any], part: str, path: str | Path) ->
         CheckpointError: The weights are those of another network.
     """
     settings = checkpoint["hyper_parameters"]
-    spec = spec_of(BackboneSpec, settings[part])
-    backbone = build_backbone(spec, int(settings["num_classes"]))
+    try:
+        spec = spec_of(BackboneSpec, settings[part])
+        classes = int(settings["num_classes"])
+        backbone = build_backbone(spec, classes)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"{path} does not describe its network ({type(error).__name__}: {error})"
+        raise CheckpointError(Finding("--ckpt_path", what, "Give the best.ckpt of a run.")) from error
     state = {name.replace("_orig_mod.", ""): value for name, value in checkpoint["state_dict"].items()}
     start = f"{part}."
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from kd_convnext.common.reading import yaml_of
 from kd_convnext.errors import ConfigError, Finding
 
 
@@ -88,11 +89,11 @@ def data_options(file: str) -> dict[str, Any] | None:
         ConfigError: The file cannot be read, or is not YAML.
     """
     try:
-        content = yaml.safe_load(Path(file).read_text("utf-8"))
+        content = yaml_of(Path(file).read_text("utf-8"))
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         raise ConfigError(Finding(f"--config {file}", what, "Name a YAML file.")) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(Finding(f"--config {file}", "is not YAML", "Name a YAML file.")) from error
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, dict):

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 OWN_VARIABLES = (
     "KD_CONVNEXT_RUN_FOLDER",
@@ -20,6 +21,21 @@ QUIETED = (
     "lightning.pytorch.utilities.rank_zero",
 )
 """Loggers whose level commands raise."""
+
+
+def is_stopped(process: int) -> bool:
+    """Tells whether a process has been stopped (SIGSTOP), by what the system says.
+
+    Args:
+        process: Its number.
+
+    Returns:
+        False also where it is gone, or where the system does not say (it has no ``/proc``).
+    """
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except (OSError, IndexError):
+        return False
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 import csv
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from kd_convnext.errors import Finding, ManifestError
+from kd_convnext.errors import ConfigError, Finding, ManifestError
 
 _ACTIVE = r"'*[=+\-@\t\r]"
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
@@ -32,21 +33,46 @@ class Records:
     decimal_comma: bool = False
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
     """Reads a CSV file that this package wrote: all columns text, "" where nothing stands, formulas as they were.
 
     Args:
         path: The file (UTF-8, comma).
+        needed: Columns that it must have.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is not CSV.
+        ConfigError: It cannot be read, is not CSV, or lacks a column.
     """
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig")
+    remedy = "It was changed or cut since it was written: write it again, or move it away."
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(Finding(str(path), f"cannot be read ({error.strerror or error})", remedy)) from error
+    except ValueError as error:
+        what = f"is not a table ({' '.join(str(error).split())[:160]})"
+        raise ConfigError(Finding(str(path), what, remedy)) from error
+    lacking = [name for name in needed if name not in frame]
+    if lacking:
+        raise ConfigError(Finding(str(path), f"lacks the columns {', '.join(lacking)}", remedy))
     for name in frame:
         column = frame[name]
         frame[name] = column.where(~column.str.match(r"'+[=+\-@\t\r]"), column.str.slice(1))
     return frame
+
+
+def read_numbers(path: Path) -> pd.DataFrame:
+    """Reads a CSV file of numbers, such as a fit's ``metrics.csv``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        float64 columns, NaN where no number stands.
+
+    Raises:
+        ConfigError: It cannot be read, or is not CSV.
+    """
+    return pd.DataFrame(read_table(path).apply(pd.to_numeric, errors="coerce"))
 
 
 def guarded(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,8 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from kd_convnext.common.reading import yaml_of
 from kd_convnext.errors import ConfigError, Finding
 
 TRUSTED = ("kd_convnext", "lightning", "torch", "timm", "torchmetrics", "albumentations")
@@ -188,7 +187,7 @@ def _read(path: str) -> str:
 
 def _yaml(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return yaml_of(text)
+    except ValueError:
         # The parser says so in its own words; nothing of it can be imported.
         return ""

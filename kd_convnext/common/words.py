@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from kd_convnext.common.reading import yaml_of
 
 _SECTIONS = ("--model", "--data", "--trainer", "--checkpoint", "--record", "--header")
 """Options that take a file or a class, whose single options may be typed as well."""
@@ -103,8 +103,8 @@ def _files(words: Sequence[str]) -> list[Any]:
     contents = []
     for name in names:
         try:
-            contents.append(yaml.safe_load(Path(name).read_text("utf-8")))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            contents.append(yaml_of(Path(name).read_text("utf-8")))
+        except (OSError, ValueError):
             contents.append(None)  # the parser says it
     return contents
 

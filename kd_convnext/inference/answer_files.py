@@ -116,12 +116,15 @@ def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
     if calibration is None:
         return None
     classes = calibration.lesion.classes
+    promises = list(zip(classes.class_names, classes.guaranteed, strict=True))
     return {
         "temperature": calibration.temperature,
         "tta": calibration.tta,
         "coverage": calibration.coverage,
         "lesions": dict(zip(classes.class_names, classes.lesions, strict=True)),
-        "guaranteed": dict(zip(classes.class_names, classes.guaranteed, strict=True)),
+        # Of the classes of a merger only together: that the set holds one of them.
+        "guaranteed": {name: promised and not classes.together(name) for name, promised in promises},
+        "guaranteed_together": [list(group) for group in classes.merged if all(dict(promises)[name] for name in group)],
         "crossed": dict(zip(classes.class_names, classes.crossed, strict=False)),
         "merged": [list(group) for group in classes.merged],
         "few": calibration.few,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from kd_convnext.data.loading.card import DataCard
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from kd_convnext.data.manifest.manifest import read_manifest
@@ -91,6 +92,45 @@ def refuse_failures(failures: Sequence[Failure], on_error: Literal["raise", "ski
     """
     if failures and on_error == "raise":
         raise ManifestError(failure.finding for failure in failures)
+
+
+_FAR = 3.0
+"""How many times smaller than the smallest, or larger than the largest region of a training, a region is strange."""
+
+
+def region_warnings(card: DataCard, photographs: Sequence[Photograph]) -> list[str]:
+    """Compares the regions that are asked about with those of a network's training.
+
+    Args:
+        card: What the network knows of its training.
+        photographs: As they are asked about.
+
+    Returns:
+        Sentences for whoever asks; empty where regions are as in the training, or nothing is known of that.
+    """
+    share, found = card.regions.get("share", 0.0), []
+    whole = [photograph for photograph in photographs if photograph.box is None]
+    if whole and share > 0.5:
+        found.append(
+            f"{len(whole)} of {len(photographs)} photographs are judged whole ({whole[0]}); the network was trained on "
+            "regions of photographs, and answers otherwise for the whole: give boxes (--box, or a manifest)"
+        )
+    smallest, largest = card.regions.get("smallest"), card.regions.get("largest")
+    if smallest is not None and largest is not None:
+        far = [
+            photograph
+            for photograph in photographs
+            if photograph.box is not None
+            and not smallest / _FAR <= max(photograph.box.width, photograph.box.height) <= largest * _FAR
+        ]
+        if far:
+            found.append(
+                f"{len(far)} regions are far larger or smaller than those of the training ({far[0]}; there "
+                f"{smallest:.0f} to {largest:.0f} pixels): their answers are worth little"
+            )
+    if whole and 0 < len(whole) < len(photographs) and share <= 0.5:
+        found.append(f"{len(whole)} of {len(photographs)} photographs have no box and are judged whole")
+    return found
 
 
 def _folder(folder: Path) -> list[Photograph]:

@@ -217,7 +217,7 @@ def _refuse(shared: npt.NDArray[np.int64], where: str) -> None:
 
 def _with_parts(manifest: Manifest, file: Path) -> Manifest:
     """Reads the parts from a run's ``split.csv``; rows it did not have are left out."""
-    written = read_table(file)
+    written = read_table(file, (*_IDENTITY, "split"))
     parts = {tuple(row[:-1]): row[-1] for row in written[[*_IDENTITY, "split"]].to_numpy().tolist()}
     identity = manifest.table[_IDENTITY].astype(object)
     keys = identity.where(identity.notna(), "").astype(str).to_numpy().tolist()

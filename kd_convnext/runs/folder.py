@@ -73,6 +73,16 @@ class RunFolder:
         return self.path / f"predictions_{part}.csv"
 
     @property
+    def judged(self) -> Path:
+        """Which checkpoint the results are of, and on which photographs."""
+        return self.path / "judged.json"
+
+    @property
+    def external(self) -> Path:
+        """Folder of the results on photographs that are not the run's own."""
+        return self.path / "external"
+
+    @property
     def figures(self) -> Path:
         """Folder of the figures."""
         return self.path / "figures"

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kd_convnext.common.files import write_text
+from kd_convnext.common.reading import json_of
 from kd_convnext.common.tables import guarded
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder
@@ -54,7 +55,7 @@ def read_metrics(folder: RunFolder) -> dict[str, float]:
     if not folder.metrics.exists():
         return {}
     try:
-        found = json.loads(folder.metrics.read_text(encoding="utf-8"))
+        found = json_of(folder.metrics.read_bytes())
         return {str(name): math.nan if value is None else float(value) for name, value in found.items()}
     except (ValueError, TypeError, AttributeError) as error:
         what = f"is not a table of metrics ({error})"

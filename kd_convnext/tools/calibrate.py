@@ -158,10 +158,10 @@ def _report_sets(calibration: "Calibration") -> None:
     crossed = classes.crossed or (0,) * len(classes.class_names)
     columns = (classes.class_names, classes.lesions, classes.guaranteed, crossed)
     for name, count, promised, with_others in zip(*columns, strict=True):
-        group = next((group for group in classes.merged if name in group), ())
+        group = classes.together(name)
         together = f", together with {', '.join(other for other in group if other != name)}" if group else ""
         without = "judged with all classes" if calibration.few == "pooled" else "in every set"
-        verdict = "promised" if promised else f"NO guarantee: {without}"
+        verdict = f"promised{' of the merger alone' if group else ''}" if promised else f"NO guarantee: {without}"
         if with_others:
             verdict = f"NO guarantee: about, by {with_others} lesions with those that other networks have held out"
         print(f"  {name:<20} {count:>4} lesions: {verdict}{together}")

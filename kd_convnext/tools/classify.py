@@ -52,11 +52,13 @@ def classify(
     """
     from kd_convnext.common.machine import memory_kept, pillow_memory_kept
     from kd_convnext.inference.answer_files import write_answers
-    from kd_convnext.inference.inputs import opened, refuse_failures
+    from kd_convnext.inference.inputs import opened, refuse_failures, region_warnings
     from kd_convnext.inference.prediction import Failure, Prediction
 
     folder, photographs, failures = opened(photos, out, overwrite=overwrite, box=box, lesion_by=lesion_by)
     predictor = _predictor(ckpt_path, sr_weights, calibration, tta, device)
+    for warning in region_warnings(predictor.network.card, photographs):
+        print(f"warning: {warning}", file=sys.stderr)
     answers: list[Prediction] = []
     # A large photograph's memory would come from the system anew each time: a fifth of the time at 12 megapixels.
     with memory_kept(), pillow_memory_kept():

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
+from kd_convnext.common.reading import yaml_of
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell
@@ -184,9 +183,9 @@ def _cell(folder: Path) -> CellRecord:
     name = folder.resolve().parent.name if _TIME.fullmatch(name) else name
     text = run.config.read_bytes() if run.config.exists() else b""
     try:
-        config = yaml.safe_load(text) or {}
+        config = yaml_of(text) or {}
         repeat, seed = int(ungrouped(config["data"])["split_index"]), int(config["seed_everything"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         repeat, seed = 0, 0
     return CellRecord(
         folder=folder,

@@ -31,11 +31,13 @@ from kd_convnext.training.before_student import START, TEACHER, trained_start, t
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.curve import begin_curve
+from kd_convnext.training.foreign_errors import building_trainer, in_words
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.loader_tuning import LoaderTuning
 from kd_convnext.training.old_spelling import modern_words
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
+from kd_convnext.training.ranks import RankWatch
 from kd_convnext.training.record import RunRecord
 from kd_convnext.training.run_place import (
     chosen_folder,
@@ -44,6 +46,7 @@ from kd_convnext.training.run_place import (
     is_first_process,
     terminated,
 )
+from kd_convnext.training.trainer_options import require_possible
 
 LINKED = ("num_classes", "class_names", "class_weights", "class_counts")
 """Arguments of the modules that come from the data."""
@@ -116,7 +119,7 @@ class TrainingCLI(LightningCLI):
         of_one_command = cast("type[TrainingCLI]", type(cls.__name__, (cls,), alone))
         try:
             # Copies of rewritten files must exist until they are parsed, which the constructor does.
-            with modern_words(words) as modern:
+            with modern_words(words) as modern, in_words(words[0]):
                 return of_one_command(
                     model_class=ClassifierModule,
                     datamodule_class=SpecimenDataModule,
@@ -175,6 +178,12 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
         parser.add_lightning_class_args(RunRecord, "record")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Replace results of another checkpoint in the same folder."
+        )
+        parser.link_arguments("overwrite", "record.overwrite")
+        parser.add_argument("--wandb.pictures", type=bool, default=False, help="Send photographs to W&B as well.")
+        parser.link_arguments("wandb.pictures", "record.wandb_pictures")
         parser.add_lightning_class_args(RunHeader, "header")
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -184,6 +193,7 @@ class TrainingCLI(LightningCLI):
         _refuse_linked(args)
         with parsing(args[0]):
             super().parse_arguments(parser, args)
+        require_possible(self.config.subcommand, self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """Takes the model of a checkpoint that is judged from the checkpoint; a fit goes by its configuration."""
@@ -282,7 +292,7 @@ class TrainingCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         parser = self._parser(command)
         text = parser.dump(self._clean, skip_none=False)
-        callbacks: list[Callback] = [ConfigRecord(text, self._clean.as_dict()), CurveFigures()]
+        callbacks: list[Callback] = [ConfigRecord(text, self._clean.as_dict()), CurveFigures(), RankWatch()]
         if command == "fit":
             callbacks[1:1] = [LoaderTuning(), AugmentationPreview()]
         if trainer.get("enable_progress_bar") is not False:
@@ -292,7 +302,8 @@ class TrainingCLI(LightningCLI):
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         loggers = self._loggers(trainer.logger)
         plugins = _plugins(trainer.plugins, trainer.strategy, loggers)
-        return super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
+        with building_trainer(command):
+            return super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
 
     def _loggers(self, asked: Any) -> list[Logger] | bool:
         if asked is False:

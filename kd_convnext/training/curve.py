@@ -6,6 +6,7 @@ import pandas as pd
 from lightning.pytorch.loggers import CSVLogger
 
 from kd_convnext.common.files import atomic_write
+from kd_convnext.common.tables import read_table
 
 _UNTIL = "metrics_until_resume_"
 
@@ -29,8 +30,8 @@ def begin_curve(folder: Path, resumed_at: int | None, *, first_process: bool) ->
     earlier = _keep_earlier(path)
     if earlier is None or resumed_at is None:
         return logger
-    rows = pd.read_csv(earlier, dtype=str, keep_default_na=False)
-    rows = rows[pd.to_numeric(rows["step"]) < resumed_at]
+    rows = read_table(earlier, ("step",))
+    rows = rows[pd.to_numeric(rows["step"], errors="coerce") < resumed_at]
     writer = logger.experiment  # it removes the file
     writer.metrics_keys = [str(name) for name in rows]
     atomic_write(path, lambda file: file.write(rows.to_csv(index=False).encode("utf-8")))

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from matplotlib.figure import Figure
 
 from kd_convnext.common.figures import save_for_print
+from kd_convnext.common.files import sha256_of
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
+from kd_convnext.runs.judged import Judged, data_name, external_folder, require_free, write_judged
 from kd_convnext.runs.loggers import log_figure
 
 
@@ -20,31 +22,82 @@ def run_folder(trainer: Trainer) -> RunFolder:
         trainer: Within any of its calls.
 
     Returns:
-        For ``test``, ``validate`` and ``predict`` from a checkpoint the run of that checkpoint, otherwise
+        For ``test``, ``validate`` and ``predict`` from a checkpoint the run of that checkpoint, or its folder
+        ``external/<name>`` where other photographs are judged than the run was divided into; otherwise
         ``default_root_dir``.
     """
-    if trainer.state.fn != "fit" and trainer.ckpt_path:
-        return run_of_checkpoint(trainer.ckpt_path)
-    return RunFolder(Path(trainer.default_root_dir))
+    if trainer.state.fn == "fit" or not trainer.ckpt_path:
+        return RunFolder(Path(trainer.default_root_dir))
+    run = run_of_checkpoint(trainer.ckpt_path)
+    if not judges_others(trainer):
+        return run
+    data = _data(trainer)
+    return external_folder(run, data.path, data.split.hash)
 
 
-def show_figure(trainer: Trainer, name: str, figure: Figure) -> None:
+def judges_others(trainer: Trainer) -> bool:
+    """Tells whether other photographs are judged than those that the network's run was divided into.
+
+    Args:
+        trainer: Within ``test``, ``validate`` or ``predict``, after the checkpoint was read.
+    """
+    card, data = getattr(trainer.lightning_module, "card", None), getattr(trainer, "datamodule", None)
+    return card is not None and isinstance(data, SpecimenDataModule) and data.split.hash != card.split_hash
+
+
+def begin_results(trainer: Trainer, part: str, *, overwrite: bool) -> None:
+    """Records what the coming results are of. Only the first process does.
+
+    Args:
+        trainer: At the start of ``test``, ``validate`` or ``predict``.
+        part: Which results.
+        overwrite: Replace those of another checkpoint.
+
+    Raises:
+        ConfigError: The folder holds results of another checkpoint.
+    """
+    if not trainer.ckpt_path:
+        return
+    path, data, folder = Path(trainer.ckpt_path), _data(trainer), run_folder(trainer)
+    judged = Judged(path.name, sha256_of(path), data.split.hash, data_name(data.path))
+    if not overwrite:
+        require_free(folder, part, judged, own=not judges_others(trainer))
+    if trainer.is_global_zero:
+        write_judged(folder, part, judged)
+
+
+def pictures_may_leave(trainer: Trainer) -> bool:
+    """Tells whether photographs may be sent to W&B: only where it was asked for (``--wandb.pictures true``).
+
+    Args:
+        trainer: With its callbacks.
+    """
+    return any(getattr(callback, "wandb_pictures", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def show_figure(trainer: Trainer, name: str, figure: Figure, *, photographs: bool = False) -> None:
     """Writes a figure (PNG and PDF) into the run's folder and gives it to the loggers. Only the first process does.
 
     Args:
         trainer: Within any of its calls.
         name: Its name in the loggers, such as ``test/per_class``.
         figure: The figure.
+        photographs: It shows photographs, which go to W&B by choice only.
     """
     if trainer.is_global_zero:
         folder = run_folder(trainer)
         save_for_print(folder.figure(name), figure)
-        log_figure(_elsewhere(trainer, folder), name, figure, trainer.global_step)
+        loggers = _elsewhere(trainer)
+        if photographs and not pictures_may_leave(trainer):
+            loggers = [logger for logger in loggers if not isinstance(logger, WandbLogger)]
+        log_figure(loggers, name, figure, trainer.global_step)
 
 
-def _elsewhere(trainer: Trainer, folder: RunFolder) -> list[Logger]:
-    """Leaves out the CSV logger of the folder itself: it would draw the same file again."""
-    here = folder.path.absolute()
+def _elsewhere(trainer: Trainer) -> list[Logger]:
+    """Leaves out the CSV logger of the run's folder: it would draw the same file again, or one of an external test."""
+    fitting = trainer.state.fn == "fit" or not trainer.ckpt_path
+    run = RunFolder(Path(trainer.default_root_dir)) if fitting else run_of_checkpoint(trainer.ckpt_path or "")
+    here = run.path.absolute()
     return [
         logger
         for logger in trainer.loggers

@@ -39,7 +39,7 @@ class AugmentationPreview(Callback):
             "cut at random; what lies beyond a crop's border is its mirror image."
         )
         images = [_picture(np.asarray(sample["image"])) for sample in samples]
-        show_figure(trainer, "train/augmented_crops", crop_grid(images, titles, caption=caption))
+        show_figure(trainer, "train/augmented_crops", crop_grid(images, titles, caption=caption), photographs=True)
 
 
 class CurveFigures(Callback):

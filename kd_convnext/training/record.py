@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from kd_convnext.common.console import say, shown
 from kd_convnext.common.figures import save_for_print
@@ -43,7 +43,7 @@ from kd_convnext.runs.tables import (
 )
 from kd_convnext.training.environment import environment
 from kd_convnext.training.header import RunHeader
-from kd_convnext.training.outputs import _data, run_folder, show_figure
+from kd_convnext.training.outputs import _data, begin_results, judges_others, run_folder, show_figure
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.summary import best_epoch_line, score_lines
@@ -56,6 +56,10 @@ __all__ = ["AugmentationPreview", "CurveFigures", "DataWaitBar", "RunHeader", "R
 
 _GRID = 36
 """Pictures of the grid of wrong predictions at most."""
+
+
+_PICTURES_LEAVE = "Weights & Biases gets photographs of this data (--wandb.pictures true), and ids as salted hashes."
+_PICTURES_STAY = "Weights & Biases gets no photographs (--wandb.pictures true sends them), and ids as salted hashes."
 
 
 class RunRecord(Callback):
@@ -72,6 +76,8 @@ class RunRecord(Callback):
         log_validation: bool = False,
         heat_maps: int = 0,
         artifacts: bool = False,
+        overwrite: bool = False,
+        wandb_pictures: bool = False,
     ) -> None:
         """Sets what the loggers get.
 
@@ -85,8 +91,12 @@ class RunRecord(Callback):
                 fifty forward passes.
             artifacts: Give W&B split and best checkpoint of a fit, and metrics, predictions and report of a test; ids
                 of lesions and patients in these tables are salted hashes.
+            overwrite: Replace results of another checkpoint; by default that is refused.
+            wandb_pictures: Send photographs, and reports that may show some, to W&B too (``--wandb.pictures true``).
         """
         super().__init__()
+        self.wandb_pictures = wandb_pictures
+        self.overwrite = overwrite
         self.heat_maps = heat_maps
         self.artifacts = artifacts
         self.max_pictures = max_pictures
@@ -103,6 +113,8 @@ class RunRecord(Callback):
         folder, data = run_folder(trainer), _data(trainer)
         data.split.write(folder.split, data.manifest)
         write_environment(folder, environment(trainer))
+        if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+            say(trainer, _PICTURES_LEAVE if self.wandb_pictures else _PICTURES_STAY)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says which epoch was the best; gives W&B the split and the best checkpoint, if asked for."""
@@ -115,6 +127,19 @@ class RunRecord(Callback):
             folder = run_folder(trainer)
             log_files(trainer.loggers, "split", "split", _shareable(folder, [folder.split], _data(trainer)))
             log_files(trainer.loggers, "checkpoint", "model", [folder.best])
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to replace results of another checkpoint, where it is no part of a fit."""
+        if trainer.state.fn == "validate":
+            begin_results(trainer, "val", overwrite=self.overwrite)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to replace results of another checkpoint."""
+        begin_results(trainer, "test", overwrite=self.overwrite)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to replace answers of another checkpoint."""
+        begin_results(trainer, f"predict_{_data(trainer).predict_part}", overwrite=self.overwrite)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records ``validate``; within a fit gives the loggers the confusion matrix, if asked for."""
@@ -152,7 +177,8 @@ class RunRecord(Callback):
         if self.artifacts:
             folder = run_folder(trainer)
             tables = _shareable(folder, [folder.predictions], _data(trainer))
-            log_files(trainer.loggers, "results", "report", [folder.metrics, *tables, folder.report])
+            report = [folder.report] if self.wandb_pictures else []
+            log_files(trainer.loggers, "results", "report", [folder.metrics, *tables, *report])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the answers: ``predictions_<part>.csv``."""
@@ -193,7 +219,10 @@ class RunRecord(Callback):
         for line in score_lines(named, _lesion_counts(trainer, found), own, found.class_names):
             say(trainer, line)
         say(trainer, f"Figures: {shown(folder.figures)}; all numbers: {shown(folder.metrics)}")
-        if found.part == "test":
+        if judges_others(trainer):
+            what = "Other photographs than the run's own: their results have a folder of their own, and a section in"
+            say(trainer, f"{what} kd-convnext card --ckpt_path {shlex.quote(shown(Path(trainer.ckpt_path or '')))}")
+        elif found.part == "test":
             say(trainer, f"Next: kd-convnext report {shlex.quote(shown(folder.path))}")
 
     def _draw(
@@ -219,8 +248,12 @@ class RunRecord(Callback):
         table = prediction_table(found, data.manifest).iloc[chosen].reset_index(drop=True)
         # Files have them all in predictions.csv; ids of lesions stay on this machine.
         table = hidden_ids(table, data.split.hash)
-        loggers = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]
-        log_table(loggers, "test/predictions", table, trainer.global_step, pictures)
+        here = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger | WandbLogger)]
+        log_table(here, "test/predictions", table, trainer.global_step, pictures)
+        sent = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if sent:
+            unnamed = table.assign(image=hidden_ids(table[["image"]], data.split.hash, images=True)["image"])
+            log_table(sent, "test/predictions", unnamed, trainer.global_step, pictures if self.wandb_pictures else None)
         wrong = table[(table["label"] != "") & (table["label"] != table["prediction"])]
         if len(wrong):
             shown_ones = wrong.head(_GRID)
@@ -228,7 +261,8 @@ class RunRecord(Callback):
             mistakes = int(((found.labels >= 0) & (found.labels != found.predictions)).sum())
             caption = subject.says(f"{len(shown_ones)} of {mistakes} wrong answers, the most confident first")
             titles = [_mistake(row) for _, row in shown_ones.iterrows()]
-            show_figure(trainer, "test/misclassified", crop_grid(pictures[: len(titles)], titles, caption=caption))
+            grid = crop_grid(pictures[: len(titles)], titles, caption=caption)
+            show_figure(trainer, "test/misclassified", grid, photographs=True)
 
     def _show_heat_maps(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
         """Shows where the evidence for the predicted classes lies, the surest mistakes first, and the teacher's."""
@@ -251,7 +285,7 @@ class RunRecord(Callback):
         together = 1 if teacher is None else 2
         subject = _subject(found, _evaluation(trainer, module, "lesion_evaluation"), module, "photograph")
         caption = subject.says("Evidence for the predicted class (in brackets the true one), surest mistakes first")
-        show_figure(trainer, "test/heat_maps", crop_grid(pictures, titles, together, caption))
+        show_figure(trainer, "test/heat_maps", crop_grid(pictures, titles, together, caption), photographs=True)
 
 
 def _mistake(row: "pd.Series[Any]") -> str:
@@ -321,12 +355,12 @@ def _teacher(trainer: Trainer, module: LightningModule) -> "Backbone | None":
 
 
 def _shareable(folder: RunFolder, tables: Sequence[Path], data: SpecimenDataModule) -> list[Path]:
-    """Copies tables into ``shared/``, ids of lesions and patients as salted hashes: what loggers may upload."""
+    """Copies tables into ``shared/``, ids and names of files as salted hashes: what loggers may upload."""
     copies = []
     for path in tables:
         if path.is_file():
             copy = folder.path / "shared" / path.name
-            write_table(copy, hidden_ids(read_table(path), data.split.hash))
+            write_table(copy, hidden_ids(read_table(path), data.split.hash, images=True))
             copies.append(copy)
     return copies
 

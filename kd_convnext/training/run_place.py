@@ -1,6 +1,5 @@
 """Chooses run folder and precision of a command, and tells its other processes; says what a stopped run has left."""
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import cast
 from jsonargparse import Namespace
 
 from kd_convnext.common.machine import best_precision
+from kd_convnext.common.reading import read_json
 from kd_convnext.errors import ConfigError, Finding, Terminated
 from kd_convnext.runs.folder import RunFolder, new_run_folder, run_of_checkpoint
 
@@ -64,7 +64,8 @@ def earlier_precision(folder: RunFolder) -> str | None:
     """Finds what a fit that is resumed has computed in: it goes on so, whatever the machine."""
     if not folder.environment.is_file():
         return None
-    return cast("str | None", json.loads(folder.environment.read_text()).get("precision"))
+    remedy = "Move the file away; the precision is chosen anew then (--trainer.precision)."
+    return cast("str | None", read_json(folder.environment, remedy).get("precision"))
 
 
 def chosen_precision(device: str) -> str:

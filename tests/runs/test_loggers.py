@@ -99,6 +99,7 @@ def wandb_runs(tiny_manifest, teacher_run, tmp_path_factory) -> tuple[OfflineRun
     words += ["--data.batch_size=8", "--data.loader.num_workers=0", f"--model.teacher_ckpt={teacher_run.best}"]
     words += ["--model.student.name=test_convnext", "--model.student.pretrained=false", "--model.student.image_size=32"]
     words += ["--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
+    words += ["--wandb.pictures=true"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_DATA_DIR", str(folder))  # tables wait there to be uploaded, by default in the home
         # W&B's own process keeps the working directory of the first run, from wherever that was.

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 
 from kd_convnext.errors import Finding, LeakError
@@ -31,6 +32,8 @@ class DataCard:
         leak_allowed: Whether a leak was found and overridden on the way to this network.
         salt: Of `seen_groups`: one list of guessed ids cannot be looked up in all checkpoints. "" for none.
         seen_elsewhere: Salts and hashes of what a teacher or start weights of another salt saw.
+        regions: Boxes of the training (`regions_of`): ``share`` of its rows that have one, and ``smallest`` and
+            ``largest``, the 1st and 99th percentile of their longer sides in pixels. Empty where nothing is known.
     """
 
     class_names: tuple[str, ...]
@@ -44,6 +47,7 @@ class DataCard:
     leak_allowed: bool = False
     salt: str = ""
     seen_elsewhere: tuple[tuple[str, Groups], ...] = ()
+    regions: Mapping[str, float] = field(default_factory=dict)
 
     def to_state(self) -> dict[str, Any]:
         """Returns plain values and tensors, loadable with ``weights_only=True``."""
@@ -55,6 +59,7 @@ class DataCard:
             "seen_groups": torch.from_numpy(self.seen_groups.copy()),
             "leak_allowed": self.leak_allowed,
             "salt": self.salt,
+            "regions": dict(self.regions),
             "seen_elsewhere": [[salt, torch.from_numpy(groups.copy())] for salt, groups in self.seen_elsewhere],
         }
 
@@ -89,6 +94,25 @@ class DataCard:
         for salt, groups in ((self.salt, self.seen_groups), *self.seen_elsewhere):
             seen |= np.isin(salted(judged, salt, ordered=False), groups)
         return judged[seen]
+
+
+def regions_of(table: pd.DataFrame) -> dict[str, float]:
+    """Summarises the boxes of a training part.
+
+    Args:
+        table: Rows of a manifest, with width and height in pixels, NaN where a row has no box.
+
+    Returns:
+        See `DataCard.regions`.
+    """
+    sides = table[["width", "height"]].astype(float).max(axis=1).dropna().to_numpy()
+    if not len(table):
+        return {}
+    found = {"share": len(sides) / len(table)}
+    if len(sides):
+        smallest, largest = np.percentile(sides, (1, 99))
+        found |= {"smallest": float(smallest), "largest": float(largest)}
+    return found
 
 
 def salted(groups: Groups, salt: str, *, ordered: bool = True) -> Groups:

@@ -13,7 +13,7 @@ from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.cache.prepared import Crops, PreparedCrops
 from kd_convnext.data.crops.spec import CropSpec, UpscalerChoice
 from kd_convnext.data.loading.augment import AugmentSpec
-from kd_convnext.data.loading.card import DataCard, Groups, salted
+from kd_convnext.data.loading.card import DataCard, Groups, regions_of, salted
 from kd_convnext.data.loading.class_weights import class_counts, inverse_frequency
 from kd_convnext.data.loading.crop_source import fill_crops, open_cache, packed_crops
 from kd_convnext.data.loading.dataset import SpecimenDataset, View
@@ -333,6 +333,7 @@ class SpecimenDataModule(pl.LightningDataModule):
             seen_groups=salted(seen, self.split.hash),
             leak_allowed=self.unlabelled is not None and self._unlabelled_leak,
             salt=self.split.hash,
+            regions=regions_of(self.manifest.table.iloc[self.split.rows("train")]),
         )
 
     def _unlabelled_set(self, unlabelled: Unlabelled, views: Views) -> SpecimenDataset:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.data.loading.dataset import Batch, Sample, SpecimenDataset, View
+from kd_convnext.data.loading.watched import PATIENCE, WatchedLoader
 
 _PREFETCHED = 2
 """Batches that each process makes ahead, torch's own number."""
@@ -48,10 +49,11 @@ def specimen_loader(dataset: SpecimenDataset, batch_size: int, num_workers: int,
     # Where processes are not forked they cannot inherit memory: torch's way, slower, does.
     forked = num_workers > 0 and may_fork()
     places = Places(_PREFETCHED * num_workers + _HELD, (batch_size, *dataset.shape)) if forked else None
-    return DataLoader(
+    return WatchedLoader(
         _Whole(dataset, places),
         batch_size=batch_size,
         num_workers=num_workers,
+        timeout=PATIENCE if num_workers else 0,
         persistent_workers=num_workers > 0,
         worker_init_fn=_one_thread,
         collate_fn=_identity_collate,

@@ -30,13 +30,25 @@ _PATHS = (
 )
 _CLASSES = ("diagnosis", "diagnostic", "dx", "class", "target", "category", "labels", "truth", "diagnose", "klasse")
 _ALIASES = {"image": _PATHS, "label": _CLASSES}
-_CORNER_NAMES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
-_SIZED_NAMES = (("left", "top", "w", "h"), ("left", "top", "width", "height"), ("x", "y", "w", "h"))
+_CORNER_NAMES = (
+    *(("xmin", "ymin", "xmax", "ymax"), ("minx", "miny", "maxx", "maxy"), ("x0", "y0", "x1", "y1")),
+    *(("x1", "y1", "x2", "y2"), ("xtl", "ytl", "xbr", "ybr"), ("xstart", "ystart", "xend", "yend")),
+    ("left", "top", "right", "bottom"),
+)
+_SIZED_NAMES = tuple(
+    (*corner, *size)
+    for corner in (("x", "y"), ("left", "top"), ("xmin", "ymin"), ("minx", "miny"), ("x0", "y0"), ("x1", "y1"))
+    for size in (("w", "h"), ("width", "height"))
+)
 _BOX_WORDS = frozenset(name for names in (*_CORNER_NAMES, *_SIZED_NAMES) for name in names) - set(BOX_COLUMNS)
 _WHOLE_BOX = frozenset({"bbox", "box", "boundingbox", "roi", "rect", "polygon"})
+_BEFORE_A_SIDE = re.compile(r"^(bbox|boundingbox|box|roi|crop|rect|region)(?=.)")
 _LESION = r"(lesion|case|group|biopsy|specimen|mole|nevus|naevus|fall|grp)"
 _PATIENT = r"(patient|pat|subject|person|individual|participant|mrn|pid)"
-_ID = re.compile(rf"^({_LESION}|{_PATIENT})(id|ids|no|nr|num|number|name|code|key|identifier)?$")
+_SUFFIX = r"(id|ids|uid|no|nr|num|number|name|code|key|identifier)"
+_ID = re.compile(
+    rf"^(({_LESION}|{_PATIENT}){_SUFFIX}?|(accession|study|exam|slide|block|tumou?r|sample|family){_SUFFIX})$"
+)
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
@@ -142,14 +154,14 @@ def _boxes(header: Sequence[str], others: Sequence[str], where: str) -> list[Fin
         all(name in header for name in BOX_COLUMNS[2:]) or all(name in header for name in CORNERS)
     ):
         return []
-    plain = {_plain(name): name for name in (*others, *(name for name in header if name in (*BOX_COLUMNS, *CORNERS)))}
+    plain = {_side(name): name for name in (*others, *(name for name in header if name in (*BOX_COLUMNS, *CORNERS)))}
     for names, ours in ((_CORNER_NAMES, ("x", "y", *CORNERS)), (_SIZED_NAMES, BOX_COLUMNS)):
         for four in names:
             if all(name in plain for name in four):
                 pairs = ",".join(f"{one}={plain[name]}" for one, name in zip(ours, four, strict=True))
                 what = f"boxes seem to stand in {', '.join(plain[name] for name in four)}, which are not read as such"
                 return [Finding(where, what, _remedy(pairs, [plain[name] for name in four]))]
-    strange = [name for name in others if _plain(name) in _BOX_WORDS]
+    strange = [name for name in others if _side(name) in {*_BOX_WORDS, *BOX_COLUMNS, "cx", "cy", "xcenter", "ycenter"}]
     whole = [name for name in others if _plain(name) in _WHOLE_BOX]
     if len(strange) >= 3 or whole:
         what = f"boxes seem to stand in {', '.join(strange if len(strange) >= 3 else whole)}, which are not read"
@@ -170,6 +182,11 @@ def _id_finding(name: str, where: str) -> Finding:
 def _remedy(pairs: str, names: Sequence[str]) -> str:
     ignored = ",".join(f"{IGNORE}={name}" for name in names)
     return f'Give --columns "{pairs}" (--data.columns in a fit), or "{ignored}" to leave it out.'
+
+
+def _side(name: str) -> str:
+    """Names a side of a box without the word that says that it is one: ``bbox_xmin`` is ``xmin``."""
+    return _BEFORE_A_SIDE.sub("", _plain(name))
 
 
 def _plain(name: str) -> str:

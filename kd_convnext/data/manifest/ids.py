@@ -68,12 +68,13 @@ def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
     return tidied
 
 
-def hidden_ids(frame: pd.DataFrame, salt: str) -> pd.DataFrame:
+def hidden_ids(frame: pd.DataFrame, salt: str, *, images: bool = False) -> pd.DataFrame:
     """Replaces ids of lesions and patients by salted hashes, for tables that leave the machine.
 
     Args:
         frame: A table, with the columns lesion_id and patient_id or without.
         salt: Different for each set of photographs, such as the hash of its split.
+        images: Replace the names of the files (column image) as well: they are often made of ids.
 
     Returns:
         A copy; spellings of one id have one hash, "" stays.
@@ -82,6 +83,8 @@ def hidden_ids(frame: pd.DataFrame, salt: str) -> pd.DataFrame:
     for column, word in ID_COLUMNS.items():
         if column in found:
             found[column] = [_hash(f"{salt}:{word}:{normal_id(value)}") if value else "" for value in found[column]]
+    if images and "image" in found:
+        found["image"] = [_hash(f"{salt}:image:{name}") for name in found["image"]]
     return found
 
 

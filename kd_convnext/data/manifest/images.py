@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from kd_convnext.data.manifest.damage import require_end, require_not_cut
 from kd_convnext.data.manifest.formats import missing_extra, open_photograph
 from kd_convnext.errors import Finding, ManifestError
 
@@ -21,6 +22,7 @@ MAX_PIXELS = 200_000_000
 """Photographs with more pixels are refused: 200 MP are 600 MB in memory."""
 
 _EIGHT_BITS, _TWELVE_BITS = 255, 4095
+_JPEG = ("JPEG", "MPO")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _PNG_SIGNATURE_BYTES = 8
 _STRIP = 1 << 19  # bytes
@@ -48,6 +50,10 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     path = Path(path)
     with _naming(path), _pixel_limit(), open_photograph(path) as image:
         _refuse_too_large(image.size)
+        if image.format in _JPEG:
+            require_end(path)
+            if image.format == "JPEG":
+                require_not_cut(path, image)
         ImageOps.exif_transpose(image, in_place=True)
         return _as_rgb(image)
 
@@ -93,6 +99,8 @@ def read_thumbnail(path: str | Path, *sizes: tuple[int, int]) -> list[NDArray[np
     path = Path(path)
     with _naming(path), _pixel_limit(), open_photograph(path) as image:
         _refuse_too_large(image.size)
+        if image.format in _JPEG:
+            require_end(path)
         image.draft("RGB", (4 * max(size[0] for size in sizes), 4 * max(size[1] for size in sizes)))
         ImageOps.exif_transpose(image, in_place=True)
         grey = image.convert("L") if image.mode in ("RGB", "L") else Image.fromarray(_as_rgb(image)).convert("L")

@@ -9,11 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kd_convnext.checkpoints.flat_arguments import FLAT, modern_arguments
 from kd_convnext.common.configs import shipped_file
 from kd_convnext.common.files import sha256_of
+from kd_convnext.common.reading import yaml_of
 from kd_convnext.common.trust import require_trusted
 from kd_convnext.data.loading.flat_options import layered, ungrouped
 from kd_convnext.errors import ConfigError, Finding
@@ -79,8 +78,8 @@ def read_yaml(path: str) -> dict[str, Any]:
         ConfigError: The file is missing or no table of YAML.
     """
     try:
-        found = yaml.safe_load(Path(shipped_file(path)).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        found = yaml_of(Path(shipped_file(path)).read_bytes())
+    except (OSError, ValueError) as error:
         what = f"cannot be read ({' '.join(str(error).split())[:200]})"
         raise ConfigError(Finding(path, what, "Name a configuration of fit.")) from error
     if not isinstance(found, dict):

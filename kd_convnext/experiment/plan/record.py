@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
 from kd_convnext.common.files import atomic_write, write_finding
+from kd_convnext.common.reading import json_of
 from kd_convnext.errors import ConfigError, Finding
 
 Family = Literal["ablation", "rival", "super_resolution", "sweep", "run"]
@@ -85,7 +86,7 @@ def read_cell(folder: Path) -> CellRecord:
     path = folder / CELL_FILE
     remedy = "Move the folder away and run the experiment again; other cells are kept."
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(path.read_bytes())
         record = CellRecord(folder=folder, **found)
     except FileNotFoundError as error:
         raise ConfigError(Finding(str(folder), f"holds no {CELL_FILE}", "The cell is not finished yet.")) from error

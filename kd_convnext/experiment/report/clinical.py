@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kd_convnext.common.tables import read_table
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation.discrimination import Ranking, average_precision, roc_area
 from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits
@@ -181,7 +182,7 @@ def _patients(arm: Arm) -> "pd.Series[str] | None":
     found: dict[str, str] = {}
     for result in arm.results:
         if result.run.split.exists():
-            split = pd.read_csv(result.run.split, dtype=str, keep_default_na=False)
+            split = read_table(result.run.split, ("image",))
             if "patient_id" in split:
                 found |= dict(zip(split["image"], split["patient_id"], strict=True))
     patients = arm.answers["image"].map(found).fillna("")
@@ -195,7 +196,7 @@ def _with_columns(arm: Arm, columns: tuple[str, ...]) -> pd.DataFrame:
         path = Path(str(((result.config or {}).get("data") or {}).get("manifest", "")))
         if not path.is_file():
             raise ConfigError(Finding("--by", f"the manifest {path} of {result.run.path} is not there", "Put it back."))
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = read_table(path, ("image",))
         lacking = [name for name in columns if name not in table]
         if lacking:
             what = f"{path} has no column {', '.join(lacking)}"

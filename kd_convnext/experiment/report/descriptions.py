@@ -1,13 +1,11 @@
 """Describes data, networks and training in words, from the run folders."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kd_convnext.checkpoints.flat_arguments import TERMS, modern_arguments
+from kd_convnext.common.reading import json_of, yaml_of
 from kd_convnext.experiment.report.results import Arm, CellResult
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.naming import count_words, network_name
@@ -79,8 +77,8 @@ def teacher_files(config: Config | None) -> list[str]:
 def _teacher_network(path: str) -> str:
     run = RunFolder(Path(path).parent.parent)
     try:
-        own = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        own = yaml_of(run.config.read_bytes())
+    except (OSError, ValueError):
         return "a teacher whose run is not at hand"
     name, cost = network_name(_network(own)), read_cost(run)
     return f"{name}, {count_words(cost['parameters'])} parameters" if cost.get("parameters") else name
@@ -115,7 +113,7 @@ def environments(results: Iterable[CellResult]) -> list[tuple[str, str, str]]:
 
 def _environment(run: RunFolder) -> dict[str, Any]:
     try:
-        values = json.loads(run.environment.read_text(encoding="utf-8"))
+        values = json_of(run.environment.read_bytes())
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kd_convnext.common.figures import PALETTE, label_ticks, put_caption, wrapped
+from kd_convnext.common.tables import read_numbers
 from kd_convnext.evaluation.comparisons import Comparison
 from kd_convnext.evaluation.proportions import FEW, Interval
 from kd_convnext.evaluation.statistics import Metric, class_intervals, class_scores, scores
@@ -219,7 +220,7 @@ def _curves(analysis: Analysis) -> list[NamedFigure]:
 
 def _metrics_of(arm: Arm) -> pd.DataFrame | None:
     paths = [result.run.path / "metrics.csv" for result in arm.results]
-    frames = [pd.read_csv(path) for path in paths if path.exists()]
+    frames = [read_numbers(path) for path in paths if path.exists()]
     return pd.concat(frames, ignore_index=True) if frames else None
 
 

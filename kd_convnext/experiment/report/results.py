@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import yaml
 
+from kd_convnext.common.reading import yaml_of
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.grouping import lesion_names
@@ -130,7 +130,7 @@ def read_results(cells: Sequence[CellRecord]) -> list[CellResult]:
     for record in cells:
         try:
             found.append(_read(record) if record.status == "finished" else CellResult(record))
-        except (ConfigError, OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        except (ConfigError, OSError, ValueError, KeyError, TypeError) as error:
             lost = replace(record, status="failed", error=f"its files cannot be read: {error}")
             found.append(CellResult(lost))
     _require_same_classes(found)
@@ -210,7 +210,7 @@ def read_predictions(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 def _read(record: CellRecord) -> CellResult:
     run = RunFolder(record.folder)
-    config = yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.config.exists() else {}
+    config = yaml_of(run.config.read_bytes()) if run.config.exists() else {}
     if isinstance(config, dict) and isinstance(config.get("data"), dict):
         config["data"] = ungrouped(config["data"])
     stored = read_metrics(run)

@@ -95,8 +95,8 @@ def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[
 
 
 def _read(result: CellResult, name: str) -> Division:
-    table = read_table(result.run.split)
-    table = table[["image", "label", "lesion_id", "patient_id", "split"]]
+    columns = ["image", "label", "lesion_id", "patient_id", "split"]
+    table = read_table(result.run.split, columns)[columns]
     table = table.assign(lesion=lesion_names(table))
     group_by = str(((result.config or {}).get("data") or {}).get("group_by", "lesion"))
     return Division(result.record.repeat, name, group_by, table)

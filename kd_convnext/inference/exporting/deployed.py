@@ -179,7 +179,10 @@ def _abstain(calibration: Calibration | None) -> dict[str, Any]:
     if calibration is None:
         return {"rule": "always", "reasons": {"always": NOT_CALIBRATED}}
     return {
-        "rule": "where there is a reason; in this order: a gate distance above its limit, a set of none or several",
+        "rule": (
+            "where there is a reason; in this order: a gate distance above its limit; then, unless the set holds one "
+            "class whose threshold is not null: several (two or more such classes), few (any class), or none"
+        ),
         "reasons": calibration.reasons(),
         "lesion": "the same, of the means of softmax(logits) and gate_distances over its photographs, with its limits",
     }

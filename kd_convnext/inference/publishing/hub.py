@@ -14,6 +14,7 @@ from kd_convnext.checkpoints.format import deployable_part, read_checkpoint
 from kd_convnext.checkpoints.network import ModelInfo, Network
 from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.common.files import atomic_write
+from kd_convnext.common.reading import json_of
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
 from kd_convnext.inference.predictor import Predictor
@@ -143,7 +144,7 @@ def _public(card: DataCard) -> dict[str, Any]:
 def _read(folder: Path) -> tuple[Network, BackboneSpec, bool]:
     remedy = "Give a folder, or a repository, that kd-convnext publish has written."
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json_of((folder / CONFIG).read_bytes())
         if config["format_version"] > FORMAT_VERSION:
             what = f"has format {config['format_version']}, this version reads up to {FORMAT_VERSION}"
             raise CheckpointError(Finding(str(folder), what, "Update kd-convnext."))
@@ -154,7 +155,7 @@ def _read(folder: Path) -> tuple[Network, BackboneSpec, bool]:
         backbone = build_backbone(replace(spec, pretrained=False, weights=None), len(card.class_names))
         backbone.load_state_dict(load_file(folder / WEIGHTS))
         return Network(backbone, card, ModelInfo(**config["info"])), spec, bool(config["tta"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         what = f"is not a published model that can be read ({type(error).__name__}: {reason})"
         raise CheckpointError(Finding(str(folder), what, remedy)) from error

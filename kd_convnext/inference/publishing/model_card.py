@@ -1,9 +1,12 @@
 """Writes the model card of a run from its own files."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from kd_convnext.common.reading import read_json
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.runs.tables import read_metrics
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
     from kd_convnext.runs.folder import RunFolder
 
 FILE = "MODEL_CARD.md"
+
+_OF_A_SPLIT = ("image", "label", "lesion_id", "patient_id", "split")
+
+_MOVE = "Move the file away: the card says then that nothing is known of it."
 
 
 def model_card(
@@ -45,8 +52,10 @@ def model_card(
     from huggingface_hub import ModelCard, ModelCardData
 
     info, data = predictor.network.info, predictor.network.card
-    lesions = _tested(run, data.class_names)
+    own = judged_by(run, "test", info.checkpoint_sha256)
+    lesions = _tested(run, data.class_names) if own is not False else None
     results = _results(lesions, data.class_names, resamples, seed) if lesions is not None else {}
+    elsewhere = _external(run, info.checkpoint_sha256, data.class_names, resamples, seed)
     name = (repo_id or f"{info.name} for specimen photographs").split("/")[-1]
     front = ModelCardData(
         license=license,
@@ -54,10 +63,16 @@ def model_card(
         pipeline_tag="image-classification",
         tags=["image-classification", "knowledge-distillation", "surgical-specimens", "research-only"],
         model_name=name if results else None,
-        eval_results=_eval_results(results) or None,
+        eval_results=[
+            *_eval_results(results, "test part of the training's own photographs"),
+            *(row for found in elsewhere for row in _eval_results(found, f"other photographs: {found['name']}")),
+        ]
+        or None,
     )
     counts = _counts(run, data.class_names)
-    words = _words(predictor, run, counts, lesions) | results
+    words = _words(predictor, run, counts, lesions) | results | {"external": elsewhere}
+    if own is False:
+        words["limits"].append("The run's test results are of another checkpoint, and are left out here.")
     template = Path(__file__).with_name("model_card.md.j2")
     made: ModelCard = ModelCard.from_template(
         front, template_path=str(template), name=name, repo_id=repo_id, resamples=resamples, **words
@@ -72,8 +87,9 @@ def _words(
 
     info, data = predictor.network.info, predictor.network.card
     needs_weights = data.crop_identity["upscaler"]["weights_sha256"] is not None
-    environment = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.is_file() else {}
-    versions = environment.get("versions", {})
+    environment = read_json(run.environment, _MOVE) if run.environment.is_file() else {}
+    versions = environment.get("versions")
+    versions = versions if isinstance(versions, Mapping) else {}
     parameters = sum(parameter.numel() for parameter in predictor.network.backbone.parameters())
     return {
         "version": info.kd_convnext,
@@ -105,11 +121,53 @@ def _tested(run: "RunFolder", class_names: tuple[str, ...]) -> "LesionCounts | N
 
     if not run.predictions.is_file():
         return None
-    frame = read_table(run.predictions)
+    frame = read_table(run.predictions, ("image", "lesion_id", "label", "prediction"))
     probabilities = [str(name) for name in frame if str(name).startswith("prob_")]
-    frame[probabilities] = frame[probabilities].astype(float)
+    strange = sorted({*frame["label"], *frame["prediction"]} - {*class_names, ""})
+    if strange:
+        what = f"names classes that the checkpoint does not know: {', '.join(strange[:5])}"
+        raise ConfigError(Finding(str(run.predictions), what, _MOVE))
+    try:
+        frame[probabilities] = frame[probabilities].astype(float)
+    except ValueError as error:
+        raise ConfigError(Finding(str(run.predictions), f"holds no numbers ({error})", _MOVE)) from error
     found = count_lesions(frame.assign(lesion=lesion_names(frame)), class_names)
     return found if found.photographs else None
+
+
+def _external(
+    run: "RunFolder", checkpoint_sha256: str, class_names: tuple[str, ...], resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Reads the results of this checkpoint on other photographs than the run's own."""
+    from kd_convnext.runs.judged import external_folders
+
+    found = []
+    for folder in external_folders(run):
+        if not judged_by(folder, "test", checkpoint_sha256):
+            continue
+        lesions = _tested(folder, class_names)
+        if lesions is not None:
+            results = _results(lesions, class_names, resamples, seed)
+            leaked = bool(read_metrics(folder).get("test/leak_allowed"))
+            found.append({"name": folder.path.name, "leak_allowed": leaked, **results})
+    return found
+
+
+def judged_by(folder: "RunFolder", part: str, checkpoint_sha256: str) -> bool | None:
+    """Tells whether results are of a checkpoint.
+
+    Args:
+        folder: Of a run, or an external one.
+        part: Which results.
+        checkpoint_sha256: Of the checkpoint's bytes.
+
+    Returns:
+        None where nothing says what they are of.
+    """
+    from kd_convnext.runs.judged import read_judged
+
+    found = read_judged(folder).get(part)
+    return None if found is None else found.checkpoint_sha256 == checkpoint_sha256
 
 
 def _results(lesions: "LesionCounts", class_names: tuple[str, ...], resamples: int, seed: int) -> dict[str, Any]:
@@ -144,7 +202,7 @@ def _results(lesions: "LesionCounts", class_names: tuple[str, ...], resamples: i
     }
 
 
-def _eval_results(results: Mapping[str, Any]) -> list[Any]:
+def _eval_results(results: Mapping[str, Any], photographs: str) -> list[Any]:
     from huggingface_hub import EvalResult
 
     # The hub asks for a data set by name; the photographs are not public.
@@ -152,7 +210,7 @@ def _eval_results(results: Mapping[str, Any]) -> list[Any]:
         EvalResult(
             task_type="image-classification",
             dataset_type="private",
-            dataset_name="test part of the training's own photographs",
+            dataset_name=photographs,
             metric_type="f1" if row["name"].startswith("f1") else row["name"].removesuffix("_macro"),
             metric_name=row["name"],
             metric_value=round(row["value"], 4),
@@ -167,7 +225,7 @@ def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, st
 
     if not run.split.is_file():
         return []
-    frame = read_table(run.split)
+    frame = read_table(run.split, _OF_A_SPLIT)
     frame["lesion"] = lesion_names(frame)
     found = []
     for name in class_names:
@@ -185,7 +243,7 @@ def _leak_words(run: "RunFolder") -> str:
 
     if not run.split.is_file():
         return ""
-    frame = read_table(run.split)
+    frame = read_table(run.split, _OF_A_SPLIT)
     unnamed = (frame["lesion_id"] == "") & (frame["patient_id"] == "")
     if unnamed.all():
         return (
@@ -223,7 +281,13 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
         "temperature": calibration.temperature,
         "coverage": calibration.coverage,
         "gate_false_alarms": calibration.gate_false_alarms,
-        "promised": [name for name, promised in pairs if promised],
+        "promised": list(
+            dict.fromkeys(
+                f"{' or '.join(classes.together(name))} (as one)" if classes.together(name) else name
+                for name, promised in pairs
+                if promised
+            )
+        ),
         "crossed": crossed,
         "without": [name for name, promised in pairs if not promised and name not in crossed],
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 from kd_convnext.common.arrays import Values
 from kd_convnext.common.files import atomic_write
+from kd_convnext.common.reading import json_of
 from kd_convnext.errors import CheckpointError, Finding, KDConvNeXtError
 from kd_convnext.inference.trust.gate import Distances, Gate
 from kd_convnext.inference.trust.prediction_sets import ClassThresholds, Few
@@ -90,29 +91,35 @@ class Calibration:
             distances: From the training photographs.
 
         Returns:
-            The decision; abstains unless the set holds one class and the gate lets the photograph pass.
+            The decision; abstains unless the set holds one class, which the calibration has seen enough of, and the
+            gate lets the photograph pass.
         """
         inside = level.classes.sets(probabilities[None])[0]
         chosen = tuple(name for name, held in zip(self.class_names, inside, strict=True) if held)
         unlike = {name: far / limit for name, far, limit in zip(distances._fields, distances, level.gate, strict=True)}
         words = self.reasons()
         reasons = [words[name] for name, ratio in unlike.items() if ratio > 1]
-        if len(chosen) != 1:
-            reasons.append(words["several" if chosen else "none"].format(count=len(chosen)))
+        always = level.classes.always
+        plausible = [name for name in chosen if name not in always]
+        if len(chosen) != 1 or not plausible:
+            key = "several" if len(plausible) > 1 else "few" if chosen else "none"
+            reasons.append(words[key].format(count=len(plausible), classes=", ".join(always)))
         return Decision(chosen, max(unlike.values()), bool(reasons), tuple(reasons))
 
     def reasons(self) -> dict[str, str]:
         """Returns the words for each reason to abstain.
 
         Returns:
-            Of a distance by its name in `Distances`, of a set without a class ``none``, and of one with more than one
-            ``several``, where ``{count}`` is to be filled in.
+            Of a distance by its name in `Distances`, of a set without a class ``none``, of one with more than one
+            plausible class ``several``, where their ``{count}`` is to be filled in, and of one that others are in only
+            because too few lesions were there to calibrate on ``few``, where their names ``{classes}`` are.
         """
         return {
             "appearance": "unlike the training photographs in colour and texture",
             "features": "unlike the training photographs in the network's features",
             "none": f"no class is plausible at {self.coverage:.0%} coverage",
             "several": f"{{count}} classes cannot be ruled out at {self.coverage:.0%} coverage",
+            "few": "too few lesions to calibrate on: {classes} can never be ruled out",
         }
 
     def write(self, folder: Path) -> Path:
@@ -156,7 +163,7 @@ def read_calibration(path: Path, checkpoint_sha256: str, class_names: tuple[str,
     """
     remedy = _REMEDY.format(ckpt=ckpt)
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json_of(path.read_bytes())
         version, owner = state["format_version"], state["checkpoint_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         finding = Finding(str(path), f"is not a calibration that can be read ({_line(error)})", remedy)

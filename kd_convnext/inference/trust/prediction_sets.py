@@ -79,6 +79,15 @@ class ClassThresholds:
         return np.asarray(1 - probabilities <= np.array(self.limits))
 
     @property
+    def always(self) -> tuple[str, ...]:
+        """Classes that are in every set, as there were too few lesions to calibrate on."""
+        return tuple(name for name, value in zip(self.class_names, self.values, strict=True) if np.isinf(value))
+
+    def together(self, name: str) -> tuple[str, ...]:
+        """Returns the merger that a class is promised with; empty where the promise is of the class itself."""
+        return next((group for group in self.merged if name in group), ())
+
+    @property
     def limits(self) -> tuple[float, ...]:
         """The thresholds as they are applied, with the margin for rounding."""
         return tuple(value + MARGIN for value in self.values)

@@ -1,0 +1,91 @@
+"""Reads JSON and YAML files that people edit, copy and cut: what cannot be read is one error in words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_convnext.errors import ConfigError, Finding
+
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
+"""What the parsers raise for text that is not theirs, beside their own errors."""
+
+
+def yaml_of(text: str | bytes) -> Any:
+    """Parses YAML to plain values.
+
+    Args:
+        text: YAML, bytes in UTF-8 or with a byte order mark.
+
+    Returns:
+        Mappings, lists and plain values.
+
+    Raises:
+        ValueError: It is no YAML, whatever the parser makes of it.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, *_DAMAGE) as error:
+        raise ValueError(f"is not YAML ({_line(error)})") from error
+
+
+def json_of(text: str | bytes) -> Any:
+    """Parses JSON to plain values.
+
+    Args:
+        text: JSON, bytes in UTF-8.
+
+    Returns:
+        Mappings, lists and plain values.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except _DAMAGE as error:
+        raise ValueError(f"is not JSON ({_line(error)})") from error
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads a JSON file that holds a table of names and values.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be used.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
+    return _table(path, json_of, remedy)
+
+
+def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads a YAML file that holds a table of names and values.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be used.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
+    return _table(path, yaml_of, remedy)
+
+
+def _table(path: Path, parse: Any, remedy: str) -> dict[str, Any]:
+    try:
+        found = parse(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(Finding(str(path), f"cannot be read ({error.strerror or error})", remedy)) from error
+    except ValueError as error:
+        raise ConfigError(Finding(str(path), str(error), remedy)) from error
+    if not isinstance(found, dict):
+        what = f"holds no table of names and values, but {type(found).__name__}"
+        raise ConfigError(Finding(str(path), what, remedy))
+    return found
+
+
+def _line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:160]

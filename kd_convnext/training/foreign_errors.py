@@ -1,0 +1,94 @@
+"""Turns what torch, Lightning and W&B raise for a user's mistake, or for a lost process, into the project's errors."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from kd_convnext.data.loading.watched import loader_finding
+from kd_convnext.errors import ConfigError, Finding, TrainingError
+
+_PEER = re.compile(
+    r"[Cc]onnection (closed|reset|refused)|Broken pipe|NCCL\S* (abort|remote)|[Gg]loo\b.*(timed? ?out|read error)"
+    r"|Application timeout caused pair closure|barrier.*timed? ?out|Timed out waiting \d+ms for"
+)
+
+_GO_ON = "What is finished stays: go on from RUN/checkpoints/last.ckpt (--ckpt_path)."
+
+
+@contextlib.contextmanager
+def in_words(command: str) -> Iterator[None]:
+    """Translates errors of the libraries that a training runs on.
+
+    Args:
+        command: Its name, for the message.
+
+    Raises:
+        TrainingError: A process of the training is gone.
+        ConfigError: Lightning refuses an option, or W&B the run.
+    """
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ConfigError(_refused(command, error)) from error
+    except _wandb_errors() as error:
+        remedy = "Log in (wandb login), or set WANDB_MODE=offline and send the run later (wandb sync)."
+        raise ConfigError(Finding("Weights & Biases", _one_line(error), remedy)) from error
+    except _OF_OPTIONS as error:
+        found = loader_finding(error) or _peer_finding(error)
+        if found is not None:
+            raise TrainingError(found) from error
+        if _raised_in(error) != "lightning":
+            raise
+        # A callback or strategy that does not suit this training, such as early stopping by an unknown score.
+        raise ConfigError(_refused(command, error)) from error
+
+
+@contextlib.contextmanager
+def building_trainer(command: str) -> Iterator[None]:
+    """Translates whatever Lightning raises while it builds a trainer: it is about the options, not about our code.
+
+    Args:
+        command: The command's name, for the message.
+
+    Raises:
+        ConfigError: The trainer cannot be built so.
+    """
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError, AssertionError) as error:
+        raise ConfigError(_refused(command, error)) from error
+
+
+_OF_OPTIONS = (RuntimeError, ValueError, TypeError, AttributeError, ImportError, ZeroDivisionError)
+
+
+def _raised_in(error: BaseException) -> str:
+    """Finds the package of the code that raised an error."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return str(frame.tb_frame.f_globals.get("__name__", "")).split(".")[0] if frame is not None else ""
+
+
+def _refused(command: str, error: BaseException) -> Finding:
+    remedy = f"Change the option that it speaks of (kd-convnext {command} --help)."
+    return Finding(f"kd-convnext {command}, --trainer", _one_line(error), remedy)
+
+
+def _wandb_errors() -> tuple[type[Exception], ...]:
+    """Finds W&B's own exceptions, where it is in use."""
+    errors = getattr(sys.modules.get("wandb"), "errors", None)
+    return (errors.Error,) if errors is not None else ()
+
+
+def _peer_finding(error: Exception) -> Finding | None:
+    if not isinstance(error, RuntimeError) or not _PEER.search(str(error)):
+        return None
+    return Finding("--trainer.devices", "another process of this training has ended or is out of reach", _GO_ON)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:400] or type(error).__name__

@@ -1,0 +1,100 @@
+"""Testing elsewhere: results on other photographs get a folder of their own, and nothing earlier is replaced."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from helpers.command_line import TINY, convnext
+
+from kd_convnext.cli import main
+from kd_convnext.errors import ConfigError
+from kd_convnext.runs.folder import RunFolder
+from kd_convnext.runs.judged import Judged, data_name, external_folder, read_judged, require_free, write_judged
+
+OWN = Judged("best.ckpt", "a" * 64, "own", "here")
+
+
+def elsewhere(manifest, folder, prefix):
+    """The same photographs under other names and lesions, as another hospital's."""
+    folder.mkdir(parents=True)
+    table = pd.read_csv(manifest, dtype=str)
+    for name in table["image"]:
+        shutil.copy(manifest.parent / name, folder / f"{prefix}{name}")
+    table["image"] = prefix + table["image"]
+    table["lesion_id"] = prefix + table["lesion_id"]
+    table["split"] = "test"
+    table.to_csv(folder / "manifest.csv", index=False)
+    return folder / "manifest.csv"
+
+
+def test_the_record_of_the_run_stays(tiny_manifest, tiny_cache, tmp_path, capsys):
+    run = RunFolder(tmp_path / "run")
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
+    fit = ["fit", "--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone"), *data]
+    assert main([*fit, f"--trainer.default_root_dir={run.path}"]) == 0
+    test = ["test", "--config", str(run.config), "--ckpt_path", str(run.best)]
+    assert main(test) == 0
+    own = {path: path.read_bytes() for path in (run.metrics, run.predictions, run.figure("confusion_matrix"))}
+    other = elsewhere(tiny_manifest, tmp_path / "hospital", "x")
+    assert main([*test, f"--data.manifest={other}"]) == 0
+    said = capsys.readouterr().out
+    folder = RunFolder(run.external / "hospital")
+    assert "Other photographs than the run's own" in said and "kd-convnext card" in said
+    assert {path: path.read_bytes() for path in own} == own
+    assert len(pd.read_csv(folder.predictions)) == 60 and folder.figure("confusion_matrix").is_file()
+    assert 0 <= json.loads(folder.metrics.read_text())["test/f1_macro"] <= 1
+    assert main(["card", "--ckpt_path", str(run.best)]) == 0
+    card = (run.path / "MODEL_CARD.md").read_text()
+    section = card[card.index("### On other photographs: hospital") :]
+    assert "60 photographs of 30 lesions" in section
+    assert card.index("On the test part (") < card.index("### On other photographs") < card.index("## Calibration")
+    assert "| f1_macro |" in section or "| accuracy |" in section
+    # Another checkpoint of the run does not replace what the best one has answered.
+    last = ["test", "--config", str(run.config), "--ckpt_path", str(run.last)]
+    assert main(last) == 2
+    assert "--overwrite true" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in own} == own
+    assert main([*last, "--overwrite", "true"]) == 0
+    assert read_judged(run)["test"].checkpoint == "last.ckpt"
+    assert main(["card", "--ckpt_path", str(run.best)]) == 0
+    assert "results are of another checkpoint" in (run.path / "MODEL_CARD.md").read_text()
+
+
+def test_photographs_are_named_after_their_manifest_or_its_folder(tmp_path):
+    (tmp_path / "by class").mkdir()
+    assert data_name(str(tmp_path / "Site B" / "manifest.csv")) == "Site_B"
+    assert data_name(str(tmp_path / "site_c.csv")) == "site_c"
+    assert data_name(str(tmp_path / "by class")) == "by_class"
+    assert data_name("/manifest.csv")
+
+
+def test_others_of_the_same_name_get_another_folder(tmp_path):
+    run = RunFolder(tmp_path)
+    first = external_folder(run, "a/photos/manifest.csv", "1" * 64)
+    write_judged(first, "test", Judged("best.ckpt", "c" * 64, "1" * 64, "photos"))
+    assert external_folder(run, "a/photos/manifest.csv", "1" * 64) == first
+    assert external_folder(run, "b/photos/manifest.csv", "2" * 64).path.name == "photos-22222222"
+
+
+def test_what_may_replace_what(tmp_path):
+    folder = RunFolder(tmp_path)
+    require_free(folder, "test", OWN, own=True)
+    write_judged(folder, "test", OWN)
+    newer = Judged("best.ckpt", "b" * 64, "own", "here")
+    require_free(folder, "test", newer, own=True)
+    require_free(folder, "val", newer, own=False)
+    with pytest.raises(ConfigError, match="--overwrite true"):
+        require_free(folder, "test", newer, own=False)
+    with pytest.raises(ConfigError, match="--overwrite true"):
+        require_free(folder, "test", Judged("last.ckpt", "b" * 64, "own", "here"), own=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '{"test": 1}', '{"test": {}}', "\x00", '{"test": {"checkpoint": 1}}']
+)
+def test_a_record_that_is_not_ours_is_refused(text, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.judged.write_text(text)
+    with pytest.raises(ConfigError, match=r"judged\.json"):
+        read_judged(folder)

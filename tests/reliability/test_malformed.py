@@ -1,0 +1,186 @@
+"""Files that were edited, cut, exchanged or made to do harm: every command ends in words, and runs nothing in them."""
+
+import copy
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from helpers.bad_files import Payload
+from helpers.inference import copy_run
+
+from kd_convnext.checkpoints.format import KEY
+from kd_convnext.cli import main
+from kd_convnext.common.reading import json_of, read_json, read_yaml, yaml_of
+from kd_convnext.common.tables import read_numbers, read_table
+from kd_convnext.data.loading.teacher_outputs import AnswerKind, TeacherAnswers
+from kd_convnext.data.manifest.likeness import _read as read_likeness
+from kd_convnext.errors import ConfigError, KDConvNeXtError
+from kd_convnext.inference.predictor import Predictor
+
+TEXTS = {
+    "empty": b"",
+    "not UTF-8": b"\xff\xfe\x00\xd8name",
+    "NUL": b"\x00" * 64,
+    "cut": b'{"test/f1_macro": 0.',
+    "a list": b"[1, 2]",
+    "nothing": b"null",
+    "a number": b"3",
+    "text": b'"text"',
+    "deep": b"[" * 100_000,
+    "other names": b'{"a": {"b": []}}',
+    "a table of one column": b"a\n1\n",
+    "a bad time": b"2020-99-99",
+    "a tag": b"!!python/object/apply:os.system [true]",
+}
+WRONG = (None, 3, -1.5, "text", [], {}, [[1]], True)
+
+
+@pytest.fixture(scope="module")
+def tested(tiny_run, tiny_manifest, tiny_cache, tmp_path_factory):
+    """A run with all the files that one can have."""
+    folder = tmp_path_factory.mktemp("whole")
+    checkpoint = copy_run(tiny_run, folder)
+    classes = ["Grade 1", "Grade 2", "Grade 3", "AIS", "MIA"]
+    rows = ["image,lesion_id,label,prediction," + ",".join(f"prob_{name}" for name in classes)]
+    rows += [f"{n}.png,L{n},{classes[n % 5]},{classes[n % 3]},.6,.1,.1,.1,.1" for n in range(10)]
+    (folder / "predictions.csv").write_text("\n".join(rows) + "\n")
+    (folder / "metrics.json").write_text(json.dumps({"test/f1_macro": 0.5}))
+    (folder / "metrics.csv").write_text("epoch,step,train/loss,val/f1_macro,val/loss\n0,2,1.5,,\n0,2,,.5,1.0\n")
+    (folder / "environment.json").write_text(json.dumps({"versions": {"torch": "2"}, "device": "cpu"}))
+    return checkpoint
+
+
+@pytest.fixture
+def run(tested, tmp_path):
+    """A copy to be harmed."""
+    shutil.copytree(tested.parent.parent, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def ends_in_words(words, capsys):
+    """Runs a command; an exception that is not ours would come through."""
+    code = main(words)
+    said = capsys.readouterr()
+    assert code in (0, 2) and "Traceback" not in said.err
+    assert (code == 2) == said.err.startswith("error: ") or "error: " in said.err or code == 0
+    return code
+
+
+@pytest.mark.parametrize("file", ["split.csv", "predictions.csv", "environment.json", "judged.json", "metrics.json"])
+def test_card_and_report_of_a_harmed_run(file, run, capsys):
+    refused = 0
+    for content in TEXTS.values():
+        (run / file).write_bytes(content)
+        card = ["card", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--resamples", "5"]
+        refused += ends_in_words(card, capsys) == 2
+    assert refused >= (0 if file == "metrics.json" else 8)
+
+
+@pytest.mark.parametrize("file", ["predictions.csv", "metrics.json", "config.yaml", "metrics.csv", "split.csv"])
+def test_comparing_harmed_runs(file, run, tmp_path, capsys):
+    for name in ("empty", "not UTF-8", "deep", "a list", "other names"):
+        (run / file).write_bytes(TEXTS[name])
+        ends_in_words(["report", str(run), "--bootstrap", "5"], capsys)
+
+
+def test_a_calibration_that_is_none(run, tiny_manifest, capsys):
+    photo = str(next(tiny_manifest.parent.glob("*.png")))
+    for content in TEXTS.values():
+        (run / "checkpoints" / "calibration.json").write_bytes(content)
+        words = ["classify", photo, "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--out", str(run / "out")]
+        assert ends_in_words(words, capsys) == 2
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "calibrate", "prepare"])
+def test_a_configuration_that_is_none(command, tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    for name in ("not UTF-8", "NUL", "cut", "a list", "deep", "a bad time", "a tag"):
+        file.write_bytes(TEXTS[name])
+        assert ends_in_words([command, "--config", str(file)], capsys) == 2
+
+
+@pytest.mark.parametrize("name", list(TEXTS))
+def test_readers_raise_what_they_promise(name, tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(TEXTS[name])
+    for read in (read_json, read_yaml):
+        try:
+            assert isinstance(read(file, "Mend it."), dict)
+        except ConfigError as error:
+            assert "Mend it." in str(error)
+    for parse in (json_of, yaml_of):
+        try:
+            parse(TEXTS[name])
+        except ValueError as error:
+            assert str(error).startswith("is not ")
+    for read_csv in (read_table, read_numbers):
+        try:
+            read_csv(file)
+        except ConfigError as error:
+            assert str(file) in str(error)
+    with pytest.raises(ConfigError):
+        read_table(file, ("image", "label"))
+
+
+def entries(value, path=()):
+    """Lists the paths of all entries of nested tables."""
+    for key, inner in value.items():
+        yield (*path, key)
+        if isinstance(inner, dict) and key != "state_dict":
+            yield from entries(inner, (*path, key))
+
+
+def test_a_checkpoint_with_entries_missing_or_of_another_kind(tiny_run, tmp_path):
+    whole = torch.load(tiny_run, weights_only=True)
+    kept = {key: whole[key] for key in (KEY, "state_dict", "hyper_parameters", "epoch", "global_step")}
+    file, refused = tmp_path / "best.ckpt", 0
+    places = [place for place in entries(kept) if place[0] in (KEY, "hyper_parameters")] + [("state_dict",)]
+    assert len(places) > 30
+    for number, place in enumerate(places):
+        for value in ("absent", WRONG[number % len(WRONG)], WRONG[(number + 3) % len(WRONG)]):
+            harmed = copy.deepcopy(kept)
+            inner = harmed
+            for key in place[:-1]:
+                inner = inner[key]
+            if isinstance(value, str) and value == "absent":
+                del inner[place[-1]]
+            else:
+                inner[place[-1]] = value
+            torch.save(harmed, file)
+            try:
+                Predictor.from_checkpoint(file, calibration="none")
+            except KDConvNeXtError:
+                refused += 1
+    assert refused > len(places) / 2
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "best.pth", "best.pt", "best.safetensors"])
+def test_a_payload_in_a_file_of_weights(name, tmp_path, tiny_manifest, capsys):
+    mark, file = tmp_path / "mark", tmp_path / name
+    file.write_bytes(pickle.dumps({KEY: {}, "state_dict": Payload(mark), "model": Payload(mark)}))
+    photo = str(next(tiny_manifest.parent.glob("*.png")))
+    commands = [
+        ["classify", photo, "--ckpt_path", str(file), "--out", str(tmp_path / "out")],
+        ["explain", photo, "--ckpt_path", str(file), "--out", str(tmp_path / "out")],
+        ["calibrate", "--ckpt_path", str(file)],
+        ["card", "--ckpt_path", str(file)],
+        ["export", "--ckpt_path", str(file), "--out", str(tmp_path / "x.onnx")],
+        ["publish", "--ckpt_path", str(file), "--out", str(tmp_path / "published")],
+        ["test", "--ckpt_path", str(file), f"--data.manifest={tiny_manifest}"],
+        ["prepare", "--manifest", str(tiny_manifest), "--sr_weights", str(file), "--dry_run", "true"],
+    ]
+    for words in commands:
+        assert ends_in_words(words, capsys) == 2, words[0]
+    assert not mark.exists()
+
+
+def test_a_payload_in_a_store_counts_as_none(tmp_path):
+    mark = tmp_path / "mark"
+    for name in ("shard.npy", "likeness.npz"):
+        (tmp_path / name).write_bytes(pickle.dumps(Payload(mark)))
+    answers = TeacherAnswers(tmp_path, AnswerKind("teacher", (), {}, "32-true", 5, ()))
+    answers._open()
+    assert not answers._shards and read_likeness(tmp_path / "likeness.npz") == {}
+    assert not mark.exists()
