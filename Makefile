@@ -3,7 +3,7 @@ VENV := .venv/bin
 INSTALLED := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test test-slow docs lint types bench format lock clean
+.PHONY: help install demo test test-slow fuzz docs lint types bench format lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,9 @@ test: lint types ## lint, types and the suite without its slow part, with covera
 
 test-slow: $(INSTALLED) ## notebooks, other processes, long runs
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
+
+fuzz: $(INSTALLED) ## read ten thousand manifests and photographs made at random (COUNT=10000, SEED=0)
+	OMP_NUM_THREADS=1 $(VENV)/python tests/helpers/fuzz.py --count $(or $(COUNT),10000) --seed $(or $(SEED),0)
 
 lint: $(INSTALLED) ## ruff: rules and format
 	$(VENV)/ruff check .

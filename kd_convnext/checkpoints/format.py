@@ -41,6 +41,11 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path", *, may_be_e
     """
     file = Path(path).expanduser()
     remedy = "Give the checkpoints/best.ckpt of a run folder."
+    if may_be_edited:
+        remedy = (
+            "Give a whole checkpoints/last.ckpt of a run; without one, begin anew from its best.ckpt: "
+            "--model.backbone.weights (--model.student.weights) best.ckpt."
+        )
     if not file.is_file():
         raise CheckpointError(Finding(argument, f"there is no file {path}", remedy))
     try:

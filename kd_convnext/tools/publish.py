@@ -1,5 +1,7 @@
 """Publishes a checkpoint as a folder that ``from_pretrained`` reads, or on the hub: the command ``publish``."""
 
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,23 +45,49 @@ def publish(
     folder = Path(out).expanduser()
     require_empty(folder, permitted=overwrite, option="--overwrite true")
     model = PublishedModel.from_checkpoint(ckpt_path, sr_weights=sr_weights, repo_id=repo_id, license=license)
-    # The mixin keeps a card that is there already, which may be of another model.
-    (folder / "README.md").unlink(missing_ok=True)
-    model.save_pretrained(folder)
+    _replace(folder, model)
     print(f"Published into {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if repo_id is not None:
         print(f"Pushed: {_push(model, repo_id, private)}")
     return folder
 
 
-def _push(model: "PublishedModel", repo_id: str, private: bool) -> str:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def _replace(folder: Path, model: "PublishedModel") -> None:
+    """Writes the files beside the folder, and moves them in when all are whole; till then an earlier model stays."""
+    from safetensors import SafetensorError
 
+    from kd_convnext.common.files import write_finding
+    from kd_convnext.errors import ConfigError, Finding
+    from kd_convnext.inference.publishing.hub import FILES
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+            model.save_pretrained(Path(name))
+            made = sorted(Path(name).iterdir())
+            for file in made:
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            folder.mkdir(exist_ok=True)
+            for file in made:
+                file.replace(folder / file.name)
+            for stale in set(FILES) - {file.name for file in made}:
+                (folder / stale).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(write_finding(folder, error)) from error
+    except SafetensorError as error:
+        what = f"cannot be written ({error})"
+        raise ConfigError(
+            Finding(str(folder), what, "Free some space; an earlier publication is untouched.")
+        ) from error
+
+
+def _push(model: "PublishedModel", repo_id: str, private: bool) -> str:
     from kd_convnext.errors import ConfigError, Finding
 
     try:
         return str(model.push_to_hub(repo_id, private=private))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # the hub's own, requests' or httpx's errors, by the version of its client
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         what = f"{repo_id} cannot be pushed ({type(error).__name__}: {reason})"
         raise ConfigError(Finding("--repo_id", what, "Log in with `hf auth login`; the folder is complete.")) from error

@@ -40,6 +40,9 @@ def in_words(command: str) -> Iterator[None]:
         found = loader_finding(error) or _peer_finding(error)
         if found is not None:
             raise TrainingError(found) from error
+        if "Expected more than 1 value per channel" in str(error):
+            what = "the network's batch normalisation needs two images in a batch at least"
+            raise ConfigError(Finding("--data.batch_size", what, "Use 2 or more.")) from error
         if _raised_in(error) != "lightning":
             raise
         # A callback or strategy that does not suit this training, such as early stopping by an unknown score.

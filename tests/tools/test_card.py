@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -145,3 +146,41 @@ def test_a_folder_that_is_none_of_ours_is_refused(published, tmp_path, capsys):
     (damaged / "config.json").write_text(json.dumps(newer))
     with pytest.raises(CheckpointError, match="Update kd-convnext"):
         PublishedModel.from_pretrained(str(damaged))
+
+
+# ---- a full disk
+
+
+def test_a_full_disk_leaves_the_earlier_publication(tested_run, published, tmp_path, capsys, monkeypatch):
+    from kd_convnext.inference.publishing import hub
+
+    folder = tmp_path / "model"
+    shutil.copytree(published, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", str(folder / "model.safetensors"))
+
+    monkeypatch.setattr(hub, "save_file", full)
+    words = ["publish", "--ckpt_path", str(tested_run), "--out", str(folder), "--overwrite", "true"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and str(folder) in error and "Traceback" not in error
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_publishing_again_removes_a_calibration_of_before_and_keeps_other_files(tested_run, published, tmp_path):
+    folder, checkpoint = tmp_path / "model", tmp_path / "run" / "checkpoints" / "best.ckpt"
+    shutil.copytree(published, folder)
+    (folder / "notes.txt").write_text("ours")
+    checkpoint.parent.mkdir(parents=True)
+    shutil.copy(tested_run, checkpoint)
+    assert (folder / "calibration.json").is_file()
+    assert main(["publish", "--ckpt_path", str(checkpoint), "--out", str(folder), "--overwrite", "true"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "notes.txt",
+    ]

@@ -1,5 +1,6 @@
 """Describes the augmentations of training photographs and builds them with albumentations."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,6 +75,7 @@ def paper_pipeline(spec: AugmentSpec, image_size: int) -> "A.Compose":
     Returns:
         From uint8 RGB [N, N, 3] to [image_size, image_size, 3].
     """
+    _no_questions()
     # Seconds of import, which answering for one photograph does not need.
     import albumentations as A
 
@@ -113,9 +115,15 @@ def built_transforms(described: Sequence[Mapping[str, Any]]) -> "A.Compose":
     Raises:
         ConfigError: A name is no transform of albumentations, or its arguments do not suit it.
     """
+    _no_questions()
     import albumentations as A
 
     return A.Compose([_transform(each) for each in described])
+
+
+def _no_questions() -> None:
+    """Keeps albumentations from asking the network for its newest version when it is imported."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 def _transform(described: Mapping[str, Any]) -> "A.BasicTransform | A.BaseCompose":

@@ -272,6 +272,9 @@ class SpecimenDataModule(pl.LightningDataModule):
             size += unlabelled_share(size, self.loader.unlabelled_ratio)
         else:
             sampler = ViewSampler(part, **options)
+        if len(sampler) < 2:
+            remedy = "Give more photographs, or larger ratios for training; a step compares several at once."
+            raise ManifestError(Finding(self.path, "the training part has one photograph for each process", remedy))
         if trainer and trainer.training and self._measure:
             self.workers, self._measure = self._measure(sampler), None
         return self._loader(part, self.workers, size, sampler=sampler, drop_last=len(sampler) % size == 1)

@@ -1,5 +1,6 @@
 """Writes and runs the three exported file formats: ONNX, OpenVINO, torch."""
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kd_convnext.common.files import atomic_write
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.exporting.deployed import INPUT, KEY, OUTPUTS, Deployed, PixelType, Words
 
@@ -70,8 +72,11 @@ def write_torch(program: torch.export.ExportedProgram, words: Words, path: Path)
         path: Ends with ``.pt2``.
     """
     program._example_inputs = None
+    # By way of memory: torch's writer aborts the process where the disk is full.
+    content = io.BytesIO()
     with _quiet():
-        torch.export.save(program, path, extra_files={f"{KEY}.json": words.text()})
+        torch.export.save(program, content, extra_files={f"{KEY}.json": words.text()})
+    atomic_write(path, lambda file: file.write(content.getbuffer()))
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -128,7 +133,7 @@ def write_openvino(onnx_file: Path, words: Words, path: Path) -> None:
     """
     import openvino
 
-    model = openvino.convert_model(onnx_file)
+    model = openvino.Core().read_model(onnx_file)  # convert_model does the same, and reports it to its maker's server
     for name, text in words.strings().items():
         model.set_rt_info(text, [KEY, name])
     openvino.save_model(model, path, compress_to_fp16=False)

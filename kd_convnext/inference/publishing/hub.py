@@ -26,7 +26,8 @@ from kd_convnext.runs.folder import run_of_checkpoint
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT_VERSION = 1
-_FILES = [CONFIG, WEIGHTS, FILE, Path(FILE).with_suffix(".safetensors").name, "README.md"]
+FILES = [CONFIG, WEIGHTS, FILE, Path(FILE).with_suffix(".safetensors").name, "README.md"]
+"""What a published folder consists of."""
 
 
 class PublishedModel(ModelHubMixin):
@@ -119,7 +120,7 @@ class PublishedModel(ModelHubMixin):
                 force_download=force_download,
                 local_files_only=local_files_only,
                 token=token,
-                allow_patterns=_FILES,
+                allow_patterns=FILES,
             )
             folder = Path(pulled)
         network, spec, tta = _read(folder)
