@@ -1,6 +1,8 @@
-"""Reads JSON and YAML files that people edit, copy and cut: what cannot be read is one error in words."""
+"""Reads and writes JSON, and reads YAML, of files that people edit and cut: what cannot be read is one error."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,26 @@ def json_of(text: str | bytes) -> Any:
         return json.loads(text)
     except _DAMAGE as error:
         raise ValueError(f"is not JSON ({_line(error)})") from error
+
+
+def json_text(value: Any) -> str:
+    """Writes plain values as JSON that every reader takes: what is no number (NaN, infinity) becomes null.
+
+    Args:
+        value: Mappings, lists, tuples and plain values.
+
+    Returns:
+        The text, indented, with a line break at its end.
+    """
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Writes predictions: ``answers.csv``, ``answers.json``, ``lesions.csv``, ``failures.csv``."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ import pandas as pd
 
 from kd_convnext.checkpoints.network import ModelInfo
 from kd_convnext.common.files import atomic_write
+from kd_convnext.common.reading import json_text
 from kd_convnext.inference.prediction import Failure, Prediction
 from kd_convnext.inference.trust.calibration import Calibration
 from kd_convnext.runs.tables import write_table
@@ -48,8 +48,8 @@ def write_answers(
         else:
             (folder / name).unlink(missing_ok=True)
     content = answers_content(answers, lesions, failures, info, calibration)
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    atomic_write(folder / "answers.json", lambda file: file.write(f"{text}\n".encode()))
+    text = json_text(content)
+    atomic_write(folder / "answers.json", lambda file: file.write(text.encode()))
 
 
 def answers_content(

@@ -1,10 +1,10 @@
 """Explains predictions by heat maps and similar training cases: the command ``explain``."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kd_convnext.common.reading import json_text
 from kd_convnext.errors import KDConvNeXtError
 
 if TYPE_CHECKING:
@@ -134,4 +134,4 @@ def _write(folder: Path, predictor: "Predictor", entries: list[dict[str, object]
     from kd_convnext.common.files import write_text
 
     content = {"class_names": list(predictor.network.card.class_names), "explanations": entries}
-    write_text(folder / "explanations.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "explanations.json", json_text(content))
