@@ -65,7 +65,7 @@ def building_trainer(command: str) -> Iterator[None]:
         raise ConfigError(_refused(command, error)) from error
 
 
-_OF_OPTIONS = (RuntimeError, ValueError, TypeError, AttributeError, ImportError, ZeroDivisionError)
+_OF_OPTIONS = (RuntimeError, ValueError, TypeError, AttributeError, ImportError, LookupError, ZeroDivisionError)
 
 
 def _raised_in(error: BaseException) -> str:
@@ -77,6 +77,9 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _refused(command: str, error: BaseException) -> Finding:
+    if isinstance(error, LookupError):
+        what = f"something is missing in the checkpoint or among the options: {_one_line(error)}"
+        return Finding(f"kd-convnext {command}", what, "Give a whole last.ckpt of a run (--ckpt_path), or begin anew.")
     remedy = f"Change the option that it speaks of (kd-convnext {command} --help)."
     return Finding(f"kd-convnext {command}, --trainer", _one_line(error), remedy)
 
