@@ -193,7 +193,7 @@ class TrainingCLI(LightningCLI):
         _refuse_linked(args)
         with parsing(args[0]):
             super().parse_arguments(parser, args)
-        require_possible(self.config.subcommand, self.config[self.config.subcommand])
+        require_possible(self.config.subcommand, self.config[self.config.subcommand].as_dict())
 
     def _parse_ckpt_path(self) -> None:
         """Takes the model of a checkpoint that is judged from the checkpoint; a fit goes by its configuration."""

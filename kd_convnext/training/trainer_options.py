@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
+from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.errors import ConfigError, Finding
 
 _LARGEST_SEED = 2**32 - 1
@@ -63,11 +64,11 @@ def _numbers(trainer: Mapping[str, Any], *, fitting: bool) -> Iterator[Finding]:
 
 
 def _seeds(config: Mapping[str, Any]) -> Iterator[Finding]:
-    data = config.get("data") or {}
+    data = ungrouped(config.get("data") or {})
     for name, value in (
         ("--seed_everything", config.get("seed_everything")),
-        ("--data.split_seed", data.get("split_seed")),
-        ("--data.view_seed", data.get("view_seed")),
+        ("--data.split.seed", data.get("split_seed")),
+        ("--data.loader.seed", data.get("view_seed")),
     ):
         if _is_number(value) and not 0 <= value <= _LARGEST_SEED:
             yield Finding(name, f"{value} is no seed", f"Use a number from 0 to {_LARGEST_SEED}.")

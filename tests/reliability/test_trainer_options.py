@@ -59,18 +59,18 @@ def test_numbers_that_leave_nothing_to_do(name, value):
 
 def test_ordinary_numbers_pass():
     ordinary = {"max_epochs": -1, "limit_train_batches": 1.0, "limit_val_batches": 0, "val_check_interval": None}
-    data = {"split_seed": 0, "view_seed": 2**32 - 1}
+    data = {"split": {"seed": 0}, "loader": {"seed": 2**32 - 1}}
     require_possible("fit", {"trainer": ordinary | {"accumulate_grad_batches": 1}, "data": data, "seed_everything": 0})
     require_possible("test", {"trainer": {"enable_checkpointing": False, "limit_train_batches": 0}})
 
 
 @pytest.mark.parametrize("number", [-1, 2**32])
 def test_seeds_that_are_none(number):
-    config = {"seed_everything": number, "data": {"split_seed": number, "view_seed": number}}
+    config = {"seed_everything": number, "data": {"split": {"seed": number}, "loader": {"seed": number}}}
     with pytest.raises(ConfigError) as caught:
         require_possible("fit", config)
     named = [finding.where for finding in caught.value.findings]
-    assert named == ["--seed_everything", "--data.split_seed", "--data.view_seed"]
+    assert named == ["--seed_everything", "--data.split.seed", "--data.loader.seed"]
 
 
 def test_all_that_cannot_work_is_said_together(fit, capsys):

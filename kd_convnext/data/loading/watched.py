@@ -62,12 +62,12 @@ def _require_running(processes: list[int]) -> None:
         # A stopped process takes no other signal, and would be waited for at exit.
         os.kill(process, signal.SIGKILL)
     what = f"{_named(stopped)} stopped from outside (SIGSTOP) and gave nothing for {PATIENCE} s"
-    raise TrainingError(Finding("--data.num_workers", what, _REMEDY))
+    raise TrainingError(Finding("--data.loader.num_workers", what, _REMEDY))
 
 
 _REMEDY = (
-    "What is finished stays; go on from RUN/checkpoints/last.ckpt (--ckpt_path), with --data.num_workers 0 if it "
-    "happens again."
+    "What is finished stays; go on from RUN/checkpoints/last.ckpt (--ckpt_path), and with "
+    "--data.loader.num_workers 0 if it happens again."
 )
 
 
@@ -86,7 +86,7 @@ def loader_finding(error: BaseException) -> Finding | None:
     reason = f"was ended from outside ({found[2]})" if found[2] else "ended unexpectedly"
     memory = "; SIGKILL is most often a lack of memory" if found[2] == "Killed" else ""
     memory = "; a bus error is most often a full /dev/shm" if found[2] == "Bus error" else memory
-    return Finding("--data.num_workers", f"loader process {found[1]} {reason}{memory}", _REMEDY)
+    return Finding("--data.loader.num_workers", f"loader process {found[1]} {reason}{memory}", _REMEDY)
 
 
 def _named(processes: list[int]) -> str:
