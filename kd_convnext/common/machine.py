@@ -146,7 +146,7 @@ def pillow_memory_kept() -> Iterator[None]:
     """
     from PIL import Image
 
-    core: Any = Image.core
+    core: Any = Image.core  # type: ignore[attr-defined]
     before = core.get_blocks_max()
     if "PILLOW_BLOCKS_MAX" not in os.environ:
         core.set_blocks_max(max(before, _PILLOW_KEPT // core.get_block_size()))

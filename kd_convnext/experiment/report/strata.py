@@ -1,6 +1,7 @@
 """Divides tested photographs into thirds by size and sharpness of their regions, for tables of subgroups."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,6 +51,7 @@ def sharpnesses(arm: Arm) -> npt.NDArray[np.float64]:
     known: dict[tuple[str, int, int, int, int], float] = {}
     findings, values = [], []
     roots = {result.record.repeat: _root(result.config) for result in arm.results}
+    row: Any
     for row in arm.answers.itertuples(index=False):
         box = (int(row.x), int(row.y), int(row.width), int(row.height))
         path = roots[row.repeat] / str(row.image)

@@ -82,7 +82,8 @@ def compare(cache: CropCache, manifest: Manifest, row: int) -> Comparison:
     for form in (part, BicubicUpscaler()(part), upscaled):
         scale = form.shape[0] // part.shape[0]
         forms.append(form[top * scale : (top + _SHOWN) * scale, left * scale : (left + _SHOWN) * scale])
-    return Comparison(title, *forms, fidelity(part, upscaled))
+    as_cut, bicubic, middle = forms
+    return Comparison(title, as_cut, bicubic, middle, fidelity(part, upscaled))
 
 
 def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
