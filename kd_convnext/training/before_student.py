@@ -7,7 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kd_convnext.common.files import atomic_write
+from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged
+from kd_convnext.data.manifest.manifest import read_manifest
+from kd_convnext.data.manifest.splits import SplitSpec
 from kd_convnext.runs.folder import RunFolder
 
 TEACHER, START = "teacher", "start"
@@ -59,12 +64,28 @@ def trained_start(config: str, run: RunFolder, data: Mapping[str, Any], train: T
         The start's checkpoint, for ``student.weights``.
 
     Raises:
+        LeakError: The photographs without labels show lesions, patients or files of validation or test.
         KDConvNeXtError: It cannot be trained.
     """
+    _refuse_leaks(data)  # at once, not after the start's training
     shared = {name: value for name, value in data.items() if name not in _OWN | _OF_LABELS}
     shared |= {"manifest": data["unlabelled"], "labels": "ignore"}
     said = f"The student's start on photographs without labels first, by {config}:"
     return _trained(config, RunFolder(run.path / START), shared, train, said)
+
+
+def _refuse_leaks(data: Mapping[str, Any]) -> None:
+    spec = SplitSpec(**data["split"])
+    manifest = read_manifest(
+        data["manifest"],
+        classes=data["classes"],
+        on_error=data["on_error"],
+        group_by=spec.group_by,
+        columns=data["columns"],
+    )
+    split = spec.apply(manifest)
+    judged = np.concatenate([split.rows("val"), split.rows("test")])
+    refuse_judged(read_unlabelled(data["unlabelled"]), manifest, judged, allow=data["allow_leak"])
 
 
 def _trained(config: str, run: RunFolder, data: Mapping[str, Any], train: Train, said: str) -> Path:

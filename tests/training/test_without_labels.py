@@ -108,6 +108,7 @@ def test_a_network_trained_on_labels_alone_is_refused(place, tmp_path, capsys):
 def test_one_command_trains_start_and_student(place, tmp_path, tiny_manifest, tiny_cache, capsys):
     terms = {"embedding": EMBEDDING, "labels": {"class_path": "kd_convnext.losses.CrossEntropy"}}
     student = config(terms, unlabelled="photographs.csv", allow_leak=True) | {"start_config": "pretrain.yaml"}
+    student["data"]["loader"] = {"num_workers": 0, "unlabelled_ratio": 0}  # of use to the start alone
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
     words = ["fit", "--config", "student.yaml", *place[3:], f"--data.manifest={tiny_manifest}"]
     assert main([*words, "--trainer.default_root_dir=run"]) == 0
@@ -117,3 +118,13 @@ def test_one_command_trains_start_and_student(place, tmp_path, tiny_manifest, ti
     found = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert found["model"]["init_args"]["student"]["weights"].endswith("run/start/checkpoints/best.ckpt")
     assert (tmp_path / "run/metrics.csv").is_file() and (tmp_path / "run/start/metrics.csv").is_file()
+
+
+def test_a_start_on_lesions_of_the_test_part_is_refused_before_it_is_trained(place, tmp_path, tiny_manifest, capsys):
+    terms = {"embedding": EMBEDDING, "labels": {"class_path": "kd_convnext.losses.CrossEntropy"}}
+    student = config(terms, unlabelled="photographs.csv") | {"start_config": "pretrain.yaml"}
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
+    words = ["fit", "--config", "student.yaml", *place[3:], f"--data.manifest={tiny_manifest}"]
+    assert main([*words, "--trainer.default_root_dir=run"]) == 2
+    assert "validation or test" in capsys.readouterr().err
+    assert not (tmp_path / "run/start").exists()

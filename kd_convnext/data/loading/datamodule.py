@@ -237,7 +237,10 @@ class SpecimenDataModule(pl.LightningDataModule):
             views = moving if name == "train" else still
             self._sets[name] = SpecimenDataset(crops, kept, labels, views)
         if "train" in rows and self.unlabelled is not None:
-            self._sets["train"] = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
+            judged = np.concatenate([self.split.rows("val"), self.split.rows("test")])
+            self._unlabelled_leak = refuse_judged(self.unlabelled, self.manifest, judged, allow=self.allow_leak)
+            if self.loader.unlabelled_ratio:
+                self._sets["train"] = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
 
     def measure_workers(self, measure: Callable[[Iterable[View]], Workers]) -> None:
         """Takes a measurement of the loader processes a fit needs, run once when its training loader is built.
@@ -340,8 +343,6 @@ class SpecimenDataModule(pl.LightningDataModule):
         )
 
     def _unlabelled_set(self, unlabelled: Unlabelled, views: Views) -> SpecimenDataset:
-        judged = np.concatenate([self.split.rows("val"), self.split.rows("test")])
-        self._unlabelled_leak = refuse_judged(unlabelled, self.manifest, judged, allow=self.allow_leak)
         crops = self._cache().fill(unlabelled.manifest, unlabelled.rows, on_error="skip")
         kept = unlabelled.rows[~np.isin(unlabelled.rows, list(crops.failed))]
         return SpecimenDataset(crops, kept, np.full(len(unlabelled.rows), UNLABELLED, np.int64), views)

@@ -19,7 +19,8 @@ class LoaderSpec:
         views: Augmented views of each crop: one an epoch, in turn; null for new ones in every epoch. A number lets a
             teacher's outputs be stored (``--model.teacher_cache``).
         sampling: How often training draws a class: ``natural``, ``square_root`` of its share, or ``balanced``.
-        unlabelled_ratio: Unlabelled images for each labelled one in a batch; ``batch_size`` counts labelled ones.
+        unlabelled_ratio: Unlabelled images for each labelled one in a batch; ``batch_size`` counts labelled ones. With
+            0 they serve the student's start alone (``--start_config``).
         packed: Read all crops of the manifest from one memory-mapped file, made once from the cache.
         on_miss: Whether a crop that is not in the cache, or whose entry is damaged, is made (``make``), or is an error
             (``raise``) that says how to prepare it.
@@ -51,8 +52,8 @@ class LoaderSpec:
             for name, value, least in (("num_workers", self.num_workers, 0), ("views", self.views, 1))
             if value is not None and value < least
         ]
-        if not self.unlabelled_ratio > 0:
-            what = f"{self.unlabelled_ratio} is not above 0"
+        if not self.unlabelled_ratio >= 0:
+            what = f"{self.unlabelled_ratio} is not 0 or more"
             findings.append(Finding("--data.loader.unlabelled_ratio", what, "Use for example 2."))
         findings += [
             Finding(f"--data.loader.{name}", f"there is no {value!r}", f"Choose one of {', '.join(choices)}.")

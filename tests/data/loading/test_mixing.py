@@ -115,4 +115,4 @@ def test_an_empty_folder_and_a_ratio_of_nothing_are_refused(tiny_manifest, tiny_
     with pytest.raises(ManifestError, match="no photographs"):
         data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path)).setup("fit")
     with pytest.raises(ConfigError, match="unlabelled_ratio"):
-        data(tiny_manifest, tiny_cache, unlabelled_ratio=0.0)
+        data(tiny_manifest, tiny_cache, unlabelled_ratio=-1.0)
