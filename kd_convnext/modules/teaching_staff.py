@@ -173,7 +173,9 @@ def _missing(name: str) -> Finding:
 def _misfits(teacher: FrozenTeacher, student: Backbone, class_names: Sequence[str]) -> list[Finding]:
     findings = []
     names = tuple(class_names)
-    if teacher.backbone.num_classes != student.num_classes or (names and teacher.class_names != names):
+    compared = Needs.LOGITS in teacher.probe.needs  # embeddings and maps need no classes in common
+    unlike = teacher.backbone.num_classes != student.num_classes or (names and teacher.class_names != names)
+    if compared and unlike:
         what = f"the teacher knows {', '.join(teacher.class_names)}, the data has {', '.join(names)}"
         findings.append(Finding(teacher.argument, what, "Train a teacher on these classes."))
     if teacher.backbone.in_chans != student.in_chans:

@@ -258,7 +258,8 @@ class TrainingCLI(LightningCLI):
         student = model.get("student")
         if config.start_config is not None and data["unlabelled"] is not None and student and student.weights is None:
             path = self._first(trained_start, START, config.start_config, data)
-            student.weights = self._clean.model.init_args.student.weights = str(path)
+            for spec in (student, self._clean.model.init_args.student):
+                spec.weights, spec.pretrained = str(path), False
 
     def _first(self, trained: Callable[..., Path], name: str, config: str, data: dict[str, Any]) -> Path:
         if not is_first_process():
