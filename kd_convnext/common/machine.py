@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -120,6 +120,12 @@ def bf16_gain() -> float:
 
 def _has_amx() -> bool:
     return _CPU_INFO.is_file() and "amx_bf16" in _CPU_INFO.read_text().split()
+
+
+def release_free_memory() -> None:
+    """Returns free memory of the C library (glibc) to the system, also from between what is in use."""
+    with suppress(OSError, AttributeError, TypeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # numbers of glibc's mallopt

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from kd_convnext.common.arrays import Pixels
+from kd_convnext.common.machine import release_free_memory
 from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Piece, UpscalerIdentity, _pieces
 
 # oneDNN sums in another order with another number of threads where there is little to share out: measured up to
@@ -56,7 +57,11 @@ class NetworkUpscaler:
     def pieces(self, crop: Pixels) -> Iterator[Piece]:
         """Enlarges the crop part by part; see `Upscaler`."""
         known = self.identity
-        return _pieces(crop, self._whole, known.scale, known.pixel_budget, known.tile_pad)
+        for piece in _pieces(crop, self._whole, known.scale, known.pixel_budget, known.tile_pad):
+            yield piece
+            if piece.pixels.shape[:2] != (crop.shape[0] * known.scale, crop.shape[1] * known.scale):
+                # Under `memory_kept` the room of one tile does not fit the next, and the process would grow.
+                release_free_memory()
 
     def _whole(self, crop: Pixels) -> Pixels:
         height, width = crop.shape[:2]
