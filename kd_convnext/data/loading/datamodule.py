@@ -21,7 +21,7 @@ from kd_convnext.data.loading.flat_options import with_flat
 from kd_convnext.data.loading.loader import specimen_loader
 from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, unlabelled_share
 from kd_convnext.data.loading.sampler import ViewSampler
-from kd_convnext.data.loading.spec import LoaderSpec
+from kd_convnext.data.loading.spec import LoaderSpec, check_sizes
 from kd_convnext.data.loading.teacher_outputs import StoredTeacher
 from kd_convnext.data.loading.unlabelled import (
     UNLABELLED,
@@ -35,7 +35,7 @@ from kd_convnext.data.loading.workers import Workers, unmeasured_workers
 from kd_convnext.data.manifest.grouping import KEPT_APART, GroupBy, Part, group_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.splits import Split, SplitSpec
-from kd_convnext.errors import ConfigError, Finding, ManifestError
+from kd_convnext.errors import Finding, ManifestError
 
 _CROPS, _SPLIT, _LOADER = CropSpec(), SplitSpec(), LoaderSpec()
 
@@ -120,7 +120,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         """
         super().__init__()
         crops, split, loader = with_flat(flat, crops, split, loader)
-        _check(image_size, batch_size)
+        check_sizes(image_size, batch_size)
         self.path, self.classes, self.on_error, self.columns = manifest, classes, on_error, columns
         self.ignores_labels, self.cache_dir = labels == "ignore", cache_dir
         self.crop_spec = crops.with_upscaler(upscaler, sr_weights)
@@ -393,19 +393,5 @@ class SpecimenDataModule(pl.LightningDataModule):
         return specimen_loader(dataset, size or self.batch_size, workers.count, pin_memory=pinned, **options)
 
 
-_NEEDED: dict[str, tuple[str, ...]] = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": ("predict",),
-}
-
-
-def _check(image_size: int, batch_size: int) -> None:
-    findings = [
-        Finding(f"--data.{name}", f"{value} is too small", f"Use at least {least}.")
-        for name, value, least in (("image_size", image_size, 8), ("batch_size", batch_size, 1))
-        if value < least
-    ]
-    if findings:
-        raise ConfigError(findings)
+_Parts = tuple[str, ...]
+_NEEDED: dict[str, _Parts] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}

@@ -65,3 +65,22 @@ class LoaderSpec:
         ]
         if findings:
             raise ConfigError(findings)
+
+
+def check_sizes(image_size: int, batch_size: int) -> None:
+    """Refuses sizes that no network or step can work with.
+
+    Args:
+        image_size: Side of the network's input in pixels.
+        batch_size: Images a batch.
+
+    Raises:
+        ConfigError: A size is too small; both together.
+    """
+    findings = [
+        Finding(f"--data.{name}", f"{value} is too small", f"Use at least {least}.")
+        for name, value, least in (("image_size", image_size, 8), ("batch_size", batch_size, 1))
+        if value < least
+    ]
+    if findings:
+        raise ConfigError(findings)
