@@ -151,7 +151,7 @@ class CropSpec:
             UpscalerError: The weights or the package are missing or not usable.
         """
         spec = self.resolved(device)
-        if spec.upscaler in ("bicubic", "none"):
+        if spec.upscaler not in NETWORKS:
             return _build_once(spec.upscaler, (), (), None, device)
         files = tuple(locate(weights) for weights in spec.weights())
         changed = tuple(file.stat().st_mtime_ns for file in files)
