@@ -9,6 +9,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kd_convnext.common.process import is_stopped
@@ -59,13 +60,13 @@ class RankWatch(Callback):
 
     def _begin(self, trainer: Trainer) -> None:
         launcher = trainer.strategy.launcher
-        external = getattr(getattr(launcher, "cluster_environment", None), "creates_processes_externally", True)
-        children = getattr(launcher, "procs", None)
-        started = "LOCAL_RANK" in os.environ and trainer.local_rank > 0
-        if self._watch is not None or trainer.world_size < 2 or (external and not started):
+        environment = getattr(launcher, "cluster_environment", None)
+        if self._watch is not None or trainer.world_size < 2 or not isinstance(environment, LightningEnvironment):
             return
-        self._watch = _Watch(trainer, list(children or []) if trainer.local_rank == 0 else [])
-        self._watch.start()
+        children = [child for child in getattr(launcher, "procs", ()) if isinstance(child, subprocess.Popen)]
+        if children or trainer.local_rank > 0:
+            self._watch = _Watch(trainer, children)
+            self._watch.start()
 
 
 class _Watch:
@@ -143,8 +144,8 @@ class _Watch:
 def _end_observer() -> None:
     """Ends Lightning's own watch, which kills the first process without a word."""
     for thread in threading.enumerate():
-        if thread.name == "child-process-observer" and hasattr(thread, "_finished"):
-            thread._finished = True
+        if thread.name == "child-process-observer" and hasattr(thread, "_run"):
+            thread._run = lambda: True  # what it does every few seconds; True ends it
 
 
 def _send(process: int, number: signal.Signals) -> None:
