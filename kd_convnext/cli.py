@@ -19,7 +19,7 @@ from kd_convnext.common.help import daily_options, wants_help, with_all_options
 from kd_convnext.common.parsing import exit_code, parsing
 from kd_convnext.common.process import process_state_kept
 from kd_convnext.common.trust import require_trusted_words, trusting
-from kd_convnext.common.words import files_first, flags_set
+from kd_convnext.common.words import files_first, flags_set, with_home
 from kd_convnext.data.loading.flat_words import tool_words
 from kd_convnext.errors import ConfigError, Finding
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 2 for bad input (named on stderr, no traceback), 130 when interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = with_home(sys.argv[1:] if argv is None else argv)
     with process_state_kept():
         # albumentations asks the network for newer versions when it is imported.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

@@ -13,6 +13,23 @@ _SECTIONS = ("--model", "--data", "--trainer", "--checkpoint", "--record", "--he
 _TRUTH = frozenset({"true", "false", "yes", "no", "null"})
 
 
+def with_home(words: Sequence[str]) -> list[str]:
+    """Replaces ``~`` at the begin of a path by the home folder, also in ``--option=~/path``, where shells leave it.
+
+    Args:
+        words: The words of a command.
+
+    Returns:
+        The words with whole paths.
+    """
+    found = []
+    for word in words:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        # A lone "~" is YAML's word for nothing.
+        found.append(f"{option}{equals}{Path(value).expanduser()}" if value.startswith("~/") else word)
+    return found
+
+
 def files_first(words: Sequence[str]) -> list[str]:
     """Puts files of options before the options: a later word overrules an earlier one.
 

@@ -148,7 +148,7 @@ def run_of_checkpoint(ckpt_path: str | Path) -> RunFolder:
     Returns:
         The folder above ``checkpoints``; for a checkpoint that lies elsewhere, the folder it lies in.
     """
-    folder = Path(ckpt_path).absolute().parent
+    folder = Path(ckpt_path).expanduser().absolute().parent
     return RunFolder(folder.parent if folder.name == "checkpoints" else folder)
 
 

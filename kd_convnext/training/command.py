@@ -204,6 +204,7 @@ class TrainingCLI(LightningCLI):
                 return
             remedy = "Give the best.ckpt of a run."
             raise ConfigError(Finding("--ckpt_path", f"{command} needs a checkpoint", remedy))
+        path = self.config[command].ckpt_path = str(Path(path).expanduser())
         checkpoint = read_checkpoint(path, may_be_edited=command == "fit")
         if command == "fit":
             if "optimizer_states" not in checkpoint:

@@ -49,7 +49,7 @@ def chosen_folder(config: Namespace) -> RunFolder:
     if not is_first_process() and RUN_FOLDER in os.environ:
         return RunFolder(Path(os.environ[RUN_FOLDER]))
     if config.trainer.default_root_dir is not None:
-        folder = RunFolder(Path(config.trainer.default_root_dir))
+        folder = RunFolder(Path(config.trainer.default_root_dir).expanduser())
         if folder.last.exists():
             remedy = f"Name another --trainer.default_root_dir, or go on with --ckpt_path {folder.last}."
             raise ConfigError(Finding(str(folder.path), "holds a run already", remedy))

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from kd_convnext.common.words import files_first, without_foreign_arguments
+from kd_convnext.common.words import files_first, with_home, without_foreign_arguments
 
 SMALL = {"name": "convnext_atto", "args": {"depths": [1, 1, 1, 1]}, "image_size": 32}
 
@@ -49,3 +49,18 @@ def test_a_later_file_renames_too(tmp_path):
 def test_arguments_that_are_meant_stay(more, tmp_path):
     words = [config(tmp_path / "small.yaml", **SMALL), *more]
     assert without_foreign_arguments(words) == (words, None)
+
+
+def test_home_is_meant_also_behind_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/x")
+    words = [
+        "fit",
+        "--config",
+        "~/a.yaml",
+        "--trainer.default_root_dir=~/run",
+        "--name=a~b",
+        "--data.classes=[~]",
+        "--x=~",
+    ]
+    expected = ["fit", "--config", "/home/x/a.yaml", "--trainer.default_root_dir=/home/x/run", *words[4:]]
+    assert with_home(words) == expected
