@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -120,7 +121,10 @@ def _load(path: Path) -> _Weights:
         if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise TypeError("it holds no plain set of tensors")
     except Exception as error:  # the loaders raise many types for a file that is not theirs
-        finding = Finding(str(path), f"is not a file of weights ({_line(error)})", _REMEDY)
+        # torch's own text advises to load objects, which may run anything.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds objects, which are never loaded, or is torn" if unsafe else _line(error)
+        finding = Finding(str(path), f"is not a file of weights ({reason})", _REMEDY)
         raise UpscalerError(finding) from error
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise UpscalerError(Finding(str(path), "has weights that are not finite numbers", _REMEDY))
