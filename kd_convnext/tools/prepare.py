@@ -1,8 +1,10 @@
 """Fills the crop cache from a manifest, or estimates its cost: the command ``prepare``."""
 
+import shlex
+import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 from kd_convnext.common.console import duration, megabytes
@@ -103,7 +105,23 @@ def prepare(
         print(f"preview: {write_preview(cache, table, preview, least_faithful(prepared))}")
     if prune:
         _prune(cache, [table, *(read_manifest(path, columns=columns) for path in also)], yes)
+    print(f"Next:\n  {_fit_of(spec, {'manifest': manifest, 'columns': columns, 'cache_dir': cache_dir})}")
     return done
+
+
+def _fit_of(spec: CropSpec, options: Mapping[str, str | None]) -> str:
+    """Returns the fit that finds these crops: a recipe for the machine, and all that decides their keys."""
+    # A look for the driver's program costs nothing; torch would take seconds to ask.
+    recipe = "teacher_swin_tiny" if shutil.which("nvidia-smi") else "small_cpu/teacher"
+    short = {"sr_weights": spec.sr_weights} | ({} if spec.upscaler == "auto" else {"upscaler": spec.upscaler})
+    given = {name: value for name, value in {**options, **short}.items() if value is not None}
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        # Recipes have a stored size of their own.
+        if field.name not in ("sr_weights", "upscaler") and (value != field.default or field.name == "store_size"):
+            given[f"crops.{field.name}"] = "null" if value is None else str(value).lower()
+    words = [word for name, value in given.items() for word in (f"--data.{name}", shlex.quote(value))]
+    return f"kd-convnext fit --config configs/{recipe}.yaml {' '.join(words)}"
 
 
 def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> CropCache:
@@ -136,10 +154,10 @@ def _discard_damaged(prepared: PreparedCrops) -> None:
 def _prune(cache: CropCache, manifests: Sequence[Manifest], yes: bool) -> None:
     unused = find_unused(cache, manifests)
     for path in unused.files[:_LISTED]:
-        print(f"  {path.relative_to(cache.folder)}")
+        print(f"  {path.relative_to(cache.folder.parent)}")
     if len(unused.files) > _LISTED:
         print(f"  ... and {len(unused.files) - _LISTED} more")
-    print(f"prune: {len(unused.files)} files of no manifest given, {megabytes(unused.bytes)} in {cache.folder}")
+    print(f"prune: {len(unused.files)} files of no manifest given, {megabytes(unused.bytes)} in {cache.folder.parent}")
     if unused.files and not yes:
         print("nothing is removed without --yes true; --also MANIFEST keeps another manifest's entries")
     elif unused.files:

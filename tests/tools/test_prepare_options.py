@@ -110,7 +110,7 @@ def test_pruning_removes_old_leftovers_and_foreign_packs(tiny_manifest, halves, 
 
 def test_preview_shows_crop_bicubic_and_super_resolved(tiny_manifest, tmp_path, capsys):
     assert prepare(tiny_manifest, tmp_path / "cache", "--preview", "2") == 0
-    path = Path(capsys.readouterr().out.rpartition("preview: ")[2].strip())
+    path = Path(capsys.readouterr().out.rpartition("preview: ")[2].splitlines()[0])
     with Image.open(path) as picture:
         picture.load()
         assert picture.width > 600 and np.asarray(picture.convert("L")).std() > 10

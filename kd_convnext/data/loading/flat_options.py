@@ -15,6 +15,7 @@ PLACES: dict[str, tuple[str, str]] = {
     "split_seed": ("split", "seed"),
     "split_index": ("split", "index"),
     "few_groups": ("split", "few_groups"),
+    "train_fraction": ("split", "train_fraction"),
     **{name: ("loader", name) for name in _LOADER},
     "view_seed": ("loader", "seed"),
 }

@@ -5,7 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
@@ -37,6 +37,8 @@ class SplitSpec:
         seed: Decides the five repeats of the split.
         index: Which repeat, from 0.
         few_groups: What to do with a class of fewer than three groups.
+        train_fraction: Share of each class's training groups that is used, above 0 to 1; a smaller share is part of a
+            larger one, and validation and test stay: for learning curves.
 
     Examples:
         >>> SplitSpec(ratios=(0.6, 0.2, 0.2), index=3).group_by
@@ -48,6 +50,7 @@ class SplitSpec:
     seed: int = 0
     index: int = 0
     few_groups: Literal["warn", "error"] = "warn"
+    train_fraction: float = 1.0
 
     def apply(self, manifest: Manifest) -> "Split":
         """Divides a manifest, see `make_split`.
@@ -59,7 +62,7 @@ class SplitSpec:
             SplitError: It cannot be divided as asked.
         """
         ratios = (self.ratios[0], self.ratios[1], self.ratios[2])
-        return make_split(
+        whole = make_split(
             manifest,
             index=self.index,
             seed=self.seed,
@@ -67,6 +70,7 @@ class SplitSpec:
             group_by=self.group_by,
             few_groups=self.few_groups,
         )
+        return whole if self.train_fraction == 1 else with_less_training(whole, manifest, self.train_fraction)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +78,7 @@ class Split:
     """One division of a manifest.
 
     Attributes:
-        parts: Part of each row: "train", "val" or "test", str [N].
+        parts: Part of each row: "train", "val" or "test", or "" where it is not used, str [N].
         index: Which repeat, from 0.
         seed: Seed of all repeats.
         ratios: Shares asked for, of sum 1.
@@ -107,7 +111,7 @@ class Split:
         Raises:
             OSError: The file cannot be written.
         """
-        table = manifest.table[_WRITTEN].assign(split=self.parts)
+        table = manifest.table[_WRITTEN].assign(split=self.parts)[self.parts != ""]
 
         def write(file: BinaryIO) -> None:
             guarded(table).to_csv(file, index=False, encoding="utf-8", lineterminator="\n")
@@ -163,6 +167,38 @@ def make_split(
         _report_few_groups(manifest, counts, assigned, shares, group_by, few_groups)
         parts = np.array(PARTS)[assigned][member]
     return Split(parts, index, seed, shares, group_by, _hash(manifest, parts))
+
+
+def with_less_training(split: Split, manifest: Manifest, fraction: float) -> Split:
+    """Leaves out training groups at random, class by class; what is judged stays.
+
+    Args:
+        split: The whole division.
+        manifest: What was divided.
+        fraction: Share of each class's groups to keep, rounded up; above 0, up to 1. A group with several classes
+            counts for its commonest. Smaller shares are parts of larger ones.
+
+    Returns:
+        The split, in which rows left out are of no part.
+
+    Raises:
+        SplitError: The fraction cannot work.
+    """
+    if not 0 < fraction <= 1:
+        remedy = "Use a share above 0 and up to 1, such as 0.5."
+        raise SplitError(Finding("split.train_fraction", f"{fraction} cannot work", remedy))
+    training = split.rows("train")
+    names, member = np.unique(manifest.groups(split.group_by)[training], return_inverse=True)
+    counts = np.zeros((len(names), len(manifest.class_names)), dtype=np.int64)
+    np.add.at(counts, (member, manifest.labels[training]), 1)
+    order, _ = _random_numbers(names, split.seed, split.index)
+    common, kept = counts.argmax(axis=1), np.zeros(len(names), dtype=np.bool_)
+    for label in range(len(manifest.class_names)):
+        own = np.flatnonzero(common == label)
+        kept[own[np.argsort(order[own])][: math.ceil(fraction * len(own))]] = True
+    parts = split.parts.copy()
+    parts[training[~kept[member]]] = ""
+    return replace(split, parts=parts, hash=_hash(manifest, parts))
 
 
 def missing_classes(labels: Sequence[str], parts: Sequence[str], class_names: Sequence[str]) -> dict[str, list[str]]:
@@ -291,6 +327,7 @@ def _report_few_groups(
 def _hash(manifest: Manifest, parts: NDArray[np.str_]) -> str:
     """Hashes which region of which photograph is in which part."""
     table = manifest.table[_IDENTITY].astype(object)
-    rows = table.where(table.notna(), None).assign(part=parts).itertuples(index=False)
+    table = table.where(table.notna(), None).assign(part=parts)
+    rows = table[parts != ""].itertuples(index=False)
     lines = sorted(json.dumps(tuple(row), default=int) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -132,6 +132,11 @@ def _flow(analysis: Analysis) -> str | None:
     return None if analysis.best is None else f"{len(analysis.best.lesions.lesions)} lesions were tested (section 4)."
 
 
+def _external(analysis: Analysis) -> str | None:
+    found = any(any(result.run.external.glob("*/predictions.csv")) for result in analysis.results)
+    return 'Section "Tests on other data"; where they come from is to be told by the authors.' if found else None
+
+
 def _registered(analysis: Analysis) -> str | None:
     return None if analysis.settings.command is None else f"Command: {analysis.settings.command}"
 
@@ -169,7 +174,7 @@ ITEMS = (
     Item("Evaluation", "Uncertainty and significance", "29", "12e", _always(_RESAMPLING)),
     Item("Evaluation", "Robustness, differences between groups or centres", "30", "12d, 14, 23b", _authors),
     Item("Evaluation", "Explanation of single answers", "31", "", _authors),
-    Item("Evaluation", "Test on data from elsewhere", "32", "16", _authors),
+    Item("Evaluation", "Test on data from elsewhere", "32", "16", _external),
     Item("Results", "Flow of participants", "33", "20a", _flow),
     Item("Results", "Demographic and clinical characteristics of each part", "34", "20b, 20c", _authors),
     Item("Results", "Numbers in each part", "34", "21", _sizes),

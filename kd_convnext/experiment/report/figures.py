@@ -16,6 +16,7 @@ from kd_convnext.evaluation.proportions import FEW, Interval
 from kd_convnext.evaluation.statistics import Metric, class_intervals, class_scores, scores
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.descriptions import network_words
+from kd_convnext.experiment.report.learning import learning_curve, learning_points
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.experiment.report.tables import MARK, SHORT
 
@@ -52,7 +53,7 @@ def all_figures(analysis: Analysis) -> list[NamedFigure]:
         The figures. Names of classes and methods are drawn as they are, a dollar sign too.
     """
     makers: tuple[Callable[[Analysis], list[NamedFigure]], ...] = (
-        *(_methods, _differences, _classes, _confusion, _clinical, _reliability, _curves),
+        *(_methods, _differences, _classes, _confusion, _clinical, _reliability, _learning, _curves),
     )
     with mpl.rc_context({"text.parse_math": False}):
         found = [figure for make in makers for figure in make(analysis)]
@@ -200,6 +201,15 @@ _DECISION = (
     "(dashed) and on none (zero)"
 )
 _CALIBRATED = "Calibration of each class: five groups of equal size by probability, 95 % intervals by lesion"
+
+
+def _learning(analysis: Analysis) -> list[NamedFigure]:
+    points = learning_points(analysis)
+    if not points:
+        return []
+    most = max((point.arm for point in points), key=lambda arm: arm.lesions.photographs)
+    caption = f"Macro F1 against the number of lesions trained on, 95 % intervals by lesion. {_tested(most)}"
+    return [NamedFigure("learning_curve", caption, learning_curve(points))]
 
 
 def _curves(analysis: Analysis) -> list[NamedFigure]:

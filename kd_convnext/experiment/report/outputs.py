@@ -7,7 +7,7 @@ from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.files import write_text
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.experiment.report.analysis import Analysis, Settings, analyse, cell_name
-from kd_convnext.experiment.report.contents import all_tables
+from kd_convnext.experiment.report.contents import tables_of_file
 from kd_convnext.experiment.report.figures import NamedFigure, all_figures
 from kd_convnext.experiment.report.page import write_report
 from kd_convnext.experiment.report.paper_values import REMARKS
@@ -75,7 +75,7 @@ def tables_text(analysis: Analysis) -> str:
     found = [f"# {plain(analysis.settings.title)}", ""]
     sentences = verdicts([*analysis.teachers, *analysis.comparisons, *analysis.resolution])
     found += [*(f"- {plain(text)}" for text in sentences), ""] if sentences else []
-    found += [markdown(table) for table in all_tables(analysis)] or ["No cell has a result yet.", ""]
+    found += [markdown(table) for table in tables_of_file(analysis)] or ["No cell has a result yet.", ""]
     failed = [f"{cell_name(record)} failed: {record.error}" for record in analysis.failed]
     if analysis.remarks or failed:
         found += ["## Remarks", "", *(f"- {plain(text)}" for text in (*analysis.remarks, *failed)), ""]

@@ -21,10 +21,13 @@ from kd_convnext.experiment.report import paper_values as reference
 from kd_convnext.experiment.report.analysis import Analysis, cell_name
 from kd_convnext.experiment.report.contents import all_tables
 from kd_convnext.experiment.report.descriptions import DESCRIBED, describe, environments
+from kd_convnext.experiment.report.external import external_tests
 from kd_convnext.experiment.report.figures import NamedFigure
 from kd_convnext.experiment.report.splits import Division
 from kd_convnext.experiment.report.tables import Table
 
+_WITHIN = "One collection of photographs, divided within itself: nothing is said of photographs from elsewhere."
+_ELSEWHERE = "Tests on other data have a section of their own; where these come from only the authors know."
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -71,6 +74,7 @@ def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, An
         "leaking": any(sum(division.leaks.values()) for division in analysis.divisions),
         "methods": Table("", DESCRIBED, tuple(describe(arm) for arm in analysis.arms), ""),
         # The matrix is shown once, as a figure; tables.md has its numbers.
+        "external": external_tests(analysis),
         "tables": [table for table in all_tables(analysis) if not table.title.startswith("Confusion matrix")],
         "figures": [(figure, _data_uri(figure.figure)) for figure in figures],
         "best": analysis.best,
@@ -122,7 +126,7 @@ def _leak_line(division: Division) -> str:
 def _limits(analysis: Analysis) -> list[str]:
     found = [
         "For research. Not a medical device; nothing here may decide about a patient.",
-        "One collection of photographs, divided within itself: nothing is said of photographs from elsewhere.",
+        _ELSEWHERE if external_tests(analysis) else _WITHIN,
         "Intervals and tests are about the choice of test lesions, for the networks as trained. Repeats share most of "
         "their training lesions, so the standard deviation over repeats is smaller than that over new collections.",
     ]

@@ -1,8 +1,10 @@
+import math
 import time
 import warnings
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.manifests import BOX, TABLE_1, TABLE_1_PARTS, manifest_of, save_image, write_csv
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from kd_convnext.data.manifest.grouping import group_hashes
 from kd_convnext.data.manifest.manifest import PAPER_CLASSES, Manifest, read_manifest
-from kd_convnext.data.manifest.splits import PARTS, Split, make_split
+from kd_convnext.data.manifest.splits import PARTS, Split, SplitSpec, make_split
 from kd_convnext.data.manifest.stratify import part_targets, stratify
 from kd_convnext.errors import SplitError
 
@@ -338,3 +340,28 @@ def test_real_lesions_and_smears_are_divided_to_the_image(shared_dir):
             counts = np.array([class_counts(manifest, split, part) for part in PARTS])
             assert np.abs(counts - part_targets(counts.sum(axis=0), RATIOS)).max() <= 1
     assert time.perf_counter() - start < 30  # 2 s on one free core
+
+
+def test_less_training_is_nested_by_lesion_and_leaves_what_is_judged(tiny_manifest, tmp_path):
+    manifest = read_manifest(str(tiny_manifest))
+    whole, half, third = (
+        SplitSpec("lesion", (0.5, 0.25, 0.25), train_fraction=share).apply(manifest) for share in (1.0, 0.5, 0.3)
+    )
+    train = [set(split.rows("train").tolist()) for split in (third, half, whole)]
+    assert train[0] < train[1] < train[2]
+    lesions = manifest.table["lesion_id"].to_numpy()
+    for split, share in ((half, 0.5), (third, 0.3)):
+        assert all(np.array_equal(split.rows(part), whole.rows(part)) for part in ("val", "test"))
+        assert split.hash != whole.hash
+        for name in manifest.class_names:
+            of_class = manifest.table["label"].to_numpy() == name
+            kept = {lesions[row] for row in split.rows("train") if of_class[row]}
+            possible = {lesions[row] for row in whole.rows("train") if of_class[row]}
+            assert len(kept) == math.ceil(share * len(possible))
+        # Both photographs of a lesion stay or go.
+        assert len(split.rows("train")) == 2 * len({lesions[row] for row in split.rows("train")})
+    half.write(tmp_path / "split.csv", manifest)
+    written = pd.read_csv(tmp_path / "split.csv")
+    assert set(written["split"]) == {"train", "val", "test"} and len(written) < len(manifest)
+    with pytest.raises(SplitError, match="train_fraction"):
+        SplitSpec(train_fraction=0.0).apply(manifest)

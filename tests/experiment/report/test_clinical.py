@@ -11,6 +11,7 @@ from PIL import Image
 from kd_convnext.cli import main
 from kd_convnext.experiment.report.analysis import Settings, analyse
 from kd_convnext.experiment.report.figures import all_figures
+from kd_convnext.experiment.report.learning import learning_curve, learning_points
 from kd_convnext.experiment.report.outputs import write_outputs
 from kd_convnext.experiment.report.results import group_arms, read_results
 from kd_convnext.experiment.report.strata import sharpnesses, thirds
@@ -91,6 +92,42 @@ def test_size_and_sharpness_of_the_regions_have_tables_of_thirds(tmp_path, capsy
     next((tmp_path / "photos").rglob("*.jpg")).unlink()
     assert main([*words, "--by", "sharpness"]) == 2
     assert "--by sharpness" in capsys.readouterr().err
+
+
+def test_runs_on_different_numbers_of_lesions_make_a_learning_curve(tmp_path):
+    cells = []
+    for name, right, fewer in (("few", 0.5, 0.5), ("all", 0.9, 1.0)):
+        cell = fake_cell(tmp_path / name, specimens(0, right), method=name, family="run")
+        split = pd.read_csv(cell.folder / "split.csv", keep_default_na=False)
+        train = split[split["split"] == "train"]
+        more = [train.assign(lesion_id=train["lesion_id"] + f"-{k}", image=f"{k}" + train["image"]) for k in range(4)]
+        rows = pd.concat([split[split["split"] != "train"], *more[: round(4 * fewer)]])
+        rows.to_csv(cell.folder / "split.csv", index=False)
+        cells.append(cell)
+    _, text = written(tmp_path / "out", cells)
+    rows = rows_of(text, "Learning curve")
+    assert [row[0] for row in rows] == ["few", "all"] and [row[2] for row in rows] == ["10", "20"]
+    assert (tmp_path / "out" / "figures" / "learning_curve.pdf").is_file()
+    analysis = analyse(cells, Settings("Trial", "few", 0, 100, None))
+    assert_readable(learning_curve(learning_points(analysis)))
+    # On one training part there is no curve.
+    assert learning_points(analyse(cells[:1], Settings("Trial", "few", 0, 100, None))) == []
+
+
+def test_tests_on_other_data_have_a_section_of_their_own(tmp_path):
+    cell = fake_cell(tmp_path / "run", specimens(0, 0.9), record=False)
+    words = ["report", str(cell.folder), "--bootstrap", "50", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "Tests on other data" not in (tmp_path / "out" / "report.html").read_text()
+    other = cell.folder / "external" / "clinic-0123abcd"
+    other.mkdir(parents=True)
+    specimens(1, 0.3, lesions=4).to_csv(other / "predictions.csv", index=False)
+    assert main(words) == 0
+    text = (tmp_path / "out" / "report.html").read_text()
+    section = text.split('id="external"', 1)[1].split("</section>", 1)[0]
+    assert "clinic-0123abcd" in section and ">40<" in section and ">20<" in section
+    # The run's own results are its own.
+    assert text.split('id="results"', 1)[1].split("</section>", 1)[0].count("clinic-0123abcd") == 0
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path, capsys):

@@ -75,9 +75,11 @@ class EnlargedCrops:
 
     Attributes:
         folder: Where they lie; None where there are none: without a network an enlargement costs less than reading.
+        salt: The configuration's part of each key.
     """
 
     folder: Path | None = None
+    salt = ""
 
     def __init__(self, root: Path, spec: CropSpec) -> None:
         """Opens their folder; nothing is written before `make`.
@@ -89,7 +91,7 @@ class EnlargedCrops:
         if spec.upscaler in NETWORKS and spec.store_size is not None:
             self._source = replace(spec, store_size=None, resize="stretch")
             self._identity = self._source.identity()
-            self._salt, self.folder = place(root, self._identity)
+            self.salt, self.folder = place(root, self._identity)
 
     def holds(self, crop: Pixels) -> bool:
         """Returns whether the enlarged form of a crop, uint8 RGB [h, w, 3], is stored."""
@@ -124,4 +126,4 @@ class EnlargedCrops:
         return enlarge(crop, replace(spec, sr_consistent=False), _Known(upscaler.identity, pixels)), kept
 
     def _path(self, folder: Path, crop: Pixels) -> Path:
-        return entry_path(folder, crop_key(self._salt, crop))
+        return entry_path(folder, crop_key(self.salt, crop))

@@ -1,20 +1,12 @@
 """Announces the crops that will be made, the reason, and the expected time."""
 
-import time
-
-import numpy as np
-
 from kd_convnext.common.console import duration
 from kd_convnext.data.crops.cache.cache import CropCache, Survey
 from kd_convnext.data.crops.preparing.estimate import crop_sizes, measure
+from kd_convnext.data.crops.preparing.kept import kept_share
 from kd_convnext.data.crops.resize import reduced_size
 from kd_convnext.data.crops.upscaling.upscaler import NETWORKS
-from kd_convnext.data.manifest.boxes import crop_roi
-from kd_convnext.data.manifest.images import read_image
 from kd_convnext.data.manifest.manifest import Manifest
-from kd_convnext.errors import KDConvNeXtError
-
-_LOOKED_AT = 12  # photographs, spread evenly, of which it is looked up whether their enlarged crops are kept
 
 
 def announcement(cache: CropCache, manifest: Manifest, survey: Survey) -> str | None:
@@ -31,7 +23,7 @@ def announcement(cache: CropCache, manifest: Manifest, survey: Survey) -> str | 
     rows = [region.row for photograph in survey.missing for region in photograph.regions]
     if not rows or cache.spec.upscaler not in NETWORKS:
         return None
-    kept, seconds = _kept(cache, survey)
+    kept, seconds = kept_share(cache, survey)
     spec, name = cache.spec, cache.upscaler.identity
     form = f"store_size {spec.store_size}, resize {spec.resize}, roi_margin {spec.roi_margin:g}"
     what = f"{len(rows)} of {len(rows) + len(survey.found)} crops to make: {cache.folder} has none of them ({form})"
@@ -43,21 +35,3 @@ def announcement(cache: CropCache, manifest: Manifest, survey: Survey) -> str | 
     how = f"{name.name} ({name.architecture}, x{name.scale})"
     some = f", {kept:.0%} of them from enlarged crops that are kept" if kept else ""
     return f"{what}; about {duration(seconds)} with {how}{some}"
-
-
-def _kept(cache: CropCache, survey: Survey) -> tuple[float, float]:
-    """Returns the share of crops whose enlarged form is kept, and seconds to make one from it, both of a sample."""
-    held, seconds = [], []
-    chosen = np.linspace(0, len(survey.missing) - 1, min(_LOOKED_AT, len(survey.missing))).astype(int)
-    for position in np.unique(chosen).tolist():
-        path, regions = survey.missing[position]
-        start = time.perf_counter()
-        try:
-            crop = crop_roi(read_image(path), regions[0].box, cache.spec.roi_margin)
-        except KDConvNeXtError:
-            continue  # the filling reports it
-        held.append(cache.enlarged.holds(crop))
-        if held[-1]:
-            cache.enlarged.make(crop, cache.spec, cache.upscaler)
-            seconds.append(time.perf_counter() - start)
-    return float(np.mean(held)) if held else 0.0, float(np.median(seconds or [0.0]))

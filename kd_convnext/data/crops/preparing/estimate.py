@@ -10,6 +10,7 @@ from kd_convnext.data.crops.cache.cache import CropCache, Survey
 from kd_convnext.data.crops.cache.entries import encode
 from kd_convnext.data.crops.cache.prepared import PrepareSummary
 from kd_convnext.data.crops.make import enlarge
+from kd_convnext.data.crops.preparing.kept import kept_share
 from kd_convnext.data.crops.resize import reduced_size, resize_to
 from kd_convnext.data.manifest.boxes import crop_roi
 from kd_convnext.data.manifest.images import read_image
@@ -33,9 +34,12 @@ def estimate(cache: CropCache, manifest: Manifest) -> PrepareSummary:
     rows = [region.row for photograph in survey.missing for region in photograph.regions]
     sizes = crop_sizes(manifest, rows, cache.spec.roi_margin)
     reduced = [reduced_size(height, width, cache.spec.sr_max_side) for height, width in sizes]
-    pixels = sum(height * width for height, width in reduced)
+    kept, _ = kept_share(cache, survey) if cache.enlarged.folder else (0.0, 0.0)
+    pixels = round((1 - kept) * sum(height * width for height, width in reduced))
     seconds, size = measure(cache, survey, pixels, len(sizes))
     print(f"dry run: {len(survey.found)} found, {len(sizes)} to make")
+    if kept:
+        print(f"about {kept:.0%} of them from enlarged crops that are kept, without the network")
     if sizes:
         fewer = sum(before != after for before, after in zip(sizes, reduced, strict=True))
         print(f"{fewer} of them are first reduced to {cache.spec.sr_max_side} px (sr_max_side)")
@@ -79,7 +83,7 @@ def measure(cache: CropCache, survey: Survey, pixels: int, crops: int) -> tuple[
         crops: Crops to store.
 
     Returns:
-        Seconds and bytes.
+        Seconds, and bytes with those of enlarged crops that are kept.
     """
     if not crops:
         return 0.0, 0
@@ -96,7 +100,9 @@ def measure(cache: CropCache, survey: Survey, pixels: int, crops: int) -> tuple[
     storing = max(0.0, time.perf_counter() - start - upscaling)
     share = pixels / (crop.shape[0] * crop.shape[1])
     stored = crops if cache.spec.store_size else share
-    return reading * len(survey.missing) + upscaling * share + storing * stored, round(size * stored)
+    # Beside the stored form the enlarged one is kept, at its own size.
+    enlarged = len(encode(cache.upscaler(crop), "0" * 64)) * share if cache.enlarged.folder else 0.0
+    return reading * len(survey.missing) + upscaling * share + storing * stored, round(size * stored + enlarged)
 
 
 def _first_crop(cache: CropCache, survey: Survey) -> Pixels:

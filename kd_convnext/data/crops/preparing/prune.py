@@ -1,9 +1,10 @@
 """Finds cache entries that no manifest needs, and removes them when asked."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from kd_convnext.common.files import write_finding
 from kd_convnext.data.crops.cache.cache import CropCache
@@ -23,7 +24,7 @@ class Unused:
     """Files that could be removed.
 
     Attributes:
-        files: Entries, packed forms and leftovers of killed writers, sorted.
+        files: Entries, enlarged crops, packed forms and leftovers of killed writers, sorted.
         bytes: Their size on the disk.
     """
 
@@ -32,7 +33,7 @@ class Unused:
 
 
 def find_unused(cache: CropCache, manifests: Sequence[Manifest]) -> Unused:
-    """Finds the files of one configuration that no manifest needs.
+    """Finds the files of one configuration, and of the enlarged crops behind it, that no manifest needs.
 
     Args:
         cache: The configuration.
@@ -50,7 +51,10 @@ def find_unused(cache: CropCache, manifests: Sequence[Manifest]) -> Unused:
             keys = _keys(cache, index, manifest)
             wanted |= {entry_path(cache.folder, key) for key in keys.values()}
             wanted.add(pack_path(cache.folder, keys))
+    if cache.enlarged.folder is not None:
+        wanted |= {path for manifest in manifests for path in _enlarged(cache, manifest)}
     present = [*cache.folder.glob("??/*.png"), *cache.folder.glob("packed/*.npy")]
+    present += [] if cache.enlarged.folder is None else cache.enlarged.folder.glob("??/*.png")
     unused = [path for path in present if path not in wanted]
     unused += [path for path in cache.folder.rglob(".*.tmp") if _age(path) > _ABANDONED]
     return Unused(tuple(sorted(unused)), sum(_size(path) for path in unused))
@@ -93,6 +97,15 @@ def _keys(cache: CropCache, index: Index, manifest: Manifest) -> dict[int, str]:
     if failed:
         raise CacheError(failed)
     return keys
+
+
+def _enlarged(cache: CropCache, manifest: Manifest) -> Iterator[Path]:
+    """Yields where the enlarged crops of a manifest lie; they are named by their pixels, so that all are read."""
+    for photograph in photographs_of(manifest, None):
+        reading = read_regions(photograph, cache.spec, cache.enlarged.salt)
+        if reading.failed:
+            raise CacheError(Finding(str(photograph.path), one.what, one.remedy) for _, one in reading.failed)
+        yield from (entry_path(cast(Path, cache.enlarged.folder), cut.key) for cut in reading.cuts)
 
 
 def _known(index: Index, path: Path, box: object) -> str | None:

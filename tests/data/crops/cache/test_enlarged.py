@@ -86,6 +86,27 @@ def test_entries_of_earlier_versions_stay(tiny_manifest, tmp_path, passes):
     assert not passes
 
 
+def test_pruning_and_dry_runs_know_the_enlarged_crops(tiny_manifest, tmp_path, passes, capsys):
+    head, *rows = tiny_manifest.read_text().splitlines()
+    rows = [f"{tiny_manifest.parent}/{row}" for row in rows]
+    some, fewer = tmp_path / "some.csv", tmp_path / "fewer.csv"
+    some.write_text("\n".join([head, *rows[::10]]) + "\n")
+    fewer.write_text("\n".join([head, *rows[::20]]) + "\n")
+    cache, network = tmp_path / "cache", [f"--{name}={value}" for name, value in NETWORK.items()]
+    words = [*network, f"--cache_dir={cache}", "--crops.store_size=64"]
+    assert main(["prepare", str(some), *words]) == 0
+    assert "--data.crops.store_size 64" in capsys.readouterr().out.rpartition("Next:")[2]
+    del passes[:]
+    assert main(["prepare", str(fewer), *words[:-1], "--crops.store_size=40", "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "3 to make" in said and "about 100% of them from enlarged crops that are kept" in said
+    enlarged = CropCache(cache, CropSpec(store_size=64, **NETWORK)).enlarged.folder
+    assert main(["prepare", str(fewer), *words, "--prune"]) == 0
+    assert "prune: 6 files" in capsys.readouterr().out and len(list(enlarged.glob("??/*.png"))) == 6
+    assert main(["prepare", str(fewer), *words, "--prune", "--yes"]) == 0
+    assert len(list(enlarged.glob("??/*.png"))) == 3
+
+
 def test_bicubic_keeps_nothing_more(tiny_manifest, tmp_path):
     main(["prepare", f"--manifest={tiny_manifest}", f"--cache_dir={tmp_path}", "--upscaler=bicubic"])
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1

@@ -1,0 +1,61 @@
+"""Makes the table of tests on other data than a run's own division."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from kd_convnext.data.manifest.grouping import lesion_names
+from kd_convnext.evaluation.proportions import FEW, digits
+from kd_convnext.evaluation.statistics import METRICS, count_lesions, intervals, scores
+from kd_convnext.experiment.report.analysis import Analysis, cell_name
+from kd_convnext.experiment.report.results import read_predictions
+from kd_convnext.experiment.report.tables import MARK, Table
+from kd_convnext.runs.folder import RunFolder
+from kd_convnext.runs.tables import read_metrics
+
+_SHOWN = ("accuracy", "recall_macro", "f1_macro")
+
+
+def external_tests(analysis: Analysis) -> Table | None:
+    """Judges every answer file below ``external/`` of the runs; None where there is none.
+
+    Args:
+        analysis: The numbers.
+    """
+    rows = []
+    for title, folder in _folders(analysis):
+        with suppress(OSError, ValueError):
+            frame, names = read_predictions(folder.predictions)
+            if not len(frame) or names != analysis.class_names:
+                continue
+            counts = count_lesions(frame.assign(repeat=0, lesion=lesion_names(frame)), names)
+            values = scores(counts.total)
+            spans = intervals(counts, analysis.settings.resamples, analysis.settings.seed)
+            number, places = len(counts.lesions), digits(len(counts.lesions))
+            cells = (
+                f"{values[name]:.{places}f} [{spans[name].low:.{places}f}, {spans[name].high:.{places}f}]"
+                for name in METRICS
+                if name in _SHOWN
+            )
+            lesions = f"{number} {MARK}" if number < FEW else str(number)
+            known = read_metrics(folder).get("test/leak_allowed")
+            data = f"{folder.path.name}{' (lesions of the training are in it: no test)' if known else ''}"
+            rows.append((title, data, str(len(frame)), lesions, *cells))
+    if not rows:
+        return None
+    note = (
+        "Each row is one test of one network on other photographs, or another division, than it was trained with; per "
+        "photograph, 95 % intervals by lesion. Test refuses lesions, patients and files that are known from the "
+        f"training. {MARK} fewer than {FEW} lesions."
+    )
+    heads = tuple(
+        {"accuracy": "Accuracy", "recall_macro": "Macro recall", "f1_macro": "Macro F1"}[name]
+        for name in METRICS
+        if name in _SHOWN
+    )
+    return Table("Tests on other data", ("Run", "Data", "Photographs", "Lesions", *heads), tuple(rows), note)
+
+
+def _folders(analysis: Analysis) -> Iterator[tuple[str, RunFolder]]:
+    for result in analysis.results:
+        for path in sorted(result.run.external.glob("*/predictions.csv")):
+            yield cell_name(result.record), RunFolder(path.parent)
