@@ -144,7 +144,7 @@ def _run_tool(command: str, words: list[str]) -> None:
     parameters = inspect.signature(tool).parameters
     words = tool_words(flags_set(words, parameters), parameters, command)
     try:
-        with parsing(command):
+        with parsing(command, parser._option_string_actions):
             options = parser.instantiate(parser.parse_args(words))
     except SystemExit as stop:
         if stop.code:

@@ -169,6 +169,7 @@ class TestBadInput:
     def test_typo_in_an_option(self, capsys, tiny_manifest):
         code, err = self.run(capsys, "fit", "--config", str(CONFIGS / "small_cpu/teacher.yaml"), "--data.manifst=x")
         assert code == 2 and "manifst" in err and err.count("\n") == 1
+        assert "Did you mean --data.manifest?" in err
 
     def test_wrong_value(self, capsys):
         code, err = self.run(

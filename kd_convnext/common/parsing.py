@@ -1,12 +1,13 @@
 """Turns errors of argument parsers and file systems into exit codes and one clear line."""
 
 import contextlib
+import difflib
 import errno
 import os
 import re
 import sys
 from argparse import ArgumentError, ArgumentTypeError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kd_convnext.common.files import write_finding
@@ -16,11 +17,12 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
-def parsing(command: str) -> Iterator[None]:
+def parsing(command: str, known: Iterable[str] = ()) -> Iterator[None]:
     """Translates what an argument parser raises into one clear line.
 
     Args:
         command: The command's name, for the message.
+        known: Its options, ``--name``, to find the one that was meant.
 
     Raises:
         ConfigError: The words could not be understood.
@@ -29,8 +31,28 @@ def parsing(command: str) -> Iterator[None]:
         yield
     except (ArgumentError, ArgumentTypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        remedy = f"{_hint(' '.join(lines))}See kd-convnext {command} --help."
+        remedy = f"{_meant(' '.join(lines), known)}{_hint(' '.join(lines))}See kd-convnext {command} --help."
         raise ConfigError(Finding(f"kd-convnext {command}", " ".join(lines[:6]), remedy)) from error
+
+
+_UNKNOWN = (
+    r"unrecognized arguments: --(?P<name>[\w.]+)",
+    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'",
+    r"Option '(?P<name>[\w.]+)' is not accepted",
+)
+"""What the parser says of an option it does not know."""
+
+
+def _meant(text: str, known: Iterable[str]) -> str:
+    """Names the option that is nearest to an unknown one; empty where none is near."""
+    for pattern in _UNKNOWN:
+        found = re.search(pattern, text)
+        if found:
+            group = found.groupdict().get("group")
+            name = f"--{group}.{found['name']}" if group else f"--{found['name']}"
+            close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+            return f"Did you mean {close[0]}? " if close else ""
+    return ""
 
 
 def _hint(text: str) -> str:

@@ -191,7 +191,7 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, with one clear line for what cannot be understood."""
         _refuse_linked(args)
-        with parsing(args[0]):
+        with parsing(args[0], self._parser(args[0])._option_string_actions):
             super().parse_arguments(parser, args)
         require_possible(self.config.subcommand, self.config[self.config.subcommand].as_dict())
 

@@ -10,9 +10,9 @@ from kd_convnext.errors import ConfigError
 @pytest.mark.parametrize(
     "word, hint",
     [
-        ("--data.loader.views=None", "written null, not None: --data.loader.views=null"),
+        ("--data.views=None", "written null, not None: --data.views=null"),
         ("--data.classes=[0,1,10]", "wants quotes"),
-        ("--data.loader.views=many", None),
+        ("--data.views=many", None),
     ],
 )
 def test_a_value_of_another_type_comes_with_what_is_meant(word, hint):
@@ -24,3 +24,15 @@ def test_a_value_of_another_type_comes_with_what_is_meant(word, hint):
         parser.parse_args([word])
     said = str(caught.value)
     assert (hint in said) if hint else ("null" not in said and "quotes" not in said)
+
+
+@pytest.mark.parametrize("word", ["--data.veiws=2", "--data.clases=[a]", "--data.far_from_all=1"])
+def test_an_unknown_option_comes_with_the_one_that_was_meant(word):
+    def options(views: int | None = 1, classes: list[str] | None = None) -> None: ...
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(options, "data")
+    with pytest.raises(ConfigError) as caught, parsing("fit", parser._option_string_actions):
+        parser.parse_args([word])
+    meant = {"v": "--data.views", "c": "--data.classes"}.get(word[7])
+    assert (f"Did you mean {meant}?" in str(caught.value)) if meant else "Did you mean" not in str(caught.value)
