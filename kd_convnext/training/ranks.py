@@ -9,7 +9,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kd_convnext.common.process import is_stopped
