@@ -1,0 +1,83 @@
+"""A training step of a small student with each term of the objective beside the labels, against the labels alone.
+
+The teacher's outputs are stored, as with ``teacher_cache``: what is timed is the student, the term and its projector.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.harness.timing import Ratio, arguments, compared, interleaved, report
+from kd_convnext import losses
+from kd_convnext.losses import BalancedSoftmax, Objective, Outputs, SoftTargets, Term, Widths
+from kd_convnext.models.backbones import BackboneSpec, build_backbone
+from kd_convnext.models.probe import Probe
+
+ALONE = "labels alone"
+CLASSES, COUNTS = 5, [113, 172, 372, 38, 1083]
+CHANNELS, SIDES, EMBEDDING = (48, 96, 192, 384), (24, 12, 6, 3), 1920
+"""The teacher's: maps as of a Swin at 96 px, an embedding as of class tokens of a ViT-S."""
+
+TERMS: dict[str, Callable[[], Term]] = {
+    "SoftTargets": SoftTargets,
+    "Decoupled": losses.Decoupled,
+    "Correlation": losses.Correlation,
+    "LogitStandardised": lambda: losses.LogitStandardised(SoftTargets()),
+    "Balanced": losses.Balanced,
+    "PriorRemoved": lambda: losses.PriorRemoved(SoftTargets()),
+    "FeatureMaps": losses.FeatureMaps,
+    "AttentionTransfer": losses.AttentionTransfer,
+    "MaskedGenerative": losses.MaskedGenerative,
+    "StageLogits": losses.StageLogits,
+    "UnlikeMaps": losses.UnlikeMaps,
+    "CosineEmbedding (linear)": lambda: losses.CosineEmbedding(projector="linear", standardise=True),
+    "Relational": losses.Relational,
+}
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpu_time", action="store_true", help="processor time, for a busy machine, --threads 1")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    sides = {ALONE: side({}, options)} | {name: side({"term": made()}, options) for name, made in TERMS.items()}
+    seconds = interleaved(sides, 11 if options.full else 3, time.process_time if options.cpu_time else time.perf_counter)
+    ratios: list[Ratio] = [compared(name, seconds, ALONE, name) for name in TERMS]
+    notes = [f"student of 1.9 M parameters, batch {options.batch}, {options.size} px, float32, {options.threads} threads"]
+    report("Step with a term / with labels alone", ratios, notes, options.json)
+
+
+def side(terms: dict[str, Term], options: argparse.Namespace) -> Callable[[], None]:
+    """Builds a student with an objective, and returns its training step."""
+    torch.manual_seed(0)
+    shape = {"depths": [2, 2, 4, 2], "dims": [32, 64, 128, 256]}
+    backbone = build_backbone(BackboneSpec("convnext_atto", image_size=options.size, args=shape), CLASSES)
+    objective = Objective({"labels": BalancedSoftmax(), **terms})
+    objective.count_classes(COUNTS)
+    probe = Probe(backbone, objective.student_needs)
+    objective.build(probe.widths, {"teacher": Widths(CLASSES, CHANNELS, EMBEDDING)})
+    images = torch.randint(0, 256, (options.batch, 3, options.size, options.size), dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (options.batch,))
+    maps = tuple(torch.randn(options.batch, *of) for of in zip(CHANNELS, SIDES, SIDES, strict=True))
+    teacher = Outputs(torch.randn(options.batch, CLASSES), maps, torch.randn(options.batch, EMBEDDING))
+    learned = [*backbone.parameters(), *objective.parameters()]
+    optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
+    weights = objective.weights(0)
+
+    def step() -> None:
+        found = objective(probe.run(backbone, images), {"teacher": teacher}, labels, weights)
+        found.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
