@@ -107,8 +107,8 @@ def test_options_of_the_data_as_they_were(tmp_path, capsys, recwarn):
     assert (loader["num_workers"], loader["packed"], loader["sampling"]) == (3, True, "balanced")
     told = [str(entry.message) for entry in recwarn if "old spelling" in str(entry.message)]
     assert len(told) == 1
-    assert "the data: store_size, split_index, packed, ratios, num_workers, class_balanced is spelled" in told[0]
-    assert "crops.store_size, split.index, loader.packed, split.ratios, loader.num_workers, loader.sampling" in told[0]
+    assert "the data: split_index, store_size, packed, ratios, num_workers, class_balanced is spelled" in told[0]
+    assert "split.index, crops.store_size, loader.packed, split.ratios, loader.num_workers, loader.sampling" in told[0]
 
 
 def test_a_tool_reads_options_of_crops_as_they_were(tmp_path, tiny_manifest, capsys, recwarn):
