@@ -23,6 +23,16 @@ QUIETED = (
 """Loggers whose level commands raise."""
 
 
+_IDLE = (
+    "args parameter is intended to run from within Python",
+    "does not have many workers",
+    "The number of training batches",
+    "[Cc]heckpoint.*directory.*exists",
+    "LeafSpec",
+)
+"""Warnings of libraries about what commands do on purpose."""
+
+
 def is_stopped(process: int) -> bool:
     """Tells whether a process has been stopped (SIGSTOP), by what the system says.
 
@@ -36,6 +46,19 @@ def is_stopped(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
     except (OSError, IndexError):
         return False
+
+
+def quiet_libraries() -> None:
+    """Silences advertisements, tips and warnings of libraries that a user can do nothing about.
+
+    Loggers and filters stay so until `process_state_kept` ends.
+    """
+    for name in QUIETED:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+    for message in _IDLE:
+        warnings.filterwarnings("ignore", message=f".*{message}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_convnext.common.process import quiet_libraries
 from kd_convnext.data.drawn.specimens import DEMO_LESIONS, draw_specimens
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder, require_empty
@@ -89,7 +90,7 @@ def demo(
     counts = _counts(lesions)
     print(f"Drawing {sum(counts.values())} lesions of five classes (1 to {_imbalance(counts)}) into {folder.path}")
     manifest = draw_specimens(folder.path / "specimens", seed=seed, lesions_per_class=counts)
-    _quieten()
+    quiet_libraries()
     runs = _Runs(folder, manifest, seed, epochs)
     modules = {}
     for method in METHODS:
@@ -299,14 +300,3 @@ def _imbalance(counts: dict[str, int]) -> str:
 def _minutes(start: float) -> str:
     seconds = time.perf_counter() - start
     return f"{math.floor(seconds / 60)} min {seconds % 60:.0f} s in all"
-
-
-def _quieten() -> None:
-    import logging
-    import warnings
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*checkpoint.*directory.*exists.*")

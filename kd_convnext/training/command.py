@@ -1,8 +1,6 @@
 """Runs ``fit``, ``validate``, ``test`` and ``predict`` by Lightning's command line."""
 
 import copy
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +19,7 @@ from kd_convnext.common.console import say
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.machine import device_kind
 from kd_convnext.common.parsing import parsing
+from kd_convnext.common.process import quiet_libraries
 from kd_convnext.common.trust import require_trusted, require_trusted_words
 from kd_convnext.common.words import files_first, without_foreign_arguments
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
@@ -103,13 +102,7 @@ class TrainingCLI(LightningCLI):
             KDConvNeXtError: Bad input.
         """
         # What a run is and where it lies, our own header says in one line.
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+        quiet_libraries()
         # What a free dictionary holds (a network's arguments) stays data.
         set_parsing_settings(instantiate_subclass_spec_in_any=False)
         words = _ordered(words)

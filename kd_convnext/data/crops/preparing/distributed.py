@@ -1,7 +1,5 @@
 """Fills one crop cache from several devices and hosts by Lightning's engine: each crop is made by one rank."""
 
-import logging
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.console import progress_bar
+from kd_convnext.common.process import quiet_libraries
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.cache.entries import write_entry
 from kd_convnext.data.crops.cache.index import Index, Stamp
@@ -55,7 +54,7 @@ def fill_over_ranks(
         CacheError: No space or no permission.
         UpscalerError: The weights or the device cannot be used.
     """
-    _quieten()
+    quiet_libraries()
     writer = EntryWriter()
     trainer = pl.Trainer(
         accelerator={"cuda": "gpu"}.get(device, device),
@@ -181,12 +180,6 @@ class EntryWriter(BasePredictionWriter):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Closes the index."""
         self._open.close()
-
-
-def _quieten() -> None:
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
 def _only(readings: list[Reading]) -> Reading:
