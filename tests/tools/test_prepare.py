@@ -131,7 +131,7 @@ def _slice(shared_dir, tmp_path, data, rows):
 def test_real_photographs_with_real_weights(shared_dir, tmp_path, data, weights):
     manifest = _slice(shared_dir, tmp_path, data, 2)
     path = str(shared_dir / "weights" / f"{weights}.pth")
-    options = {"cache_dir": str(tmp_path / "cache"), "sr_weights": path, "store_size": 128}
+    options = {"cache_dir": str(tmp_path / "cache"), "sr_weights": path, "crops": CropSpec(store_size=128)}
     estimate = prepare(str(manifest), dry_run=True, **options)
     summary = prepare(str(manifest), **options)
     table = read_manifest(manifest)
