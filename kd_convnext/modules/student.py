@@ -41,6 +41,7 @@ class DistillModule(ClassifierModule):
         staff: The frozen teachers, during fit only; never part of a checkpoint.
 
     Examples:
+        >>> import torch
         >>> from kd_convnext.losses import Eq5
         >>> sizes = {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]}
         >>> student = BackboneSpec("convnext_tiny", image_size=64, args=sizes)

@@ -15,7 +15,7 @@ from helpers.paths import CONFIGS
 from kd_convnext.cli import main
 from kd_convnext.common import machine
 from kd_convnext.common.machine import best_precision, device_kind
-from kd_convnext.training import command as training
+from kd_convnext.training import command, run_place
 
 MEGABYTE = 2**20
 CHILD = """
@@ -39,7 +39,7 @@ def test_peak_memory_is_the_process_s_own():
 def hardware(monkeypatch):
     """Sets what the machine has; nothing is remembered before or after."""
     best_precision.cache_clear()
-    monkeypatch.delenv(training.PRECISION, raising=False)
+    monkeypatch.delenv(run_place.PRECISION, raising=False)
 
     def has(amx=False, gain=None, gpu_bf16=None):
         monkeypatch.setattr(machine, "_has_amx", lambda: amx)
@@ -119,7 +119,7 @@ def test_a_given_precision_is_kept_and_judging_is_in_float32(chosen, tmp_path, c
     assert precision(second) == "32-true"
     assert "precision 32-true (as given)" in capsys.readouterr().out
     asked = []
-    monkeypatch.setattr(training, "_precision", lambda device: asked.append(device))
+    monkeypatch.setattr(command, "chosen_precision", lambda device: asked.append(device))
     best = f"--ckpt_path={run}/checkpoints/best.ckpt"
     assert main(["test", "--config", str(run / "config.yaml"), best]) == 0
     assert not asked
@@ -127,10 +127,10 @@ def test_a_given_precision_is_kept_and_judging_is_in_float32(chosen, tmp_path, c
 
 def test_all_processes_compute_alike(hardware, monkeypatch):
     hardware(amx=True, gain=2.0)
-    assert training._precision("cpu") == "bf16-mixed"
+    assert run_place.chosen_precision("cpu") == "bf16-mixed"
     best_precision.cache_clear()
     hardware(amx=True, gain=1.4)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert training._precision("cpu") == "bf16-mixed"
+    assert run_place.chosen_precision("cpu") == "bf16-mixed"
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert training._precision("cpu") == "32-true"
+    assert run_place.chosen_precision("cpu") == "32-true"
