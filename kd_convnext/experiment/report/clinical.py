@@ -109,7 +109,7 @@ def subgroups(analysis: Analysis, columns: tuple[str, ...]) -> list[Table]:
         return []
     measured = {SIZE: thirds(sides(arm.answers), "px")}
     if SHARPNESS in columns:
-        measured[SHARPNESS] = thirds(sharpnesses(arm), "variance of the Laplacian")
+        measured[SHARPNESS] = thirds(sharpnesses(arm), "")
     named = tuple(column for column in columns if column not in measured)
     answers = _with_columns(arm, named) if named else arm.answers
     answers = answers.assign(**{name: values.to_numpy() for name, values in measured.items()})
@@ -129,7 +129,7 @@ def subgroups(analysis: Analysis, columns: tuple[str, ...]) -> list[Table]:
     return found
 
 
-_MEASURED = {SIZE: "By size of the region", SHARPNESS: "By sharpness of the region"}
+_MEASURED = {SIZE: "By size of the region", SHARPNESS: "By sharpness of the region (variance of the Laplacian)"}
 _HEADS = ("Accuracy", "Macro recall", "Macro F1")
 
 

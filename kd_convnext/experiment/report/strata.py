@@ -74,15 +74,16 @@ def thirds(values: npt.NDArray[np.float64], unit: str) -> "pd.Series[str]":
 
     Args:
         values: float64 [N].
-        unit: After the limits, such as ``px``.
+        unit: After the limits, such as ``px``; may be empty.
     """
     given = values[np.isfinite(values)]
     edges = np.quantile(given, (1 / 3, 2 / 3)) if len(given) else np.zeros(2)
     if not len(given) or edges[0] >= edges[1]:
         return pd.Series([""] * len(values), dtype=str)
     place = np.digitize(values, edges, right=True)
-    limits = (f"up to {edges[0]:.3g}", f"to {edges[1]:.3g}", f"above {edges[1]:.3g}")
-    names = [f"{third} ({limit} {unit})" for third, limit in zip(_THIRDS, limits, strict=True)]
+    low, high = (f"{edge:,.0f}" if edge >= 100 else f"{edge:.3g}" for edge in edges)
+    limits = (f"up to {low}", f"to {high}", f"above {high}")
+    names = [f"{third} ({f'{limit} {unit}'.strip()})" for third, limit in zip(_THIRDS, limits, strict=True)]
     return pd.Series([names[where] if np.isfinite(one) else "" for where, one in zip(place, values, strict=True)])
 
 
