@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from kd_convnext.common.files import atomic_write
-from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged
-from kd_convnext.data.manifest.manifest import read_manifest
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged, write_without_labels
 from kd_convnext.data.manifest.splits import SplitSpec
 from kd_convnext.runs.folder import RunFolder
 
@@ -52,12 +52,13 @@ def trained_teacher(config: str, run: RunFolder, data: Mapping[str, Any], train:
 
 
 def trained_start(config: str, run: RunFolder, data: Mapping[str, Any], train: Train) -> Path:
-    """Trains a student's start on the photographs without labels into the student's folder, unless it is there.
+    """Trains a student's start without labels into the student's folder, unless it is there.
 
     Args:
         config: Configuration of ``fit`` of a student that learns without labels.
         run: The student's run.
-        data: Options of the student's data; those that decide crops hold for the start too.
+        data: Options of the student's data; those that decide crops hold for the start too. The start is trained on
+            the photographs of ``unlabelled``, or without any on the student's own training part.
         train: Runs ``fit`` from its words.
 
     Returns:
@@ -67,25 +68,27 @@ def trained_start(config: str, run: RunFolder, data: Mapping[str, Any], train: T
         LeakError: The photographs without labels show lesions, patients or files of validation or test.
         KDConvNeXtError: It cannot be trained.
     """
-    _refuse_leaks(data)  # at once, not after the start's training
-    shared = {name: value for name, value in data.items() if name not in _OWN | _OF_LABELS}
-    shared |= {"manifest": data["unlabelled"], "labels": "ignore"}
-    said = f"The student's start on photographs without labels first, by {config}:"
-    return _trained(config, RunFolder(run.path / START), shared, train, said)
-
-
-def _refuse_leaks(data: Mapping[str, Any]) -> None:
-    spec = SplitSpec(**data["split"])
-    manifest = read_manifest(
+    own = SpecimenDataModule(
         data["manifest"],
         classes=data["classes"],
         on_error=data["on_error"],
-        group_by=spec.group_by,
         columns=data["columns"],
+        split=SplitSpec(**data["split"]),
     )
-    split = spec.apply(manifest)
-    judged = np.concatenate([split.rows("val"), split.rows("test")])
-    refuse_judged(read_unlabelled(data["unlabelled"]), manifest, judged, allow=data["allow_leak"])
+    if data["unlabelled"] is None:
+        source = run.path / f"{START}_photographs.csv"
+        write_without_labels(own.manifest, own.split.rows("train"), source)
+    else:
+        source = data["unlabelled"]
+        judged = np.concatenate([own.split.rows("val"), own.split.rows("test")])
+        # At once, not after the start's training.
+        refuse_judged(read_unlabelled(source), own.manifest, judged, allow=data["allow_leak"])
+    shared = {name: value for name, value in data.items() if name not in _OWN | _OF_LABELS}
+    shared |= {"manifest": str(source), "labels": "ignore"}
+    where = "its training part" if data["unlabelled"] is None else "photographs without labels"
+    return _trained(
+        config, RunFolder(run.path / START), shared, train, f"The student's start on {where} first, by {config}:"
+    )
 
 
 def _trained(config: str, run: RunFolder, data: Mapping[str, Any], train: Train, said: str) -> Path:

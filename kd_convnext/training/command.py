@@ -165,8 +165,8 @@ class TrainingCLI(LightningCLI):
             "--start_config",
             type=str | None,
             default=None,
-            help="With --data.unlabelled, without --model.student.weights: trains the student's start first, on the "
-            "photographs without labels, into RUN/start.",
+            help="Without --model.student.weights: trains the student's start first, without labels, on the "
+            "photographs of --data.unlabelled or else on the training part, into RUN/start.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
@@ -250,7 +250,7 @@ class TrainingCLI(LightningCLI):
             path = self._first(trained_teacher, TEACHER, config.teacher_config, data)
             model.teacher_ckpt = self._clean.model.init_args.teacher_ckpt = str(path)
         student = model.get("student")
-        if config.start_config is not None and data["unlabelled"] is not None and student and student.weights is None:
+        if config.start_config is not None and student and student.weights is None:
             path = self._first(trained_start, START, config.start_config, data)
             for spec in (student, self._clean.model.init_args.student):
                 spec.weights, spec.pretrained = str(path), False

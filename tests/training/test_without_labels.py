@@ -128,3 +128,17 @@ def test_a_start_on_lesions_of_the_test_part_is_refused_before_it_is_trained(pla
     assert main([*words, "--trainer.default_root_dir=run"]) == 2
     assert "validation or test" in capsys.readouterr().err
     assert not (tmp_path / "run/start").exists()
+
+
+def test_without_further_photographs_the_start_learns_the_training_part_alone(place, tmp_path, tiny_manifest, capsys):
+    terms = {"embedding": EMBEDDING, "labels": {"class_path": "kd_convnext.losses.CrossEntropy"}}
+    student = config(terms) | {"start_config": "pretrain.yaml"}
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
+    words = ["fit", "--config", "student.yaml", *place[3:], f"--data.manifest={tiny_manifest}"]
+    assert main([*words, "--trainer.default_root_dir=run"]) == 0
+    assert "on its training part first" in capsys.readouterr().out
+    with (tmp_path / "run/split.csv").open() as file:
+        trained = {row["image"] for row in csv.DictReader(file) if row["split"] == "train"}
+    with (tmp_path / "run/start/split.csv").open() as file:
+        seen = {row["image"] for row in csv.DictReader(file)}
+    assert {name.rsplit("/", 1)[-1] for name in seen} == {name.rsplit("/", 1)[-1] for name in trained}
