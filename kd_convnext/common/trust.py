@@ -117,7 +117,7 @@ def _untrusted(value: Any, where: str, *, callables: bool, seen: frozenset[str])
 def _untrusted_text(text: str, where: str, *, callables: bool, seen: frozenset[str]) -> Iterator[Finding]:
     """Checks a string, which the parser may take for a file of options, for YAML, or for a name to import."""
     if text.lower().endswith((".yaml", ".yml", ".json")) and text not in seen and _is_file(text):
-        content = _yaml(_read(text))
+        content = _yaml_of_file(text) if where == "--config" else _yaml(_read(text))
         yield from _untrusted(content, where, callables=callables, seen=seen | {text})
         return
     if "class_path" in text and not _DOTTED.fullmatch(text):
@@ -183,6 +183,14 @@ def _read(path: str) -> str:
         return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(Finding(path, f"cannot be read ({error})", "Name a YAML file in UTF-8.")) from error
+
+
+def _yaml_of_file(path: str) -> Any:
+    """Reads a file of options; what the parser would do with one that is no YAML is not in our hands."""
+    try:
+        return yaml_of(_read(path))
+    except ValueError as error:
+        raise ConfigError(Finding(f"--config {path}", str(error), "Name a YAML file.")) from error
 
 
 def _yaml(text: str) -> Any:
