@@ -31,7 +31,7 @@ TRAINING = {
 }
 TOOLS = {
     "init": ("kd_convnext.tools.init:init", "a first config.yaml for this machine, and a manifest template"),
-    "demo": ("kd_convnext.tools.demo:demo", "the whole path on drawn specimens, in minutes on a CPU"),
+    "demo": ("kd_convnext.tools.demo:demo", "what distillation is for, on drawn specimens, on a CPU"),
     "paper": (
         "kd_convnext.tools.paper:paper",
         "the paper's experiment: all methods, five splits, tables, report",

@@ -24,7 +24,7 @@ from kd_convnext.losses import FeatureLoss, SoftTargetLoss
 from kd_convnext.losses.projectors import Regressors
 from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 from kd_convnext.models.taps import FeatureTaps
-from kd_convnext.tools.demo import CONVNEXT, SWIN, DemoSettings
+from kd_convnext.tools.demo_fits import CONVNEXT, SWIN, DemoSettings
 
 ASSETS = Path(__file__).resolve().parent.parent / "kd_convnext" / "assets"
 SEED = 20230918

@@ -9,9 +9,9 @@ from helpers import tiny
 from kd_convnext.checkpoints.format import KEY
 
 
-def make_run(folder, source, module) -> Path:
-    """Trains one epoch; returns the checkpoint."""
-    trainer = tiny.trainer(folder)
+def make_run(folder, source, module, epochs=1) -> Path:
+    """Trains a little; returns the checkpoint."""
+    trainer = tiny.trainer(folder, epochs)
     trainer.fit(module, datamodule=source)
     checkpoint = folder / "checkpoints" / "best.ckpt"
     trainer.save_checkpoint(checkpoint)

@@ -4,40 +4,63 @@ import pytest
 
 from kd_convnext.cli import main
 from kd_convnext.errors import ConfigError
-from kd_convnext.tools.demo import COLUMNS, METHODS, demo
+from kd_convnext.evaluation.statistics import METRICS
+from kd_convnext.tools.demo import demo
+from kd_convnext.tools.demo_fits import METHODS
+
+SMALL = ["--lesions=[3,4,3,3,3]", "--epochs=1", "--seeds=1"]
 
 
-def results_of(folder):
-    with (folder / "results.csv").open() as file:
-        return {row["method"]: {name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(file)}
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
-def test_whole_path_in_small(tmp_path, capsys):
+def gain(folder, method):
+    (row,) = [
+        row for row in rows_of(folder / "comparisons.csv") if (row["method"], row["metric"]) == (method, "f1_macro")
+    ]
+    return {name: float(row[name]) for name in ("difference", "low", "high")}
+
+
+def test_whole_path_in_small_and_again_where_it_stopped(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert main(["demo", f"--out={out}", "--lesions=[3,5,3,3,3]", "--epochs=1"]) == 0
+    assert main(["demo", f"--out={out}", *SMALL]) == 0
     printed = capsys.readouterr().out
-    for name in ("macro F1", "paper's F1", "distilled minus alone", "chance", str(out)):
-        assert name in printed
-    results = results_of(out)
-    assert list(results) == list(METHODS)
-    assert all(0 <= value <= 1 for row in results.values() for value in row.values())
-    for figure in ("examples", "curves", "confusion_matrix"):
+    for words in ("macro F1", "interval by lesion", "Chance", "Next:", f"kd-convnext report {out / 'best-0'}"):
+        assert words in printed
+    results = rows_of(out / "results.csv")
+    assert [row["method"] for row in results] == list(METHODS)
+    assert all(0 <= float(row[name]) <= 1 for row in results for name in METRICS)
+    for method in ("teacher", "paper", "best"):
+        found = gain(out, method)
+        assert found["low"] <= found["high"]
+    for figure in ("examples", "curves"):
         assert (out / "figures" / f"{figure}.png").is_file()
-    for method in METHODS:
-        for name in ("checkpoints/best.ckpt", "split.csv", "metrics.json", "predictions.csv", "metrics.csv"):
-            assert (out / method / name).is_file(), (method, name)
+    for name in ("teacher", "alone-0", "paper-0", "best-0"):
+        for file in ("checkpoints/best.ckpt", "split.csv", "metrics.json", "predictions.csv", "metrics.csv"):
+            assert (out / name / file).is_file(), (name, file)
     with pytest.raises(ConfigError, match="--overwrite"):
         demo(str(out))
+    (out / "paper-0" / "predictions.csv").unlink()
+    kept = (out / "best-0" / "checkpoints" / "best.ckpt").stat().st_mtime_ns
+    assert main(["demo", f"--out={out}", *SMALL, "--resume=true"]) == 0
+    assert "best recipe, seed 0: tested before" in capsys.readouterr().out
+    assert (out / "paper-0" / "predictions.csv").is_file()
+    assert (out / "best-0" / "checkpoints" / "best.ckpt").stat().st_mtime_ns == kept
+    with pytest.raises(ConfigError, match="other settings"):
+        demo(str(out), lesions=[3, 4, 3, 3, 3], epochs=2, seeds=1, resume=True)
 
 
-def test_numbers_of_lesions_are_checked(tmp_path):
+def test_numbers_of_lesions_and_seeds_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="--lesions"):
         demo(str(tmp_path / "demo"), lesions=[1, 2, 3])
+    with pytest.raises(ConfigError, match="--seeds"):
+        demo(str(tmp_path / "demo"), seeds=0)
 
 
 @pytest.mark.slow
-def test_the_student_learns_the_task(tmp_path):
-    results = results_of(demo(str(tmp_path / "demo")))
-    assert results["distilled"]["f1_macro"] >= 0.6
-    assert results["alone"]["f1_macro"] >= 0.6
+def test_the_best_recipe_makes_a_better_student(tmp_path):
+    folder = demo(str(tmp_path / "demo"))
+    assert gain(folder, "best")["low"] > 0
+    assert gain(folder, "teacher")["low"] > 0

@@ -27,7 +27,7 @@ from kd_convnext.models.heatmaps import (
     spread_over,
 )
 from kd_convnext.runs.figures import crop_grid
-from kd_convnext.tools.demo import CONVNEXT, SWIN
+from kd_convnext.tools.demo_fits import CONVNEXT, SWIN
 from kd_convnext.training import record as callbacks
 
 ASSETS = files("kd_convnext") / "assets"
@@ -270,11 +270,18 @@ def test_a_padded_crop_keeps_its_shape(tiny_manifest, tmp_path):
 def test_on_drawn_specimens_the_maps_fall_on_the_tumour(tmp_path):
     """Pointing game (Zhang et al. 2018) on lesions drawn anew, whose tumours are known pixel by pixel."""
     from kd_convnext.data.drawn.lesions import draw_lesion, photograph
-    from kd_convnext.data.drawn.specimens import class_structure
+    from kd_convnext.data.drawn.specimens import class_structure, draw_specimens
     from kd_convnext.data.manifest.boxes import Box
-    from kd_convnext.tools.demo import demo
+    from kd_convnext.data.manifest.manifest import PAPER_CLASSES
 
-    folder = demo(str(tmp_path / "demo"), lesions=[24, 40, 24, 24, 32], epochs=8)
+    counts = dict(zip(PAPER_CLASSES, (24, 40, 24, 24, 32), strict=True))
+    manifest = draw_specimens(tmp_path / "specimens", seed=0, lesions_per_class=counts, progress=False)
+    sizes = {"image_size": 64, "store_size": 96, "batch_size": 16}
+    source = tiny.data(manifest, str(tmp_path / "cache"), **sizes)
+    runs = {
+        kind: make_run(tmp_path / kind, source, tiny.teacher(source, backbone=spec), epochs=8)
+        for kind, spec in SPECS.items()
+    }
     photographs, tumours = [], []
     for number in range(100):
         rng = np.random.default_rng([777, number])
@@ -284,8 +291,7 @@ def test_on_drawn_specimens_the_maps_fall_on_the_tumour(tmp_path):
         box = Box(int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)
         photographs.append(Photograph(shot.image, box))
         tumours.append(shot.tumour)
-    teacher = load_network(folder / "teacher" / "checkpoints" / "best.ckpt")
-    explainer = Explainer(Predictor.from_checkpoint(folder / "distilled" / "checkpoints" / "best.ckpt"), teacher)
+    explainer = Explainer(Predictor.from_checkpoint(runs["convnext"]), load_network(runs["swin"]))
     hits, areas = [], []
     for found, tumour in zip(explainer(photographs), tumours, strict=True):
         region = found.region

@@ -2,7 +2,7 @@
 
 What tells two lesions apart is their :class:`Structure` (growth pattern, border, core, necrosis). Colour, light and
 camera are drawn from one distribution for all lesions, and the tumour's brightness is equalised, so that colour
-statistics say next to nothing about the structure.
+statistics say next to nothing about the structure; unless a lesion is given a tint.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ BACKGROUNDS = ((0.16, 0.42, 0.55), (0.20, 0.46, 0.36), (0.62, 0.64, 0.66), (0.80
 
 @dataclass(frozen=True)
 class Structure:
-    """What a lesion is made of; colour is no part of it.
+    """What a lesion is made of.
 
     Attributes:
         glandular: Share of the tumour with ring-shaped glands, 0..1.
@@ -33,6 +33,7 @@ class Structure:
         spicules: Number of thin rays that leave the border.
         core: Radius of a solid core inside the tumour, as a share of the tumour's radius; 0 for none.
         necrosis: Number of necrotic spots.
+        tint: Factors on the tumour's red, green and blue, beside the colour that every lesion draws at random.
     """
 
     glandular: float = 0.0
@@ -41,6 +42,7 @@ class Structure:
     spicules: int = 0
     core: float = 0.0
     necrosis: int = 0
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def draw_lesion(rng: np.random.Generator, structure: Structure) -> Lesion:
     slab = _coverage(rho_slab, theta_slab, 0.45 * CANVAS * _border(rng, Structure(lobes=0.5)))
     surface = _parenchyma(rng)
     pale = rng.uniform(0.42, 0.64)
-    colour = pale * np.array([1.0, rng.uniform(0.74, 0.84), rng.uniform(0.70, 0.80)])
+    colour = pale * np.array([1.0, rng.uniform(0.74, 0.84), rng.uniform(0.70, 0.80)]) * np.array(structure.tint)
     contrast = rng.uniform(0.8, 1.6) * rng.uniform(0.96, 1.04, 3)
     inside = colour * (1 + (pattern[..., None] - 0.5) * contrast)
     surface = surface + (inside.astype(np.float32) - surface) * tumour[..., None]

@@ -5,6 +5,7 @@ No photograph of a patient is in them, and nothing measured on them says anythin
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +22,13 @@ from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import ConfigError, Finding
 
 DEMO_LESIONS: Mapping[str, int] = {"Grade 1": 24, "Grade 2": 192, "Grade 3": 48, "AIS": 32, "MIA": 88}
-"""Lesions per class of the demo: 1 to 8 between the rarest and the commonest, in the order of the paper's counts."""
+"""Lesions per class by default: 1 to 8 between the rarest and the commonest, in the order of the paper's counts."""
 
 WIDTH, HEIGHT = 320, 240
 """Pixels of a photograph."""
+
+NO_TINT = (1.0, 1.0, 1.0)
+"""A tumour of the colour that every lesion draws at random."""
 
 BOX_SLACK = 0.08
 """A box leaves up to this share of the tumour's side free around it, as boxes drawn by hand do."""
@@ -85,6 +89,7 @@ def draw_specimens(
     seed: int,
     lesions_per_class: Mapping[str, int] = DEMO_LESIONS,
     photos_per_lesion: tuple[int, int] = (2, 3),
+    tints: Mapping[str, tuple[float, float, float]] | None = None,
     progress: bool = True,
 ) -> Path:
     """Draws a set of photographs with a manifest.
@@ -94,6 +99,7 @@ def draw_specimens(
         seed: Decides everything: equal seeds draw equal bytes. Lesions of different seeds have different names.
         lesions_per_class: How many lesions of which of the paper's classes.
         photos_per_lesion: Fewest and most photographs of a lesion.
+        tints: Factors on red, green and blue of the tumours of a class; by default colour says nothing about it.
         progress: Show a progress bar on a terminal.
 
     Returns:
@@ -111,7 +117,7 @@ def draw_specimens(
     def draw(number: int) -> list[dict[str, str | int]]:
         # A generator for each lesion: threads may finish in any order.
         rng = np.random.default_rng([seed, number])
-        structure = class_structure(rng, names[number])
+        structure = replace(class_structure(rng, names[number]), tint=(tints or {}).get(names[number], NO_TINT))
         drawn = draw_photographs(rng, structure, int(rng.integers(fewest, most + 1)))
         return [_keep(out, f"s{seed}-{number:04d}", view, names[number], one) for view, one in enumerate(drawn)]
 
