@@ -206,10 +206,18 @@ class DemoFits:
         convnext = BackboneSpec("convnext_atto", image_size=settings.image_size, args=STUDENT)
         if method == "alone":
             return TeacherModule(**known, backbone=convnext, optim=optim)
-        shared = {"student": convnext, "teacher_ckpt": str(self.run_of("teacher", seed).best), "optim": optim}
+        shared: dict[str, Any] = {
+            "student": convnext,
+            "teacher_ckpt": str(self.run_of("teacher", seed).best),
+            "optim": optim,
+        }
         if method == "paper":
             return DistillModule(**known, **shared)
-        recipe = {"objective": best_objective(), "teacher_cache": "still", "class_counts": data.class_counts}
+        recipe: dict[str, Any] = {
+            "objective": best_objective(),
+            "teacher_cache": "still",
+            "class_counts": data.class_counts,
+        }
         return DistillModule(**known, **shared, **recipe)
 
 

@@ -50,7 +50,7 @@ class DemoTable:
         for method, frame in joined.items():
             for repeat, part in frame.groupby("repeat"):
                 found = scores(count_lesions(part, self.class_names).total)
-                rows.append({"method": method, "repeat": repeat, **{name: float(found[name]) for name in METRICS}})
+                rows.append({"method": method, "repeat": repeat} | {str(name): float(found[name]) for name in METRICS})
         self.results = pd.DataFrame(rows)
         self._counts = {method: count_lesions(frame, self.class_names) for method, frame in joined.items()}
         pairs = [make_pair(one, joined[one], other, joined[other], self.class_names) for one, other in COMPARED]
@@ -140,4 +140,5 @@ def draw_figures(fits: DemoFits) -> None:
 
 def read_curve(run: RunFolder) -> pd.DataFrame:
     """Reads the ``metrics.csv`` of a run as numbers."""
-    return read_table(run.path / "metrics.csv").apply(pd.to_numeric, errors="coerce")
+    frame: pd.DataFrame = read_table(run.path / "metrics.csv").apply(pd.to_numeric, errors="coerce")
+    return frame
