@@ -23,6 +23,7 @@ def gain(folder, method):
     return {name: float(row[name]) for name in ("difference", "low", "high")}
 
 
+@pytest.mark.slow
 def test_whole_path_in_small_and_again_where_it_stopped(tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", f"--out={out}", *SMALL]) == 0
