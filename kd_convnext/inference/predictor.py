@@ -21,7 +21,7 @@ from kd_convnext.data.crops.upscaling.upscaler import Upscaler
 from kd_convnext.data.loading.views import still_view
 from kd_convnext.data.manifest.boxes import Box, crop_roi
 from kd_convnext.data.manifest.images import read_image
-from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, ManifestError, UpscalerError
+from kd_convnext.errors import CheckpointError, ConfigError, Finding, KDConvNeXtError, ManifestError, UpscalerError
 from kd_convnext.inference.prediction import Failure, Photograph, Prediction, mean_rows
 from kd_convnext.inference.trust.calibration import FILE, UNDECIDED, Calibration, read_calibration
 from kd_convnext.inference.trust.gate import Distances, Features, appearance_of
@@ -320,10 +320,14 @@ def _cropping(network: Network, sr_weights: str | None, device: str) -> tuple[Cr
     """Finds the upscaler of the training: its identity, with the weights' sha256, must be the very same."""
     card = network.card
     spec = CropSpec.from_dict(dict(card.crop))
-    wanted = card.crop_identity["upscaler"]
-    digest = wanted["weights_sha256"]
+    try:
+        wanted = card.crop_identity["upscaler"]
+        digest, known_as = wanted["weights_sha256"], wanted["name"]
+    except (KeyError, TypeError) as error:
+        what = f"does not say how crops were enlarged ({error})"
+        raise CheckpointError(Finding("checkpoint", what, "It was changed since it was written.")) from error
     if digest is None:
-        spec = replace(spec, sr_weights=None, upscaler=wanted["name"])
+        spec = replace(spec, sr_weights=None, upscaler=known_as)
     elif sr_weights is not None:
         spec = replace(spec, sr_weights=sr_weights)
     if spec.upscaler == "ncnn" and not (device == "cpu" and ncnn_installed()):

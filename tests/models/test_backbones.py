@@ -120,7 +120,7 @@ def test_stochastic_depth_is_what_was_asked_for():
 
 def test_bad_specs_name_every_problem():
     with pytest.raises(ConfigError) as error:
-        build_backbone(BackboneSpec("convnext_tinny", in_chans=2, drop_path_rate=1.5, image_size=0), 1)
+        build_backbone(BackboneSpec("convnext_tinny", in_chans=2, drop_path_rate=1.5, image_size=0), 0)
     where = [finding.where for finding in error.value.findings]
     assert where == [f"backbone.{n}" for n in ("name", "in_chans", "image_size", "drop_path_rate")] + ["num_classes"]
     assert "convnext_tiny" in message(error)

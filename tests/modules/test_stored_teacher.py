@@ -305,5 +305,5 @@ def test_answers_too_large_for_half_precision_are_refused(tiny_manifest, cache, 
 
 
 def test_unlimited_views_cannot_be_stored(tiny_manifest, cache, tmp_path, teacher_ckpt):
-    with pytest.raises(ConfigError, match=r"--data\.views"):
+    with pytest.raises(ConfigError, match=r"--data\.loader\.views"):
         fit(tiny_manifest, cache, tmp_path, teacher_ckpt, stored=True, data={"views": None})

@@ -199,7 +199,11 @@ class CropSpec:
         if unknown:
             remedy = "It was written by a newer kd-convnext: update this one."
             raise ConfigError(Finding(name, "is no field of a crop specification", remedy) for name in unknown)
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            what = f"holds a value of another kind ({error})"
+            raise ConfigError(Finding("crop specification", what, "It was changed since it was written.")) from error
 
 
 def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from kd_convnext.common.figures import line_look, wrapped
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.grouping import lesion_names
+from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.proportions import Interval, digits
 from kd_convnext.evaluation.statistics import scores
 from kd_convnext.experiment.report.analysis import Analysis
@@ -52,13 +53,14 @@ def learning_points(analysis: Analysis) -> list[Point]:
     """
     points = []
     for arm in analysis.methods:
-        sizes = [_trained_on(result.run.split) for result in arm.results if result.run.split.exists()]
+        found = (_trained_on(result.run.split) for result in arm.results if result.run.split.exists())
+        sizes = [size for size in found if size is not None]
         if not len(arm.answers) or not sizes:
             continue
         lesions, photographs = np.mean(sizes, axis=0)
         value = float(scores(arm.lesions.total)["f1_macro"])
-        found = analysis.intervals[arm]["f1_macro"]
-        points.append(Point(arm, _network(arm), float(lesions), float(photographs), value, found))
+        interval = analysis.intervals[arm]["f1_macro"]
+        points.append(Point(arm, _network(arm), float(lesions), float(photographs), value, interval))
     kept = []
     for network in dict.fromkeys(point.network for point in points):
         own = [point.lesions for point in points if point.network == network]
@@ -114,8 +116,11 @@ def _network(arm: Arm) -> str:
     return f"{network_words(arm)}{', distilled' if teacher_files(arm.results[0].config) else ''}"
 
 
-def _trained_on(split: Path) -> tuple[int, int]:
-    """Lesions and regions of the training part in a split file."""
-    table = read_table(split)
+def _trained_on(split: Path) -> tuple[int, int] | None:
+    """Counts lesions and regions of the training part in a split file; None where it cannot be read, told elsewhere."""
+    try:
+        table = read_table(split, ("image", "label", "lesion_id", "patient_id", "split"))
+    except ConfigError:
+        return None
     train = table[table["split"] == "train"]
     return int(np.unique(lesion_names(train)).size), len(train)

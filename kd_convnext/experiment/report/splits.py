@@ -10,6 +10,7 @@ from kd_convnext.common.files import sha256_of
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.grouping import lesion_names
 from kd_convnext.data.manifest.splits import PARTS
+from kd_convnext.errors import ConfigError
 from kd_convnext.experiment.report.results import CellResult
 
 
@@ -78,7 +79,7 @@ def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[
         record, name = result.record, sha256_of(result.run.split)
         try:
             found[name] = found.get(name) or _read(result, name)
-        except (KeyError, ValueError) as error:
+        except (ConfigError, KeyError, ValueError) as error:
             remarks.append(f"{record.title}, repeat {record.repeat}: its split file cannot be read ({error})")
             continue
         users.setdefault(record.repeat, {}).setdefault(name, []).append(record.title)

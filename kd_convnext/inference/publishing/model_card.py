@@ -62,7 +62,7 @@ def model_card(
         library_name="kd-convnext",
         pipeline_tag="image-classification",
         tags=["image-classification", "knowledge-distillation", "surgical-specimens", "research-only"],
-        model_name=name if results else None,
+        model_name=name if results or elsewhere else None,
         eval_results=[
             *_eval_results(results, "test part of the training's own photographs"),
             *(row for found in elsewhere for row in _eval_results(found, f"other photographs: {found['name']}")),

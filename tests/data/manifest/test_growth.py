@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 from PIL import Image
 
+from kd_convnext.common import figures
 from kd_convnext.data.manifest import inspection as photographs
 from kd_convnext.data.manifest.inspection import first_of_same_bytes, inspect_files
 from kd_convnext.data.manifest.manifest import read_manifest
@@ -59,7 +60,7 @@ def test_groups_are_worked_out_once(tiny_manifest, monkeypatch):
 
 def test_a_figure_is_drawn_once_into_a_runs_folder(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: drawn.append(file.write(b"png")))
+    monkeypatch.setattr(figures, "_draw", lambda figure, suffix, file, dpi: drawn.append(file.write(b"png")))
     loggers = [CSVLogger(tmp_path / "run", name="", version=""), CSVLogger(tmp_path / "other", name="", version="")]
     trainer = tiny.trainer(tmp_path / "run", logger=loggers)
     show_figure(trainer, "train/curves", Figure())
