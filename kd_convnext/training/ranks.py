@@ -36,8 +36,8 @@ class RankWatch(Callback):
         super().__init__()
         self._watch: _Watch | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to watch."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to watch; not before, as Lightning takes SIGTERM for itself after a fit's first hook."""
         self._begin(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
