@@ -99,7 +99,7 @@ def _summarise(fits: DemoFits, seeds: int) -> "DemoTable":
     from kd_convnext.tools.demo_table import DemoTable, draw_figures
 
     answers: dict[Method, list[Path]] = {
-        method: [fits.run_of(method, number).predictions for number in range(seeds)] for method in METHODS
+        method: [fits.tested(method, number).predictions for number in range(seeds)] for method in METHODS
     }
     table = DemoTable(answers)
     table.write(fits.folder)

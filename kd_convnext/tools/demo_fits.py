@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kd_convnext.runs.folder import RunFolder
+from kd_convnext.runs.judged import data_name
 from kd_convnext.tools.demo_sets import DrawnSets
 
 if TYPE_CHECKING:
@@ -83,9 +84,14 @@ class DemoFits:
         """Returns the folder of a network; the teacher is the same for all seeds."""
         return RunFolder(self.folder / (method if method == "teacher" else f"{method}-{seed}"))
 
+    def tested(self, method: Method, seed: int) -> RunFolder:
+        """Returns the folder of a network's test; the teacher is tested on other photographs than it was fitted on."""
+        run = self.run_of(method, seed)
+        return RunFolder(run.external / data_name(str(self.sets.labelled))) if method == "teacher" else run
+
     def done(self, method: Method, seed: int) -> bool:
         """Tells whether a network was fitted and tested before; its predictions are written last."""
-        return self.run_of(method, seed).predictions.is_file()
+        return self.tested(method, seed).predictions.is_file()
 
     def train(self, method: Method, seed: int) -> None:
         """Fits one network and tests its best checkpoint on the labelled set's test part.

@@ -39,7 +39,10 @@ def test_whole_path_in_small_and_again_where_it_stopped(tmp_path, capsys):
     for figure in ("examples", "curves"):
         assert (out / "figures" / f"{figure}.png").is_file()
     for name in ("teacher", "alone-0", "paper-0", "best-0"):
-        for file in ("checkpoints/best.ckpt", "split.csv", "metrics.json", "predictions.csv", "metrics.csv"):
+        for file in ("checkpoints/best.ckpt", "split.csv", "metrics.csv"):
+            assert (out / name / file).is_file(), (name, file)
+    for name in ("teacher/external/labelled", "alone-0", "paper-0", "best-0"):
+        for file in ("metrics.json", "predictions.csv"):
             assert (out / name / file).is_file(), (name, file)
     with pytest.raises(ConfigError, match="--overwrite"):
         demo(str(out))
