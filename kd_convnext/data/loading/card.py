@@ -3,14 +3,16 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 
 from kd_convnext.errors import Finding, LeakError
+
+if TYPE_CHECKING:
+    import pandas as pd  # which an answer does not need
 
 Groups = npt.NDArray[np.int64]
 
@@ -96,7 +98,7 @@ class DataCard:
         return judged[seen]
 
 
-def regions_of(table: pd.DataFrame) -> dict[str, float]:
+def regions_of(table: "pd.DataFrame") -> dict[str, float]:
     """Summarises the boxes of a training part.
 
     Args:
