@@ -69,6 +69,6 @@ def test_the_ten_minutes_work_word_for_word(tmp_path):
     assert (run / "report.html").is_file() and (run / "teacher" / "checkpoints" / "best.ckpt").is_file()
     assert len(pd.read_csv(here / "answers" / "answers.csv")) == 2
     program = [str(bin_folder / "python"), "-c", "import kd_convnext; print(kd_convnext.__file__)"]
-    assert subprocess.run(program, env=settings, capture_output=True, text=True, check=True).stdout.startswith(
-        str(tmp_path)
-    )
+    # Not from the repository's folder, whose package would come first.
+    found = subprocess.run(program, cwd=here, env=settings, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith(str(tmp_path))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import wandb
 from helpers.command_line import TINY, convnext
 
 from kd_convnext.cli import main
@@ -85,6 +86,7 @@ def test_without_a_key_of_weights_and_biases(fit, capsys, monkeypatch, tmp_path)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    wandb.teardown()  # what an earlier run of this process has settled
     assert fit("--config", "configs/wandb.yaml") == 2
     error = capsys.readouterr().err
     assert "wandb login" in error and "WANDB_MODE=offline" in error

@@ -20,7 +20,8 @@ def written(folder, *entries):
         for entry in entries:
             index.add(*entry)
     (file,) = set(folder.glob("*.jsonl")) - before
-    return file
+    # By name, in the order of their writing: of one second it would be left to chance.
+    return file.rename(folder / f"{len(before)}.jsonl")
 
 
 def test_old_files_are_joined_without_what_was_replaced(tmp_path):
@@ -28,8 +29,8 @@ def test_old_files_are_joined_without_what_was_replaced(tmp_path):
     second = written(tmp_path, (stamp("a", time=9), None, "k3"), (stamp("c"), None, "k4"))
     with second.open("a") as file:
         file.write('{"crop": ["cut')
-    for path in (first, second):
-        os.utime(path, (0, 0))
+    for moment, path in enumerate((first, second)):
+        os.utime(path, (moment, moment))
     young = written(tmp_path, (stamp("c", time=7), None, "k5"))
     assert compact(tmp_path) == 1
     left = sorted(tmp_path.glob("*.jsonl"))
