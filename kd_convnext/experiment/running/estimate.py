@@ -135,7 +135,10 @@ class _Measure:
         training = epochs * math.ceil(self.counts.train / batch) * found["step"]
         judging = (epochs * math.ceil(self.counts.val / batch) + math.ceil(self.counts.test / batch)) * found["batch"]
         seconds = found["start"] + training + judging
-        return Cost(seconds, int(found["memory"]), int(found["gpu_memory"]), "timed steps")
+        weights = (cell.config["model"]["init_args"].get("student") or {}).get("weights")
+        starts = cell.config.get("start_config") is not None and weights is None
+        source = "timed steps, without the start" if starts else "timed steps"
+        return Cost(seconds, int(found["memory"]), int(found["gpu_memory"]), source)
 
     def _run(self, cell: Cell) -> dict[str, float]:
         batch = int(cell.config["data"].get("batch_size", 32))
@@ -183,7 +186,9 @@ class _Measure:
             "enable_progress_bar": False,
         }
         config = merged(cell.config, {"trainer": trainer})
-        return {**config, "data": data, "model": {**config["model"], "init_args": options}}
+        # What a fit would train before itself are cells of their own, or as long as a fit.
+        first = {name: None for name in ("teacher_config", "start_config") if name in config}
+        return {**config, **first, "data": data, "model": {**config["model"], "init_args": options}}
 
     def _noise(self, batch: int) -> Path:
         """Draws photographs of noise: enough for a few batches, every class in every part."""
