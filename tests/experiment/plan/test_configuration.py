@@ -1,6 +1,7 @@
 """The hash of a cell counts what it computes, wherever the option stands."""
 
 import copy
+import os
 
 import pytest
 
@@ -74,6 +75,19 @@ def test_the_spelling_of_the_data_does_not_count(old, new):
 def test_the_hash_of_a_flat_configuration_is_that_of_earlier_versions():
     # Without a manifest: a file of its name in the working directory would count.
     assert hash_of({**CELL, "data": {"split_seed": 1, "packed": True}}, None) == "1412b84b910e2875"
+
+
+def test_the_content_of_the_start_counts(tmp_path):
+    start = tmp_path / "start.yaml"
+    start.write_text("trainer: {max_epochs: 50}")
+    config = {**CELL, "start_config": str(start)}
+    before = hash_of(config, None)
+    start.write_text("trainer: {max_epochs: 500}")
+    os.utime(start, (1, 1))
+    assert hash_of(config, None) != before
+    shipped = {**CELL, "start_config": "configs/small_cpu/pretrain_vit.yaml"}
+    other = {**CELL, "start_config": "configs/small_cpu/best.yaml"}
+    assert hash_of(shipped, None) != hash_of(other, None)
 
 
 def test_a_later_layer_holds_however_it_is_spelled():
