@@ -9,12 +9,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from kd_convnext.common.files import atomic_write
-from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES
 from kd_convnext.data.manifest.grouping import group_hashes
 from kd_convnext.data.manifest.ids import normal_id
 from kd_convnext.data.manifest.inspection import first_of_same_bytes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
-from kd_convnext.errors import Finding, LeakError, ManifestError
+from kd_convnext.errors import Finding, LeakError
 
 UNLABELLED = -1
 """The label of an image without one; label terms leave it out."""
@@ -87,8 +86,7 @@ def read_unlabelled(path: str | Path) -> Unlabelled:
     Raises:
         ManifestError: There are none, or the manifest has problems.
     """
-    place = Path(path).expanduser()
-    manifest = _of_folder(place) if place.is_dir() else read_manifest(place, require_labels=False, on_error="skip")
+    manifest = read_manifest(path, require_labels=False, on_error="skip")
     rows = np.arange(len(manifest), dtype=np.int64)
     return Unlabelled(manifest, group_hashes(manifest.table, rows))
 
@@ -136,19 +134,3 @@ def _same_files(unlabelled: Manifest, manifest: Manifest, judged: npt.NDArray[np
     paths = [*theirs, *own]
     first = first_of_same_bytes(paths, [path.stat().st_size if path.is_file() else 0 for path in paths])
     return np.array([first.get(len(theirs) + row, len(theirs)) < len(theirs) for row in range(len(own))], bool)
-
-
-def _of_folder(folder: Path) -> Manifest:
-    """Lists the photographs below a folder as a manifest without labels."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in found]
-    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    if not names:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ManifestError(Finding(str(folder), f"there are no photographs ({kinds})", "Name another folder."))
-    columns = {name: pd.array([pd.NA] * len(names), dtype="Int64") for name in ("x", "y", "width", "height")}
-    text = dict.fromkeys(("label", "lesion_id", "patient_id", "split"), "")
-    table = pd.DataFrame({"row": range(1, len(names) + 1), "image": names, "photograph": names, **columns}).assign(
-        **text
-    )
-    return Manifest(folder, folder, table, ())
