@@ -31,13 +31,16 @@ Train = Callable[[Sequence[str]], int]
 """Runs ``fit`` from its words."""
 
 
-def trained_teacher(config: str, run: RunFolder, data: Mapping[str, Any], train: Train) -> Path:
+def trained_teacher(
+    config: str, run: RunFolder, data: Mapping[str, Any], trainer: Mapping[str, Any], train: Train
+) -> Path:
     """Trains a teacher into the folder of its student, unless it is there.
 
     Args:
         config: The teacher's configuration of ``fit``.
         run: The student's run.
         data: Options of the student's data; those that decide photographs, crops and split hold for the teacher too.
+        trainer: Options of the student's trainer that hold here too, such as its precision.
         train: Runs ``fit`` from its words.
 
     Returns:
@@ -48,10 +51,13 @@ def trained_teacher(config: str, run: RunFolder, data: Mapping[str, Any], train:
     """
     shared = {name: value for name, value in data.items() if name not in _OWN}
     shared["loader"] = {"on_miss": data["loader"]["on_miss"]}
-    return _trained(config, RunFolder(run.path / TEACHER), shared, train, f"The teacher first, by {config}:")
+    options = {"data": shared, "trainer": dict(trainer)}
+    return _trained(config, RunFolder(run.path / TEACHER), options, train, f"The teacher first, by {config}:")
 
 
-def trained_start(config: str, run: RunFolder, data: Mapping[str, Any], train: Train) -> Path:
+def trained_start(
+    config: str, run: RunFolder, data: Mapping[str, Any], trainer: Mapping[str, Any], train: Train
+) -> Path:
     """Trains a student's start without labels into the student's folder, unless it is there.
 
     Args:
@@ -59,6 +65,7 @@ def trained_start(config: str, run: RunFolder, data: Mapping[str, Any], train: T
         run: The student's run.
         data: Options of the student's data; those that decide crops hold for the start too. The start is trained on
             the photographs of ``unlabelled``, or without any on the student's own training part.
+        trainer: Options of the student's trainer that hold here too, such as its precision.
         train: Runs ``fit`` from its words.
 
     Returns:
@@ -86,18 +93,18 @@ def trained_start(config: str, run: RunFolder, data: Mapping[str, Any], train: T
     shared = {name: value for name, value in data.items() if name not in _OWN | _OF_LABELS}
     shared |= {"manifest": str(source), "labels": "ignore"}
     where = "its training part" if data["unlabelled"] is None else "photographs without labels"
-    return _trained(
-        config, RunFolder(run.path / START), shared, train, f"The student's start on {where} first, by {config}:"
-    )
+    options = {"data": shared, "trainer": dict(trainer)}
+    said = f"The student's start on {where} first, by {config}:"
+    return _trained(config, RunFolder(run.path / START), options, train, said)
 
 
-def _trained(config: str, run: RunFolder, data: Mapping[str, Any], train: Train, said: str) -> Path:
+def _trained(config: str, run: RunFolder, options: Mapping[str, Any], train: Train, said: str) -> Path:
     ended = run.path / ENDED
     if run.best.is_file() and ended.is_file():
         return run.best
     # JSON is YAML; the plain values of a parsed configuration have no other types.
-    overlay = run.path.with_name(f"{run.path.name}_data.yaml")
-    atomic_write(overlay, lambda file: file.write(json.dumps({"data": data}, indent=2).encode()))
+    overlay = run.path.with_name(f"{run.path.name}_options.yaml")
+    atomic_write(overlay, lambda file: file.write(json.dumps(options, indent=2).encode()))
     print(said, flush=True)
     words = ["fit", "--config", config, "--config", str(overlay)]
     if run.last.is_file():

@@ -259,7 +259,10 @@ class TrainingCLI(LightningCLI):
         if not is_first_process():
             # Started by the first process, which has trained it.
             return RunFolder(self.folder.path / name).best
-        return trained(with_shipped_files([config])[0], self.folder, data, run_training)
+        given = self.config[self.subcommand].trainer
+        asked = {option: given[option] for option in ("accelerator", "precision")}
+        trainer = {option: value for option, value in asked.items() if value not in (None, "auto")}
+        return trained(with_shipped_files([config])[0], self.folder, data, trainer, run_training)
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what our constructors refuse is said as they said it."""

@@ -187,7 +187,7 @@ class _Measure:
         }
         config = merged(cell.config, {"trainer": trainer})
         # What a fit would train before itself are cells of their own, or as long as a fit.
-        first = {name: None for name in ("teacher_config", "start_config") if name in config}
+        first: dict[str, Any] = {name: None for name in ("teacher_config", "start_config") if name in config}
         return {**config, **first, "data": data, "model": {**config["model"], "init_args": options}}
 
     def _noise(self, batch: int) -> Path:
