@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kd_convnext.common.console import say, shown
-from kd_convnext.common.machine import best_precision
+from kd_convnext.common.machine import best_precision, bf16_gain
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -261,9 +261,7 @@ def machine_line(trainer: "Trainer", module: "LightningModule") -> str:
     device = trainer.strategy.root_device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU" if device.type == "cpu" else "GPU"
     cores = available_cores()
-    best = best_precision(device.type)
-    reason = best.reason if trainer.precision == best.value else "as given"
-    parts = [f"precision {trainer.precision} ({reason})"]
+    parts = [f"precision {trainer.precision} ({precision_reason(str(trainer.precision), device.type)})"]
     asked = getattr(module, "compile_asked", None)
     if asked is not None:
         parts.append(str(plan_compile(asked, trainer)))
@@ -276,3 +274,25 @@ def machine_line(trainer: "Trainer", module: "LightningModule") -> str:
                 "steps will wait: --data.loader.packed true --data.augment.engine opencv loads several times faster"
             )
     return f"Machine: {cores} core{'' if cores == 1 else 's'}, {gpu}: {', '.join(parts)}"
+
+
+def precision_reason(precision: str, device: str) -> str:
+    """Says why a precision is used, and where it makes a training slow.
+
+    Args:
+        precision: As Lightning names it.
+        device: ``cuda``, ``cpu``, or another of torch's names.
+
+    Returns:
+        A few words.
+    """
+    best = best_precision(device)
+    if precision == best.value:
+        return best.reason
+    if device == "cpu" and precision.startswith("bf16"):
+        gain = bf16_gain()
+        if gain < 1:
+            return (
+                f"as given; float32 multiplies {1 / gain:.1f} times as fast on this CPU: leave --trainer.precision out"
+            )
+    return "as given"

@@ -9,6 +9,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from torch.utils.data import DataLoader
 
 from kd_convnext.common.console import shown
+from kd_convnext.common.machine import PrecisionChoice
 from kd_convnext.training import header as progress
 from kd_convnext.training.header import RunHeader, estimate_lines, next_commands
 from kd_convnext.training.pace import batches_left, duration, validation_batches_left
@@ -202,3 +203,18 @@ def test_header_counts_what_trains(tmp_path, capsys):
     model.layer.bias.data.zero_()
     fit(tmp_path, [RunHeader()], model, max_steps=1, enable_progress_bar=False, enable_checkpointing=False)
     assert "(1.32 M parameters, 0.04 M of them train)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (0.1, "as given; float32 multiplies 10.0 times as fast on this CPU: leave --trainer.precision out"),
+        (1.2, "as given"),
+    ],
+)
+def test_a_precision_that_slows_a_cpu_is_named(monkeypatch, gain, words):
+    monkeypatch.setattr(progress, "best_precision", lambda device: PrecisionChoice("32-true", "a CPU without AMX"))
+    monkeypatch.setattr(progress, "bf16_gain", lambda: gain)
+    assert progress.precision_reason("bf16-mixed", "cpu") == words
+    assert progress.precision_reason("32-true", "cpu") == "a CPU without AMX"
+    assert progress.precision_reason("64-true", "cpu") == "as given"

@@ -132,7 +132,10 @@ class _Measure:
         found = self._run(cell)
         batch = int(cell.config["data"].get("batch_size", 32))
         epochs = int(cell.config["trainer"].get("max_epochs") or 1)
-        training = epochs * math.ceil(self.counts.train / batch) * found["step"]
+        batches = math.ceil(self.counts.train / batch)
+        linear = cell.config["model"]["init_args"].get("finetune") == "linear"
+        # A linear head's training is the features of every crop and of its mirror image, once.
+        training = 2 * batches * found["batch"] if linear else epochs * batches * found["step"]
         judging = (epochs * math.ceil(self.counts.val / batch) + math.ceil(self.counts.test / batch)) * found["batch"]
         seconds = found["start"] + training + judging
         weights = (cell.config["model"]["init_args"].get("student") or {}).get("weights")
@@ -165,7 +168,7 @@ class _Measure:
             options[name] = {**value, "pretrained": False, "weights": None} if start else value
         if cell.teacher is not None:
             options["teacher_ckpt"] = str(self.teachers[cell.teacher.method])
-        elif "finetune" in options:
+        elif options.get("finetune") == "head_first":
             # The head alone would be quicker than the epochs that count.
             options["finetune"] = "full"
         own = {

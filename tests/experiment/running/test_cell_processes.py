@@ -14,6 +14,7 @@ from helpers.experiments import CONFIGS, cells, description, record, write
 from helpers.wandb_reader import read_runs
 
 from kd_convnext.cli import main
+from kd_convnext.experiment.running import estimate
 
 pytestmark = pytest.mark.slow
 PATIENCE = 240
@@ -135,6 +136,27 @@ def test_an_estimate_trains_neither_teacher_nor_start_first(options, tmp_path, c
     words = ["paper", *options, "--repeats=1", "--methods=kd_both", f"--out={tmp_path / 'out'}", "--dry_run=true"]
     assert main([*words, f"--overlays=[{tmp_path / 'first.yaml'}]"]) == 0
     assert "timed steps, without the start" in capsys.readouterr().out
+
+
+def test_an_estimate_of_a_linear_head_trains_no_body(options, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(estimate._Measure, "_config", noted(asked))
+    (tmp_path / "linear.yaml").write_text("model: {init_args: {finetune: linear}}\n")
+    words = ["paper", *options, "--repeats=1", "--methods=swin", f"--out={tmp_path / 'out'}", "--dry_run=true"]
+    assert main([*words, f"--overlays=[{tmp_path / 'linear.yaml'}]"]) == 0
+    assert asked == ["linear"] and "To run: about" in capsys.readouterr().out
+
+
+def noted(asked):
+    """Keeps how the teacher of a measurement is trained."""
+    real = estimate._Measure._config
+
+    def config(self, cell, batch):
+        made = real(self, cell, batch)
+        asked.append(made["model"]["init_args"].get("finetune"))
+        return made
+
+    return config
 
 
 def test_cells_of_an_experiment_are_one_group_in_wandb(options, tmp_path):
