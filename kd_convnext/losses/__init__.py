@@ -13,6 +13,7 @@ from kd_convnext.losses.labels.cross_entropy import BalancedSoftmax, CrossEntrop
 from kd_convnext.losses.labels.focal import Focal, FocalLoss
 from kd_convnext.losses.labels.ldam import LDAM
 from kd_convnext.losses.logits.balanced import Balanced
+from kd_convnext.losses.logits.confident import Confident
 from kd_convnext.losses.logits.correlation import Correlation
 from kd_convnext.losses.logits.decoupled import Decoupled
 from kd_convnext.losses.logits.prior_removed import PriorRemoved
@@ -28,6 +29,7 @@ __all__ = [
     "Balanced",
     "BalancedSoftmax",
     "ClassBalanced",
+    "Confident",
     "Correlation",
     "CosineEmbedding",
     "CountedTerm",

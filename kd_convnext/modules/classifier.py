@@ -6,22 +6,32 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from kd_convnext.checkpoints.format import KEY
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import Batch
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation.answers import Evaluation, PredictionStore, Source
 from kd_convnext.models.backbones import Backbone
+from kd_convnext.models.layers import layer_scales
 from kd_convnext.modules.batches import ForeignBatch, check_foreign, understood
 from kd_convnext.modules.checkpointed import CheckpointedModule
 from kd_convnext.modules.compiled_step import Compile, FastPath, plan_compile
 from kd_convnext.modules.divergence import FINITE_EVERY, require_finite
 from kd_convnext.modules.epoch_tally import EpochTally
 from kd_convnext.modules.guard import check_classes, check_crops, leaks
+from kd_convnext.modules.mixing import MixSpec, mixed
 from kd_convnext.modules.optim import OptimSpec, build_optimizer, build_schedule
+
+SMOOTHED_OVER = 3
+"""Epochs of which the smoothed validation score is the mean."""
+
+MIRRORED = ((), (3,), (2,), (2, 3))
+"""Axes of [B, C, H, W] along which images are mirrored for each view of a mirrored validation."""
 
 LOWEST_PROBABILITY = 1e-12
 """Probabilities are kept in float32; below this a logarithm says nothing."""
@@ -37,6 +47,9 @@ class ClassifierModule(CheckpointedModule, ABC):
         evaluation: Answers of the last validation, test or prediction, per image.
         lesion_evaluation: The same per lesion (mean probability over its photographs); None without a manifest.
         latest_loss: Of the last training step, a scalar on the device; reading it waits for the step.
+        mixing: How the images of a training batch are mixed.
+        mirrored_validation: Whether validation within a fit averages logits over an image and its three mirror images:
+            a steadier choice of the epoch at four times the cost of judging.
     """
 
     task_loss: nn.Module
@@ -70,6 +83,9 @@ class ClassifierModule(CheckpointedModule, ABC):
         self._answers = PredictionStore(num_classes)
         self._seed, self._judged = 0, 0
         self._fast: FastPath | None = None
+        self.mixing = MixSpec()
+        self.mirrored_validation = False
+        self._recent: list[float] = []
 
     @property
     def classifier(self) -> Backbone:
@@ -152,6 +168,21 @@ class ClassifierModule(CheckpointedModule, ABC):
         if (batch_idx + 1) % FINITE_EVERY == 0:
             require_finite(self, self._tally)
 
+    def mixed(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Returns images and labels of a training batch, mixed where ``mixing`` says so.
+
+        Args:
+            batch: As the loader gives it.
+            batch_idx: Its number in the epoch; an epoch that is resumed or repeated mixes alike.
+
+        Returns:
+            Images [B, C, H, W]; labels int64 [B], or probabilities [B, K] where images are mixed.
+        """
+        if not self.mixing.on:
+            return batch["image"], batch["label"]
+        rng = np.random.default_rng((self._seed, self.current_epoch, batch_idx, self.global_rank))
+        return mixed(batch["image"], batch["label"], self.mixing, self.num_classes, rng)
+
     def run_step(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Runs what a training step computes, compiled where the fit was planned so.
 
@@ -205,7 +236,8 @@ class ClassifierModule(CheckpointedModule, ABC):
         # Under mixed precision Lightning clips the gradients of no optimiser that could unscale them by itself.
         mixed = str(self.trainer.precision).endswith("-mixed")
         fused = not (mixed and self.trainer.gradient_clip_val)
-        optimizer = build_optimizer(self.optim, network.body_parameters(), head, fused=fused)
+        scales = layer_scales(network, self.optim.layer_decay) if self.optim.layer_decay < 1 else None
+        optimizer = build_optimizer(self.optim, network.body_parameters(), head, scales=scales, fused=fused)
         steps = float(self.trainer.estimated_stepping_batches)
         # With max_steps alone the line above does not count the batches of an epoch.
         self.trainer.fit_loop.setup_data()
@@ -266,9 +298,14 @@ class ClassifierModule(CheckpointedModule, ABC):
             self._check_foreign(given, labelled=False)
         batch = self.understood(given)
         self._judged += len(batch["image"])
-        probabilities = self(batch["image"]).float().softmax(dim=1)
+        probabilities = self._logits(batch["image"]).softmax(dim=1)
         self._answers.update(batch["index"], batch["label"], probabilities)
         return cast(Tensor, probabilities)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        mirrored = self.mirrored_validation and self.trainer.state.fn == "fit"
+        views = MIRRORED if mirrored else MIRRORED[:1]
+        return torch.stack([self(images.flip(axes) if axes else images).float() for axes in views]).mean(dim=0)
 
     def _keep(self, part: Source) -> Evaluation:
         names = self.class_names or tuple(str(number) for number in range(self.num_classes))
@@ -296,6 +333,15 @@ class ClassifierModule(CheckpointedModule, ABC):
         self.log_dict(metrics, sync_dist=True, prog_bar=False)
         if part == "val":
             self.log("val_f1", metrics["val/f1_macro"], prog_bar=True, logger=False, sync_dist=True)
+            self.log("val/f1_macro_smooth", self._smoothed(metrics), sync_dist=True)
+
+    def _smoothed(self, metrics: Mapping[str, float]) -> float:
+        """Averages macro F1, of lesions where there are any, over the last epochs of a fit."""
+        score = metrics.get("val/lesion/f1_macro", metrics["val/f1_macro"])
+        if self.trainer.sanity_checking:
+            return score
+        self._recent = [*self._recent, score][-SMOOTHED_OVER:]
+        return math.fsum(self._recent) / len(self._recent)
 
     # ---- data
 
@@ -337,7 +383,13 @@ class ClassifierModule(CheckpointedModule, ABC):
 
     _leaks = staticmethod(leaks)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the scores of the last epochs, which a resumed fit goes on averaging."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[KEY]["recent_scores"] = list(self._recent)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores class names and data card, refusing a checkpoint of other classes than the data's."""
         super().on_load_checkpoint(checkpoint)
+        self._recent = list(checkpoint.get(KEY, {}).get("recent_scores", []))
         self._check_classes(self.specimens)

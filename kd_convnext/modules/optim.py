@@ -5,7 +5,7 @@ with a warm-up of its own, which no schedule for all groups can do, and checkpoi
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ class OptimSpec:
         warmup_epochs: Linear rise from 0 over this many epochs.
         final_lr_fraction: End of the cosine, as a fraction of ``lr``.
         body_lr_fraction: Learning rate of everything but the head, as a fraction of ``lr``.
+        layer_decay: Factor on the learning rate from each layer of the body to the one before it, above 0 and at most
+            1; 1 treats all alike. About 0.65 to 0.8 suits a pretrained transformer.
 
     Examples:
         >>> layer = nn.Linear(4, 2)
@@ -51,6 +53,7 @@ class OptimSpec:
     warmup_epochs: float = 0.0
     final_lr_fraction: float = 0.0
     body_lr_fraction: float = 1.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses values that cannot work, all together."""
@@ -62,6 +65,7 @@ class OptimSpec:
                 ("warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "0 or more"),
                 ("final_lr_fraction", self.final_lr_fraction, 0 <= self.final_lr_fraction <= 1, "0 to 1"),
                 ("body_lr_fraction", self.body_lr_fraction, 0 <= self.body_lr_fraction <= 1, "0 to 1"),
+                ("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "above 0 and at most 1, such as 0.75"),
                 ("momentum", self.momentum, 0 <= self.momentum < 1, "0 to below 1"),
             )
             if not good
@@ -75,7 +79,12 @@ FUSED_ON = ("cpu", "cuda")
 
 
 def build_optimizer(
-    spec: OptimSpec, body: Iterable[nn.Parameter], head: Iterable[nn.Parameter], *, fused: bool = True
+    spec: OptimSpec,
+    body: Iterable[nn.Parameter],
+    head: Iterable[nn.Parameter],
+    *,
+    scales: Mapping[nn.Parameter, float] | None = None,
+    fused: bool = True,
 ) -> torch.optim.Optimizer:
     """Builds the optimiser with groups ``body`` and ``head``, each with and without weight decay.
 
@@ -83,23 +92,34 @@ def build_optimizer(
         spec: What to build.
         body: Parameters of the body; those without gradient are left out.
         head: Parameters of the head and whatever else starts afresh.
+        scales: Factors on the body's learning rate, by parameter; a group for each.
         fused: Use torch's fused update where the parameters' device has one; equal to the plain one but for rounding.
     """
     groups: list[dict[str, Any]] = []
     for name, parameters, fraction in (("body", body, spec.body_lr_fraction), ("head", head, 1.0)):
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        decayed = [parameter for parameter in trained if spec.decay_all or parameter.ndim > 1]
-        plain = [parameter for parameter in trained if not (spec.decay_all or parameter.ndim > 1)]
-        for members, decay in ((decayed, spec.weight_decay), (plain, 0.0)):
-            if members:
-                group = {"params": members, "lr": spec.lr * fraction, "weight_decay": decay, "name": name}
-                groups.append(group)
+        members: dict[tuple[float, float], list[nn.Parameter]] = {}
+        decayed, plain = _by_decay(spec, parameters)
+        for decay, given in ((spec.weight_decay, decayed), (0.0, plain)):
+            for parameter in given:
+                scale = (scales or {}).get(parameter, 1.0) if name == "body" else 1.0
+                members.setdefault((fraction * scale, decay), []).append(parameter)
+        groups += [
+            {"params": alike, "lr": spec.lr * factor, "weight_decay": decay, "name": name}
+            for (factor, decay), alike in members.items()
+        ]
     able = all(p.device.type in FUSED_ON for group in groups for p in group["params"])
     # None leaves torch its own choice; False would forbid its second best.
     chosen = True if fused and able else None
     if spec.name == "sgd":
         return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=chosen)
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, fused=chosen)
+
+
+def _by_decay(spec: OptimSpec, parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Divides the parameters that learn into those with weight decay and those without."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if spec.decay_all or parameter.ndim > 1]
+    return decayed, [parameter for parameter in trained if not (spec.decay_all or parameter.ndim > 1)]
 
 
 def build_schedule(

@@ -23,6 +23,7 @@ from kd_convnext.models.taps import TapSpec
 from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
+from kd_convnext.modules.mixing import MixSpec
 from kd_convnext.modules.optim import OptimSpec
 from kd_convnext.modules.teaching_staff import TeachingStaff, teacher_files
 
@@ -69,6 +70,8 @@ class DistillModule(ClassifierModule):
         class_names: list[str] | None = None,
         class_weights: list[float] | None = None,
         class_counts: list[int] | None = None,
+        mixing: MixSpec | None = None,
+        mirrored_validation: bool = False,
         **flat: Any,
     ) -> None:
         """Builds the student; teachers are loaded when fitting begins.
@@ -88,6 +91,8 @@ class DistillModule(ClassifierModule):
             class_names: Names of the classes in the order of the outputs; taken from the data.
             class_weights: Weights of the classes for label terms (alpha_t of Eq. 4); taken from the data.
             class_counts: Training images of each class for terms that need them; taken from the data.
+            mixing: Mixup and CutMix, seen alike by teachers and student; by default none.
+            mirrored_validation: Average over mirror images in validation, for a steadier choice of the best epoch.
             **flat: Arguments in their spelling before there were terms, such as ``alpha``.
 
         Raises:
@@ -100,6 +105,7 @@ class DistillModule(ClassifierModule):
         student = PAPER_STUDENT if student is None else spec_of(BackboneSpec, student)
         optim, taps = spec_of(OptimSpec, optim), spec_of(TapSpec, given["taps"])
         super().__init__(num_classes, class_names, optim, compile)
+        self.mixing, self.mirrored_validation = spec_of(MixSpec, mixing), mirrored_validation
         self.objective: Objective = Eq5() if given["objective"] is None else built(given["objective"], Objective)
         self.keep_hyperparameters(
             num_classes=num_classes,
@@ -114,7 +120,10 @@ class DistillModule(ClassifierModule):
             class_names=class_names,
             class_weights=class_weights,
             class_counts=class_counts,
+            mixing=self.mixing,
+            mirrored_validation=mirrored_validation,
         )
+        _refuse_stored(self.mixing, teacher_cache)
         self.teachers = teacher_files(teachers, teacher_ckpt)
         self.teacher_cache, self.taps = teacher_cache, taps
         self.student = build_backbone(student, num_classes)
@@ -213,7 +222,7 @@ class DistillModule(ClassifierModule):
         """Returns the loss of a batch, a scalar."""
         own = self.understood(batch)
         weights = self.objective.weights(0, self.device) if self._weights is None else self._weights
-        inputs = own["image"], own["label"], weights, self._stored(own)
+        inputs = *self.mixed(own, batch_idx), weights, self._stored(own)
         losses, logits = self.run_step(self.distil, *inputs)
         values = dict(zip(self.objective.names, losses.values, strict=True))
         self.log_training(losses.total, logits, own["label"], values)
@@ -273,6 +282,12 @@ class DistillModule(ClassifierModule):
             found = {name: Widths(sizes[0], tuple(sizes[1]), sizes[2]) for name, sizes in widths.items()}
             self._build(found)
             self._taught = {"files": own["teachers"], "widths": widths, "taps": own["taps"]["teachers"]}
+
+
+def _refuse_stored(mixing: MixSpec, stored: StoredOutputs) -> None:
+    if mixing.on and stored:
+        what = "stored outputs of teachers know no mixed images"
+        raise ConfigError(Finding("model.mixing", what, "Set teacher_cache: false, or leave mixing out."))
 
 
 def _plain(widths: Widths) -> list[Any]:

@@ -10,10 +10,12 @@ from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.labels.focal import FocalLoss
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
+from kd_convnext.models.layers import freeze_all_but_last
 from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
 from kd_convnext.modules.frozen_features import fit_linear_head, linear_head, still_features, training_embeddings
+from kd_convnext.modules.mixing import MixSpec
 from kd_convnext.modules.optim import OptimSpec
 
 TaskLoss = Literal["cross_entropy", "weighted_cross_entropy", "focal"]
@@ -41,11 +43,14 @@ class TeacherModule(ClassifierModule):
         backbone: BackboneSpec | None = None,
         loss: TaskLoss = "focal",
         gamma: float = 2.0,
-        finetune: Literal["head_first", "full", "head_only", "linear"] = "full",
+        finetune: Literal["head_first", "full", "head_only", "last_blocks", "linear"] = "full",
         head_epochs: int = 5,
         linear_c: float = 0.01,
         optim: OptimSpec | None = None,
         compile: Compile = "auto",
+        mixing: MixSpec | None = None,
+        mirrored_validation: bool = False,
+        blocks: int = 2,
     ) -> None:
         """Builds the network.
 
@@ -56,13 +61,17 @@ class TeacherModule(ClassifierModule):
             backbone: The network; by default Swin-T at 224 px from scratch.
             loss: ``focal`` (Eq. 4), ``cross_entropy``, or ``weighted_cross_entropy``.
             gamma: Focus of the focal loss.
-            finetune: ``full``; ``head_first`` (the head alone for ``head_epochs``, then everything); ``head_only``; or
-                ``linear``: the head by logistic regression on features that are computed once and stored, minutes on a
-                laptop; give the trainer one epoch.
+            finetune: ``full``; ``head_first`` (the head alone for ``head_epochs``, then everything); ``head_only``;
+                ``last_blocks`` (the head, the last norm and the last ``blocks`` blocks); or ``linear``: the head by
+                logistic regression on features that are computed once and stored, minutes on a laptop; give the
+                trainer one epoch.
             head_epochs: Epochs of the head alone.
             linear_c: Inverse strength of the regression's L2 regularisation, above 0, for ``linear``.
             optim: Optimiser and schedule; by default the paper's.
             compile: Whether a fit compiles its steps; ``auto`` on a GPU, where the fit is long enough to pay for it.
+            mixing: Mixup and CutMix; by default none.
+            mirrored_validation: Average over mirror images in validation, for a steadier choice of the best epoch.
+            blocks: How many blocks learn beside the head with ``last_blocks``.
 
         Raises:
             ConfigError: A value that cannot work.
@@ -70,6 +79,7 @@ class TeacherModule(ClassifierModule):
         """
         backbone, optim = spec_of(BackboneSpec, backbone), spec_of(OptimSpec, optim)
         super().__init__(num_classes, class_names, optim, compile)
+        self.mixing, self.mirrored_validation = spec_of(MixSpec, mixing), mirrored_validation
         self.keep_hyperparameters(
             num_classes=num_classes,
             class_names=class_names,
@@ -82,6 +92,9 @@ class TeacherModule(ClassifierModule):
             linear_c=linear_c,
             optim=optim,
             compile=compile,
+            mixing=self.mixing,
+            mirrored_validation=mirrored_validation,
+            blocks=blocks,
         )
         self.backbone = build_backbone(backbone, num_classes)
         self.start_from(backbone)
@@ -91,6 +104,8 @@ class TeacherModule(ClassifierModule):
         if finetune in ("head_only", "linear"):
             for parameter in self.backbone.body_parameters():
                 parameter.requires_grad_(False)
+        elif finetune == "last_blocks":
+            freeze_all_but_last(self.backbone, blocks)
         self.task_loss = build_task_loss(loss, class_weights, gamma)
 
     @property
@@ -105,7 +120,7 @@ class TeacherModule(ClassifierModule):
             return None
         own = self.understood(batch)
         loss: Tensor
-        loss, logits = self.run_step(self.judged, own["image"], own["label"])
+        loss, logits = self.run_step(self.judged, *self.mixed(own, batch_idx))
         self.log_training(loss, logits, own["label"])
         return loss
 
@@ -138,7 +153,7 @@ class TeacherModule(ClassifierModule):
 
         Args:
             images: [B, C, H, W], uint8 0..255 or floating 0..1.
-            labels: int64 [B].
+            labels: int64 [B], or probabilities [B, K] of mixed images.
 
         Returns:
             The loss, a scalar, and the logits [B, K].

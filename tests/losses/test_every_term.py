@@ -16,6 +16,8 @@ TERMS = {
     "LogitStandardised of Decoupled": lambda: losses.LogitStandardised(losses.Decoupled()),
     "PriorRemoved": lambda: losses.PriorRemoved(),
     "PriorRemoved of Balanced": lambda: losses.PriorRemoved(losses.Balanced()),
+    "Confident": lambda: losses.Confident(threshold=0.1),
+    "Confident of Correlation": lambda: losses.Confident(losses.Correlation(), threshold=0.1),
     "Balanced": lambda: losses.Balanced(),
     "FeatureMaps": lambda: losses.FeatureMaps(),
     "AttentionTransfer": lambda: losses.AttentionTransfer(),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kd_convnext.errors import ConfigError
 from kd_convnext.losses import (
     Balanced,
+    Confident,
     Correlation,
     Decoupled,
     FeatureMaps,
@@ -123,6 +124,29 @@ def test_the_prior_is_removed_from_the_teacher_alone():
     # float32 counts, as a model holds them
     assert value_of(ready(PriorRemoved(tau=0.7))) == pytest.approx(expected, rel=1e-6)
     assert value_of(ready(PriorRemoved(tau=0.0))) == pytest.approx(value_of(SoftTargets()), rel=1e-12)
+
+
+@pytest.mark.parametrize("rows", ["unlabelled", "all"])
+def test_confident_leaves_out_what_the_teacher_is_unsure_of(rows):
+    p, q = softmax(TEACHER / 2), softmax(STUDENT / 2)
+    sure = softmax(TEACHER).max(1)
+    threshold = float(np.median(sure))
+    labels = torch.full((6,), -1)
+    labels[int(sure.argmin())] = 0
+    counts = (sure >= threshold) | ((labels.numpy() >= 0) & (rows == "unlabelled"))
+    assert 0 < counts.sum() < 6
+    expected = 4 * sum(kl(p[row], q[row]) for row in np.flatnonzero(counts)) / 6
+    term = Confident(threshold=threshold, rows=rows)
+    student = torch.tensor(STUDENT).requires_grad_()
+    loss = term(Outputs(student), Outputs(torch.tensor(TEACHER)), labels)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    loss.backward()
+    assert (student.grad.abs().sum(1) > 0).tolist() == counts.tolist()
+
+
+def test_confident_refuses_a_threshold_that_is_none():
+    with pytest.raises(ConfigError, match="is outside 0"):
+        Confident(threshold=1.5)
 
 
 def test_balanced_by_hand():
