@@ -300,7 +300,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         self._judged += len(batch["image"])
         probabilities = self._logits(batch["image"]).softmax(dim=1)
         self._answers.update(batch["index"], batch["label"], probabilities)
-        return cast(Tensor, probabilities)
+        return probabilities
 
     def _logits(self, images: Tensor) -> Tensor:
         mirrored = self.mirrored_validation and self.trainer.state.fn == "fit"
