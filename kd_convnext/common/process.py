@@ -28,6 +28,7 @@ _IDLE = (
     "does not have many workers",
     "The number of training batches",
     "[Cc]heckpoint.*directory.*exists",
+    "Experiment logs directory.*exists",
     "LeafSpec",
 )
 """Warnings of libraries about what commands do on purpose."""

@@ -110,7 +110,7 @@ def _trained(config: str, run: RunFolder, options: Mapping[str, Any], train: Tra
     if run.last.is_file():
         words += ["--ckpt_path", str(run.last)]
     with _environment_kept():
-        train([*words, "--trainer.default_root_dir", str(run.path)])
+        train([*words, "--trainer.default_root_dir", str(run.path), "--header.next_steps", "false"])
     # An interrupted fit leaves a best.ckpt too, of the epochs so far.
     atomic_write(ended, lambda file: file.write(b""))
     return run.best

@@ -34,7 +34,11 @@ class RunHeader(Callback):
     """Says at the start what runs where and how long it will take, and at the end what to type next."""
 
     def __init__(
-        self, small_config: str | None = None, distill_config: str | None = None, measured_steps: int = 2
+        self,
+        small_config: str | None = None,
+        distill_config: str | None = None,
+        measured_steps: int = 2,
+        next_steps: bool = True,
     ) -> None:
         """Sets what is named.
 
@@ -43,11 +47,13 @@ class RunHeader(Callback):
                 hours; None names its folder only.
             distill_config: For a teacher: the config of the student it can teach; None says nothing of it.
             measured_steps: Steps after the first (which warms up) whose time is measured for the estimate.
+            next_steps: Whether the end says what to type next; not where another fit follows by itself.
         """
         super().__init__()
         self.small_config = small_config
         self.distill_config = distill_config
         self.measured_steps = measured_steps
+        self.next_steps = next_steps
         self._clock: StepClock | None = None
         self._validation_batch: float | None = None
         self._validation_begun = 0.0
@@ -109,7 +115,7 @@ class RunHeader(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the next commands, if the fit has left a checkpoint."""
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if best:
+        if best and self.next_steps:
             config = RunFolder(Path(trainer.default_root_dir)).config
             if getattr(getattr(trainer, "datamodule", None), "ignores_labels", False):
                 lines = commands_without_labels(Path(best), self.distill_config)

@@ -34,8 +34,10 @@ def words(tmp_path, monkeypatch, tiny_manifest, tiny_cache):
 
 def test_one_command_trains_the_teacher_and_then_the_student(words, tmp_path, capsys):
     assert main(words) == 0
-    out = capsys.readouterr().out
-    assert "The teacher first, by teacher.yaml:" in out
+    out, err = capsys.readouterr()
+    assert "The teacher first, by teacher.yaml:" in out and "not empty" not in err
+    # What to type next is the student's, not its teacher's.
+    assert out.count("kd-convnext test") == 1 and "run/teacher/config.yaml" not in out
     teacher, student = tmp_path / "run/teacher", tmp_path / "run"
     cards = [
         torch.load(run / "checkpoints/best.ckpt", weights_only=True)["kd_convnext"]["card"]
