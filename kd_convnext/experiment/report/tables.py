@@ -1,6 +1,7 @@
 """Tabulates an experiment: the paper's values beside ours, intervals, comparisons."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -30,9 +31,12 @@ NAMES = {
 
 PAPER = ("Paper: accuracy", "Paper: precision", "Paper: recall", "Paper: F1")
 
-COST = ("Parameters", "Multiply-adds", "ms a photograph")
+COST = ("Parameters", "Multiply-adds", "ms a photograph", "Training [min]")
 
-_COST_NOTE = "Cost of one photograph on the machine of the test; - where it was not measured."
+_COST_NOTE = (
+    "Cost of one photograph on the machine of the test, and of a whole cell, without its teacher's (median of the "
+    "repeats, by the clock, with the test); - where it was not measured."
+)
 
 COMPARED: tuple[Metric, ...] = ("f1_macro", "accuracy")
 """The metrics that may be called better or worse: macro F1 first, which also chooses the checkpoint."""
@@ -279,12 +283,13 @@ def _beside_the_paper(arms: Sequence[Arm], title: str) -> Table:
 
 
 def _cost(arm: Arm) -> tuple[str, ...]:
-    """Writes the measured cost of a method's network, from the test of its first repeat."""
+    """Writes the measured cost of a method's network, from the test of its first repeat, and of its training."""
     found = next((cost for result in arm.results if (cost := read_cost(result.run))), {})
-    if not found:
-        return (NONE,) * len(COST)
     counts = [count_words(found[name]) if name in found else NONE for name in ("parameters", "multiply_adds")]
-    return (*counts, f"{found['ms_per_photograph']:.3g}" if "ms_per_photograph" in found else NONE)
+    pace = f"{found['ms_per_photograph']:.3g}" if "ms_per_photograph" in found else NONE
+    seconds = [result.record.seconds for result in arm.results if result.record.seconds > 0]
+    minutes = statistics.median(seconds) / 60 if seconds else 0.0
+    return (*counts, pace, f"{minutes:.{0 if minutes >= 10 else 1}f}" if seconds else NONE)
 
 
 def _means(arm: Arm, prefix: str = "") -> tuple[str, ...]:

@@ -168,7 +168,7 @@ def test_the_finding_comes_first_and_names_teacher_and_real_sizes(tmp_path):
     assert "against swin: macro F1 better (+" in second
     assert [row[0] for row in rows_of(text, "Students compared with their own teachers")] == ["kd_both"] * 2
     (row,) = [row for row in rows_of(text, "Ablation") if row[0] == "kd_both"]
-    assert row[7:10] == ["2.10 M", "300 M", "4.2"]
+    assert row[7:11] == ["2.10 M", "300 M", "4.2", "1.0"]
 
 
 def test_nothing_is_claimed_of_leaks_without_ids(tmp_path):

@@ -69,6 +69,7 @@ def test_the_papers_predictions_give_the_papers_last_row(tmp_path):
         "-",
         "-",
         "-",
+        "1.0",
         "85.64",
         "79.88",
         "74.64",
