@@ -128,16 +128,20 @@ class DistillModule(ClassifierModule):
         self.teacher_cache, self.taps = teacher_cache, taps
         self.student = build_backbone(student, num_classes)
         self.start_from(student)
-        if class_weights is not None:
-            self.objective.weigh_classes(class_weights)
-        if class_counts is not None:
-            self.objective.count_classes(class_counts)
+        self._tell_classes(class_weights, class_counts)
         self.task_loss = _task_loss(self.objective, class_weights)
         # Registered here: hooks must be there before torch.compile sees the first batch.
         self.probe = Probe(self.student, self.objective.student_needs, taps.student)
         self.staff: TeachingStaff | None = None
         self._taught: dict[str, Any] = {}
         self._weights: Tensor | None = None
+
+    def _tell_classes(self, weights: list[float] | None, counts: list[int] | None) -> None:
+        """Gives the terms the weights and counts of the classes, where the data has told them."""
+        if weights is not None:
+            self.objective.weigh_classes(weights)
+        if counts is not None:
+            self.objective.count_classes(counts)
 
     def fresh_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the terms' projectors."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from kd_convnext.inference.calibrating.fit import Wishes
     from kd_convnext.inference.calibrating.judgement import Judgement
+    from kd_convnext.inference.run_data import Answers, CalibrationData, Source
     from kd_convnext.inference.trust.calibration import Calibration
     from kd_convnext.inference.trust.prediction_sets import Coverage
     from kd_convnext.runs.folder import RunFolder
@@ -73,7 +74,7 @@ def calibrate(
     from kd_convnext.inference.calibrating.fit import Wishes, checked_transfer, fit_calibration, judge_fit
     from kd_convnext.inference.calibrating.judgement import judge
     from kd_convnext.inference.predictor import Predictor
-    from kd_convnext.inference.run_data import Answers, further_data, own_data, refuse_leak, source_of
+    from kd_convnext.inference.run_data import own_data, refuse_leak, source_of
     from kd_convnext.runs.folder import RunFolder, require_empty, run_of_checkpoint
 
     if out is not None:
@@ -86,11 +87,7 @@ def calibrate(
     wishes = Wishes(coverage, _mergers(merge), few, gate_false_alarms)
     _check(predictor.network.card.class_names, wishes)
     data = own_data(predictor, source, run)
-    refuse_leak(data, "val")
-    answers = data.answers(data.rows("val"))
-    if extra_manifest is not None:
-        further = further_data(predictor, extra_manifest, source, data)
-        answers = Answers.of([answers, further.answers(further.rows("val"))])
+    answers = _held_out_answers(data, source, extra_manifest)
     others = held_out_by([path.strip() for path in also.split(",")], data, source) if also else []
     calibration = fit_calibration(data, answers, wishes, others)
     transfer = checked_transfer(calibration, answers, others)
@@ -98,19 +95,41 @@ def calibrate(
     if test:
         refuse_leak(data, "test")
         judgements["test"] = judge(calibration, data.answers(data.rows("test")), "test")
-    record: dict[str, Any] = {**calibration.record, **asdict(predictor.network.info), "extra_manifest": extra_manifest}
-    record |= {"also": also, "transfer": asdict(transfer) if transfer else None}
-    record |= {part: found.summary() for part, found in judgements.items()}
-    path = replace(calibration, record=record).write(Path(out) if out else Path(ckpt_path).expanduser().parent)
+    made_of = {**asdict(predictor.network.info), "extra_manifest": extra_manifest, "also": also}
+    calibration = _recorded(calibration, made_of, judgements, transfer)
+    path = calibration.write(Path(out) if out else Path(ckpt_path).expanduser().parent)
     _report(calibration, judgements, transfer)
-    folder = RunFolder(Path(out)) if out else run
-    _publish(folder, judgements, wandb_project)
-    print(f"Wrote {path} and figures in {folder.figures}")
+    figures = _publish(RunFolder(Path(out)) if out else run, judgements, wandb_project)
+    print(f"Wrote {path} and figures in {figures}")
     return path
 
 
-def _publish(folder: "RunFolder", judgements: "dict[str, Judgement]", wandb_project: str | None) -> None:
-    """Saves the figures of judgements, and logs them to a project of Weights & Biases where one is named."""
+def _held_out_answers(data: "CalibrationData", source: "Source", extra_manifest: str | None) -> "Answers":
+    """Answers for the validation part of a run, and for further photographs where a manifest names them."""
+    from kd_convnext.inference.run_data import Answers, further_data, refuse_leak
+
+    refuse_leak(data, "val")
+    answers = data.answers(data.rows("val"))
+    if extra_manifest is None:
+        return answers
+    further = further_data(data.predictor, extra_manifest, source, data)
+    return Answers.of([answers, further.answers(further.rows("val"))])
+
+
+def _recorded(
+    calibration: "Calibration",
+    made_of: Mapping[str, object],
+    judgements: "Mapping[str, Judgement]",
+    transfer: "Coverage | None",
+) -> "Calibration":
+    """Adds to a calibration's record what it was made of and how it was judged."""
+    judged = {part: found.summary() for part, found in judgements.items()}
+    record = {**calibration.record, **made_of, "transfer": asdict(transfer) if transfer else None, **judged}
+    return replace(calibration, record=record)
+
+
+def _publish(folder: "RunFolder", judgements: "dict[str, Judgement]", wandb_project: str | None) -> Path:
+    """Saves the figures of judgements, logs them where a project of Weights & Biases is named; returns their folder."""
     from kd_convnext.common.figures import save_figure
 
     figures = _figures(judgements)
@@ -118,6 +137,7 @@ def _publish(folder: "RunFolder", judgements: "dict[str, Judgement]", wandb_proj
         save_figure(folder.figures / f"calibration_{name}.png", figure)
     if wandb_project is not None:
         _log(wandb_project, folder, judgements, figures)
+    return folder.figures
 
 
 def _mergers(merge: str | None) -> tuple[tuple[str, ...], ...]:

@@ -31,7 +31,7 @@ class PaperSummary:
     """
 
     out: Path
-    records: tuple[CellRecord, ...]
+    records: tuple[CellRecord, ...] = ()
 
 
 def paper(
@@ -88,10 +88,9 @@ def paper(
         CellError: Cells have failed; everything else is done and written.
     """
     folder = Path(out)
-    data: dict[str, object] = {"manifest": manifest, "cache_dir": cache_dir, "sr_weights": sr_weights}
     choice = Choice(
         out=folder,
-        data={name: value for name, value in data.items() if value is not None},
+        data=_given(manifest=manifest, cache_dir=cache_dir, sr_weights=sr_weights),
         seed=seed,
         repeats=counted(repeats),
         methods=selected(methods, grid),
@@ -100,32 +99,33 @@ def paper(
         overlays=tuple(overlays or ()),
     )
     cells = plan_cells(grid, choice)
-    place = Workplace(folder, isolate, group=folder.name)
     if dry_run:
-        from kd_convnext.experiment.running.estimate import print_estimate
-
-        print_estimate(cells, folder, workers if launcher == "ray" else 1)
-        return PaperSummary(folder, ())
+        return _estimate(cells, folder, workers if launcher == "ray" else 1)
     require_empty(folder, permitted=resume or collect, option="--resume true")
+    place = Workplace(folder, isolate, group=folder.name)
     if cell is not None:
         return _one(cells, cell, place)
     if not collect:
         _check_data(cells)
-        plan: dict[str, object] = {
-            "methods": methods,
-            "repeats": repeats,
-            "seed": seed,
-            "super_resolution": super_resolution,
-        }
-        plan |= {"sweep": sweep, "overlays": overlays, "bootstrap": bootstrap}
-        _write_experiment(folder, {**data, **plan, "grid": _plain(asdict(grid))})
+        _write_experiment(choice, grid, methods=methods, repeats=repeats, bootstrap=bootstrap)
     if launcher == "slurm" and not collect:
         print(slurm_script(cells, folder / EXPERIMENT, folder, sbatch), end="")
-        return PaperSummary(folder, ())
+        return PaperSummary(folder)
     records = _standing(cells, folder) if collect else _launch(cells, place, launcher, workers)
     _write_outputs(grid, choice, bootstrap)
     _report_failed(records)
     return PaperSummary(folder, tuple(records))
+
+
+def _given(**options: str | None) -> dict[str, object]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _estimate(cells: Sequence[Cell], out: Path, workers: int) -> PaperSummary:
+    from kd_convnext.experiment.running.estimate import print_estimate
+
+    print_estimate(cells, out, workers)
+    return PaperSummary(out)
 
 
 def _launch(cells: Sequence[Cell], place: Workplace, launcher: str, workers: int) -> list[CellRecord]:
@@ -172,10 +172,18 @@ def _check_data(cells: Sequence[Cell]) -> None:
         split_of(cell, manifest)
 
 
-def _write_experiment(folder: Path, options: dict[str, object]) -> None:
-    """Writes the description that repeats this experiment: ``kd-convnext paper --config experiment.yaml``."""
-    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-    atomic_write(folder / EXPERIMENT, lambda file: file.write(text.encode("utf-8")))
+def _write_experiment(choice: Choice, grid: Grid, **asked: object) -> None:
+    """Writes the description that repeats this experiment: ``kd-convnext paper --config experiment.yaml``.
+
+    Args:
+        choice: Which cells, on which data.
+        grid: Methods and settings.
+        **asked: Options as they were asked for, where the choice holds what became of them.
+    """
+    chosen = {name: getattr(choice, name) for name in ("seed", "super_resolution", "sweep", "overlays")}
+    options = {**choice.data, **asked, **chosen, "grid": asdict(grid)}
+    text = yaml.safe_dump(_plain(options), sort_keys=False, allow_unicode=True)
+    atomic_write(choice.out / EXPERIMENT, lambda file: file.write(text.encode("utf-8")))
 
 
 def _plain(value: object) -> object:
