@@ -8,6 +8,7 @@ import re
 import sys
 from argparse import ArgumentError, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from kd_convnext.common.files import write_finding
@@ -30,8 +31,11 @@ def parsing(command: str, known: Iterable[str] = ()) -> Iterator[None]:
     try:
         yield
     except (ArgumentError, ArgumentTypeError) as error:
+        helped = f"See kd-convnext {command} --help."
+        if wrong := _wrong_choice(str(error)):
+            raise ConfigError(replace(wrong, remedy=wrong.remedy + helped)) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        remedy = f"{_meant(' '.join(lines), known)}{_hint(' '.join(lines))}See kd-convnext {command} --help."
+        remedy = f"{_meant(' '.join(lines), known)}{_hint(' '.join(lines))}{helped}"
         raise ConfigError(Finding(f"kd-convnext {command}", " ".join(lines[:6]), remedy)) from error
 
 
@@ -55,9 +59,30 @@ def _meant(text: str, known: Iterable[str]) -> str:
     return ""
 
 
+_KEY = r'Parser key "([^"]+)"'
+_GIVEN = r"Got value: (.+)|val='([^']*)'|Given value: (.+)"
+_EXPECTED = r"Expected a (?:typing\.)?(Literal\[.*?\]|<class '[\w.]+'>)"
+
+
+def _wrong_choice(text: str) -> Finding | None:
+    """Finds the option, its value and the names it may have, where the parser says that a value is none of them."""
+    kinds, given = re.findall(_EXPECTED, text), re.search(_GIVEN, text)
+    choices = [name for kind in kinds if kind.startswith("Literal") for name in re.findall(r"'([^']*)'", kind)]
+    if "<class 'bool'>" in kinds:
+        choices += ["true", "false"]
+    others = {kind for kind in kinds if kind.startswith("<")} - {"<class 'NoneType'>", "<class 'bool'>"}
+    if not choices or others or given is None:
+        return None
+    value = next(found for found in given.groups() if found is not None).strip()
+    close = difflib.get_close_matches(value.lower(), choices, n=1)
+    where = "--" + ".".join(re.findall(_KEY, text))
+    what = f"{value!r} is none of {', '.join(choices)}"
+    return Finding(where, what, f"Did you mean {close[0]}? " if close else "")
+
+
 def _hint(text: str) -> str:
     """Says what is likely meant where a value is of another type than it looks."""
-    option = re.search(r'Parser key "([^"]+)"', text)
+    option = re.search(_KEY, text)
     name = f"--{option[1]}" if option else "the option"
     if re.search(r"Expected a <class 'str'>[^-]*value: -?[0-9.]", text):
         return f'Text that looks like a number wants quotes: \'{name}=["0","1"]\' for a list, "0" in a file. '
