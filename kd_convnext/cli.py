@@ -173,7 +173,7 @@ def _help() -> str:
 
 
 def console() -> None:
-    """The installed program."""
+    """Runs the installed program ``kd-convnext`` and exits with its code."""
     sys.exit(main())
 
 

@@ -1,4 +1,4 @@
-"""One exception family: what is wrong, where (file, row, argument), and how to mend it.
+"""Defines the exceptions: what is wrong, where (file, row, argument), and how to mend it.
 
 Everything a user can get wrong ends here. The command line prints the message without a traceback and
 exits with code 2; in a notebook the same text is the exception's message.

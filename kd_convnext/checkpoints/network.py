@@ -20,7 +20,7 @@ from kd_convnext.models.taps import watched_features
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which model answered.
+    """Names the model behind a prediction: its checkpoint, kind and backbone.
 
     Attributes:
         name: The network's timm name.

@@ -38,7 +38,7 @@ def line_look(number: int) -> tuple[str, str]:
 
 
 def wrapped(text: str, inches: float, size: float = 9.0) -> str:
-    """Breaks a text into lines that fit a width; words that are too long for it are broken too.
+    """Wraps a text into lines that fit a width; words that are too long for it are broken too.
 
     Args:
         text: May have line breaks, which stay.

@@ -1,4 +1,4 @@
-"""Which code configurations and checkpoints may name: classes of known packages, and nothing else."""
+"""Checks class paths of configurations and checkpoints: only classes of known or trusted packages may be named."""
 
 import contextlib
 import importlib.util

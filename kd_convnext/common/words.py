@@ -1,4 +1,4 @@
-"""The order of a command line: options that are typed hold against files of options, wherever they stand."""
+"""Orders the words of a command line: options that are typed overrule files of options, wherever they stand."""
 
 import inspect
 from collections.abc import Mapping, Sequence

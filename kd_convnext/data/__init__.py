@@ -1,1 +1,1 @@
-"""From a manifest of photographs to batches."""
+"""Turns a manifest of photographs into batches."""

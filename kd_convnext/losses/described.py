@@ -13,7 +13,7 @@ PUBLIC = "kd_convnext.losses"
 
 
 class Description(TypedDict):
-    """How an object was made.
+    """Records the class and the arguments an object was made with.
 
     Attributes:
         class_path: Where its class lies.

@@ -17,7 +17,7 @@ RESERVED = ("step", "total")
 
 
 class Losses(NamedTuple):
-    """What an objective gives for a batch.
+    """Losses of a batch: the weighted total, and each term.
 
     Attributes:
         total: The weighted sum, a scalar: the one to minimise.
@@ -83,12 +83,12 @@ class Objective(Described, nn.Module):
 
     @property
     def student_needs(self) -> Needs:
-        """What the terms read of the student; always its logits."""
+        """Outputs that the terms read of the student; always its logits."""
         wanted = (t.needs if t.student_needs is None else t.student_needs for t in self.named_terms().values())
         return reduce(or_, wanted, Needs.LOGITS)
 
     def build(self, student: Widths, teachers: Mapping[str, Widths]) -> None:
-        """Lets every term create its projector.
+        """Builds the projector of every term.
 
         Args:
             student: Sizes of the student's outputs.
@@ -108,7 +108,7 @@ class Objective(Described, nn.Module):
             term.count_classes(counts)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tells every term that an epoch begins, counted from 0."""
+        """Starts an epoch, counted from 0, in every term."""
         for term in self.named_terms().values():
             term.begin_epoch(epoch)
 

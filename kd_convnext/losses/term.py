@@ -25,7 +25,7 @@ class Needs(Flag):
 
 
 class Outputs(NamedTuple):
-    """What one network gives for one batch; None where no term needs it.
+    """Outputs of one network for one batch; None where no term needs them.
 
     Attributes:
         logits: [B, K].
@@ -105,13 +105,13 @@ class Term(Described, nn.Module, HyperparametersMixin):
         return self.weight * (1.0 if self.schedule is None else self.schedule.factor(epoch))
 
     def begin_epoch(self, epoch: int) -> None:
-        """Is told that an epoch begins, counted from 0; a term that changes then writes into a buffer, in place."""
+        """Starts an epoch, counted from 0; a term that changes then writes into a buffer, in place."""
 
     def weigh_classes(self, weights: Sequence[float]) -> None:
-        """Is told the weights of the classes (inverse frequency, mean 1) once; most terms ignore them."""
+        """Takes the weights of the classes (inverse frequency, mean 1) once; most terms ignore them."""
 
     def count_classes(self, counts: Sequence[int]) -> None:
-        """Is told how many training images each class has, once; most terms ignore it."""
+        """Takes the number of training images of each class, once; most terms ignore it."""
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Computes the term.

@@ -22,7 +22,7 @@ TOKEN_TAPS = 4
 
 @dataclass(frozen=True)
 class TapSpec:
-    """Which modules are tapped where terms need maps.
+    """Selects the modules to tap where terms need maps.
 
     Attributes:
         student: Modules of the student; by default its four stages.

@@ -56,7 +56,7 @@ class CheckpointedModule(pl.LightningModule):
             raise CheckpointError(Finding("checkpoint", what, remedy)) from error
 
     def start_from(self, spec: BackboneSpec) -> None:
-        """Remembers what the start weights have seen, where they come from a checkpoint of ours.
+        """Records the photographs behind start weights, where those come from a checkpoint of this package.
 
         Args:
             spec: What the network was built from.

@@ -61,7 +61,7 @@ class EpochTally:
         self._images.append(images)
 
     def first_not_finite(self) -> tuple[int, str, list[int]] | None:
-        """Looks at the steps since it was last called; on a GPU this waits for them.
+        """Finds the first step since the last call whose loss is not finite; on a GPU this waits for them.
 
         Returns:
             The first step with a term that is NaN or infinite, counted from 1; the term's name; the numbers of the

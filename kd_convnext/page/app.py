@@ -1,4 +1,4 @@
-"""The application: its parts, its files, and what becomes of errors."""
+"""Builds the web application: its parts, its files, and the responses to errors."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -38,7 +38,7 @@ printed."""
 
 @dataclass(frozen=True)
 class Parts:
-    """What the page has; at least one of them.
+    """Parts of the page: marking, asking, reading; at least one of them.
 
     Attributes:
         marking: A folder to mark.

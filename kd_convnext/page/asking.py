@@ -1,4 +1,4 @@
-"""Answers of a checkpoint for photographs on the page: those of ``classify``, with what speaks for them."""
+"""Classifies photographs on the page as ``classify`` does, with heat maps and the nearest training cases."""
 
 import io
 import tempfile
@@ -35,7 +35,7 @@ _HOT = 0.5  # share of the strongest evidence that a suggested region holds
 
 @dataclass(frozen=True)
 class Settings:
-    """How a checkpoint is opened; see ``classify``.
+    """Options by which a checkpoint is opened; see ``classify``.
 
     Attributes:
         ckpt_path: The checkpoint.
@@ -86,11 +86,11 @@ class Asking:
         self._kept: OrderedDict[tuple[Path, Box | None, str, str], Prediction] = OrderedDict()
 
     def start(self) -> None:
-        """Begins to read the training photographs, in the background."""
+        """Starts reading the training photographs, in the background."""
         threading.Thread(target=self._read_cases, name="training cases", daemon=True).start()
 
     def answers(self, photographs: Sequence[Photograph]) -> list[Prediction | Failure]:
-        """Answers for photographs as ``classify`` does; one at a time, whoever asks.
+        """Classifies photographs as ``classify`` does; one request at a time.
 
         Args:
             photographs: Files with their boxes.

@@ -1,4 +1,4 @@
-"""The addresses of asking a checkpoint and of reading its run."""
+"""Defines the routes for classifying photographs and reading a run."""
 
 from dataclasses import asdict
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""Who may speak to the server: token, cookie, host, origin, and how much they may send."""
+"""Authorises requests to the server by token, cookie, host, origin and size."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Access:
-    """Who is let in.
+    """Decides which requests are authorised.
 
     Attributes:
         token: The secret in the address.
@@ -80,7 +80,7 @@ class Access:
 
 
 class Guard:
-    """Stands before the application: nothing reaches it that `Access` refuses."""
+    """Middleware before the application: refuses what `Access` does not authorise."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         """Wraps an application."""

@@ -24,7 +24,7 @@ _BOX = COLUMNS[4:]
 
 
 class ConflictError(KDConvNeXtError):
-    """Somebody else has changed what was to be changed."""
+    """Reports that somebody else has changed the rows meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class ManifestFile:
         return self._write(image, version, lambda content: _changed(content, image, regions))
 
     def restore(self, image: str, version: str, rows: Sequence[Record]) -> Content:
-        """Puts a photograph's earlier rows back, with whatever they held in unknown columns.
+        """Restores a photograph's earlier rows, with all they held in unknown columns.
 
         Args:
             image: Path relative to the manifest.

@@ -1,4 +1,4 @@
-"""Marking a folder of photographs: regions with class, lesion and patient, kept in its manifest."""
+"""Marks regions in a folder of photographs, with class, lesion and patient, kept in its manifest."""
 
 import json
 import re
@@ -76,7 +76,7 @@ class Marking:
         self.file.read()
 
     def start(self) -> None:
-        """Begins to make the thumbnails."""
+        """Starts making the thumbnails, in the background."""
         names = self.folder.names(frozenset(self.file.read().images))
         self.thumbnails.make([self.folder.path(name) for name in names if name.lower().endswith(_shown())])
 

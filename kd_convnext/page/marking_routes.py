@@ -1,4 +1,4 @@
-"""The addresses of the marking half."""
+"""Defines the routes of marking: photographs, regions, classes, progress, checks."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,7 +19,7 @@ Suggest = Callable[[Path], Box | None]
 
 
 def marking_routes(marking: Marking, lesions_needed: int, suggest: Suggest | None) -> APIRouter:
-    """Returns the addresses of the marking half.
+    """Returns the routes of marking.
 
     Args:
         marking: The folder.

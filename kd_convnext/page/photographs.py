@@ -1,4 +1,4 @@
-"""A folder's photographs by their names in the manifest, and nothing outside it."""
+"""Finds a folder's photographs by their names in the manifest, and nothing outside it."""
 
 import os
 from pathlib import Path

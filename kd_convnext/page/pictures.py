@@ -1,4 +1,4 @@
-"""Photographs as a browser can show them: thumbnails that are kept, and whole pictures."""
+"""Converts photographs for a browser: thumbnails, stored in a folder, and whole pictures."""
 
 import base64
 import contextlib
@@ -54,7 +54,7 @@ class Thumbnails:
         return data
 
     def make(self, paths: Iterable[Path]) -> None:
-        """Begins to make those of many photographs, in the background."""
+        """Starts making the thumbnails of many photographs, in the background."""
         if self._thread is not None and self._thread.is_alive():
             return
         self._thread = threading.Thread(target=self._make, args=([*paths],), name="thumbnails", daemon=True)

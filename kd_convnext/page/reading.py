@@ -1,4 +1,4 @@
-"""A run on the page: its report, model card and figures, and its test photographs one by one."""
+"""Reads a run for the page: report, model card, figures, and its test photographs one by one."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is sent to the server and what comes back, for its checks and its OpenAPI description."""
+"""Defines the schemas of requests and responses, for validation and the OpenAPI description."""
 
 from typing import Annotated, Any
 
@@ -96,7 +96,7 @@ class Unanswered(BaseModel):
 
 
 class Answers(BaseModel):
-    """What ``kd-convnext classify`` writes into answers.json."""
+    """Answers as ``kd-convnext classify`` writes them into answers.json."""
 
     model: dict[str, Any]
     calibration: dict[str, Any] | None
@@ -114,12 +114,12 @@ class FindingOut(BaseModel):
 
 
 class Problems(BaseModel):
-    """Why a request was refused."""
+    """Problems for which a request was refused."""
 
     findings: list[FindingOut]
 
 
 class Health(BaseModel):
-    """That the server lives."""
+    """Health of the server."""
 
     status: str

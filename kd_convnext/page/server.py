@@ -1,4 +1,4 @@
-"""The server: one process on one address, and the browser that opens it."""
+"""Runs the server, one process on one address, and opens the browser."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""The address for other programs: ``POST /v1/classify``, with its OpenAPI description."""
+"""Defines the route for other programs: ``POST /v1/classify``, with its OpenAPI description."""
 
 from typing import Annotated, Any
 

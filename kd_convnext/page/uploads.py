@@ -1,4 +1,4 @@
-"""Photographs that were sent to the page, kept in a temporary folder while they are looked at."""
+"""Stores photographs that were sent to the page, in a temporary folder that is deleted at the end."""
 
 import re
 import secrets
@@ -85,12 +85,12 @@ class Uploads:
             return found
 
     def drop(self, key: str) -> None:
-        """Forgets a photograph."""
+        """Deletes a photograph."""
         with self._lock:
             found = self._held.pop(key, None)
         if found is not None:
             found.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Deletes them all."""
+        """Deletes all photographs."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -38,7 +38,7 @@ _PARTS = {"train": "Training part", "val": "Validation part", "test": "Test part
 
 @dataclass(frozen=True)
 class Subject:
-    """What a figure is about; every figure of a run says it above itself.
+    """Subject of a figure, written above every figure of a run.
 
     Attributes:
         part: Part of the data.

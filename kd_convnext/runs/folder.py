@@ -30,7 +30,7 @@ class RunFolder:
 
     @property
     def split(self) -> Path:
-        """Which photograph went to which part."""
+        """File of the split: the part of each photograph."""
         return self.path / "split.csv"
 
     @property
@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def cost(self) -> Path:
-        """What the network costs: parameters, multiply-adds, time of a photograph."""
+        """File of the network's cost: parameters, multiply-adds, time of a photograph."""
         return self.path / "cost.json"
 
     @property
@@ -69,12 +69,12 @@ class RunFolder:
         return self.path / "predictions.csv"
 
     def predictions_of(self, part: str) -> Path:
-        """What ``predict`` answered for a part (``all`` for the whole manifest)."""
+        """File of the predictions for a part (``all`` for the whole manifest)."""
         return self.path / f"predictions_{part}.csv"
 
     @property
     def judged(self) -> Path:
-        """Which checkpoint the results are of, and on which photographs."""
+        """File that names the checkpoint and the photographs of the results."""
         return self.path / "judged.json"
 
     @property

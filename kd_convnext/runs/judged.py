@@ -16,7 +16,7 @@ _FIELDS = ("checkpoint", "checkpoint_sha256", "split_hash", "data")
 
 @dataclass(frozen=True)
 class Judged:
-    """What results are of.
+    """Identifies the checkpoint and the photographs of results.
 
     Attributes:
         checkpoint: File name of the checkpoint.

@@ -136,7 +136,7 @@ class TrainingCLI(LightningCLI):
             raise
 
     def after_fit(self) -> None:
-        """Says where a fit that was to go on had ended already."""
+        """Prints where a fit that was to go on had ended already."""
         if self._resumed_at is not None and self.trainer.global_step == self._resumed_at:
             limit = "--trainer.max_steps" if 0 <= self.trainer.max_steps <= self._resumed_at else "--trainer.max_epochs"
             say(self.trainer, f"Nothing was left to train: the fit was finished already; a higher {limit} goes on")

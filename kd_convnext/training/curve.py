@@ -12,7 +12,7 @@ _UNTIL = "metrics_until_resume_"
 
 
 def begin_curve(folder: Path, resumed_at: int | None, *, first_process: bool) -> CSVLogger:
-    """Begins ``metrics.csv``, or goes on with it.
+    """Creates ``metrics.csv``, or appends to it.
 
     Args:
         folder: The run's folder.

@@ -28,7 +28,7 @@ _PACKAGES = (
 
 
 def environment(trainer: Trainer) -> dict[str, object]:
-    """Tells what a fit ran on.
+    """Describes the machine and the library versions of a fit.
 
     Args:
         trainer: At the start of a fit.

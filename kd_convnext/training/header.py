@@ -31,7 +31,7 @@ _FORWARD = 1 / 3
 
 
 class RunHeader(Callback):
-    """Says at the start what runs where and how long it will take, and at the end what to type next."""
+    """Prints at the start what runs where and how long it will take, and at the end the next commands."""
 
     def __init__(
         self,
@@ -87,12 +87,12 @@ class RunHeader(Callback):
             self._validation_batch = time.perf_counter() - self._validation_begun
 
     def on_train_epoch_start(self, *args: Any) -> None:
-        """Begins to wait for the epoch's first batch."""
+        """Starts timing the wait for the epoch's first batch."""
         if self._clock:
             self._clock.ask()
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """Ends the wait for a batch."""
+        """Stops timing the wait for a batch."""
         if self._clock:
             self._clock.start()
 
@@ -136,7 +136,7 @@ class RunHeader(Callback):
 
 
 def header_line(trainer: Trainer, module: LightningModule) -> str:
-    """Says what is fitted, where, and into which folder.
+    """Returns a line on what is fitted, where, and into which folder.
 
     Args:
         trainer: At the start of a fit.
@@ -174,7 +174,7 @@ def device_name(trainer: Trainer) -> str:
 
 
 def estimate_lines(seconds: float, step_seconds: float, *, on_cpu: bool, small_config: str | None) -> list[str]:
-    """Says how long a fit will take, and warns where a CPU is too slow for it.
+    """Estimates the time of a fit, and warns where a CPU is too slow for it.
 
     Args:
         seconds: Expected for the rest of the fit.
@@ -196,7 +196,7 @@ def estimate_lines(seconds: float, step_seconds: float, *, on_cpu: bool, small_c
 
 
 def next_commands(ckpt_path: Path, config: Path, distill_config: str | None) -> list[str]:
-    """Says what to type after a fit.
+    """Returns the commands that follow a fit.
 
     Args:
         ckpt_path: The fit's best checkpoint.
@@ -217,7 +217,7 @@ def next_commands(ckpt_path: Path, config: Path, distill_config: str | None) -> 
 
 
 def commands_without_labels(ckpt_path: Path, distill_config: str | None) -> list[str]:
-    """Says what to type after a fit without labels, which has nothing to be tested on.
+    """Returns the commands that follow a fit without labels, which has nothing to be tested on.
 
     Args:
         ckpt_path: The fit's best checkpoint.
@@ -249,7 +249,7 @@ def _finish(trainer: Trainer) -> None:
 
 
 def machine_line(trainer: "Trainer", module: "LightningModule") -> str:
-    """Says what a fit makes of its machine, and why.
+    """Returns a line on the precision, compilation and loader processes of a fit, with the reasons.
 
     Args:
         trainer: At the start of a fit.

@@ -37,7 +37,7 @@ class LoaderTuning(Callback):
 
 
 class Samples(Protocol):
-    """What is loaded."""
+    """Dataset that is loaded for the measurement."""
 
     def __getitem__(self, key: Any) -> Any:
         """Loads one sample."""

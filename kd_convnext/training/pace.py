@@ -28,7 +28,7 @@ class StepClock:
         self.waited += self._lap()
 
     def end(self) -> None:
-        """The step is done, and the next batch is asked for."""
+        """Stops timing the work and starts timing the wait for the next batch."""
         self.worked += self._lap()
         self.steps += 1
 

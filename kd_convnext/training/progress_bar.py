@@ -48,12 +48,12 @@ class DataWaitBar(TQDMProgressBar):
         self._clock = StepClock()
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """The batch has come."""
+        """Stops timing the wait for a batch."""
         super().on_train_batch_start(*args)
         self._clock.start()
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """The step is done."""
+        """Stops timing a step."""
         self._clock.end()
         super().on_train_batch_end(*args, **kwargs)
         self._clock.ask()
@@ -67,7 +67,7 @@ class DataWaitBar(TQDMProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation is neither waiting nor stepping."""
+        """Excludes validation from the timing."""
         super().on_validation_end(trainer, pl_module)
         self._clock.ask()
 

@@ -37,23 +37,23 @@ class RankWatch(Callback):
         self._watch: _Watch | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to watch; not before, as Lightning takes SIGTERM for itself after a fit's first hook."""
+        """Starts watching the processes; not before, as Lightning takes SIGTERM after a fit's first hook."""
         self._begin(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to watch."""
+        """Starts watching the other processes."""
         self._begin(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to watch."""
+        """Starts watching the other processes."""
         self._begin(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to watch."""
+        """Starts watching the other processes."""
         self._begin(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ends the watch, where the training has ended by itself."""
+        """Stops watching, where the training has ended by itself."""
         if self._watch is not None and trainer.state.status != "interrupted":
             self._watch.end()
             self._watch = None

@@ -117,7 +117,7 @@ class RunRecord(Callback):
             say(trainer, _PICTURES_LEAVE if self.wandb_pictures else _PICTURES_STAY)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says which epoch was the best; gives W&B the split and the best checkpoint, if asked for."""
+        """Prints which epoch was the best; logs the split and the best checkpoint to W&B, if asked for."""
         # Without labels there is one class, and it is always right.
         if trainer.is_global_zero and self._best is not None and not _data(trainer).ignores_labels:
             epoch, best = self._best

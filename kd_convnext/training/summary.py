@@ -58,7 +58,7 @@ def score_lines(
 
 
 def best_epoch_line(epoch: int, best: LesionCounts, seconds: float) -> str:
-    """Says which epoch was the best, how good, how sure, and how long the fit took.
+    """Returns a line on the best epoch, its score with interval, and the time of the fit.
 
     Args:
         epoch: Counted from 0, as in ``metrics.csv``.

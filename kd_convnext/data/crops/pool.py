@@ -1,4 +1,4 @@
-"""Shares the crops to make among the cores of this machine."""
+"""Distributes the crops to make over the cores of this machine."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

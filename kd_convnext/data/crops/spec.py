@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class CropSpec:
-    """How a region of interest becomes a stored picture. Travels in checkpoints (`to_dict`).
+    """Specifies how a region of interest is cropped, upscaled, resized and stored. Travels in checkpoints (`to_dict`).
 
     Attributes:
         roi_margin: Added on each side of the box, as a fraction of that side, clipped to the photograph.

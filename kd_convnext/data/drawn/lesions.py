@@ -24,7 +24,7 @@ BACKGROUNDS = ((0.16, 0.42, 0.55), (0.20, 0.46, 0.36), (0.62, 0.64, 0.66), (0.80
 
 @dataclass(frozen=True)
 class Structure:
-    """What a lesion is made of.
+    """Specifies the textures a lesion is drawn with.
 
     Attributes:
         glandular: Share of the tumour with ring-shaped glands, 0..1.

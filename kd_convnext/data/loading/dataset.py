@@ -18,7 +18,7 @@ from kd_convnext.data.loading.views import Views
 
 
 class Batch(TypedDict):
-    """What a loader yields. Stored outputs of a teacher of another name than ``teacher`` are under that name.
+    """Batch that a loader yields. Stored outputs of a teacher of another name than ``teacher`` are under that name.
 
     Attributes:
         image: uint8 [B, C, H, W]; networks normalise on the device.
@@ -49,14 +49,14 @@ class Sample(TypedDict):
 
 
 class View(NamedTuple):
-    """Which crop of a part, and which of its random views."""
+    """Selects a crop of a part, and one of its random views."""
 
     position: int
     seed: int
 
 
 class Place(NamedTuple):
-    """Where a crop comes from: its source, its row there, its label (-1 without), its ``index`` in a batch."""
+    """Locates a crop: its source, its row there, its label (-1 without), its ``index`` in a batch."""
 
     crops: Crops
     row: int

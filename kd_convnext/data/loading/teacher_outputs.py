@@ -36,7 +36,7 @@ class StoredOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswerKind:
-    """Everything but crop and seed that decides what a teacher answers.
+    """Identifies a teacher's stored outputs by all that decides them but crop and seed.
 
     Attributes:
         teacher: sha256 of the teacher's weights and architecture.
@@ -83,7 +83,7 @@ class AnswerKind:
 
 
 class OutputSource(Protocol):
-    """Whatever holds a teacher's outputs by crop and seed."""
+    """Protocol of a store of teacher outputs by crop and seed."""
 
     def load(self, crop_key: str, seed: int) -> StoredOutputs:
         """Reads the outputs for a view."""

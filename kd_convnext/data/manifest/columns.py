@@ -87,7 +87,7 @@ def parse_columns(text: str | None) -> dict[str, str]:
 
 
 def rename(header: Sequence[str], chosen: Mapping[str, str], where: str) -> tuple[list[str], list[Finding]]:
-    """Gives columns our names.
+    """Renames columns of a table to the manifest's names.
 
     Args:
         header: The table's names, in lower case.

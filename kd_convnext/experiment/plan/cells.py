@@ -73,7 +73,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which cells of a grid are wanted, on which data.
+    """Selects the cells of a grid, and the data they run on.
 
     Attributes:
         out: Folder of the experiment.

@@ -88,7 +88,7 @@ DESCRIBED = ("Method", "Network", "Starts from", "Input", "Crops", "Loss", "Epoc
 
 
 def environments(results: Iterable[CellResult]) -> list[tuple[str, str, str]]:
-    """Tells what the finished cells ran on.
+    """Describes the machines that the finished cells ran on.
 
     Args:
         results: Of any cells.

@@ -148,7 +148,7 @@ def group_arms(results: Iterable[CellResult]) -> list[Arm]:
 
 
 def results_table(results: Sequence[CellResult], root: Path) -> pd.DataFrame:
-    """Puts all cells into one table, ``results.csv``.
+    """Tabulates all cells in one table, ``results.csv``.
 
     Args:
         results: Of any cells.

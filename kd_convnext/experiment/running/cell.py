@@ -30,7 +30,7 @@ REPLACED = "replaced"
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where and how cells run.
+    """Specifies the folder of an experiment, and how its cells run.
 
     Attributes:
         out: Folder of the experiment.

@@ -23,7 +23,7 @@ _OTHER_LEVELS = 0.05  # share of pixels that may be one level off; OpenCV before
 
 
 def can_crop(predictor: Predictor) -> bool:
-    """Tells whether there is such a graph.
+    """Tells whether a crop graph can be exported for a network.
 
     Crops must be enlarged without a network, from a limited size, and stored as squares not smaller than the input.
     """

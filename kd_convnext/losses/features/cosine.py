@@ -40,7 +40,7 @@ class OrthogonalProjector(nn.Module):
         return turned[:rows, :columns]
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Projects.
+        """Projects embeddings.
 
         Args:
             embedding: [B, D_s].

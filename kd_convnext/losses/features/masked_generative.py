@@ -29,7 +29,7 @@ class Generator(nn.Module):
         )
 
     def forward(self, own: Tensor, size: tuple[int, int], kept: Tensor) -> Tensor:
-        """Generates.
+        """Generates the teacher's maps from the student's masked ones.
 
         Args:
             own: The student's map [B, C_s, H_s, W_s].

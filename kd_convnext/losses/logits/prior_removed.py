@@ -57,11 +57,11 @@ class PriorRemoved(CountedTerm):
         self.inner.build(student, teacher)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tells the inner term."""
+        """Passes it on to the inner term."""
         self.inner.begin_epoch(epoch)
 
     def weigh_classes(self, weights: Sequence[float]) -> None:
-        """Tells the inner term."""
+        """Passes it on to the inner term."""
         self.inner.weigh_classes(weights)
 
     def count_classes(self, counts: Sequence[int]) -> None:

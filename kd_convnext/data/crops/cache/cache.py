@@ -262,7 +262,7 @@ class CropCache:
         return None if size is None or (verify and read_entry(path, self.spec.store_size) is None) else size
 
     def write_configuration(self) -> None:
-        """Leaves a readable record of the configuration in its folder (``config.json``)."""
+        """Writes the configuration into its folder, readable (``config.json``)."""
         write_configuration(self.folder, self.identity)
 
 

@@ -37,7 +37,7 @@ def place(root: Path, identity: dict[str, Any]) -> tuple[str, Path]:
 
 
 def write_configuration(folder: Path, identity: dict[str, Any]) -> None:
-    """Leaves a readable record of a configuration in its folder (``config.json``).
+    """Writes a configuration into its folder, readable (``config.json``).
 
     Args:
         folder: See `place`.

@@ -132,7 +132,7 @@ class Index:
         return self._known.get((stamp, box))
 
     def add(self, stamp: Stamp, box: Box | None, key: str) -> None:
-        """Remembers a crop whose entry is written. Threads may call it at once.
+        """Adds a crop whose entry is written to the index. Threads may call it at once.
 
         Args:
             stamp: The photograph as it was before it was read.

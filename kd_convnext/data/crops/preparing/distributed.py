@@ -24,7 +24,7 @@ from kd_convnext.data.manifest.manifest import Manifest
 
 
 class Made(NamedTuple):
-    """What one photograph became: its stamp, and each region's pixels, or None where the entry is there already."""
+    """Result for one photograph: its stamp, and each region's pixels, or None where the entry exists already."""
 
     stamp: Stamp
     crops: list[tuple[Cut, tuple[Pixels, Fidelity | None] | None]]

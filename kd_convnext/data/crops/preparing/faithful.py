@@ -1,4 +1,4 @@
-"""Says how faithful the enlarged crops of a manifest are, the worst of them by name."""
+"""Reports how faithful the enlarged crops of a manifest are, and names the worst."""
 
 import numpy as np
 

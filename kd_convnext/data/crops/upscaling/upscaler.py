@@ -47,7 +47,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class UpscalerIdentity:
-    """What decides the pixels of an upscaler, apart from its input.
+    """Identifies an upscaler by all that decides its pixels, apart from the input.
 
     Attributes:
         name: Which implementation.
@@ -79,7 +79,7 @@ class Upscaler(Protocol):
 
     @property
     def identity(self) -> UpscalerIdentity:
-        """What decides the pixels."""
+        """Identity of the upscaler: all that decides its pixels."""
 
     def __call__(self, crop: Pixels) -> Pixels:
         """Enlarges a crop.
