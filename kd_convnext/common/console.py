@@ -53,10 +53,23 @@ def progress_bar(total: int, wanted: bool, title: str = "preparing crops") -> It
 
 
 def duration(seconds: float) -> str:
-    """Formats seconds as a duration."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    """Writes a time for people.
+
+    Args:
+        seconds: Not negative.
+
+    Returns:
+        Two units at most: ``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 3 h``.
+    """
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def megabytes(size: int) -> str:

@@ -18,7 +18,7 @@ from kd_convnext.evaluation.metrics import METRIC_NAMES, classification_metrics
 UNKNOWN = -1
 """The label of an image (or lesion) without one; such rows count in no metric."""
 
-Source = Literal["train", "val", "test", "predict"]
+EvaluatedPart = Literal["train", "val", "test", "predict"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Evaluation:
         class_names: K names in the order of the model's outputs.
     """
 
-    part: Source
+    part: EvaluatedPart
     index: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
@@ -197,7 +197,7 @@ class PredictionStore(Metric):
         kept = order[first]
         return index[first], dim_zero_cat(self.labels)[kept], dim_zero_cat(self.probabilities)[kept]
 
-    def evaluation(self, part: Source, class_names: Sequence[str]) -> Evaluation:
+    def evaluation(self, part: EvaluatedPart, class_names: Sequence[str]) -> Evaluation:
         """Returns the collected predictions of all processes.
 
         Args:

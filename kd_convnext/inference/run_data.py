@@ -29,7 +29,7 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Source:
+class RunSource:
     """Paths of a run's photographs.
 
     Attributes:
@@ -46,7 +46,7 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class LabelledAnswers:
     """Predictions for labelled photographs.
 
     Attributes:
@@ -64,12 +64,12 @@ class Answers:
     groups: npt.NDArray[np.str_]
 
     @classmethod
-    def of(cls, parts: Sequence["Answers"]) -> "Answers":
+    def of(cls, parts: Sequence["LabelledAnswers"]) -> "LabelledAnswers":
         """Returns all of several."""
         return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
 
 
-def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_weights: str | None) -> Source:
+def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_weights: str | None) -> RunSource:
     """Fills in what was not given from the run's ``config.yaml``.
 
     Args:
@@ -86,7 +86,7 @@ def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_we
     if manifest is None:
         what = f"{run.config} does not say which photographs the checkpoint was trained on"
         raise ConfigError(Finding("--manifest", what, "Give their manifest, or --config of the fit."))
-    return Source(
+    return RunSource(
         manifest, cache_dir or options.get("cache_dir"), sr_weights or options.get("sr_weights"), options.get("columns")
     )
 
@@ -120,7 +120,7 @@ class CalibrationData:
         kinds = KEPT_APART["known" if self.split is None else _group_by(self.predictor.network.card)]
         return row_hashes(self.manifest.table, rows, kinds, as_written=True)
 
-    def answers(self, rows: Rows) -> Answers:
+    def answers(self, rows: Rows) -> LabelledAnswers:
         """Runs the network on some rows.
 
         Args:
@@ -144,10 +144,10 @@ class CalibrationData:
         group_by = _group_by(self.predictor.network.card)
         groups = self.manifest.groups("lesion" if group_by == "image" else group_by)[rows]
         labels = self.manifest.labels[rows]
-        return Answers(np.concatenate(logits), np.concatenate(features), np.stack(appearances), labels, groups)
+        return LabelledAnswers(np.concatenate(logits), np.concatenate(features), np.stack(appearances), labels, groups)
 
 
-def own_data(predictor: Predictor, source: Source, run: RunFolder) -> CalibrationData:
+def own_data(predictor: Predictor, source: RunSource, run: RunFolder) -> CalibrationData:
     """Opens the data that a checkpoint was trained on, divided as it was then.
 
     Args:
@@ -174,7 +174,7 @@ def own_data(predictor: Predictor, source: Source, run: RunFolder) -> Calibratio
     return CalibrationData(manifest, split, _cache(predictor, source), predictor)
 
 
-def further_data(predictor: Predictor, manifest: str, source: Source, own: CalibrationData) -> CalibrationData:
+def further_data(predictor: Predictor, manifest: str, source: RunSource, own: CalibrationData) -> CalibrationData:
     """Opens further labelled photographs, of lesions that neither training nor validation nor test has.
 
     Args:
@@ -226,7 +226,7 @@ def _with_parts(manifest: Manifest, file: Path) -> Manifest:
     return replace(manifest, table=table[table["split"] != ""].reset_index(drop=True))
 
 
-def _cache(predictor: Predictor, source: Source) -> CropCache:
+def _cache(predictor: Predictor, source: RunSource) -> CropCache:
     root = Path(source.cache_dir).expanduser() if source.cache_dir else default_cache_dir()
     return CropCache(root, predictor.spec, str(predictor.network.device))
 

@@ -15,7 +15,7 @@ from kd_convnext.checkpoints.format import KEY
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import Batch
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.evaluation.answers import Evaluation, PredictionStore, Source
+from kd_convnext.evaluation.answers import EvaluatedPart, Evaluation, PredictionStore
 from kd_convnext.models.backbones import Backbone
 from kd_convnext.models.layers import layer_scales
 from kd_convnext.modules.batches import ForeignBatch, check_foreign, understood
@@ -307,7 +307,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         views = MIRRORED if mirrored else MIRRORED[:1]
         return torch.stack([self(images.flip(axes) if axes else images).float() for axes in views]).mean(dim=0)
 
-    def _keep(self, part: Source) -> Evaluation:
+    def _keep(self, part: EvaluatedPart) -> Evaluation:
         names = self.class_names or tuple(str(number) for number in range(self.num_classes))
         self.evaluation = self._answers.evaluation(part, names)
         self._answers.reset()
@@ -319,7 +319,7 @@ class ClassifierModule(CheckpointedModule, ABC):
             self.lesion_evaluation = self.evaluation.by_group(groups)
         return self.evaluation
 
-    def _judge(self, part: Source) -> None:
+    def _judge(self, part: EvaluatedPart) -> None:
         found = self._keep(part)
         per_class = part == "test"
         metrics = {f"{part}/{name}": value for name, value in found.metrics(per_class=per_class).items()}
@@ -373,7 +373,7 @@ class ClassifierModule(CheckpointedModule, ABC):
     def _check_classes(self, data: SpecimenDataModule | None) -> None:
         check_classes(self.class_names, self.num_classes, data)
 
-    def _check_judged(self, part: Source) -> None:
+    def _check_judged(self, part: EvaluatedPart) -> None:
         data = self.specimens
         self._check_classes(data)
         check_crops(self.card, data)

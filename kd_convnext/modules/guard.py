@@ -6,7 +6,7 @@ from kd_convnext.data.crops.spec import comparable
 from kd_convnext.data.loading.card import DataCard, check_leak
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import CheckpointError, Finding
-from kd_convnext.evaluation.answers import Source
+from kd_convnext.evaluation.answers import EvaluatedPart
 
 _OF_CROPS = ("crop_identity", "image_size", "in_chans")
 
@@ -63,7 +63,7 @@ def _compared(card: DataCard, name: str) -> object:
     return comparable(card.crop_identity) if name == "crop_identity" else getattr(card, name)
 
 
-def leaks(who: str, card: DataCard | None, data: SpecimenDataModule, parts: Sequence[Source]) -> bool:
+def leaks(who: str, card: DataCard | None, data: SpecimenDataModule, parts: Sequence[EvaluatedPart]) -> bool:
     """Finds lesions of the training among those that are to be judged.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 
 from kd_convnext.common.configs import data_options
 from kd_convnext.data.manifest.boxes import Box
-from kd_convnext.errors import Finding, KDConvNeXtError, ManifestError
+from kd_convnext.errors import KDConvNeXtError, ManifestError
 from kd_convnext.inference.answer_files import answers_content, write_answers
 from kd_convnext.inference.explaining.explainer import Explainer, Explanation
 from kd_convnext.inference.explaining.neighbours import TrainingCases
@@ -34,7 +34,7 @@ _HOT = 0.5  # share of the strongest evidence that a suggested region holds
 
 
 @dataclass(frozen=True)
-class Settings:
+class AskingOptions:
     """Options by which a checkpoint is opened; see ``classify``.
 
     Attributes:
@@ -66,7 +66,7 @@ class Asking:
         cases_problem: Why there are no training photographs; empty where there are, or while they are read.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AskingOptions) -> None:
         """Loads the checkpoint.
 
         Raises:
@@ -222,20 +222,3 @@ class Asking:
             self.cases_problem = error.findings[0].what
         except OSError as error:  # the folder of the checkpoint may be read-only
             self.cases_problem = f"{error.filename}: {error.strerror}"
-
-
-def box_of(values: Sequence[float] | None, where: str) -> Box | None:
-    """Reads a box of whole pixels.
-
-    Args:
-        values: x, y, width, height; None for the whole photograph.
-        where: For the message.
-
-    Raises:
-        ManifestError: It is none.
-    """
-    if values is None:
-        return None
-    if len(values) != 4 or any(not float(value).is_integer() or abs(value) >= 2**31 for value in values):
-        raise ManifestError(Finding(where, f"{list(values)} is no box", "Give x, y, width and height in pixels."))
-    return Box(*(int(value) for value in values))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from kd_convnext.inference.calibrating.fit import Wishes
     from kd_convnext.inference.calibrating.judgement import Judgement
-    from kd_convnext.inference.run_data import Answers, CalibrationData, Source
+    from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers, RunSource
     from kd_convnext.inference.trust.calibration import Calibration
     from kd_convnext.inference.trust.prediction_sets import Coverage
     from kd_convnext.runs.folder import RunFolder
@@ -104,16 +104,16 @@ def calibrate(
     return path
 
 
-def _held_out_answers(data: "CalibrationData", source: "Source", extra_manifest: str | None) -> "Answers":
+def _held_out_answers(data: "CalibrationData", source: "RunSource", extra_manifest: str | None) -> "LabelledAnswers":
     """Answers for the validation part of a run, and for further photographs where a manifest names them."""
-    from kd_convnext.inference.run_data import Answers, further_data, refuse_leak
+    from kd_convnext.inference.run_data import LabelledAnswers, further_data, refuse_leak
 
     refuse_leak(data, "val")
     answers = data.answers(data.rows("val"))
     if extra_manifest is None:
         return answers
     further = further_data(data.predictor, extra_manifest, source, data)
-    return Answers.of([answers, further.answers(further.rows("val"))])
+    return LabelledAnswers.of([answers, further.answers(further.rows("val"))])
 
 
 def _recorded(

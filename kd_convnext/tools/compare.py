@@ -98,12 +98,14 @@ def report(
         ConfigError: The folder is no tested run, or the page cannot be written.
     """
     (cell,) = _cells([run])
-    from kd_convnext.experiment.report.analysis import Settings, analyse
+    from kd_convnext.experiment.report.analysis import AnalysisOptions, analyse
     from kd_convnext.experiment.report.figures import all_figures
     from kd_convnext.experiment.report.page import write_report
 
     command = _typed(["report", run], seed=seed, bootstrap=bootstrap, by=by, prevalence=prevalence)
-    settings = Settings(f"Run {cell.title}", cell.method, seed, bootstrap, command, _shares(prevalence), _words(by))
+    settings = AnalysisOptions(
+        f"Run {cell.title}", cell.method, seed, bootstrap, command, _shares(prevalence), _words(by)
+    )
     analysis = analyse([cell], settings)
     if analysis.failed:
         raise ConfigError(Finding(run, str(analysis.failed[0].error), "Test the run again."))

@@ -14,7 +14,7 @@ from kd_convnext.errors import ConfigError, ExportError, Finding
 if TYPE_CHECKING:
     from kd_convnext.inference.exporting.comparison import Compared
     from kd_convnext.inference.exporting.deployed import Words
-    from kd_convnext.inference.exporting.samples import Samples
+    from kd_convnext.inference.exporting.samples import ExportSamples
     from kd_convnext.inference.predictor import Predictor
 
 LARGEST_DIFFERENCE = 1e-4
@@ -122,7 +122,7 @@ def _staged(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _write(predictor: "Predictor", place: Path, wish: _Wish, words: "Words", shown: "Samples") -> "Compared":
+def _write(predictor: "Predictor", place: Path, wish: _Wish, words: "Words", shown: "ExportSamples") -> "Compared":
     """Writes ``model.*`` and compares it; of int8 the float32 form is compared first, and must be near."""
     from kd_convnext.inference.exporting import formats
     from kd_convnext.inference.exporting.comparison import as_input, compare
@@ -173,7 +173,7 @@ def _near(found: "Compared") -> "Compared":
     raise ExportError(Finding("--format", what, "Nothing was written. Choose another --format, and report this."))
 
 
-def _describe(path: Path, words: "Words", files: list[Path], found: "Compared", shown: "Samples") -> None:
+def _describe(path: Path, words: "Words", files: list[Path], found: "Compared", shown: "ExportSamples") -> None:
     """Writes the JSON beside the file: its metadata, its hash, and the result of the comparison."""
     facts = {
         "files": {file.name: sha256_of(file) for file in files},
@@ -182,7 +182,7 @@ def _describe(path: Path, words: "Words", files: list[Path], found: "Compared", 
     path.write_text(json.dumps({**words.content, **facts}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _report(files: list[Path], found: "Compared", shown: "Samples") -> None:
+def _report(files: list[Path], found: "Compared", shown: "ExportSamples") -> None:
     size = sum(file.stat().st_size for file in files) / 1e6
     print(f"Wrote {files[0]}, {', '.join(file.name for file in files[1:])} ({size:.1f} MB)")
     print(

@@ -93,11 +93,11 @@ def _parts(
     folder = Path(manifest).expanduser() if manifest is not None else None
     file = folder / "manifest.csv" if folder is not None and (folder / "manifest.csv").is_file() else folder
     if ckpt_path is not None:
-        from kd_convnext.page.asking import Asking, Settings
+        from kd_convnext.page.asking import Asking, AskingOptions
         from kd_convnext.page.reading import Reading
 
         named = str(file) if file is not None else None
-        asking = Asking(Settings(ckpt_path, sr_weights, calibration, tta, device, cache_dir, named))
+        asking = Asking(AskingOptions(ckpt_path, sr_weights, calibration, tta, device, cache_dir, named))
         reading, names = Reading(ckpt_path, file), asking.predictor.network.card.class_names
     if folder is not None:
         marking = Marking(folder, kept / "page", names)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kd_convnext.common.console import say, shown
+from kd_convnext.common.console import duration, say, shown
 from kd_convnext.common.machine import best_precision, bf16_gain
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.manifest.summary import describe
 from kd_convnext.runs.folder import RunFolder
-from kd_convnext.training.pace import StepClock, batches_done, batches_left, duration, validation_batches_left
+from kd_convnext.training.pace import StepClock, batches_done, batches_left, validation_batches_left
 
 LONG_ON_CPU = 2 * 3600.0
 """Seconds above which a fit on a CPU comes with a warning."""

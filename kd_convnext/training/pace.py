@@ -43,26 +43,6 @@ class StepClock:
         return self._mark - before
 
 
-def duration(seconds: float) -> str:
-    """Writes a time for people.
-
-    Args:
-        seconds: Not negative.
-
-    Returns:
-        Two units at most: ``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 3 h``.
-    """
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24} h"
-
-
 def batches_left(trainer: Trainer) -> float:
     """Counts the training batches still to come, by ``max_epochs`` and ``max_steps``.
 

@@ -7,7 +7,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import TQDMProgressBar
 
-from kd_convnext.training.pace import StepClock, batches_done, batches_left, duration
+from kd_convnext.common.console import duration
+from kd_convnext.training.pace import StepClock, batches_done, batches_left
 
 _LOG_REFRESH = 25
 

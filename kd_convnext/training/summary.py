@@ -1,8 +1,8 @@
 """Prints what a test or a fit has found: a table of a dozen lines, and the best epoch with its interval."""
 
+from kd_convnext.common.console import duration
 from kd_convnext.evaluation.proportions import FEW, Interval, digits
 from kd_convnext.evaluation.statistics import LesionCounts, Metric, class_scores, intervals, scores
-from kd_convnext.training.pace import duration
 
 RESAMPLES = 500
 """Of the bootstrap behind the printed intervals."""

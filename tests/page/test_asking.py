@@ -16,7 +16,7 @@ from PIL import Image
 from kd_convnext.cli import main
 from kd_convnext.page import uploads
 from kd_convnext.page.app import Parts
-from kd_convnext.page.asking import Asking, Settings
+from kd_convnext.page.asking import Asking, AskingOptions
 from kd_convnext.page.marking import Marking
 
 BOX = {"x": 2, "y": 1, "width": 36, "height": 34}
@@ -31,7 +31,7 @@ def calibrated(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asking(calibrated):
-    found = Asking(Settings(str(calibrated)))
+    found = Asking(AskingOptions(str(calibrated)))
     found._read_cases()
     found.start = lambda: None
     return found
@@ -222,7 +222,7 @@ def test_a_suggested_region_lies_in_the_photograph(browser, tiny_manifest):
 def test_without_the_run_the_page_says_why_no_training_cases_are_shown(tiny_run, tmp_path):
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes(tiny_run.read_bytes())
-    asking = Asking(Settings(str(alone)))
+    asking = Asking(AskingOptions(str(alone)))
     asking._read_cases()
     assert asking.cases is None and "does not say which photographs" in asking.cases_problem
 

@@ -12,7 +12,7 @@ from helpers.pages import TOKEN, Watched, encoded, photographs, picture, running
 
 from kd_convnext.cli import main
 from kd_convnext.page.app import Parts
-from kd_convnext.page.asking import Asking, Settings
+from kd_convnext.page.asking import Asking, AskingOptions
 from kd_convnext.page.marking import Marking
 from kd_convnext.page.reading import Reading
 
@@ -61,7 +61,7 @@ def checkpoint(tiny_run, tiny_manifest, tmp_path_factory):
 def asking(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("both")
     photographs(folder, 2)
-    parts = Parts(Marking(folder, folder / "cache"), Asking(Settings(str(checkpoint))), Reading(str(checkpoint)))
+    parts = Parts(Marking(folder, folder / "cache"), Asking(AskingOptions(str(checkpoint))), Reading(str(checkpoint)))
     with running(parts) as base:
         yield base
 

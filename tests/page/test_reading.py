@@ -8,7 +8,7 @@ from helpers.inference import copy_run
 from helpers.pages import client
 
 from kd_convnext.page.app import Parts
-from kd_convnext.page.asking import Asking, Settings
+from kd_convnext.page.asking import Asking, AskingOptions
 from kd_convnext.page.reading import Reading
 
 
@@ -37,7 +37,7 @@ def run(tiny_run, tiny_manifest, tmp_path):
 
 @pytest.fixture
 def browser(run):
-    asking = Asking(Settings(str(run[0])))
+    asking = Asking(AskingOptions(str(run[0])))
     asking.start = lambda: None
     with client(Parts(asking=asking, reading=Reading(str(run[0])))) as found:
         yield found

@@ -8,11 +8,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from torch.utils.data import DataLoader
 
-from kd_convnext.common.console import shown
+from kd_convnext.common.console import duration, shown
 from kd_convnext.common.machine import PrecisionChoice
 from kd_convnext.training import header as progress
 from kd_convnext.training.header import RunHeader, estimate_lines, next_commands
-from kd_convnext.training.pace import batches_left, duration, validation_batches_left
+from kd_convnext.training.pace import batches_left, validation_batches_left
 from kd_convnext.training.progress_bar import DataWaitBar
 
 

@@ -61,7 +61,7 @@ class Lesion:
 
 
 @dataclass(frozen=True)
-class Photograph:
+class DrawnPhotograph:
     """One photograph of a lesion.
 
     Attributes:
@@ -98,7 +98,7 @@ def draw_lesion(rng: np.random.Generator, structure: Structure) -> Lesion:
     return Lesion(surface=surface, slab=slab, tumour=tumour)
 
 
-def photograph(rng: np.random.Generator, lesion: Lesion, width: int, height: int) -> Photograph:
+def photograph(rng: np.random.Generator, lesion: Lesion, width: int, height: int) -> DrawnPhotograph:
     """Takes a photograph from a random angle, in random light, with a random camera.
 
     Args:
@@ -119,7 +119,7 @@ def photograph(rng: np.random.Generator, lesion: Lesion, width: int, height: int
     scene += cv2.multiply(surface - scene, cv2.merge([slab] * 3))
     scene = _under(scene, _light(rng, width, height))
     _glare(rng, scene, slab)
-    return Photograph(image=_camera(rng, scene), tumour=tumour > 0.5)
+    return DrawnPhotograph(image=_camera(rng, scene), tumour=tumour > 0.5)
 
 
 def smooth_noise(rng: np.random.Generator, cells: float, size: int = CANVAS) -> Field:

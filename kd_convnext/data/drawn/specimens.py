@@ -17,7 +17,7 @@ from rich.progress import track
 
 from kd_convnext.common.files import atomic_write, write_finding
 from kd_convnext.common.machine import available_cores
-from kd_convnext.data.drawn.lesions import Photograph, Structure, draw_lesion, photograph
+from kd_convnext.data.drawn.lesions import DrawnPhotograph, Structure, draw_lesion, photograph
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import ConfigError, Finding
 
@@ -147,7 +147,7 @@ def _keep(out: Path, lesion: str, view: int, label: str, drawn: Drawn) -> dict[s
     return {"image": name, "label": label, "lesion_id": lesion, **place}
 
 
-def _taken(rng: np.random.Generator, drawn: Photograph) -> Drawn:
+def _taken(rng: np.random.Generator, drawn: DrawnPhotograph) -> Drawn:
     rows, columns = np.nonzero(drawn.tumour)
     left, right = int(columns.min()), int(columns.max()) + 1
     top, bottom = int(rows.min()), int(rows.max()) + 1

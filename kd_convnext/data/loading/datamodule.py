@@ -299,10 +299,6 @@ class SpecimenDataModule(pl.LightningDataModule):
         """Returns batches of chosen views of the training part, in their order."""
         return self._loader(self.train_set, sampler=views)
 
-    def judged_groups(self, part: Part) -> Groups:
-        """Returns the hashes of what the split keeps apart in a part, to compare with what a network has seen."""
-        return self._hashes(part, KEPT_APART[self.split_spec.group_by])
-
     def shared_with(self, card: DataCard, part: Part) -> Groups:
         """Finds what a part shares with all that a network has seen.
 

@@ -17,7 +17,7 @@ from kd_convnext.experiment.report.splits import Division, read_divisions
 
 
 @dataclass(frozen=True)
-class Settings:
+class AnalysisOptions:
     """The options of an analysis.
 
     Attributes:
@@ -57,7 +57,7 @@ class Analysis:
         remarks: What a reader must know.
     """
 
-    settings: Settings
+    settings: AnalysisOptions
     results: tuple[CellResult, ...]
     arms: tuple[Arm, ...]
     intervals: Mapping[Arm, Mapping[Metric, Interval]]
@@ -89,7 +89,7 @@ class Analysis:
         return self.of_family("ablation", "rival", "run")
 
 
-def analyse(cells: Sequence[CellRecord], settings: Settings, best: str | None = None) -> Analysis:
+def analyse(cells: Sequence[CellRecord], settings: AnalysisOptions, best: str | None = None) -> Analysis:
     """Reads cells and computes everything.
 
     Args:
@@ -142,7 +142,7 @@ def cell_name(record: CellRecord) -> str:
     return f"{record.title}{setting}, repeat {record.repeat}"
 
 
-def _with_baseline(methods: Sequence[Arm], settings: Settings, remarks: list[str]) -> list[Comparison]:
+def _with_baseline(methods: Sequence[Arm], settings: AnalysisOptions, remarks: list[str]) -> list[Comparison]:
     """Compares every method with the baseline, or remarks why it cannot."""
     baseline = next((arm for arm in methods if arm.record.method == settings.baseline), None)
     others = [arm for arm in methods if arm is not baseline]
@@ -160,7 +160,7 @@ def _with_baseline(methods: Sequence[Arm], settings: Settings, remarks: list[str
     return compare_pairs(pairs, settings.resamples, settings.seed)
 
 
-def _with_own_setting(tested: Sequence[Arm], settings: Settings) -> list[Comparison]:
+def _with_own_setting(tested: Sequence[Arm], settings: AnalysisOptions) -> list[Comparison]:
     """Compares each upscaler with the same method as the experiment runs it."""
     own = {arm.record.method: arm for arm in tested if arm.record.setting == "default"}
     switched = [arm for arm in tested if arm.record.family == "super_resolution" and arm.record.setting != "default"]
@@ -177,7 +177,7 @@ def teacher_of(arm: Arm, others: Sequence[Arm]) -> Arm | None:
     return next((one for one in others if any(cell.run.path.resolve() == folder for cell in one.results)), None)
 
 
-def _with_teacher(methods: Sequence[Arm], settings: Settings, remarks: list[str]) -> list[Comparison]:
+def _with_teacher(methods: Sequence[Arm], settings: AnalysisOptions, remarks: list[str]) -> list[Comparison]:
     """Compares every student with its own teacher, where that was tested too."""
     pairs = []
     for arm in methods:

@@ -6,7 +6,7 @@ from pathlib import Path
 from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.files import write_text
 from kd_convnext.experiment.plan.record import CellRecord
-from kd_convnext.experiment.report.analysis import Analysis, Settings, analyse, cell_name
+from kd_convnext.experiment.report.analysis import Analysis, AnalysisOptions, analyse, cell_name
 from kd_convnext.experiment.report.contents import tables_of_file
 from kd_convnext.experiment.report.figures import NamedFigure, all_figures
 from kd_convnext.experiment.report.page import write_report
@@ -47,7 +47,7 @@ def write_outputs(
     Raises:
         ConfigError: The cells are on different classes, or a file cannot be written.
     """
-    settings = Settings(title, baseline, seed, bootstrap, command, dict(prevalence or {}), tuple(by))
+    settings = AnalysisOptions(title, baseline, seed, bootstrap, command, dict(prevalence or {}), tuple(by))
     analysis = analyse(cells, settings, best)
     figures = all_figures(analysis)
     write_table(out / "results.csv", results_table(analysis.results, out))

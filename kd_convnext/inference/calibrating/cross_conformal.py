@@ -15,12 +15,12 @@ import numpy as np
 from kd_convnext.checkpoints.network import Network
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.inference.predictor import Predictor
-from kd_convnext.inference.run_data import Answers, CalibrationData, Rows, Source, own_data, refuse_leak
+from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers, Rows, RunSource, own_data, refuse_leak
 from kd_convnext.inference.trust.prediction_sets import Coverage, Held, fit_thresholds, observed_coverage
 from kd_convnext.runs.folder import run_of_checkpoint
 
 
-def held_out_by(ckpt_paths: Sequence[str], data: CalibrationData, source: Source) -> list[Answers]:
+def held_out_by(ckpt_paths: Sequence[str], data: CalibrationData, source: RunSource) -> list[LabelledAnswers]:
     """Predicts held-out lesions with other networks of the same recipe.
 
     Args:
@@ -84,7 +84,7 @@ def checked(own: Held, others: Held, class_names: Sequence[str], coverage: float
     return found
 
 
-def _opened(path: str, data: CalibrationData, source: Source) -> CalibrationData:
+def _opened(path: str, data: CalibrationData, source: RunSource) -> CalibrationData:
     own = data.predictor
     predictor = Predictor.from_checkpoint(
         path,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from kd_convnext.common.arrays import Values, softmax
 from kd_convnext.inference.calibrating.cross_conformal import checked
 from kd_convnext.inference.calibrating.judgement import Judgement, judge, lesions_of
-from kd_convnext.inference.run_data import Answers, CalibrationData
+from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers
 from kd_convnext.inference.trust.calibration import Calibration, Level
 from kd_convnext.inference.trust.gate import LARGEST_BANK, Distances, fit_gate
 from kd_convnext.inference.trust.prediction_sets import Coverage, Few, Held, fit_thresholds, weighted_threshold
@@ -35,7 +35,7 @@ class Wishes:
 
 
 def fit_calibration(
-    data: CalibrationData, answers: Answers, wishes: Wishes, others: Sequence[Answers] = ()
+    data: CalibrationData, answers: LabelledAnswers, wishes: Wishes, others: Sequence[LabelledAnswers] = ()
 ) -> Calibration:
     """Fits temperature, thresholds and gate.
 
@@ -79,18 +79,20 @@ def fit_calibration(
     )
 
 
-def photographs(answers: Answers) -> Held:
+def photographs(answers: LabelledAnswers) -> Held:
     """Returns what thresholds of single photographs are found from."""
     return Held(softmax(answers.logits), answers.labels, answers.groups)
 
 
-def whole(answers: Answers) -> Held:
+def whole(answers: LabelledAnswers) -> Held:
     """Returns what thresholds of lesions are found from."""
     pairs = np.zeros((len(answers.labels), 2))
     return lesions_of(answers, softmax(answers.logits), [Distances(*row) for row in pairs.tolist()]).held()
 
 
-def checked_transfer(calibration: Calibration, answers: Answers, others: Sequence[Answers]) -> Coverage | None:
+def checked_transfer(
+    calibration: Calibration, answers: LabelledAnswers, others: Sequence[LabelledAnswers]
+) -> Coverage | None:
     """Tests on lesions whether thresholds of other networks hold for the one that is calibrated; see `cross.checked`.
 
     Args:
@@ -104,7 +106,7 @@ def checked_transfer(calibration: Calibration, answers: Answers, others: Sequenc
     return checked(whole(answers), further, calibration.class_names, calibration.coverage)
 
 
-def judge_fit(calibration: Calibration, answers: Answers) -> Judgement:
+def judge_fit(calibration: Calibration, answers: LabelledAnswers) -> Judgement:
     """Evaluates a calibration on the photographs it was fitted on, with cross-fitted temperatures.
 
     Args:

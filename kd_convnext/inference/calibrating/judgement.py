@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.common.arrays import Values, softmax
-from kd_convnext.evaluation.answers import Evaluation, Source
+from kd_convnext.evaluation.answers import EvaluatedPart, Evaluation
 from kd_convnext.inference.prediction import mean_rows
-from kd_convnext.inference.run_data import Answers
+from kd_convnext.inference.run_data import LabelledAnswers
 from kd_convnext.inference.trust.calibration import Calibration, Decision
 from kd_convnext.inference.trust.gate import Distances
 from kd_convnext.inference.trust.prediction_sets import Coverage, Held, observed_coverage
@@ -40,7 +40,7 @@ class Lesions:
         return Held(self.raw[known], self.labels[known], self.names[known])
 
 
-def lesions_of(answers: Answers, probabilities: Values, distances: list[Distances]) -> Lesions:
+def lesions_of(answers: LabelledAnswers, probabilities: Values, distances: list[Distances]) -> Lesions:
     """Combines photographs by lesion.
 
     Args:
@@ -108,7 +108,9 @@ class Judgement:
         }
 
 
-def judge(calibration: Calibration, answers: Answers, part: Source, probabilities: Values | None = None) -> Judgement:
+def judge(
+    calibration: Calibration, answers: LabelledAnswers, part: EvaluatedPart, probabilities: Values | None = None
+) -> Judgement:
     """Applies a calibration to labelled photographs.
 
     Args:

@@ -29,7 +29,7 @@ from kd_convnext.models.heatmaps import (
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class NetworkView:
     """Prediction and heat map of one network for a photograph.
 
     Attributes:
@@ -70,7 +70,7 @@ class Explanation:
     target: str
     region: Box
     crop: Pixels
-    views: tuple[View, ...]
+    views: tuple[NetworkView, ...]
     neighbours: tuple[Neighbour, ...]
 
     def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Explainer:
 
     def _view(
         self, network: Network, picture: Pixels, probabilities: Values, target: str, crop: Pixels, region: Box
-    ) -> View:
+    ) -> NetworkView:
         names = network.card.class_names
         stage = explaining_stage(network.backbone, self.reduction)
         images = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None]
@@ -171,7 +171,7 @@ class Explainer:
             place = place_on(found, height, width, padded=padded)
             x, y = min(int(place.x * width), width - 1), min(int(place.y * height), height - 1)
             peak = (region.x + x, region.y + y)
-        return View(
+        return NetworkView(
             model=network.info.name,
             checkpoint_sha256=network.info.checkpoint_sha256,
             stage=stage.name,
@@ -183,7 +183,7 @@ class Explainer:
         )
 
 
-def _view_entry(view: View, class_names: Sequence[str], target: str) -> dict[str, Any]:
+def _view_entry(view: NetworkView, class_names: Sequence[str], target: str) -> dict[str, Any]:
     return {
         "model": view.model,
         "checkpoint_sha256": view.checkpoint_sha256,

@@ -9,7 +9,7 @@ from kd_convnext.common.arrays import Pixels, Values, softmax
 from kd_convnext.evaluation.answers import Evaluation
 from kd_convnext.inference.exporting.deployed import OUTPUTS, PixelType
 from kd_convnext.inference.exporting.formats import Runner
-from kd_convnext.inference.exporting.samples import Samples
+from kd_convnext.inference.exporting.samples import ExportSamples
 from kd_convnext.inference.predictor import Predictor
 from kd_convnext.inference.trust.calibration import Calibration
 from kd_convnext.inference.trust.gate import Distances, Features, appearance_of
@@ -47,7 +47,7 @@ class Compared:
     f1_macro: float | None = None
 
 
-def compare(run: Runner, predictor: Predictor, samples: Samples, pixels: PixelType) -> Compared:
+def compare(run: Runner, predictor: Predictor, samples: ExportSamples, pixels: PixelType) -> Compared:
     """Runs file and checkpoint on the same pictures; the file for each photograph alone and for several at once.
 
     Args:

@@ -24,7 +24,7 @@ _DRAWN_SEED = 20
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class ExportSamples:
     """Pictures as the network sees them.
 
     Attributes:
@@ -42,7 +42,7 @@ class Samples:
 
 def samples_of(
     predictor: Predictor, ckpt_path: str, manifest: str | None, cache_dir: str | None, count: int
-) -> Samples:
+) -> ExportSamples:
     """Collects photographs to compare on.
 
     Args:
@@ -73,7 +73,7 @@ def samples_of(
     return _chosen(predictor, photographs, Path(root).expanduser() if root else default_cache_dir(), count)
 
 
-def _chosen(predictor: Predictor, manifest: Manifest, root: Path, count: int) -> Samples:
+def _chosen(predictor: Predictor, manifest: Manifest, root: Path, count: int) -> ExportSamples:
     seen = _seen(predictor, manifest)
     rng = np.random.default_rng(0)
     unseen, learned = rng.permutation(np.flatnonzero(~seen)), rng.permutation(np.flatnonzero(seen))
@@ -81,7 +81,7 @@ def _chosen(predictor: Predictor, manifest: Manifest, root: Path, count: int) ->
     learned = np.sort((learned if len(learned) else unseen)[:LEARNED])
     labels = np.where(seen[judged], -1, manifest.labels[judged])
     kind = "not seen" if len(unseen) else "all seen"
-    return Samples(
+    return ExportSamples(
         source=f"{len(judged)} photographs of {manifest.name}, {kind} in training",
         judged=_pictures(predictor, manifest, root, judged),
         labels=labels,
@@ -89,7 +89,7 @@ def _chosen(predictor: Predictor, manifest: Manifest, root: Path, count: int) ->
     )
 
 
-def _drawn(predictor: Predictor, count: int) -> Samples:
+def _drawn(predictor: Predictor, count: int) -> ExportSamples:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         classes = {"Grade 1": 3, "Grade 2": 3, "Grade 3": 3, "AIS": 3, "MIA": 3}
@@ -99,7 +99,7 @@ def _drawn(predictor: Predictor, count: int) -> Samples:
         manifest = read_manifest(drawn)
         rows = np.arange(min(len(manifest), count))
         pictures = _pictures(predictor, manifest, folder / "cache", rows)
-    return Samples(f"{len(rows)} drawn specimens", pictures, np.full(len(rows), -1), pictures)
+    return ExportSamples(f"{len(rows)} drawn specimens", pictures, np.full(len(rows), -1), pictures)
 
 
 def _seen(predictor: Predictor, manifest: Manifest) -> npt.NDArray[np.bool_]:

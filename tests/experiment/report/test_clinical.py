@@ -9,7 +9,7 @@ from helpers.figure_layout import assert_readable
 from PIL import Image
 
 from kd_convnext.cli import main
-from kd_convnext.experiment.report.analysis import Settings, analyse
+from kd_convnext.experiment.report.analysis import AnalysisOptions, analyse
 from kd_convnext.experiment.report.figures import all_figures
 from kd_convnext.experiment.report.learning import learning_curve, learning_points
 from kd_convnext.experiment.report.outputs import write_outputs
@@ -34,7 +34,7 @@ def rows_of(text, title):
 
 def test_every_figure_of_a_report_is_readable_and_says_what_it_shows(tmp_path):
     cells = grid(tmp_path, {"convnext": 0.6, "kd_both": 0.9}, repeats=1, names=LONG, lesions=4)
-    found = all_figures(analyse(cells, Settings("Trial", "convnext", 0, 100, None)))
+    found = all_figures(analyse(cells, AnalysisOptions("Trial", "convnext", 0, 100, None)))
     assert {"roc", "precision_recall", "decision", "calibration", "confusion"} <= {one.name for one in found}
     for one in found:
         assert_readable(one.figure)
@@ -108,10 +108,10 @@ def test_runs_on_different_numbers_of_lesions_make_a_learning_curve(tmp_path):
     rows = rows_of(text, "Learning curve")
     assert [row[0] for row in rows] == ["few", "all"] and [row[2] for row in rows] == ["10", "20"]
     assert (tmp_path / "out" / "figures" / "learning_curve.pdf").is_file()
-    analysis = analyse(cells, Settings("Trial", "few", 0, 100, None))
+    analysis = analyse(cells, AnalysisOptions("Trial", "few", 0, 100, None))
     assert_readable(learning_curve(learning_points(analysis)))
     # On one training part there is no curve.
-    assert learning_points(analyse(cells[:1], Settings("Trial", "few", 0, 100, None))) == []
+    assert learning_points(analyse(cells[:1], AnalysisOptions("Trial", "few", 0, 100, None))) == []
 
 
 def test_tests_on_other_data_have_a_section_of_their_own(tmp_path):

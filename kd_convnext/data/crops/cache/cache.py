@@ -28,7 +28,7 @@ from kd_convnext.data.crops.cache.enlarged import EnlargedCrops, place, write_co
 from kd_convnext.data.crops.cache.entries import entry_size, read_entry, write_entry
 from kd_convnext.data.crops.cache.index import Index, Stamp
 from kd_convnext.data.crops.cache.prepared import PreparedCrops, PrepareSummary, crop_key, entry_path
-from kd_convnext.data.crops.cache.reading import Photograph, Region, photographs_of, read_regions
+from kd_convnext.data.crops.cache.reading import PhotographRegions, RegionRow, photographs_of, read_regions
 from kd_convnext.data.crops.pool import crop_pool
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.manifest.manifest import Manifest
@@ -59,7 +59,7 @@ class Survey:
 
     found: dict[int, str]
     bytes: int
-    missing: tuple[Photograph, ...]
+    missing: tuple[PhotographRegions, ...]
 
 
 @dataclass
@@ -79,7 +79,7 @@ class _Progress:
             self.bytes += size
             self.made += made
 
-    def fail(self, region: Region, finding: Finding) -> None:
+    def fail(self, region: RegionRow, finding: Finding) -> None:
         with self.lock:
             self.failed[region.row] = finding
 
@@ -184,14 +184,14 @@ class CropCache:
         )
         return PreparedCrops(self.folder, self.spec, self.salt, regions, state.keys, failed, summary)
 
-    def _survey(self, index: Index, photographs: Iterable[Photograph]) -> Survey:
+    def _survey(self, index: Index, photographs: Iterable[PhotographRegions]) -> Survey:
         found: dict[int, str] = {}
         size, missing = 0, []
         for path, regions in photographs:
             try:
                 stamp = Stamp.of(path)
             except OSError:
-                missing.append(Photograph(path, regions))
+                missing.append(PhotographRegions(path, regions))
                 continue
             left = []
             for row, box in regions:
@@ -201,13 +201,13 @@ class CropCache:
                     found[row] = key
                     size += entry
                 else:
-                    left.append(Region(row, box))
+                    left.append(RegionRow(row, box))
             if left:
-                missing.append(Photograph(path, tuple(left)))
+                missing.append(PhotographRegions(path, tuple(left)))
         return Survey(found, size, tuple(missing))
 
     def _make_all(
-        self, missing: tuple[Photograph, ...], index: Index, state: _Progress, progress: bool, verify: bool
+        self, missing: tuple[PhotographRegions, ...], index: Index, state: _Progress, progress: bool, verify: bool
     ) -> None:
         if not missing:
             return
@@ -223,7 +223,7 @@ class CropCache:
             finally:
                 state.stop.set()
 
-    def _make(self, photograph: Photograph, index: Index, state: _Progress, verify: bool) -> int:
+    def _make(self, photograph: PhotographRegions, index: Index, state: _Progress, verify: bool) -> int:
         """Makes the missing crops of one photograph; returns how many were dealt with."""
         reading = read_regions(photograph, self.spec, self.salt)
         for region, finding in reading.failed:

@@ -16,24 +16,24 @@ from kd_convnext.data.manifest.manifest import Manifest
 from kd_convnext.errors import Finding, KDConvNeXtError
 
 
-class Region(NamedTuple):
+class RegionRow(NamedTuple):
     """A region of interest and the row of the manifest it comes from (0-based position)."""
 
     row: int
     box: Box | None
 
 
-class Photograph(NamedTuple):
+class PhotographRegions(NamedTuple):
     """A photograph and the regions wanted of it."""
 
     path: Path
-    regions: tuple[Region, ...]
+    regions: tuple[RegionRow, ...]
 
 
 class Cut(NamedTuple):
     """One region cut out: its row and box, the key of its entry, the crop uint8 RGB [h, w, 3]."""
 
-    region: Region
+    region: RegionRow
     key: str
     crop: Pixels
 
@@ -43,10 +43,10 @@ class Reading(NamedTuple):
 
     stamp: Stamp
     cuts: tuple[Cut, ...]
-    failed: tuple[tuple[Region, Finding], ...]
+    failed: tuple[tuple[RegionRow, Finding], ...]
 
 
-def read_regions(photograph: Photograph, spec: CropSpec, salt: str) -> Reading:
+def read_regions(photograph: PhotographRegions, spec: CropSpec, salt: str) -> Reading:
     """Decodes a photograph and cuts its regions out.
 
     Args:
@@ -74,12 +74,12 @@ def read_regions(photograph: Photograph, spec: CropSpec, salt: str) -> Reading:
     return Reading(stamp, tuple(cuts), tuple(failed))
 
 
-def photographs_of(manifest: Manifest, rows: npt.NDArray[Any] | None) -> tuple[Photograph, ...]:
+def photographs_of(manifest: Manifest, rows: npt.NDArray[Any] | None) -> tuple[PhotographRegions, ...]:
     """Groups rows by photograph, in the order of the manifest."""
-    wanted: dict[Path, list[Region]] = {}
+    wanted: dict[Path, list[RegionRow]] = {}
     for row in range(len(manifest.table)) if rows is None else np.unique(rows).tolist():
-        wanted.setdefault(manifest.image_path(row), []).append(Region(row, manifest.box(row)))
-    return tuple(Photograph(path, tuple(regions)) for path, regions in wanted.items())
+        wanted.setdefault(manifest.image_path(row), []).append(RegionRow(row, manifest.box(row)))
+    return tuple(PhotographRegions(path, tuple(regions)) for path, regions in wanted.items())
 
 
 def _reason(error: KDConvNeXtError | OSError) -> Finding:

@@ -17,7 +17,7 @@ from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.cache.entries import write_entry
 from kd_convnext.data.crops.cache.index import Index, Stamp
 from kd_convnext.data.crops.cache.prepared import entry_path
-from kd_convnext.data.crops.cache.reading import Cut, Photograph, Reading, read_regions
+from kd_convnext.data.crops.cache.reading import Cut, PhotographRegions, Reading, read_regions
 from kd_convnext.data.crops.fidelity import Fidelity
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.manifest.manifest import Manifest
@@ -117,7 +117,7 @@ class CropMaker(pl.LightningModule):
 class PhotographDataset(Dataset[Reading]):
     """Photographs, decoded and cut."""
 
-    def __init__(self, photographs: tuple[Photograph, ...], spec: CropSpec, salt: str) -> None:
+    def __init__(self, photographs: tuple[PhotographRegions, ...], spec: CropSpec, salt: str) -> None:
         """Takes photographs with the regions wanted of each, and the configuration (`CropCache`)."""
         self.photographs, self.spec, self.salt = photographs, spec, salt
 
