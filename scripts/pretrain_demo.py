@@ -26,7 +26,8 @@ from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 from kd_convnext.models.taps import FeatureTaps
 from kd_convnext.tools.demo_fits import CONVNEXT, SWIN, DemoSettings
 
-ASSETS = Path(__file__).resolve().parent.parent / "kd_convnext" / "assets"
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS, FIXTURES = ROOT / "kd_convnext" / "assets", ROOT / "tests" / "fixtures"
 SEED = 20230918
 BATCH = 16
 LABELS = tuple(DEMO_LESIONS)
@@ -127,11 +128,10 @@ def pretrain(
     return backbone
 
 
-def keep(backbone: Backbone, file: str) -> None:
+def keep(backbone: Backbone, file: Path) -> None:
     """Writes the body in half precision."""
     body = {key: value for key, value in backbone.network.state_dict().items() if not key.startswith("head.fc.")}
-    ASSETS.mkdir(exist_ok=True)
-    save_file({key: value.half().contiguous() for key, value in body.items()}, ASSETS / f"{file}.safetensors")
+    save_file({key: value.half().contiguous() for key, value in body.items()}, file)
 
 
 def main() -> None:
@@ -151,9 +151,9 @@ def main() -> None:
     convnext = build_backbone(spec, len(LABELS))
     pretrain(convnext, data, options.convnext_epochs)
     if options.convnext is None:
-        keep(convnext, "demo_convnext")
+        keep(convnext, FIXTURES / "demo_convnext.safetensors")
     swin = build_backbone(BackboneSpec("swin_tiny_patch4_window7_224", image_size=SIZE, args=SWIN), len(LABELS))
-    keep(pretrain(swin, data, options.swin_epochs, convnext), "demo_swin")
+    keep(pretrain(swin, data, options.swin_epochs, convnext), ASSETS / "demo_swin.safetensors")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import tiny
 from helpers.inference import make_run
+from helpers.paths import REPOSITORY
 from PIL import Image
 from scipy.stats import spearmanr
 
@@ -33,7 +34,10 @@ from kd_convnext.training import record as callbacks
 ASSETS = files("kd_convnext") / "assets"
 SPECS = {
     "convnext": BackboneSpec(
-        "convnext_atto", image_size=64, args=CONVNEXT, weights=str(ASSETS / "demo_convnext.safetensors")
+        "convnext_atto",
+        image_size=64,
+        args=CONVNEXT,
+        weights=str(REPOSITORY / "tests/fixtures/demo_convnext.safetensors"),
     ),
     "swin": BackboneSpec(
         "swin_tiny_patch4_window7_224", image_size=64, args=SWIN, weights=str(ASSETS / "demo_swin.safetensors")
