@@ -55,6 +55,7 @@ class DistillModule(ClassifierModule):
 
     deployable = "student"
     distilled = True
+    staff: TeachingStaff | None = None
 
     def __init__(
         self,
@@ -99,9 +100,7 @@ class DistillModule(ClassifierModule):
             ConfigError: A value that cannot work.
             CheckpointError: The start weights cannot be used, or the objective's class is unknown.
         """
-        given = dict(objective=objective, taps=taps, **flat)
-        if flat:
-            given = _translated(given)
+        given = _translated(dict(objective=objective, taps=taps, **flat), flat)
         student = PAPER_STUDENT if student is None else spec_of(BackboneSpec, student)
         optim, taps = spec_of(OptimSpec, optim), spec_of(TapSpec, given["taps"])
         super().__init__(num_classes, class_names, optim, compile)
@@ -132,7 +131,6 @@ class DistillModule(ClassifierModule):
         self.task_loss = _task_loss(self.objective, class_weights)
         # Registered here: hooks must be there before torch.compile sees the first batch.
         self.probe = Probe(self.student, self.objective.student_needs, taps.student)
-        self.staff: TeachingStaff | None = None
         self._taught: dict[str, Any] = {}
         self._weights: Tensor | None = None
 
@@ -298,7 +296,9 @@ def _plain(widths: Widths) -> list[Any]:
     return [widths.classes, list(widths.channels), widths.embedding]
 
 
-def _translated(given: dict[str, Any]) -> dict[str, Any]:
+def _translated(given: dict[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
+    if not flat:
+        return given
     names = [name for name in given if name in FLAT]
     unknown = [name for name in given if name not in (*FLAT, "objective", "taps")]
     if unknown:
