@@ -20,6 +20,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+FIDELITY = "fidelity/"
+"""Prefix, after the part's, of how faithful the enlarged crops are: ``psnr_median``, ``psnr_worst``, ``changed``."""
+
 _BOX = ["x", "y", "width", "height"]
 
 

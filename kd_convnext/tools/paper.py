@@ -206,6 +206,7 @@ def _standing(cells: Sequence[Cell], out: Path) -> list[CellRecord]:
 
 def _write_outputs(grid: Grid, choice: Choice, bootstrap: int) -> None:
     """Writes tables, figures and report of the wanted repeats, also of methods and settings finished before."""
+    from kd_convnext.experiment.report.enlarging import crop_lines
     from kd_convnext.experiment.report.outputs import write_outputs
 
     records = _standing(whole(grid, choice), choice.out)
@@ -217,7 +218,7 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int) -> None:
         print("No cell is finished: no tables are written", file=sys.stderr)
         return
     command = f"kd-convnext paper --config {choice.out / EXPERIMENT} --out NEW_FOLDER"
-    write_outputs(
+    analysis = write_outputs(
         choice.out,
         records,
         baseline=grid.baseline,
@@ -226,6 +227,9 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int) -> None:
         title=grid.title,
         command=command,
     )
+    for line in crop_lines(analysis):
+        print(line)
+    print(f"{choice.out / 'report.html'}, tables.md, results.csv, figures/")
 
 
 def _report_failed(records: Sequence[CellRecord]) -> None:

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from kd_convnext.common.console import say, shown
 from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.tables import read_table
+from kd_convnext.data.crops.preparing.faithful import fidelity_figures
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.views import still_view
 from kd_convnext.data.manifest.ids import hidden_ids
@@ -33,6 +34,7 @@ from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.loggers import log_confusion, log_files, log_table
 from kd_convnext.runs.naming import count_words, network_name
 from kd_convnext.runs.tables import (
+    FIDELITY,
     class_table,
     prediction_table,
     write_cost,
@@ -169,6 +171,8 @@ class RunRecord(Callback):
         from kd_convnext.training.cost import network_cost  # timm imports wandb where it is installed
 
         write_cost(run_folder(trainer), network_cost(cast("Backbone", pl_module.classifier)))
+        faithful = fidelity_figures(_data(trainer).crops, found.index)
+        write_metrics(run_folder(trainer), {f"test/{FIDELITY}{name}": value for name, value in faithful.items()})
         self._record(trainer, pl_module, found)
         if self.max_pictures:
             self._show_predictions(trainer, pl_module, found)

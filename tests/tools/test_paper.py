@@ -290,3 +290,26 @@ def test_the_sweep_of_wandb_names_existing_options(capsys, monkeypatch):
     assert config["model"]["init_args"]["teacher_ckpt"] == "best.ckpt"
     assert config["data"]["manifest"] == "photos.csv"
     assert main([*words, "--model.objective.alfa=0.5", "--print_config"]) == 2
+
+
+@pytest.mark.slow
+def test_the_fidelity_of_super_resolution_stands_beside_the_scores(options, tmp_path, capsys):
+    grid = description(super_resolution={"method": "convnext", "upscalers": ["bicubic"]}, baseline="convnext")
+    grid["common"]["data"].update(upscaler="spandrel", sr_weights="drawn-specimens-x4")
+    config, out = write(tmp_path, grid), tmp_path / "out"
+    words = ["paper", f"--config={config}", *options, "--repeats=1", "--methods=convnext", f"--out={out}"]
+    assert main([*words, "--super_resolution"]) == 0
+    measured = json.loads((cells(out)["convnext/default/repeat0"] / "metrics.json").read_text())
+    assert 5 < measured["test/fidelity/psnr_worst"] <= measured["test/fidelity/psnr_median"] < 60
+    assert 0 <= measured["test/fidelity/changed"] <= 1
+    found = (
+        f"{measured['test/fidelity/psnr_median']:.1f} dB, worst {measured['test/fidelity/psnr_worst']:.1f} dB; "
+        f"{measured['test/fidelity/changed']:.1%} of the pixels changed"
+    )
+    tables = (out / "tables.md").read_text()
+    section = tables[tables.index("## Super-resolution switched") :].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ConvNeXt")]
+    assert [found in row for row in rows] == [True, False] and "not measured" in rows[1]
+    assert found in (out / "report.html").read_text()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"fidelity {found}" in printed and str(out / "report.html") in printed

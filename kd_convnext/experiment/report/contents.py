@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from kd_convnext.experiment.report import clinical, tables
 from kd_convnext.experiment.report.analysis import Analysis
+from kd_convnext.experiment.report.enlarging import crops
 from kd_convnext.experiment.report.external import external_tests
 from kd_convnext.experiment.report.learning import learning_table
 from kd_convnext.experiment.report.tables import Table
@@ -28,7 +29,7 @@ def all_tables(analysis: Analysis) -> list[Table]:
             tables.confusion,
             clinical.by_unit,
             tables.by_lesion,
-            tables.crops,
+            crops,
             tables.resolution,
             tables.sweep,
         ),

@@ -28,7 +28,7 @@ def write_outputs(
     command: str | None = None,
     prevalence: Mapping[str, float] | None = None,
     by: Sequence[str] = (),
-) -> None:
+) -> Analysis:
     """Writes tables, figures and the report of some cells.
 
     Args:
@@ -44,6 +44,9 @@ def write_outputs(
         prevalence: Share of classes where the model is to be used; by default that of the test lesions.
         by: Extra columns of the manifest to show subgroups by.
 
+    Returns:
+        The numbers.
+
     Raises:
         ConfigError: The cells are on different classes, or a file cannot be written.
     """
@@ -54,6 +57,7 @@ def write_outputs(
     write_text(out / "tables.md", tables_text(analysis))
     write_figures(out / "figures", figures)
     write_report(out / "report.html", analysis, figures)
+    return analysis
 
 
 def write_figures(folder: Path, figures: Sequence[NamedFigure]) -> None:

@@ -20,7 +20,7 @@ from kd_convnext.evaluation.direction import best_is
 from kd_convnext.evaluation.statistics import METRICS, LesionCounts, class_scores, count_lesions, scores
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.runs.folder import RunFolder
-from kd_convnext.runs.tables import read_metrics
+from kd_convnext.runs.tables import FIDELITY, read_metrics
 
 SHOWN = (*METRICS, "auroc_macro", "ece")
 """Metrics of results.csv, in its order; then the same of the lesions."""
@@ -38,7 +38,8 @@ class CellResult:
     Attributes:
         record: The cell; its status is ``failed`` also where its files cannot be read.
         part: The part that was judged: a sweep's cells are judged on validation only.
-        metrics: Names of ``metrics.json`` without the part: ``accuracy``, ``lesion/f1_macro``, ``recall/<class>``.
+        metrics: Names of ``metrics.json`` without the part: ``accuracy``, ``lesion/f1_macro``, ``recall/<class>``,
+            ``fidelity/psnr_median``.
         validation: Macro F1 of the best checkpoint on validation, NaN if unknown.
         class_names: In the order of the model's outputs.
         predictions: The test part's answers, None where it was not judged: ``repeat``, ``image``, ``lesion_id``,
@@ -224,6 +225,8 @@ def _read(record: CellRecord) -> CellResult:
         return replace(result, part="val", metrics=metrics)
     frame, names = read_predictions(run.predictions)
     metrics = _test_metrics(frame, names)
+    faithful = f"test/{FIDELITY}"
+    metrics |= {name.removeprefix("test/"): value for name, value in stored.items() if name.startswith(faithful)}
     remarks = []
     if stored.get("test/leak_allowed") or stored.get("val/leak_allowed"):
         remarks.append("lesions it was judged on were in its training (allow_leak): its results are no test")

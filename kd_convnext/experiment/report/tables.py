@@ -12,7 +12,7 @@ from kd_convnext.evaluation.proportions import FEW, Interval, digits
 from kd_convnext.evaluation.statistics import METRICS, Metric, class_intervals, class_scores, scores
 from kd_convnext.experiment.report import paper_values as reference
 from kd_convnext.experiment.report.analysis import Analysis
-from kd_convnext.experiment.report.descriptions import DESCRIBED, describe, network_words
+from kd_convnext.experiment.report.descriptions import network_words
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.runs.naming import count_words
 from kd_convnext.runs.tables import read_cost
@@ -32,6 +32,8 @@ NAMES = {
 PAPER = ("Paper: accuracy", "Paper: precision", "Paper: recall", "Paper: F1")
 
 COST = ("Parameters", "Multiply-adds", "ms a photograph", "Training [min]")
+
+MEANS = "Mean ± standard deviation over the repeats, on test."
 
 _COST_NOTE = (
     "Cost of one photograph on the machine of the test, and of a whole cell, without its teacher's (median of the "
@@ -81,8 +83,8 @@ def runs(analysis: Analysis) -> Table | None:
     arms = analysis.of_family("run")
     if not arms:
         return None
-    rows = [(*_means(arm), *_cost(arm)) for arm in arms]
-    return Table("Runs", ("Run", "Repeats", *NAMES.values(), *COST), tuple(rows), f"{_MEANS} {_COST_NOTE}")
+    rows = [(*means(arm), *_cost(arm)) for arm in arms]
+    return Table("Runs", ("Run", "Repeats", *NAMES.values(), *COST), tuple(rows), f"{MEANS} {_COST_NOTE}")
 
 
 def pooled(analysis: Analysis) -> Table | None:
@@ -111,7 +113,7 @@ def by_lesion(analysis: Analysis) -> Table | None:
     arms = [arm for arm in analysis.intervals if np.isfinite(arm.values("lesion/accuracy")).any()]
     if not arms:
         return None
-    rows = [_means(arm, "lesion/") for arm in arms]
+    rows = [means(arm, "lesion/") for arm in arms]
     note = "One answer a lesion: the mean probability over its photographs. Mean ± standard deviation over the repeats."
     return Table("Judged per lesion", ("Method", "Repeats", *NAMES.values()), tuple(rows), note)
 
@@ -157,18 +159,6 @@ def finding(analysis: Analysis) -> list[str]:
     return [first, "It is compared with no other network here."]
 
 
-def crops(analysis: Analysis) -> Table | None:
-    """Tabulates the scores of the super-resolution comparison by upscaler."""
-    switched = analysis.of_family("super_resolution")
-    if not switched:
-        return None
-    methods = {arm.record.method for arm in switched}
-    own = [arm for arm in analysis.methods if arm.record.method in methods]
-    rows = [(*_means(arm), describe(arm)[DESCRIBED.index("Crops")]) for arm in (*own, *switched)]
-    title = "Super-resolution switched (the paper's Fig. 3)"
-    return Table(title, ("Method", "Repeats", *NAMES.values(), "Crops"), tuple(rows), _MEANS)
-
-
 def resolution(analysis: Analysis) -> Table | None:
     """Super-resolution against its controls (the claim of the paper's Fig. 3)."""
     if not analysis.resolution:
@@ -185,7 +175,7 @@ def sweep(analysis: Analysis) -> Table | None:
     if not arms:
         return None
     ranked = sorted(arms, key=lambda arm: -np.nan_to_num(arm.values("f1_macro").mean(), nan=-1.0))
-    rows = [(arm.record.title, arm.record.setting, *_means(arm)[1:]) for arm in ranked]
+    rows = [(arm.record.title, arm.record.setting, *means(arm)[1:]) for arm in ranked]
     note = (
         "Mean ± standard deviation over the repeats, on validation; the test part was not touched. Best macro F1 first."
     )
@@ -259,9 +249,6 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", plain(table.note), ""])
 
 
-_MEANS = "Mean ± standard deviation over the repeats, on test."
-
-
 def plain(text: str) -> str:
     """Returns a text that Markdown shows as it is, in a table too."""
     for mark, instead in (("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
@@ -276,9 +263,9 @@ def _beside_the_paper(arms: Sequence[Arm], title: str) -> Table:
         printed = tuple(
             NONE if value is None else f"{value:.2f}" for value in (row.accuracy, row.precision, row.recall)
         )
-        rows.append((*_means(arm), *_cost(arm), *printed, NONE if row.f1 is None else f"{row.f1:.4f}"))
+        rows.append((*means(arm), *_cost(arm), *printed, NONE if row.f1 is None else f"{row.f1:.4f}"))
     columns = ("Method", "Repeats", *NAMES.values(), *COST, *PAPER)
-    note = f"{_MEANS} {_COST_NOTE} The paper's values are of its own photographs: only the order compares."
+    note = f"{MEANS} {_COST_NOTE} The paper's values are of its own photographs: only the order compares."
     return Table(title, columns, tuple(rows), note)
 
 
@@ -292,7 +279,13 @@ def _cost(arm: Arm) -> tuple[str, ...]:
     return (*counts, pace, f"{minutes:.{0 if minutes >= 10 else 1}f}" if seconds else NONE)
 
 
-def _means(arm: Arm, prefix: str = "") -> tuple[str, ...]:
+def means(arm: Arm, prefix: str = "") -> tuple[str, ...]:
+    """Writes a method's name, number of repeats and mean scores: one text for each of its columns.
+
+    Args:
+        arm: The method.
+        prefix: ``lesion/`` for the scores of lesions.
+    """
     cells = []
     for metric in _metrics():
         values = arm.values(f"{prefix}{metric}")

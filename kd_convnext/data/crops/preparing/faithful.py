@@ -1,6 +1,7 @@
 """Reports how faithful the enlarged crops of a manifest are, and names the worst."""
 
 import numpy as np
+import numpy.typing as npt
 
 from kd_convnext.data.crops.cache.prepared import PreparedCrops
 from kd_convnext.data.crops.fidelity import LOW_PSNR, TOLERANCE
@@ -13,6 +14,26 @@ def least_faithful(prepared: PreparedCrops) -> list[int]:
     """Orders the rows whose enlargement was measured, the least faithful first."""
     found = prepared.fidelities()
     return sorted(found, key=lambda row: (found[row].psnr, row))
+
+
+def fidelity_figures(prepared: PreparedCrops, rows: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Sums up how faithful the enlarged crops of some rows are.
+
+    Args:
+        prepared: The stored crops.
+        rows: Of the manifest.
+
+    Returns:
+        ``psnr_median`` and ``psnr_worst`` in dB, and ``changed``, the mean share of changed pixels; empty where nothing
+        was measured.
+    """
+    known = prepared.fidelities()
+    found = [known[row] for row in rows.tolist() if row in known]
+    if not found:
+        return {}
+    psnr = np.array([kept.psnr for kept in found])
+    changed = float(np.mean([kept.changed for kept in found]))
+    return {"psnr_median": float(np.median(psnr)), "psnr_worst": float(psnr.min()), "changed": changed}
 
 
 def fidelity_lines(prepared: PreparedCrops, manifest: Manifest) -> list[str]:
@@ -28,12 +49,12 @@ def fidelity_lines(prepared: PreparedCrops, manifest: Manifest) -> list[str]:
     found = prepared.fidelities()
     if not found:
         return []
-    psnr = np.array([kept.psnr for kept in found.values()])
-    changed = np.array([kept.changed for kept in found.values()])
-    low = int((psnr < LOW_PSNR).sum())
+    figures = fidelity_figures(prepared, prepared.rows)
+    low = sum(kept.psnr < LOW_PSNR for kept in found.values())
     lines = [
-        f"fidelity of {len(found)} enlarged crops, reduced again: median {np.median(psnr):.1f} dB, worst "
-        f"{psnr.min():.1f} dB; {changed.mean():.1%} of all pixels are off by more than {TOLERANCE} levels"
+        f"fidelity of {len(found)} enlarged crops, reduced again: median {figures['psnr_median']:.1f} dB, worst "
+        f"{figures['psnr_worst']:.1f} dB; {figures['changed']:.1%} of all pixels are off by more than "
+        f"{TOLERANCE} levels"
     ]
     if low:
         worst = least_faithful(prepared)[: min(low, _NAMED)]
