@@ -22,14 +22,18 @@ class Losses(NamedTuple):
     Attributes:
         total: The weighted sum, a scalar: the one to minimise.
         values: [T], the terms without their weights, in the order of their names.
+        divergences: By name of the term, the value without the teacher's entropy, where that is in it.
     """
 
     total: Tensor
     values: Tensor
+    divergences: dict[str, Tensor]
 
 
 class Objective(Described, nn.Module):
     """The weighted sum of named terms; each is logged as ``train/loss_<name>``.
+
+    Where a term's value holds the teacher's entropy, the value without it is logged too, as ``train/loss_<name>_kl``.
 
     Attributes:
         terms: The terms by name.
@@ -135,10 +139,14 @@ class Objective(Described, nn.Module):
             training every parameter needs its gradient.
         """
         values: list[Tensor] = []
-        for term in self.named_terms().values():
+        divergences: dict[str, Tensor] = {}
+        for name, term in self.named_terms().items():
             teacher = None if term.teacher is None else teachers[term.teacher]
             values.append(term(student, teacher, labels))
+            entropy = term.entropy(teacher)
+            if entropy is not None:
+                divergences[name] = (values[-1] - entropy).detach()
         total = values[0] * weights[0]
         for number, value in enumerate(values[1:], 1):
             total = total + value * weights[number]
-        return Losses(total, torch.stack(values).detach())
+        return Losses(total, torch.stack(values).detach(), divergences)

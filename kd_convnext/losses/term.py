@@ -113,6 +113,16 @@ class Term(Described, nn.Module, HyperparametersMixin):
     def count_classes(self, counts: Sequence[int]) -> None:
         """Takes the number of training images of each class, once; most terms ignore it."""
 
+    def entropy(self, teacher: Outputs | None) -> Tensor | None:
+        """Returns the teacher's own entropy where the term's value holds it, else None.
+
+        No student can lower it. The value without it, a KL divergence, is logged beside the value.
+
+        Args:
+            teacher: What the term reads of its teacher.
+        """
+        return None
+
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Computes the term.
 

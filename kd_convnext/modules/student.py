@@ -226,7 +226,9 @@ class DistillModule(ClassifierModule):
         weights = self.objective.weights(0, self.device) if self._weights is None else self._weights
         inputs = *self.mixed(own, batch_idx), weights, self._stored(own)
         losses, logits = self.run_step(self.distil, *inputs)
-        values = dict(zip(self.objective.names, losses.values, strict=True))
+        # The terms last: of values that are not finite the last is named.
+        values = {f"{name}_kl": value for name, value in losses.divergences.items()}
+        values |= dict(zip(self.objective.names, losses.values, strict=True))
         self.log_training(losses.total, logits, own["label"], values)
         return cast(Tensor, losses.total)
 

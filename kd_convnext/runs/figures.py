@@ -23,6 +23,7 @@ _STAGES = {"train": "training", "val": "validation", "val/lesion": "validation, 
 _TITLES = {
     "feature": "Feature loss (Eq. 1)",
     "soft": "Soft-target loss (Eq. 3),\nwith the teacher's own entropy",
+    "soft_kl": "Soft targets without that entropy:\nKL divergence, 0 where both agree",
     "focal": "Focal loss (Eq. 4)",
     "f1_macro": "Macro F1",
     "learning_rate": "Learning rate",

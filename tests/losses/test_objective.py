@@ -254,6 +254,15 @@ def test_eq5_and_its_ablation(maps: tuple[list[Tensor], list[Tensor]], drop: str
     assert losses.values.tolist() == pytest.approx([expected[name] for name in kept])
     assert losses.total.item() == pytest.approx(sum(weights[name] * expected[name] for name in kept), rel=1e-6)
     assert losses.total.shape == () and losses.values.shape == (len(kept),)
+    divergence = (
+        16
+        * torch.nn.functional.kl_div(
+            (STUDENT / 4).log_softmax(1), (TEACHER / 4).softmax(1), reduction="batchmean"
+        ).item()
+    )
+    assert {name: value.item() for name, value in losses.divergences.items()} == (
+        {"soft": pytest.approx(divergence, rel=1e-5)} if "soft" in kept else {}
+    )
 
 
 def test_every_bad_option_is_reported():

@@ -45,7 +45,9 @@ def test_a_fit_logs_the_means_of_its_steps_once_an_epoch(source, tiny_run, tmp_p
     images = sum(count for _, count in seen)
     expected = sum(loss * count for loss, count in seen) / images
     assert float(fit.callback_metrics["train/loss"]) == pytest.approx(expected, rel=1e-5)
-    assert {"train/loss_feature", "train/loss_soft", "train/loss_focal", "train/accuracy"} <= set(fit.callback_metrics)
+    terms = {"train/loss_feature", "train/loss_soft", "train/loss_soft_kl", "train/loss_focal"}
+    assert terms | {"train/accuracy"} <= set(fit.callback_metrics)
+    assert 0 <= fit.callback_metrics["train/loss_soft_kl"] < fit.callback_metrics["train/loss_soft"]
 
 
 def test_loggers_get_the_loss_of_a_step_as_often_as_asked_and_the_bar_always(source, tmp_path):

@@ -70,6 +70,7 @@ def test_training_curves_show_what_was_logged_and_average_an_epoch():
             "train/loss": [4.0, 2.0, np.nan, 1.0, np.nan],
             "train/loss_soft_step": [9.0, 9.0, np.nan, 9.0, 9.0],
             "train/loss_soft_epoch": [np.nan, np.nan, 0.5, np.nan, 0.25],
+            "train/loss_soft_kl": [np.nan, np.nan, 0.3, np.nan, 0.1],
             "val/loss": [np.nan, np.nan, 3.5, np.nan, 2.5],
             "val/f1_macro": [np.nan, np.nan, 0.4, np.nan, 0.6],
         }
@@ -77,13 +78,15 @@ def test_training_curves_show_what_was_logged_and_average_an_epoch():
     figure = plotting.training_curves(frame)
     panels = {panel.get_title(): panel for panel in figure.axes if panel.get_title()}
     soft = "Soft-target loss (Eq. 3),\nwith the teacher's own entropy"
-    assert list(panels) == ["What training minimises", soft, "Focal loss (Eq. 4)", "Macro F1"]
+    divergence = "Soft targets without that entropy:\nKL divergence, 0 where both agree"
+    assert list(panels) == ["What training minimises", soft, divergence, "Focal loss (Eq. 4)", "Macro F1"]
     # Like with like: validation's focal term never stands beside the sum that training minimises.
     shown = {name: {line.get_label(): line for line in panel.lines} for name, panel in panels.items()}
     assert list(shown["What training minimises"]) == ["training", "best epoch: 1"]
     assert list(shown["What training minimises"]["training"].get_ydata()) == [3.0, 1.0]
     assert list(shown["Focal loss (Eq. 4)"]["validation"].get_ydata()) == [3.5, 2.5]
     assert list(shown[soft]["training"].get_ydata()) == [0.5, 0.25]
+    assert list(shown[divergence]["training"].get_ydata()) == [0.3, 0.1]
     assert shown["Macro F1"]["best epoch: 1"].get_xdata()[0] == 1
 
 
@@ -207,6 +210,7 @@ def test_curves_are_readable():
         "train/loss",
         "train/loss_feature",
         "train/loss_soft",
+        "train/loss_soft_kl",
         "train/loss_focal",
         "val/loss",
         "train/f1_macro",

@@ -90,6 +90,14 @@ class SoftTargets(Term):
         self.value = value
         self.loss = SoftTargetLoss(temperature, scale_by_t2)
 
+    def entropy(self, teacher: Outputs | None) -> Tensor | None:
+        """Returns the teacher's entropy, as scaled in the value, where ``value`` is ``cross_entropy``."""
+        if self.value == "kl":
+            return None
+        other = logits_of(teacher)
+        found: Tensor = self.loss(other, other)
+        return found
+
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Compares the logits of all rows, labelled or not; see `Term.forward`."""
         own, other = logits_of(student), logits_of(teacher)
