@@ -1,6 +1,6 @@
 """Fills in the CLAIM and TRIPOD+AI reporting items as far as the files of an experiment allow.
 
-CLAIM by Mongan, Moy & Kahn (2020), doi:10.1148/ryai.2020200029, items 1 to 42; TRIPOD+AI by Collins et al. (2024),
+CLAIM by Tejani et al. (2024 update), doi:10.1148/ryai.240300, items 1 to 44; TRIPOD+AI by Collins et al. (2024),
 doi:10.1136/bmj-2023-078378, items 1 to 27. The topics are in our own words; the numbers find the items.
 """
 
@@ -23,7 +23,7 @@ class Item:
     Attributes:
         section: Of a paper.
         topic: What must be told.
-        claim: Number in CLAIM, or "".
+        claim: Numbers in CLAIM 2024, or "".
         tripod: Number in TRIPOD+AI, or "".
         answer: Gives the answer, or None where only the authors know.
     """
@@ -137,6 +137,15 @@ def _external(analysis: Analysis) -> str | None:
     return 'Section "Tests on other data"; where they come from is to be told by the authors.' if found else None
 
 
+def _internal(analysis: Analysis) -> str | None:
+    return None if analysis.best is None else "The test part of the same collection (section 4), apart as told above."
+
+
+def _groups(analysis: Analysis) -> str | None:
+    by = ", ".join(analysis.settings.by)
+    return f"Subgroups by {by} in section 4; others by the authors." if by else None
+
+
 def _registered(analysis: Analysis) -> str | None:
     return None if analysis.settings.command is None else f"Command: {analysis.settings.command}"
 
@@ -154,38 +163,40 @@ ITEMS = (
     Item("Data", "Prospective or retrospective; sources and dates", "5, 7", "5a, 5b, 6a", _authors),
     Item("Data", "Who and what was included", "8", "6b, 6c", _authors),
     Item("Data", "Preparation of the images", "9", "7", _preparation),
-    Item("Data", "Subsets, data elements, predictors", "10, 11", "9a, 9b, 9c", _authors),
-    Item("Data", "De-identification", "12", "", _authors),
-    Item("Data", "Missing data", "13", "11", _authors),
+    Item("Data", "Subsets, predictors", "10", "9a, 9b, 9c", _authors),
+    Item("Data", "De-identification", "11", "", _authors),
+    Item("Data", "Missing data", "12", "11", _authors),
+    Item("Data", "How the pictures were taken: camera, light, distance", "13", "", _authors),
     Item("Reference standard", "Definition, reason, annotators, tools, agreement", "14-18", "8a, 8b, 8c", _authors),
-    Item("Data partitions", "Size, and how it was determined", "19", "10", _always(_SAMPLE)),
-    Item("Data partitions", "How data were assigned to parts", "20", "12a", _partition),
-    Item("Data partitions", "Level at which parts are disjoint", "21", "12a, 16", _disjoint),
+    Item("Data partitions", "How data were assigned to parts", "19", "12a", _partition),
+    Item("Data partitions", "Level at which parts are disjoint", "20", "12a, 16", _disjoint),
+    Item("Data partitions", "Size, and how it was determined", "21", "10", _always(_SAMPLE)),
     Item("Model", "Architecture, inputs, outputs", "22", "12c, 22", _models),
     Item("Model", "Output and how it becomes an answer", "22", "15", _always(_OUTPUT)),
     Item("Model", "Software and versions", "23", "18f", _always("Section 7.")),
     Item(
         "Training", "Start weights, augmentation, hyperparameters", "24, 25", "12c", _always("Section 3; config.yaml.")
     ),
-    Item("Training", "Class imbalance", "25", "13", _imbalance),
+    Item("Training", "Class imbalance", "19, 25", "13", _imbalance),
     Item("Training", "Choice of the final model", "26", "12c", _always("Best macro F1 on validation; tested once.")),
     Item("Training", "Ensembles", "27", "", _always("None; each repeat is one network.")),
     Item("Evaluation", "Metrics", "28", "12e", _always("Accuracy, macro precision, recall and both readings of F1.")),
     Item("Evaluation", "Uncertainty and significance", "29", "12e", _always(_RESAMPLING)),
-    Item("Evaluation", "Robustness, differences between groups or centres", "30", "12d, 14, 23b", _authors),
+    Item("Evaluation", "Robustness, differences between groups or centres", "30", "12d, 14, 23b", _groups),
     Item("Evaluation", "Explanation of single answers", "31", "", _authors),
-    Item("Evaluation", "Test on data from elsewhere", "32", "16", _external),
-    Item("Results", "Flow of participants", "33", "20a", _flow),
-    Item("Results", "Demographic and clinical characteristics of each part", "34", "20b, 20c", _authors),
-    Item("Results", "Numbers in each part", "34", "21", _sizes),
-    Item("Results", "Performance with intervals", "35, 36", "23a", _performance),
-    Item("Results", "Failures", "37", "", _always("Confusion matrix in section 4; mistakes in each run's figures.")),
+    Item("Evaluation", "Test within the collection", "32", "16", _internal),
+    Item("Evaluation", "Test on data from elsewhere", "33", "16", _external),
+    Item("Results", "Flow of participants", "35", "20a", _flow),
+    Item("Results", "Demographic and clinical characteristics of each part", "36", "20b, 20c", _authors),
+    Item("Results", "Numbers in each part", "36", "21", _sizes),
+    Item("Results", "Performance with intervals", "37, 38", "23a", _performance),
+    Item("Results", "Failures", "39", "", _always("Confusion matrix in section 4; mistakes in each run's figures.")),
     Item(
-        "Discussion", "Limitations", "38", "26", _always("Section 6 has those the files show; others by the authors.")
+        "Discussion", "Limitations", "40", "26", _always("Section 6 has those the files show; others by the authors.")
     ),
-    Item("Discussion", "Interpretation, implications, usability", "39", "25, 27a-27c", _authors),
+    Item("Discussion", "Interpretation, implications, usability", "41", "25, 27a-27c", _authors),
     Item("Other", "Ethical approval; involvement of patients", "", "17, 19", _authors),
-    Item("Other", "Registration and protocol", "40, 41", "18c, 18d", _authors),
-    Item("Other", "Data and code available; how to repeat", "41", "18e, 18f", _registered),
-    Item("Other", "Funding and conflicts of interest", "42", "18a, 18b", _authors),
+    Item("Other", "Registration and protocol", "34, 42", "18c, 18d", _authors),
+    Item("Other", "Data and code available; how to repeat", "43", "18e, 18f", _registered),
+    Item("Other", "Funding and conflicts of interest", "44", "18a, 18b", _authors),
 )

@@ -156,6 +156,10 @@ def finding(analysis: Analysis) -> list[str]:
     said = list(dict.fromkeys(f"against {one.against}: {_verdict(one, 'f1_macro')}" for one in mine))
     if said:
         return [first, f"It is compared lesion by lesion, {'; '.join(said)}."]
+    others = [one for one in analysis.comparisons if one.against == arm.title]
+    if others:
+        listed = "; ".join(f"{one.title}: {_verdict(one, 'f1_macro')}" for one in others)
+        return [first, f"The others are compared with it lesion by lesion, {listed}."]
     return [first, "It is compared with no other network here."]
 
 
