@@ -108,16 +108,25 @@ def rename(header: Sequence[str], chosen: Mapping[str, str], where: str) -> tupl
     return [chosen.get(name, f"({name})" if name in taken else name) for name in header], findings
 
 
-def lacking(header: Sequence[str], name: str, where: str) -> Finding:
-    """Makes the finding of a missing column, with the columns that may be meant."""
+def lacking(header: Sequence[str], names: Sequence[str], where: str) -> list[Finding]:
+    """Makes the findings of missing columns, with the columns that may be meant and one option that names them all."""
+    meant = {name: column for name in names if (column := _meant(header, name)) is not None}
+    option = ",".join(f"{name}={column}" for name, column in meant.items())
+    findings = []
+    for name in names:
+        what = f"there is no column '{name}' (columns: {', '.join(header)})"
+        holds = "the photographs' paths" if name == "image" else "the classes"
+        hint = f"Did you mean {meant[name]!r}? " if name in meant else ""
+        hint += f'Then give --columns "{option}" (--data.columns in a fit). ' if name in meant else ""
+        findings.append(Finding(where, what, f"{hint}Name the column that holds {holds} '{name}'."))
+    return findings
+
+
+def _meant(header: Sequence[str], name: str) -> str | None:
+    """Finds the column that may be meant by one of ours."""
     plain = {_plain(column): column for column in header}
-    meant = next((plain[alias] for alias in _ALIASES[name] if alias in plain), None)
     close = difflib.get_close_matches(name, header, n=1, cutoff=0.6)
-    meant = meant or (close[0] if close else None)
-    what = f"there is no column '{name}' (columns: {', '.join(header)})"
-    holds = "the photographs' paths" if name == "image" else "the classes"
-    hint = f'Did you mean {meant!r}? Then give --columns "{name}={meant}" (--data.columns in a fit). ' if meant else ""
-    return Finding(where, what, f"{hint}Name the column that holds {holds} '{name}'.")
+    return next((plain[alias] for alias in _ALIASES[name] if alias in plain), close[0] if close else None)
 
 
 def unused(header: Sequence[str], where: str, *, strict: bool) -> list[Finding]:

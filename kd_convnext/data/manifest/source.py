@@ -74,7 +74,8 @@ def _read_csv(path: Path, require_labels: bool, chosen: Mapping[str, str]) -> So
     written = [name.strip().lower() for name in records.fields[0]]
     header, findings = rename(written, chosen, where)
     if "image" not in header:
-        raise ManifestError([*findings, lacking(written, "image", where)])
+        needed = ["image", "label"] if require_labels and "label" not in header else ["image"]
+        raise ManifestError([*findings, *lacking(written, needed, where)])
     findings += _header_findings(header, where, require_labels)
     kept: list[tuple[int, list[str]]] = []
     for line, fields in zip(records.lines[1:], records.fields[1:], strict=True):
@@ -129,7 +130,7 @@ def _there(image: str, root: Path) -> str:
 def _header_findings(header: list[str], where: str, require_labels: bool) -> list[Finding]:
     findings = []
     if require_labels and "label" not in header:
-        findings.append(lacking(header, "label", where))
+        findings += lacking(header, ["label"], where)
     findings += [
         Finding(where, f"the column '{name}' stands twice", "Keep one of them.")
         for name in TEXT_COLUMNS

@@ -229,7 +229,9 @@ def test_the_best_is_chosen_by_validation_not_by_test(tmp_path):
     _, text = written(tmp_path, cells, best="convnext")
     assert "Per class: convnext" in text and "named beforehand" in text
     # The baseline is not said to stand alone.
-    assert "The others are compared with it lesion by lesion, kd_both: macro F1" in (tmp_path / "report.html").read_text()
+    assert (
+        "The others are compared with it lesion by lesion, kd_both: macro F1" in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_different_splits_leaks_and_stray_numbers_are_told(tmp_path):
