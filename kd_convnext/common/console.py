@@ -14,13 +14,16 @@ _QUIET_BELOW = 50
 
 
 @contextmanager
-def progress_bar(total: int, wanted: bool, title: str = "preparing crops") -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    total: int, wanted: bool, title: str = "preparing crops", unit: str = "crops"
+) -> Iterator[Callable[[int], None]]:
     """Shows a progress bar on stderr with crops per second and the time left.
 
     Args:
         total: Crops to make.
         wanted: Whether a bar may be shown; short work shows none where the output is not a terminal.
         title: What is being done.
+        unit: What is counted.
 
     Yields:
         Advances the bar by a number of crops.
@@ -37,12 +40,12 @@ def progress_bar(total: int, wanted: bool, title: str = "preparing crops") -> It
     from rich.text import Text
 
     class Speed(ProgressColumn):
-        """Crops per second."""
+        """Crops, or other units, per second."""
 
         def render(self, task: Task) -> Text:
             """Returns the speed of the last seconds."""
             speed = task.finished_speed or task.speed
-            return Text("- crops/s" if speed is None else f"{speed:.3g} crops/s")
+            return Text(f"- {unit}/s" if speed is None else f"{speed:.3g} {unit}/s")
 
     console = Console(stderr=True)
     shown = wanted and (console.is_terminal or total > _QUIET_BELOW)

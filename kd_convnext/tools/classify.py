@@ -50,6 +50,7 @@ def classify(
         ManifestError: Photographs have no answer, all of them named, after everything else is done.
         KDConvNeXtError: The checkpoint, the weights, a manifest or an option cannot be used.
     """
+    from kd_convnext.common.console import progress_bar
     from kd_convnext.common.machine import memory_kept, pillow_memory_kept
     from kd_convnext.inference.answer_files import write_answers
     from kd_convnext.inference.inputs import opened, refuse_failures, region_warnings
@@ -61,14 +62,14 @@ def classify(
         print(f"warning: {warning}", file=sys.stderr)
     answers: list[Prediction] = []
     # A large photograph's memory would come from the system anew each time: a fifth of the time at 12 megapixels.
-    with memory_kept(), pillow_memory_kept():
+    bar = progress_bar(len(photographs), True, "classifying", "photographs")
+    with memory_kept(), pillow_memory_kept(), bar as advance:
         for answer in predictor.predict_many(photographs):
             if isinstance(answer, Failure):
                 failures.append(answer)
             else:
                 answers.append(answer)
-                if len(answers) <= LISTED:
-                    print(_line(answer))
+            advance(1)
     lesions = _lesions(predictor, answers)
     write_answers(folder, answers, lesions, failures, predictor.network.info, predictor.calibration)
     _summarise(folder, answers, lesions, failures)
@@ -109,6 +110,8 @@ def _line(answer: "Prediction") -> str:
 def _summarise(
     folder: Path, answers: "list[Prediction]", lesions: "list[Prediction]", failures: "list[Failure]"
 ) -> None:
+    for answer in answers[:LISTED]:
+        print(_line(answer))
     if len(answers) > LISTED:
         print(f"... and {len(answers) - LISTED} more")
     abstained = sum(answer.abstain for answer in answers)

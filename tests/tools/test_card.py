@@ -83,6 +83,9 @@ def test_a_leak_is_on_the_card(tested_run, tmp_path):
 def test_what_is_published_answers_alike(tested_run, published, tiny_manifest):
     names = {path.name for path in published.iterdir()}
     assert names == {"config.json", "model.safetensors", "calibration.json", "calibration.safetensors", "README.md"}
+    (published.parent / "other").touch()
+    expected = (published.parent / "other").stat().st_mode
+    assert {path.stat().st_mode for path in published.iterdir()} == {expected}  # others may read all of them
     pulled = PublishedModel.from_pretrained(str(published))
     before = Predictor.from_checkpoint(tested_run)
     for photo in ("0_0_0.png", "3_2_1.png", "4_5_0.png"):

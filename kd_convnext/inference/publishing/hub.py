@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from kd_convnext.checkpoints.format import deployable_part, read_checkpoint
 from kd_convnext.checkpoints.network import ModelInfo, Network
@@ -83,7 +83,8 @@ class PublishedModel(ModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         network, calibration = self.predictor.network, self.predictor.calibration
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.backbone.state_dict().items()}
-        save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
+        # Not save_file: it leaves a file that no one else may read.
+        atomic_write(save_directory / WEIGHTS, lambda file: file.write(save(state, metadata={"format": "pt"})))
         config = {
             "format_version": FORMAT_VERSION,
             "library_name": "kd-convnext",
