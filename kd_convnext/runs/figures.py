@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 _STAGES = {"train": "training", "val": "validation", "val/lesion": "validation, per lesion"}
 _TITLES = {
     "feature": "Feature loss (Eq. 1)",
-    "soft": "Soft-target loss (Eq. 3),\nwith the teacher's own entropy",
+    "soft": "Soft-target loss",
     "soft_kl": "Soft targets without that entropy:\nKL divergence, 0 where both agree",
     "focal": "Focal loss (Eq. 4)",
     "f1_macro": "Macro F1",
     "learning_rate": "Learning rate",
 }
+_WITH_ENTROPY = "Soft-target loss (Eq. 3),\nwith the teacher's own entropy"
+"""Title of the soft-target loss where its divergence stands beside it."""
+
 _CELL = 0.9
 """Inches a cell of a matrix."""
 
@@ -157,8 +160,9 @@ def _curve_panels(frame: pd.DataFrame, axis: str) -> "dict[str, dict[str, pd.Ser
     wanted: dict[str, dict[str, str]] = {}
     if terms:
         wanted["What training minimises"] = {"train": "train/loss"}
+        titles = _TITLES | ({"soft": _WITH_ENTROPY} if "soft_kl" in terms else {})
         for term in dict.fromkeys([*terms, "focal"]):
-            wanted[_TITLES.get(term, term)] = {"train": f"train/loss_{term}"}
+            wanted[titles.get(term, term)] = {"train": f"train/loss_{term}"}
         wanted[_TITLES["focal"]]["val"] = "val/loss"
     else:
         wanted["Loss"] = {"train": "train/loss", "val": "val/loss"}

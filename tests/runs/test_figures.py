@@ -88,6 +88,9 @@ def test_training_curves_show_what_was_logged_and_average_an_epoch():
     assert list(shown[soft]["training"].get_ydata()) == [0.5, 0.25]
     assert list(shown[divergence]["training"].get_ydata()) == [0.3, 0.1]
     assert shown["Macro F1"]["best epoch: 1"].get_xdata()[0] == 1
+    # A soft-target term whose value is the divergence holds no entropy.
+    alone = plotting.training_curves(frame.drop(columns="train/loss_soft_kl"))
+    assert alone.axes[1].get_title() == "Soft-target loss"
 
 
 def test_losses_of_training_without_terms_share_a_panel_with_validations():
