@@ -9,32 +9,47 @@ Threads do not spin: after one session's work they would turn on for a while, on
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+folder = Path(sys.argv[1])
+if not (folder / "crop.onnx").is_file():
+    sys.exit(f"{folder} has no crop.onnx, so photographs cannot be cropped here; kd-convnext export has said why")
 options = onnxruntime.SessionOptions()
 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-crop, network = (onnxruntime.InferenceSession(f"{sys.argv[1]}/{name}.onnx", options) for name in ("crop", "model"))
+crop, network = (onnxruntime.InferenceSession(folder / f"{name}.onnx", options) for name in ("crop", "model"))
 said = {key.split(".")[1]: json.loads(text) for key, text in network.get_modelmeta().custom_metadata_map.items()}
 names, model, reasons = said["class_names"], said["model"], said["abstain"]["reasons"]
-rows, thresholds, limits = [], said["prediction_set"]["photograph"], said["gate"]["photograph"]
-for path in sorted(Path(sys.argv[2]).rglob("*.*")):
-    photograph = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-    (images,) = crop.run(None, {"photograph": photograph})
-    logits, found, score, distances = (values[0].astype(float) for values in network.run(None, {"images": images}))
+thresholds, limits = (said[key] and said[key]["photograph"] for key in ("prediction_set", "gate"))
+
+
+def judged(logits: np.ndarray, score: float = 0.0, distances: Sequence[float] = ()) -> tuple[list[str], list[str], str]:
+    """Returns the prediction set, why to abstain, and the gate's score; of an uncalibrated network the reason alone."""
+    if thresholds is None:
+        return [], [reasons["always"]], ""
     strange = 1 - np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     held = [n for n, value in zip(names, strange, strict=True) if thresholds[n] is None or value <= thresholds[n]]
     why = [reasons[kind] for kind, far in zip(limits, distances, strict=True) if far > limits[kind]]
     sure, always = ([n for n in held if (thresholds[n] is None) is null] for null in (False, True))
     key = "several" if len(sure) > 1 else "few" if held else "none"
     why += [] if len(held) == len(sure) == 1 else [reasons[key].format(count=len(sure), classes=", ".join(always))]
+    return held, why, f"{score:.8g}"
+
+
+rows = []
+for path in sorted(Path(sys.argv[2]).rglob("*.*")):
+    photograph = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    (images,) = crop.run(None, {"photograph": photograph})
+    logits, found, *more = (values[0].astype(float) for values in network.run(None, {"images": images}))
+    held, why, score = judged(logits, *more)
     row = {"image": path} | dict.fromkeys(("lesion_id", "x", "y", "width", "height"))
     row |= {"prediction": names[found.argmax()], "probability": f"{found.max():.8g}"}
     row |= {f"prob_{name}": f"{value:.8g}" for name, value in zip(names, found, strict=True)}
     row |= {"prediction_set": "|".join(held), "abstain": bool(why), "reasons": "; ".join(why)}
-    row |= {"gate_score": f"{score:.8g}", "model": model["name"]}
+    row |= {"gate_score": score, "model": model["name"]}
     rows.append(row | {name: model[name] for name in ("checkpoint_sha256", "kd_convnext")})
 csv.DictWriter(sys.stdout, rows[0], lineterminator="\n").writerows([{name: name for name in rows[0]}, *rows])

@@ -67,7 +67,7 @@ def export(
         ExportError: The file does not answer as the checkpoint does.
         KDConvNeXtError: The checkpoint, the photographs, a package or an option cannot be used.
     """
-    from kd_convnext.inference.exporting.crop import can_crop, write_crop
+    from kd_convnext.inference.exporting.crop import why_no_crop, write_crop
     from kd_convnext.inference.exporting.deployed import words_of
     from kd_convnext.inference.exporting.formats import FILES, check_packages
     from kd_convnext.inference.exporting.samples import samples_of
@@ -86,12 +86,16 @@ def export(
     with _staged(folder) as place:
         found = _write(predictor, place, wish, words, shown)
         made = [place / f"model{ending}" for ending in FILES[format]]
-        if format == "onnx" and can_crop(predictor):
+        lacking = why_no_crop(predictor)
+        if format == "onnx" and lacking is None:
             made.append(write_crop(predictor, pixels, place))
         _describe(place / "model.json", words, made, found, shown)
         folder.mkdir(exist_ok=True)
         kept = [file.replace(folder / file.name) for file in (*made, place / "model.json")]
     _report(kept, found, shown)
+    if format == "onnx" and lacking is not None:
+        print(f"There is no crop.onnx: {lacking}. Without it docs/examples/onnx_only.py cannot run; crops come from")
+        print("kd_convnext.inference.predictor.Predictor, which makes them as in training.")
     return kept[0]
 
 

@@ -43,6 +43,13 @@ def export(checkpoint, out, *words):
     return main(["export", "--ckpt_path", str(checkpoint), "--out", str(out), *words])
 
 
+def example(exported, photographs):
+    """Runs the example in a process without this package and its heavy company."""
+    script = REPOSITORY / "docs/examples/onnx_only.py"
+    words = [sys.executable, "-c", WITHOUT, str(script), str(exported), str(photographs)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
 def file_in(folder):
     (found,) = (path for path in folder.iterdir() if path.name in ("model.onnx", "model.xml", "model.pt2"))
     return found
@@ -233,11 +240,15 @@ def test_whole_photographs_are_cropped_by_a_graph(tiny_manifest, tiny_cache, tmp
 
 
 @pytest.mark.slow
-def test_crops_that_a_network_enlarges_have_no_graph(tiny_manifest, tiny_cache, tmp_path):
+def test_crops_that_a_network_enlarges_have_no_graph(tiny_manifest, tiny_cache, tmp_path, capsys):
     source = tiny.data(tiny_manifest, tiny_cache, upscaler="spandrel", sr_weights="drawn-specimens-x4")
     checkpoint = make_run(tmp_path / "run", source, tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC))
     assert export(checkpoint, tmp_path / "out", "--samples=2") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "model.json"}
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "There is no crop.onnx: its crops are super-resolved by a network, which is not exported." in printed
+    done = example(tmp_path / "out", tiny_manifest.parent)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "has no crop.onnx" in done.stderr
 
 
 def test_checkpoint_without_its_run_is_compared_on_drawn_specimens(student, tmp_path, capsys):
@@ -272,10 +283,8 @@ def test_example_without_torch_answers_as_classify(exported, student, tiny_manif
         exif = Image.Exif()
         exif[274] = 6
         Image.fromarray(pixels).resize(size).save(folder / name, exif=exif)
-    script = REPOSITORY / "docs/examples/onnx_only.py"
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, script, exported["onnx"], folder], capture_output=True, text=True, check=True
-    )
+    done = example(exported["onnx"], folder)
+    assert done.returncode == 0, done.stderr
     assert main(["classify", str(folder), "--ckpt_path", str(student), "--out", str(tmp_path / "out")]) == 0
     expected = pd.read_csv(tmp_path / "out" / "answers.csv", keep_default_na=False)
     found = pd.read_csv(io.StringIO(done.stdout), keep_default_na=False)
@@ -289,9 +298,26 @@ def test_example_without_torch_answers_as_classify(exported, student, tiny_manif
             assert found[column].tolist() == expected[column].tolist()
 
 
-def test_example_has_thirty_lines():
-    text = (REPOSITORY / "docs/examples/onnx_only.py").read_text().rpartition('"""')[2]
-    assert len([line for line in text.splitlines() if line]) <= 30
+@pytest.mark.slow
+def test_example_answers_of_an_uncalibrated_network_too(tiny_run, tiny_manifest, tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes((tiny_manifest.parent / f"{number}_{number}_0.png").read_bytes())
+    assert export(tiny_run, tmp_path / "onnx", "--samples=2") == 0
+    done = example(tmp_path / "onnx", folder)
+    assert done.returncode == 0, done.stderr
+    assert main(["classify", str(folder), "--ckpt_path", str(tiny_run), "--out", str(tmp_path / "out")]) == 0
+    expected = pd.read_csv(tmp_path / "out" / "answers.csv", keep_default_na=False)
+    found = pd.read_csv(io.StringIO(done.stdout), keep_default_na=False)
+    assert found.columns.tolist() == expected.columns.tolist()
+    same = ["image", "prediction", "prediction_set", "abstain", "reasons", "gate_score"]
+    assert found[same].values.tolist() == expected[same].values.tolist()
+
+
+def test_example_is_short():
+    text = (REPOSITORY / "docs/examples/onnx_only.py").read_text().partition('"""')[2].partition('"""')[2]
+    assert len([line for line in text.splitlines() if line]) <= 50
 
 
 class TestRefused:

@@ -22,21 +22,26 @@ _NOISE = ((70, 90), (23, 40), (700, 900), (512, 384))  # heights and widths of w
 _OTHER_LEVELS = 0.05  # share of pixels that may be one level off; OpenCV before 5 rounds the weights of cubic growth
 
 
-def can_crop(predictor: Predictor) -> bool:
-    """Tells whether a crop graph can be exported for a network.
+def why_no_crop(predictor: Predictor) -> str | None:
+    """Tells why no crop graph can be exported for a network, None where one can.
 
     Crops must be enlarged without a network, from a limited size, and stored as squares not smaller than the input.
     """
     spec, card = predictor.spec, predictor.network.card
-    limited = spec.sr_max_side is not None and spec.store_size is not None and spec.store_size >= card.image_size
-    return limited and card.crop_identity["upscaler"]["weights_sha256"] is None
+    if card.crop_identity["upscaler"]["weights_sha256"] is not None:
+        return "its crops are super-resolved by a network, which is not exported"
+    if spec.sr_max_side is None:
+        return "its crops are enlarged from any size (sr_max_side null)"
+    if spec.store_size is None or spec.store_size < card.image_size:
+        return f"its crops are not stored as squares of {card.image_size} px or more (store_size)"
+    return None
 
 
 def write_crop(predictor: Predictor, pixels: PixelType, folder: Path) -> Path:
     """Writes the graph, runs it on pictures of noise, and compares.
 
     Args:
-        predictor: Whose crops are to be made; `can_crop` must hold.
+        predictor: Whose crops are to be made; `why_no_crop` must be None.
         pixels: Type of the network's input.
         folder: Where to.
 
