@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_convnext.common.reading import read_json
+from kd_convnext.common.reading import read_json, yaml_of
 from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.runs.naming import network_name
 from kd_convnext.runs.tables import read_metrics
 
 if TYPE_CHECKING:
@@ -56,12 +57,13 @@ def model_card(
     lesions = _tested(run, data.class_names) if own is not False else None
     results = _results(lesions, data.class_names, resamples, seed) if lesions is not None else {}
     elsewhere = _external(run, info.checkpoint_sha256, data.class_names, resamples, seed)
-    name = (repo_id or f"{info.name} for specimen photographs").split("/")[-1]
+    classes = ", ".join(data.class_names)
+    name = repo_id.split("/")[-1] if repo_id else f"{info.name} for {len(data.class_names)} classes: {classes}"
     front = ModelCardData(
         license=license,
         library_name="kd-convnext",
         pipeline_tag="image-classification",
-        tags=["image-classification", "knowledge-distillation", "surgical-specimens", "research-only"],
+        tags=["image-classification", "knowledge-distillation", "research-only"],
         model_name=name if results or elsewhere else None,
         eval_results=[
             *_eval_results(results, "test part of the training's own photographs"),
@@ -80,6 +82,16 @@ def model_card(
     return made
 
 
+def _network_words(run: "RunFolder", name: str) -> str:
+    """Names the network, with what its run has changed of the stock network; the stock name where no run is at hand."""
+    try:
+        arguments = yaml_of(run.config.read_bytes())["model"]["init_args"]
+        network = arguments.get("student") or arguments["backbone"]
+        return network_name(network) if network["name"] == name else name
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return name
+
+
 def _words(
     predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]], lesions: "LesionCounts | None"
 ) -> dict[str, Any]:
@@ -93,7 +105,7 @@ def _words(
     parameters = sum(parameter.numel() for parameter in predictor.network.backbone.parameters())
     return {
         "version": info.kd_convnext,
-        "model": info.name,
+        "model": _network_words(run, info.name),
         "image_size": data.image_size,
         "parameters": f"{parameters:,}",
         "origin": "distilled from a larger teacher" if info.distilled else "trained on labels alone",
