@@ -3,7 +3,7 @@ VENV := .venv/bin
 INSTALLED := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test test-slow fuzz docs lint types bench format lock clean
+.PHONY: help install demo test test-slow fuzz notebooks docs lint types bench format lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ lint: $(INSTALLED) ## ruff: rules and format
 
 types: $(INSTALLED) ## mypy, strict
 	$(VENV)/mypy
+
+notebooks: $(INSTALLED) ## run all notebooks and keep their outputs, on one thread
+	OMP_NUM_THREADS=1 $(VENV)/python scripts/run_notebooks.py
 
 docs: $(INSTALLED) ## the documentation site, into build/site, without network
 	NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build --strict --quiet

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import nbformat
@@ -7,10 +8,23 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_outputs_are_stripped(path):
-    cells = nbformat.read(path, as_version=4).cells
-    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in cells)
+# Three fits, calibration and heat maps take minutes: its reader runs it.
+KEPT = [path for path in NOTEBOOKS if path.stem != "04_reading_a_model"]
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_outputs_are_kept_small_and_without_paths(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    said = str(
+        [{kind: text for kind, text in output.get("data", {}).items() if kind != "image/png"} for output in outputs]
+    )
+    said += str([output.get("text") for output in outputs])
+    assert not re.findall(r"(?:^|[\s'\"(=>])/(?:tmp|home|root|work|usr|var|private|Users)/", said)
+    assert path.stat().st_size < 1_000_000
 
 
 @pytest.mark.slow
