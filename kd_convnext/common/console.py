@@ -47,7 +47,8 @@ def progress_bar(
             speed = task.finished_speed or task.speed
             return Text(f"- {unit}/s" if speed is None else f"{speed:.3g} {unit}/s")
 
-    console = Console(stderr=True)
+    # In a notebook too a line of text: rich's own form there needs ipywidgets, and warns without.
+    console = Console(stderr=True, force_jupyter=False)
     shown = wanted and (console.is_terminal or total > _QUIET_BELOW)
     columns = (title, BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not shown) as bar:

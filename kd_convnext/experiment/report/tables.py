@@ -315,11 +315,13 @@ def _comparison_table(comparisons: Sequence[Comparison], title: str, resamples: 
             one = found.differences[metric]
             counts = (f"{found.gained} / {found.lost}", str(found.lesions), str(found.photographs))
             rows.append((name, SHORT[metric], one.verdict, *_difference(one, _signed(found.lesions)), *counts))
+    together = f"once each for itself and once corrected so that all {len(comparisons)} hold together (Bonferroni)"
+    if len(comparisons) == 1:
+        together = "one comparison alone: nothing is corrected"
     note = (
         "Differences on the photographs that both methods were tested on, all repeats together; 95 % intervals by "
         f"paired bootstrap over lesions ({resamples} resamples; where none differs from another, by both "
-        "sides' own intervals, Newcombe 1998), once each for itself and once corrected so that all "
-        f"{len(comparisons)} of this table hold together (Bonferroni). p: lesions exchanged between the methods; exact "
+        f"sides' own intervals, Newcombe 1998), {together}. p: lesions exchanged between the methods; exact "
         "for accuracy (McNemar's exact test where every lesion has one photograph), "
         f"{resamples} random exchanges for macro F1; then corrected by Holm. Better or worse is said only where the "
         "corrected interval excludes 0 and the corrected p is below 0.05. Gained / lost: lesions with more / fewer "

@@ -200,7 +200,7 @@ def test_upscalers_are_compared_with_the_methods_own_setting(tmp_path):
     assert [row[0] for row in rows_of(text, "Super-resolution switched")] == ["kd_both", "kd_both, upscaler=none"]
     found = rows_of(text, "Differently enlarged crops compared with kd_both")
     assert {row[0] for row in found} == {"kd_both, upscaler=none"}
-    assert {row[2] for row in found} == {"worse"}
+    assert {row[2] for row in found} == {"worse"} and "one comparison alone: nothing is corrected" in text
     # The switched crops are no method of their own.
     assert len(rows_of(text, "Ablation")) == 2
     assert len(rows_of(text, "Compared with convnext")) == 2
