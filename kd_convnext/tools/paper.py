@@ -211,7 +211,9 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int) -> None:
 
     records = _standing(whole(grid, choice), choice.out)
     there = [path.parent.name.removeprefix("repeat") for path in choice.out.glob(f"cells/*/*/*/{CELL_FILE}")]
-    stale = sum(int(repeat) in choice.repeats for repeat in there) - len(records)
+    wanted = {str(repeat) for repeat in choice.repeats}
+    # A copy that somebody made beside a cell ("repeat0_old") is none.
+    stale = sum(repeat in wanted for repeat in there) - len(records)
     if stale:
         print(f"{stale} cells of another configuration are left out of the tables", file=sys.stderr)
     if not any(record.status == "finished" for record in records):

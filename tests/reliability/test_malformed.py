@@ -93,12 +93,48 @@ def test_a_calibration_that_is_none(run, tiny_manifest, capsys):
         assert ends_in_words(words, capsys) == 2
 
 
+def test_a_calibration_that_was_edited(run, capsys):
+    checkpoint, file = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "calibration.json"
+    assert main(["calibrate", "--ckpt_path", str(checkpoint)]) == 0
+    whole = json.loads(file.read_text())
+    assert Predictor.from_checkpoint(checkpoint).calibration is not None
+    for name in sorted(whole.keys() - {"lesion", "photograph"}):
+        for value in (float("nan"), -1, [], {}, "x", 1e308):
+            if (name, value) in (("format_version", -1), ("record", {})):
+                continue
+            file.write_text(json.dumps({**whole, name: value}))
+            with pytest.raises(KDConvNeXtError, match=r"calibration\.json"):
+                Predictor.from_checkpoint(checkpoint)
+
+
 @pytest.mark.parametrize("command", ["fit", "test", "calibrate", "prepare"])
 def test_a_configuration_that_is_none(command, tmp_path, capsys):
     file = tmp_path / "config.yaml"
     for name in ("not UTF-8", "cut", "a list", "deep", "a bad time"):
         file.write_bytes(TEXTS[name])
         assert ends_in_words([command, "--config", str(file)], capsys) == 2
+
+
+CELLS = (
+    "seed_everything: 1",
+    "model: 3",
+    "{model: {class_path: kd_convnext.TeacherModule}, trainer: [1]}",
+    "{model: {class_path: kd_convnext.TeacherModule}, data: text}",
+    "model: {init_args: {}}",
+    "model: {class_path: kd_convnext.TeacherModule, init_args: [1]}",
+    "model: {class_path: kd_convnext.TeacherModule, init_args: {backbone: name}}",
+)
+
+
+@pytest.mark.parametrize("option", [["--dry_run", "true"], []])
+def test_cells_that_are_no_fits(option, tmp_path, tiny_manifest, capsys):
+    cell, paper = tmp_path / "cell.yaml", tmp_path / "paper.yaml"
+    methods = {"net": {"title": "Net", "config": str(cell)}}
+    paper.write_text(json.dumps({"repeats": 1, "grid": {"title": "t", "baseline": "net", "methods": methods}}))
+    words = ["paper", "--config", str(paper), "--manifest", str(tiny_manifest), "--out", str(tmp_path / "out")]
+    for text in CELLS:
+        cell.write_text(text)
+        assert ends_in_words([*words, *option], capsys) == 2, text
 
 
 @pytest.mark.parametrize("name", list(TEXTS))

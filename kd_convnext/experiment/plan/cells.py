@@ -15,6 +15,7 @@ from kd_convnext.experiment.plan.configuration import (
     merged,
     modern,
     read_yaml,
+    require_sections,
     with_absolute_paths,
 )
 from kd_convnext.experiment.plan.grid import Grid, MethodSpec
@@ -162,7 +163,11 @@ def _method_findings(grid: Grid, key: str, spec: MethodSpec) -> Iterator[Finding
     if not Path(shipped_file(spec.config)).is_file():
         yield Finding(f"{where}.config", f"there is no file {spec.config}", "Name a configuration of fit.")
         return
-    model = modern(merged(read_yaml(spec.config), spec.overlay))["model"]
+    try:
+        model = require_sections(modern(merged(read_yaml(spec.config), spec.overlay)), f"{where}.config")["model"]
+    except ConfigError as error:
+        yield from error.findings
+        return
     class_path = str(model["class_path"])
     try:
         distilled = is_distilling(class_path)
@@ -245,7 +250,7 @@ class _Plan:
         config: dict[str, Any] = {}
         for layer in layers:
             config = modern(merged(config, layer))
-        config = with_absolute_paths(config)
+        config = with_absolute_paths(require_sections(config, f"cell {method}"))
         digest = hash_of(config, teacher.config_hash if teacher else None)
         if teacher is not None:
             checkpoint = (choice.out / teacher.path / "checkpoints" / "best.ckpt").absolute()
@@ -272,11 +277,12 @@ def _objective(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _name_in_loggers(cell: Cell) -> None:
     """Names the cell's run in W&B: student_from_teacher, with group and tags of the experiment."""
-    loggers = cell.config.get("trainer", {}).get("logger")
+    loggers = cell.config["trainer"].get("logger")
     name = "/".join((backbones(cell), cell.method, cell.setting, f"repeat{cell.repeat}"))
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if isinstance(logger, dict) and str(logger.get("class_path", "")).endswith("WandbLogger"):
-            logger["init_args"] = {**(logger.get("init_args") or {}), "name": name}
+            options = logger.get("init_args")
+            logger["init_args"] = {**(options if isinstance(options, Mapping) else {}), "name": name}
 
 
 def backbones(cell: Cell) -> str:

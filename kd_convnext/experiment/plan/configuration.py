@@ -87,6 +87,40 @@ def read_yaml(path: str) -> dict[str, Any]:
     return found
 
 
+def require_sections(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Checks that the sections of a configuration are tables, and that it names a model.
+
+    Args:
+        config: A configuration of ``fit``.
+        where: What it is, for the message.
+
+    Returns:
+        The same, in which the model has ``init_args``, the trainer and the data are there.
+
+    Raises:
+        ConfigError: All sections of another form.
+    """
+    remedy = "Name a configuration of fit."
+    sections = {name: config.get(name) or {} for name in ("trainer", "data", "model")}
+    findings = [
+        Finding(where, f"{name} is no table of options", remedy)
+        for name, value in sections.items()
+        if not isinstance(value, Mapping)
+    ]
+    model = sections["model"]
+    arguments = (model.get("init_args") or {}) if isinstance(model, Mapping) else {}
+    if isinstance(model, Mapping) and not isinstance(model.get("class_path"), str):
+        findings.append(Finding(where, "it names no model.class_path", remedy))
+    if not isinstance(arguments, Mapping):
+        findings.append(Finding(where, "model.init_args is no table of options", remedy))
+    for name in ("backbone", "student"):
+        if isinstance(arguments, Mapping) and not isinstance(arguments.get(name) or {}, Mapping):
+            findings.append(Finding(where, f"model.init_args.{name} is no table of options", remedy))
+    if findings:
+        raise ConfigError(findings)
+    return {**config, **sections, "model": {**model, "init_args": dict(arguments)}}
+
+
 def hash_of(config: Mapping[str, Any], teacher_hash: str | None) -> str:
     """Hashes what a cell computes.
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from kd_convnext.common.arrays import Values
 from kd_convnext.common.files import atomic_write
@@ -165,6 +165,8 @@ def read_calibration(path: Path, checkpoint_sha256: str, class_names: tuple[str,
     try:
         state = json_of(path.read_bytes())
         version, owner = state["format_version"], state["checkpoint_sha256"]
+        if not isinstance(version, int) or not isinstance(owner, str):
+            raise TypeError("format_version and checkpoint_sha256 are not what is written there")
     except (OSError, ValueError, KeyError, TypeError) as error:
         finding = Finding(str(path), f"is not a calibration that can be read ({_line(error)})", remedy)
         raise CheckpointError(finding) from error
@@ -207,9 +209,19 @@ def _from_state(state: dict[str, Any], gate: Gate) -> Calibration:
         classes["values"] = tuple(_number(value) for value in classes["values"])
         classes["merged"] = tuple(tuple(group) for group in classes["merged"])
         values[name] = Level(ClassThresholds(**classes), Distances(*(_number(limit) for limit in level["gate"])))
-    if not values["temperature"] > 0:
-        raise ValueError(f"temperature {values['temperature']}")
-    return Calibration(gate=gate, **values)
+    found = Calibration(gate=gate, **values)
+    _require_possible(found)
+    return found
+
+
+def _require_possible(found: Calibration) -> None:
+    """Refuses values that no calibration has: a file may have been edited."""
+    for name, least, most in (("temperature", 1e-3, 1e3), ("coverage", 0, 1), ("gate_false_alarms", 0, 1)):
+        value = getattr(found, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise ValueError(f"{name} {value!r}")
+    if not isinstance(found.tta, bool) or found.few not in get_args(Few) or not isinstance(found.record, Mapping):
+        raise ValueError(f"tta {found.tta!r}, few {found.few!r}, record {found.record!r}"[:80])
 
 
 def _plain(value: Any) -> Any:
