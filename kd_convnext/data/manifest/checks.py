@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kd_convnext.data.manifest.columns import BOX_COLUMNS
+from kd_convnext.data.manifest.ids import normal_id
 from kd_convnext.data.manifest.inspection import PhotographFile, first_of_same_bytes, inspect_files
 from kd_convnext.data.manifest.likeness import find_alike, look_at
 from kd_convnext.errors import Finding
@@ -49,11 +50,13 @@ def label_findings(table: pd.DataFrame, classes: Sequence[str] | None, place: st
 
 
 def _warn_of_spellings(counts: "pd.Series[int]", place: str) -> None:
-    """Warns of labels that differ in capitals only, and of rare ones that are nearly spelt as a frequent one."""
+    """Warns of labels that a person reads as one, and of rare ones that are nearly spelt as a frequent one."""
     present = sorted(set(counts.index) - {""})
-    spellings = pd.Series(present, dtype=object).groupby([label.casefold() for label in present]).agg(list)
+    read = [normal_id(" ".join(label.split())) for label in present]
+    spellings = pd.Series(present, dtype=object).groupby(read).agg(list)
     for same in spellings[spellings.map(len) > 1]:
-        warnings.warn(f"{place}: labels that differ in capitals only are different classes: {same}", stacklevel=4)
+        what = "labels that differ in capitals, blanks, zeros or the form of letters only are different classes"
+        warnings.warn(f"{place}: {what}: {same}", stacklevel=4)
     for rare in present:
         frequent = [name for name in present if counts[name] >= _FREQUENT * counts[rare]]
         close = difflib.get_close_matches(rare.casefold(), [name.casefold() for name in frequent], n=1, cutoff=0.75)
@@ -280,7 +283,9 @@ def _near_identical(images: list[str], widths: list[int], names: dict[str, str],
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    edges = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(len(chosen), len(chosen)))
+    # scipy 1.11 finds no components where places are 64 bits wide.
+    places = (pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int32))
+    edges = coo_array((np.ones(len(pairs), np.int8), places), shape=(len(chosen), len(chosen)))
     _, component = connected_components(edges, directed=False)
     _, first, count = np.unique(component, return_index=True, return_counts=True)
     return {

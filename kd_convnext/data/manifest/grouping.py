@@ -132,7 +132,9 @@ def group_names(table: pd.DataFrame, group_by: GroupBy) -> NDArray[np.str_]:
     edges = [(codes[codes >= 0], photographs[codes >= 0]) for codes in members]
     rows = np.concatenate([np.zeros(0, np.int64), *(edge[0] for edge in edges)])
     columns_ = np.concatenate([np.zeros(0, np.int64), *(edge[1] for edge in edges)])
-    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns_)), shape=(len(nodes), len(nodes)))
+    # scipy 1.11 finds no components where places are 64 bits wide.
+    places = (rows.astype(np.int32), columns_.astype(np.int32))
+    graph = coo_array((np.ones(len(rows), np.int8), places), shape=(len(nodes), len(nodes)))
     _, component = connected_components(graph, directed=False)
     # Nodes are ordered by kind and name: the first of a component names it, whatever the order of rows.
     _, first = np.unique(component, return_index=True)

@@ -234,6 +234,13 @@ def test_labels_that_differ_in_capitals_are_pointed_out(tmp_path):
         read_manifest(write_manifest(tmp_path, [*GOOD, {"image": "c.png", "label": "Ais"}]))
 
 
+@pytest.mark.parametrize(("one", "other"), [("1", "1.0"), ("7", "007"), ("big cell", "big  cell")])
+def test_labels_that_a_person_reads_as_one_are_pointed_out(tmp_path, one, other):
+    rows = [{**row, "label": label} for row, label in zip(GOOD, (one, other), strict=False)]
+    with pytest.warns(UserWarning, match="are different classes"):
+        read_manifest(write_manifest(tmp_path, rows))
+
+
 def make_unreadable(folder: Path, rows: list[dict]) -> Path:
     path = write_manifest(folder, rows)
     (folder / "images/missing.png").unlink()
