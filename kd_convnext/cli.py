@@ -4,6 +4,7 @@ Four commands train and judge by configuration (Lightning's command line); the o
 each the Python function of the same name. This module and the tools' ``--help`` load no torch.
 """
 
+import contextlib
 import difflib
 import inspect
 import os
@@ -17,7 +18,7 @@ from kd_convnext._version import __version__
 from kd_convnext.common.configs import with_shipped_files
 from kd_convnext.common.help import daily_options, wants_help, with_all_options
 from kd_convnext.common.parsing import exit_code, parsing
-from kd_convnext.common.process import process_state_kept
+from kd_convnext.common.process import process_state_kept, stopping_cleanly
 from kd_convnext.common.trust import require_trusted_words, trusting
 from kd_convnext.common.words import files_first, flags_set, with_home
 from kd_convnext.data.loading.flat_words import tool_words
@@ -57,6 +58,9 @@ FIRST = {"init": "manifest", "prepare": "manifest", "paper": "manifest"}
 POSITIONAL = {"classify": "photos", "explain": "photos", "compare": "runs", "report": "run"}
 """The one parameter of a tool that is given without its name; a list takes one word or more."""
 
+OWN_SIGNALS = ("demo", "paper", "page")
+"""Tools in which fits or the server answer to SIGTERM themselves."""
+
 EXAMPLES = """\
 examples:
   kd-convnext demo
@@ -77,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its words, without the program's name; by default the process's.
 
     Returns:
-        0 when done, 2 for bad input (named on stderr, no traceback), 130 when interrupted.
+        0 when done, 2 for bad input (named on stderr, no traceback), 130 when interrupted, 143 when told to stop.
     """
     words = with_home(sys.argv[1:] if argv is None else argv)
     with process_state_kept():
@@ -111,7 +115,8 @@ def _run(words: list[str]) -> int:
     if command in TOOLS:
         rest = files_first(with_shipped_files(_named(command, rest)))
         require_trusted_words(rest, callables=False)
-        _run_tool(command, rest)
+        with contextlib.nullcontext() if command in OWN_SIGNALS else stopping_cleanly():
+            _run_tool(command, rest)
         return 0
     names = [*TRAINING, *TOOLS]
     close = difflib.get_close_matches(command, names, n=1)

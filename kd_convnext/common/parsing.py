@@ -12,9 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from kd_convnext.common.files import write_finding
+from kd_convnext.common.process import Stopped
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""What is wrong with a disk, and with the name of a place on it: a user can mend both."""
 
 
 @contextlib.contextmanager
@@ -34,10 +37,15 @@ def parsing(command: str, known: Iterable[str] = ()) -> Iterator[None]:
         helped = f"See kd-convnext {command} --help."
         if wrong := _wrong_choice(str(error)):
             raise ConfigError(replace(wrong, remedy=wrong.remedy + helped)) from error
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        remedy = f"{_meant(' '.join(lines), known)}{_hint(' '.join(lines))}{helped}"
-        raise ConfigError(Finding(f"kd-convnext {command}", " ".join(lines[:6]), remedy)) from error
+        told = " ".join(str(error).split())
+        remedy = f"{_meant(told, known)}{_hint(told)}{helped}"
+        raise ConfigError(Finding(f"kd-convnext {command}", _UNION.sub("", told)[:_LONGEST], remedy)) from error
 
+
+_UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: ")
+"""How the parser begins where several types are allowed; what follows says why none fits."""
+
+_LONGEST = 400
 
 _UNKNOWN = (
     r"unrecognized arguments: --(?P<name>[\w.]+)",
@@ -99,7 +107,7 @@ def exit_code(run: Callable[[], int], command: str) -> int:
         command: Its name, for the message.
 
     Returns:
-        What the command returns, 2 for bad input, 130 when interrupted.
+        What the command returns, 2 for bad input, 130 when interrupted, 143 when told to stop.
     """
     try:
         return run()
@@ -111,10 +119,13 @@ def exit_code(run: Callable[[], int], command: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in (*_DISK, *_PLACE):
             raise
         print(f"error: {write_finding(Path(error.filename or '.'), error)}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print("error: told to stop (SIGTERM): what is finished stays; give the command again", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         how = "go on with --ckpt_path RUN/checkpoints/last.ckpt" if command == "fit" else "give the command again"
         print(f"interrupted: what is finished stays; {how}", file=sys.stderr)

@@ -25,6 +25,7 @@ def test_a_value_of_another_type_comes_with_what_is_meant(word, hint):
     with pytest.raises(ConfigError) as caught, parsing("fit"):
         parser.parse_args([word])
     said = str(caught.value)
+    assert "Subtypes" not in said and "Expected" in said
     assert (hint in said) if hint else ("null" not in said and "quotes" not in said)
 
 

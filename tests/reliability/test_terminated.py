@@ -48,6 +48,23 @@ def test_a_fit_ends_with_143_and_says_how_to_go_on(tiny_manifest, tiny_cache, tm
     assert torch.load(last, weights_only=True)["epoch"] == done + 1
 
 
+def test_a_tool_ends_with_143_and_leaves_nothing_half_written(tiny_manifest, tmp_path, monkeypatch, capsys):
+    flush, cache = os.fsync, tmp_path / "cache"
+
+    def told(descriptor):
+        os.kill(os.getpid(), signal.SIGTERM)
+        flush(descriptor)
+
+    words = ["prepare", "--manifest", str(tiny_manifest), "--cache_dir", str(cache), "--upscaler", "bicubic"]
+    with monkeypatch.context() as harm:
+        harm.setattr(os, "fsync", told)
+        assert main(words) == 143
+    error = capsys.readouterr().err
+    assert "SIGTERM" in error and "give the command again" in error and "Traceback" not in error
+    assert not list(cache.rglob("*.tmp")) and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert main(words) == 0
+
+
 def test_help_is_no_signal():
     assert main(["fit", "--help"]) == 0
 
