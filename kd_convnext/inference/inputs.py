@@ -31,9 +31,13 @@ def photographs_of(
         The photographs in the order given (folders in the order of names), and those of manifests that cannot be read.
 
     Raises:
-        ConfigError: A folder without images, or a box that is none or is not for one file.
+        ConfigError: An empty name, a folder without images, or a box that is none or is not for one file.
         ManifestError: A manifest has problems other than unreadable photographs.
     """
+    if not all(word.strip() for word in photos):
+        # As a path it would be the whole working folder.
+        what = "a name is empty, as an unset variable of the shell is"
+        raise ConfigError(Finding("photos", what, "Name files, folders or manifests; . is the working folder."))
     found: list[Photograph] = []
     failures: list[Failure] = []
     for word in photos:

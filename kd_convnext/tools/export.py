@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kd_convnext.common.files import sha256_of
+from kd_convnext.common.files import sha256_of, write_finding
 from kd_convnext.errors import ConfigError, ExportError, Finding
 
 if TYPE_CHECKING:
@@ -121,9 +121,13 @@ def _check(wish: _Wish, samples: int) -> None:
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder, which becomes the folder only if the block succeeds."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        yield Path(name)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+            yield Path(name)
+    except OSError as error:
+        # A library's own error of a full disk does not say where.
+        raise ConfigError(write_finding(folder, error)) from error
 
 
 def _write(predictor: "Predictor", place: Path, wish: _Wish, words: "Words", shown: "ExportSamples") -> "Compared":

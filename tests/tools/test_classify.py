@@ -124,6 +124,11 @@ def test_one_photograph_with_a_box(calibrated, tiny_manifest, tmp_path, capsys):
     assert "does not lie inside" in capsys.readouterr().err
 
 
+def test_an_empty_name_is_not_the_working_folder(tiny_run, tmp_path, capsys):
+    assert main(["classify", "", "--ckpt_path", str(tiny_run), "--out", str(tmp_path / "out")]) == 2
+    assert "a name is empty" in capsys.readouterr().err
+
+
 def test_mirror_images_by_choice(tiny_run, tiny_manifest, tmp_path):
     photo = tiny_manifest.parent / "2_0_0.png"
     for tta in ("true", "false"):

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import pickletools
@@ -258,6 +259,23 @@ def test_checkpoint_without_its_run_is_compared_on_drawn_specimens(student, tmp_
     assert "5 drawn specimens" in capsys.readouterr().out
     compared = json.loads((tmp_path / "out" / "model.json").read_text())["compared"]
     assert compared["labelled"] == 0 and compared["accuracy"] is None
+
+
+@pytest.mark.parametrize("harm", ["full", "a file above"])
+def test_a_place_that_cannot_be_written_is_named(student, tmp_path, capsys, monkeypatch, harm):
+    out = tmp_path / "out"
+    if harm == "a file above":
+        (tmp_path / "file").write_text("kept")
+        out = tmp_path / "file" / "below" / "out"
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(formats, "traced", full)
+    assert main(["export", "--ckpt_path", str(student), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"{out}: cannot be written" in error and not out.exists()
+    assert not list(tmp_path.glob(".out-*"))
 
 
 @pytest.mark.parametrize("name", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
