@@ -25,7 +25,7 @@ from kd_convnext.modules.divergence import FINITE_EVERY, require_finite
 from kd_convnext.modules.epoch_tally import EpochTally
 from kd_convnext.modules.guard import check_classes, check_crops, leaks
 from kd_convnext.modules.mixing import MixSpec, mixed
-from kd_convnext.modules.optim import OptimSpec, build_optimizer, build_schedule
+from kd_convnext.modules.optim import OptimSpec, build_optimizer, build_schedule, check_resumed
 
 SMOOTHED_OVER = 3
 """Epochs of which the smoothed validation score is the mean."""
@@ -126,11 +126,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         data = self.specimens
         if data is None:
             return
-        self._check_classes(data)
-        if data.image_size != self.classifier.image_size:
-            what = f"the data gives {data.image_size} px, the network takes {self.classifier.image_size}"
-            raise ConfigError(Finding("--data.image_size", what, "Give both the same size."))
-        leak = self._leaks("this checkpoint", self.card, data, ("val", "test"))
+        leak = self._check_fitted(data)
         earlier = self.card
         self.class_names = tuple(data.class_names)
         self.card = data.card()
@@ -373,6 +369,13 @@ class ClassifierModule(CheckpointedModule, ABC):
     def _check_classes(self, data: SpecimenDataModule | None) -> None:
         check_classes(self.class_names, self.num_classes, data)
 
+    def _check_fitted(self, data: SpecimenDataModule) -> bool:
+        self._check_classes(data)
+        if data.image_size != self.classifier.image_size:
+            what = f"the data gives {data.image_size} px, the network takes {self.classifier.image_size}"
+            raise ConfigError(Finding("--data.image_size", what, "Give both the same size."))
+        return self._leaks("this checkpoint", self.card, data, ("val", "test"))
+
     def _check_judged(self, part: EvaluatedPart) -> None:
         data = self.specimens
         self._check_classes(data)
@@ -389,7 +392,13 @@ class ClassifierModule(CheckpointedModule, ABC):
         checkpoint[KEY]["recent_scores"] = list(self._recent)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores class names and data card, refusing a checkpoint of other classes than the data's."""
+        """Restores class names and data card, refusing other classes, and to go on with other data or optimiser."""
         super().on_load_checkpoint(checkpoint)
         self._recent = list(checkpoint.get(KEY, {}).get("recent_scores", []))
-        self._check_classes(self.specimens)
+        data = self.specimens
+        self._check_classes(data)
+        if self._trainer is None or not self._trainer.training:
+            return
+        check_resumed(self.optim, checkpoint.get("hyper_parameters", {}).get("optim") or {})
+        if data is not None and not data.allow_leak:
+            self._check_fitted(data)  # here nothing is written yet

@@ -5,6 +5,7 @@ with a warm-up of its own, which no schedule for all groups can do, and checkpoi
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,6 +77,33 @@ class OptimSpec:
 
 FUSED_ON = ("cpu", "cuda")
 """Devices where one pass over a weight and its state does the whole update: 3 times as fast on a CPU (ConvNeXt-T)."""
+
+
+def check_resumed(asked: OptimSpec, stored: Mapping[str, Any]) -> None:
+    """Refuses to go on with another optimiser than a checkpoint's, and warns of numbers that its state overrules.
+
+    Args:
+        asked: Of the fit that is resumed.
+        stored: Fields of the `OptimSpec` that the checkpoint was trained with.
+
+    Raises:
+        ConfigError: The checkpoint holds the state of another optimiser.
+    """
+    if stored.get("name", asked.name) != asked.name:
+        what = f"the checkpoint holds the state of {stored['name']}, with which {asked.name} cannot go on"
+        remedy = "Leave it as it was, or begin anew from the weights of its best.ckpt."
+        raise ConfigError(Finding("--model.optim.name", what, remedy))
+    overruled = [
+        f"{name} {was}"
+        for name in ("lr", "weight_decay", "betas", "momentum")
+        if (was := stored.get(name)) is not None and was not in (now := getattr(asked, name), _listed(now))
+    ]
+    if overruled:
+        warnings.warn(f"--model.optim: a resumed fit goes on with its own {', '.join(overruled)}", stacklevel=2)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def build_optimizer(

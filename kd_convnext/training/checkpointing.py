@@ -101,12 +101,23 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the final state and waits for pending writes."""
         super().on_train_end(trainer, pl_module)
-        if self._chooses(trainer) and not self.best_model_path and self.dirpath and trainer.global_step:
+        if self._chooses(trainer) and not self.best_model_path and self.dirpath:
             say(trainer, "Warning: no epoch was judged by validation: best.ckpt is the network of the fit's end")
             self.best_model_path = self.format_checkpoint_name(self._monitor_candidates(trainer))
             self._save_checkpoint(trainer, self.best_model_path)
         self._write(trainer, due=self._step != trainer.global_step)
         trainer.strategy.checkpoint_io.teardown()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to pass for a fit where nothing was trained.
+
+        Raises:
+            ConfigError: The fit ended before its first step: there is no network to keep.
+        """
+        super().on_fit_end(trainer, pl_module)
+        if not trainer.global_step:
+            what = "the fit ended before its first step: nothing was trained"
+            raise ConfigError(Finding("--trainer", what, "Raise the limit that ended it (--trainer.max_time)."))
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Tells whether a score is among the best; one that is not finite never is."""

@@ -72,9 +72,9 @@ class ConfigRecord(Callback):
         super().__init__()
         self.text, self.values = text, values
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes it before a fit."""
-        if stage != "fit" or not trainer.is_global_zero:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes it before a fit, once a checkpoint to go on from is accepted: a refused one changes no record."""
+        if not trainer.is_global_zero:
             return
         atomic_write(RunFolder(Path(trainer.default_root_dir)).config, lambda file: file.write(self.text.encode()))
         for logger in trainer.loggers:

@@ -80,6 +80,47 @@ def test_all_that_cannot_work_is_said_together(fit, capsys):
     assert "3 problems found" in error and all(name in error for name in ("seed", "accumulate", "barebones"))
 
 
+@pytest.mark.parametrize("place", ["a file", "below a file", "a name too long"])
+def test_places_that_are_no_folder(place, fit, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    folder = {"a file": file, "below a file": file / "run", "a name too long": tmp_path / ("x" * 300)}[place]
+    assert fit(f"--trainer.default_root_dir={folder}", "--trainer.fast_dev_run=true") == 2
+    error = capsys.readouterr().err
+    assert str(folder)[:200] in error and "cannot be written" in error and file.read_text() == "kept"
+
+
+def test_more_loader_processes_than_memory(fit, capsys):
+    assert fit("--data.loader.num_workers=100000") == 2
+    assert "--data.loader.num_workers: 100000 processes are too many" in capsys.readouterr().err
+
+
+def test_crops_larger_than_memory(fit, capsys):
+    assert fit("--data.crops.store_size=1000000000") == 2
+    assert "crops.store_size: 1000000000 cannot work" in capsys.readouterr().err
+
+
+def test_no_time_for_a_step(fit, capsys):
+    assert fit("--trainer.max_time=00:00:00:00") == 2
+    assert "nothing was trained" in capsys.readouterr().err
+
+
+def test_a_refused_resume_changes_no_record(fit, tmp_path, capsys):
+    assert fit() == 0
+    run = tmp_path / "run"
+    record = {name: (run / name).read_bytes() for name in ("config.yaml", "split.csv", "hparams.yaml")}
+    last = [f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", "--trainer.max_epochs=2"]
+    for word, told in (
+        ("--model.optim.name=sgd", "--model.optim.name: the checkpoint holds the state of adamw"),
+        ("--data.split.seed=9", "it was trained on"),
+    ):
+        assert fit(*last, word) == 2
+        assert told in capsys.readouterr().err
+        assert record == {name: (run / name).read_bytes() for name in record}
+    with pytest.warns(UserWarning, match="goes on with its own lr"):
+        assert fit(*last, "--model.optim.lr=0.5") == 0
+
+
 def test_without_a_key_of_weights_and_biases(fit, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -19,6 +19,9 @@ UpscalerChoice = Literal["auto", UpscalerName]
 SCHEMA_VERSION = 1
 """Raised whenever the same input would give other pixels; part of every key."""
 
+LARGEST_SIDE = 8192
+"""Of a stored square, in pixels: one of them takes 200 MB."""
+
 
 @dataclass(frozen=True)
 class CropSpec:
@@ -65,10 +68,10 @@ class CropSpec:
             findings.append(("roi_margin", self.roi_margin, "Give a fraction of the box from 0 to 10."))
         if self.sr_denoise is not None and not 0 <= self.sr_denoise <= 1:
             findings.append(("sr_denoise", self.sr_denoise, "Give a strength from 0 to 1, or null."))
-        for name, smallest in (("sr_max_side", 1), ("store_size", 1)):
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                findings.append((name, value, "Give pixels from 1, or null."))
+        if self.sr_max_side is not None and self.sr_max_side < 1:
+            findings.append(("sr_max_side", self.sr_max_side, "Give pixels from 1, or null."))
+        if self.store_size is not None and not 1 <= self.store_size <= LARGEST_SIDE:
+            findings.append(("store_size", self.store_size, f"Give pixels from 1 to {LARGEST_SIDE}, or null."))
         for name, choices in (("resize", get_args(Resize)), ("upscaler", _UPSCALERS)):
             if getattr(self, name) not in choices:
                 findings.append((name, getattr(self, name), f"Choose one of {', '.join(choices)}."))

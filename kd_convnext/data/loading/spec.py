@@ -1,11 +1,15 @@
 """Describes how training crops become batches: loader processes, order, views, storage."""
 
+import os
 from dataclasses import dataclass
 from typing import get_args
 
 from kd_convnext.data.crops.cache.prepared import OnMiss
 from kd_convnext.data.loading.sampler import Sampling
 from kd_convnext.errors import ConfigError, Finding
+
+_PROCESSES, _PROCESSES_A_CORE = 32, 4
+"""Loader processes that any machine is trusted with, and those for each of its cores: more only cost memory."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class LoaderSpec:
             for name, value, least in (("num_workers", self.num_workers, 0), ("views", self.views, 1))
             if value is not None and value < least
         ]
+        most = max(_PROCESSES, _PROCESSES_A_CORE * (os.cpu_count() or 1))
+        if self.num_workers is not None and self.num_workers > most:
+            # Each costs memory: the machine would begin to kill processes.
+            what = f"{self.num_workers} processes are too many for this machine"
+            findings.append(Finding("--data.loader.num_workers", what, f"Use at most {most}."))
         if not self.unlabelled_ratio >= 0:
             what = f"{self.unlabelled_ratio} is not 0 or more"
             findings.append(Finding("--data.loader.unlabelled_ratio", what, "Use for example 2."))
