@@ -3,7 +3,7 @@ VENV := .venv/bin
 INSTALLED := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test test-slow fuzz notebooks docs lint types bench format lock clean
+.PHONY: help install demo test test-slow fuzz audit notebooks docs lint types bench format lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,16 @@ test-slow: $(INSTALLED) ## notebooks, other processes, long runs
 
 fuzz: $(INSTALLED) ## read ten thousand manifests and photographs made at random (COUNT=10000, SEED=0)
 	OMP_NUM_THREADS=1 $(VENV)/python tests/helpers/fuzz.py --count $(or $(COUNT),10000) --seed $(or $(SEED),0)
+
+audit: build/audit/bin/pip-audit ## known weaknesses of the locked dependencies (asks PyPI; what it cannot look up is an error)
+	@for lock in requirements.lock requirements-realesrgan.lock; do \
+		build/audit/bin/pip-audit -r $$lock --require-hashes --disable-pip --strict --progress-spinner off || exit 1; \
+	done
+
+build/audit/bin/pip-audit: $(INSTALLED)
+	$(VENV)/python -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@touch $@
 
 lint: $(INSTALLED) ## ruff: rules and format
 	$(VENV)/ruff check .
