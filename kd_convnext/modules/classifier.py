@@ -20,18 +20,13 @@ from kd_convnext.models.backbones import Backbone
 from kd_convnext.models.layers import layer_scales
 from kd_convnext.modules.batches import ForeignBatch, check_foreign, understood
 from kd_convnext.modules.checkpointed import CheckpointedModule
+from kd_convnext.modules.choosing import SmoothedScore, mean_logits
 from kd_convnext.modules.compiled_step import Compile, FastPath, plan_compile
 from kd_convnext.modules.divergence import FINITE_EVERY, require_finite
 from kd_convnext.modules.epoch_tally import EpochTally
 from kd_convnext.modules.guard import check_classes, check_crops, leaks
 from kd_convnext.modules.mixing import MixSpec, mixed
 from kd_convnext.modules.optim import OptimSpec, build_optimizer, build_schedule, check_resumed
-
-SMOOTHED_OVER = 3
-"""Epochs of which the smoothed validation score is the mean."""
-
-MIRRORED = ((), (3,), (2,), (2, 3))
-"""Axes of [B, C, H, W] along which images are mirrored for each view of a mirrored validation."""
 
 LOWEST_PROBABILITY = 1e-12
 """Probabilities are kept in float32; below this a logarithm says nothing."""
@@ -85,7 +80,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         self._fast: FastPath | None = None
         self.mixing = MixSpec()
         self.mirrored_validation = False
-        self._recent: list[float] = []
+        self._smooth = SmoothedScore()
 
     @property
     def classifier(self) -> Backbone:
@@ -294,14 +289,10 @@ class ClassifierModule(CheckpointedModule, ABC):
             self._check_foreign(given, labelled=False)
         batch = self.understood(given)
         self._judged += len(batch["image"])
-        probabilities = self._logits(batch["image"]).softmax(dim=1)
+        mirrored = self.mirrored_validation and self.trainer.state.fn == "fit"
+        probabilities = mean_logits(self, batch["image"], mirrored=mirrored).softmax(dim=1)
         self._answers.update(batch["index"], batch["label"], probabilities)
         return probabilities
-
-    def _logits(self, images: Tensor) -> Tensor:
-        mirrored = self.mirrored_validation and self.trainer.state.fn == "fit"
-        views = MIRRORED if mirrored else MIRRORED[:1]
-        return torch.stack([self(images.flip(axes) if axes else images).float() for axes in views]).mean(dim=0)
 
     def _keep(self, part: EvaluatedPart) -> Evaluation:
         names = self.class_names or tuple(str(number) for number in range(self.num_classes))
@@ -329,15 +320,13 @@ class ClassifierModule(CheckpointedModule, ABC):
         self.log_dict(metrics, sync_dist=True, prog_bar=False)
         if part == "val":
             self.log("val_f1", metrics["val/f1_macro"], prog_bar=True, logger=False, sync_dist=True)
-            self.log("val/f1_macro_smooth", self._smoothed(metrics), sync_dist=True)
-
-    def _smoothed(self, metrics: Mapping[str, float]) -> float:
-        """Averages macro F1, of lesions where there are any, over the last epochs of a fit."""
-        score = metrics.get("val/lesion/f1_macro", metrics["val/f1_macro"])
-        if self.trainer.sanity_checking:
-            return score
-        self._recent = [*self._recent, score][-SMOOTHED_OVER:]
-        return math.fsum(self._recent) / len(self._recent)
+            # Of lesions where there are any; a trial before the training is no epoch.
+            score = metrics.get("val/lesion/f1_macro", metrics["val/f1_macro"])
+            self.log(
+                "val/f1_macro_smooth",
+                score if self.trainer.sanity_checking else self._smooth.add(score),
+                sync_dist=True,
+            )
 
     # ---- data
 
@@ -389,12 +378,12 @@ class ClassifierModule(CheckpointedModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the scores of the last epochs, which a resumed fit goes on averaging."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY]["recent_scores"] = list(self._recent)
+        checkpoint[KEY]["recent_scores"] = self._smooth.recent
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores class names and data card, refusing other classes, and to go on with other data or optimiser."""
         super().on_load_checkpoint(checkpoint)
-        self._recent = list(checkpoint.get(KEY, {}).get("recent_scores", []))
+        self._smooth = SmoothedScore(checkpoint.get(KEY, {}).get("recent_scores", []))
         data = self.specimens
         self._check_classes(data)
         if self._trainer is None or not self._trainer.training:
