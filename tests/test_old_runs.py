@@ -12,6 +12,7 @@ from kd_convnext import DistillModule, TeacherModule
 from kd_convnext.cli import main
 
 OLD = REPOSITORY / "tests" / "fixtures" / "run_before_rooms"
+CALIBRATED = OLD.with_name("calibration_before_detail")
 RUNS = ("teacher", "student")
 
 
@@ -65,3 +66,18 @@ def test_classifies_and_exports(old, name):
     assert main(["classify", "photographs/0_0.jpg", checkpoint, "--out", "answers"]) == 0
     assert main(["export", checkpoint, "--format", "torch", "--out", "exported"]) == 0
     assert list((old / "exported").glob("*.pt2"))
+
+
+def test_a_calibration_without_the_distance_of_detail_decides_as_it_did(old):
+    for name in ("calibration.json", "calibration.safetensors"):
+        shutil.copy(CALIBRATED / name, old / "student" / "checkpoints")
+    checkpoint = "--ckpt_path=student/checkpoints/best.ckpt"
+    assert main(["classify", "photographs", checkpoint, "--out", "answers"]) == 0
+    before, after = (pd.read_csv(folder / "answers.csv") for folder in (CALIBRATED, old / "answers"))
+    for name in ("abstain", "reasons", "prediction_set"):
+        pd.testing.assert_series_equal(after[name], before[name])
+    assert after["gate_score"].tolist() == pytest.approx(before["gate_score"].tolist(), rel=1e-6)
+    assert 0 < (before["gate_score"] > 1).sum() < len(before)
+    assert main(["export", checkpoint, "--manifest", "photographs", "--out", "exported"]) == 0
+    compared = json.loads((old / "exported" / "model.json").read_text())["compared"]
+    assert compared["decisions"] == 1 and compared["gate_difference"] < 1e-4

@@ -25,8 +25,9 @@ from kd_convnext.inference.exporting.convnext_blocks import with_pixel_convoluti
 from kd_convnext.inference.exporting.deployed import INPUT, Deployed, Words
 from kd_convnext.inference.exporting.formats import load, traced, write_onnx, write_openvino, write_torch
 from kd_convnext.inference.exporting.int8 import write_dynamic, write_static
+from kd_convnext.inference.trust.appearance import appearance_of
 from kd_convnext.inference.trust.calibration import Calibration, Level
-from kd_convnext.inference.trust.gate import Distances, appearance_of, fit_gate
+from kd_convnext.inference.trust.gate import Distances, fit_gate
 from kd_convnext.inference.trust.prediction_sets import ClassThresholds
 from kd_convnext.models.backbones import Backbone, BackboneSpec, build_backbone
 
@@ -214,7 +215,7 @@ def calibrated(checkpoint: Path) -> None:
     appearances = np.stack([appearance_of(picture(224, seed)) for seed in range(64)])
     gate = fit_gate(appearances, rng.normal(size=(1778, 768)).astype(np.float32))
     classes = ClassThresholds(CLASSES, (0.9,) * 5, (20,) * 5, (True,) * 5)
-    level = Level(classes, Distances(1e9, 2.0))
+    level = Level(classes, Distances(1e9, 2.0, 1e9))
     digest = predictor.network.info.checkpoint_sha256
     Calibration(digest, CLASSES, 1.5, False, 0.9, "include", 0.05, level, level, gate).write(checkpoint.parent)
 

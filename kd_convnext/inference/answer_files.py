@@ -129,4 +129,5 @@ def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
         "merged": [list(group) for group in classes.merged],
         "few": calibration.few,
         "gate_false_alarms": calibration.gate_false_alarms,
+        "gate_stops": list(calibration.record.get("gate_stops", [])),
     }

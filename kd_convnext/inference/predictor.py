@@ -23,8 +23,9 @@ from kd_convnext.data.manifest.boxes import Box, crop_roi
 from kd_convnext.data.manifest.images import read_image
 from kd_convnext.errors import CheckpointError, ConfigError, Finding, KDConvNeXtError, ManifestError, UpscalerError
 from kd_convnext.inference.prediction import Failure, Photograph, Prediction, mean_rows
+from kd_convnext.inference.trust.appearance import appearance_of
 from kd_convnext.inference.trust.calibration import FILE, UNDECIDED, Calibration, read_calibration
-from kd_convnext.inference.trust.gate import Distances, Features, appearance_of
+from kd_convnext.inference.trust.gate import Distances, Features
 
 MIRRORED = ((), (1,), (0,), (0, 1))
 """Test-time augmentation: axes (rows, columns) along which a picture is mirrored, for each of its views."""

@@ -19,7 +19,8 @@ from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.splits import Split, make_split
 from kd_convnext.errors import CheckpointError, ConfigError, Finding, LeakError
 from kd_convnext.inference.predictor import Predictor
-from kd_convnext.inference.trust.gate import Features, appearance_of
+from kd_convnext.inference.trust.appearance import appearance_of
+from kd_convnext.inference.trust.gate import Features
 from kd_convnext.runs.folder import RunFolder
 
 _CHUNK = 64  # pictures held at once

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from kd_convnext.inference.calibrating.fit import Wishes
+    from kd_convnext.inference.calibrating.foreign import Stopped
     from kd_convnext.inference.calibrating.judgement import Judgement
     from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers, RunSource
     from kd_convnext.inference.trust.calibration import Calibration
@@ -72,6 +73,7 @@ def calibrate(
     """
     from kd_convnext.inference.calibrating.cross_conformal import held_out_by
     from kd_convnext.inference.calibrating.fit import Wishes, checked_transfer, fit_calibration, judge_fit
+    from kd_convnext.inference.calibrating.foreign import measure_gate
     from kd_convnext.inference.calibrating.judgement import judge
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.inference.run_data import own_data, refuse_leak, source_of
@@ -95,10 +97,14 @@ def calibrate(
     if test:
         refuse_leak(data, "test")
         judgements["test"] = judge(calibration, data.answers(data.rows("test")), "test")
+    predictor.calibration = calibration
+    stopped = measure_gate(predictor, data, data.rows("val"))
     made_of = {**asdict(predictor.network.info), "extra_manifest": extra_manifest, "also": also}
+    made_of |= {"gate_stops": [asdict(found) for found in stopped]}
     calibration = _recorded(calibration, made_of, judgements, transfer)
     path = calibration.write(Path(out) if out else Path(ckpt_path).expanduser().parent)
     _report(calibration, judgements, transfer)
+    _report_gate(stopped)
     figures = _publish(RunFolder(Path(out)) if out else run, judgements, wandb_project)
     print(f"Wrote {path} and figures in {figures}")
     return path
@@ -216,6 +222,13 @@ def _report_judgement(part: str, found: "Judgement") -> None:
     for item in found.coverage:
         interval = f"95 % interval {item.low:.2f} to {item.high:.2f}, for all classes together"
         print(f"  {item.class_name:<20} true class in {item.covered} of {item.lesions} sets ({interval})")
+
+
+def _report_gate(stopped: "Sequence[Stopped]") -> None:
+    if stopped:
+        print("The gate stops, of validation photographs altered on purpose:")
+    for found in stopped:
+        print(f"  {found.kind:<28} {found.stopped:>4} of {found.photographs}")
 
 
 def _figures(judgements: Mapping[str, "Judgement"]) -> "dict[str, Figure]":

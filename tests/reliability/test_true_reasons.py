@@ -18,13 +18,13 @@ from kd_convnext.inference.trust.gate import Distances
 from kd_convnext.inference.trust.prediction_sets import ClassThresholds
 
 NAMES = ("a", "b", "c")
-PASSES = Distances(0.0, 0.0)
+PASSES = Distances(0.0, 0.0, 0.0)
 
 
 def calibration(*values, merged=(), guaranteed=None):
     promised = guaranteed or tuple(np.isfinite(values).tolist())
     classes = ClassThresholds(NAMES, values, (20, 20, 2), promised, merged)
-    level = Level(classes, Distances(1.0, 1.0))
+    level = Level(classes, Distances(1.0, 1.0, 1.0))
     return Calibration("0" * 64, NAMES, 1.0, False, 0.9, "include", 0.05, level, level, gate=None)
 
 

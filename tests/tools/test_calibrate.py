@@ -1,5 +1,6 @@
 import json
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,8 +18,11 @@ from kd_convnext.data.manifest.grouping import group_hashes
 from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.errors import CheckpointError, ConfigError, LeakError
 from kd_convnext.inference.calibrating.figures import risk_coverage_curve
+from kd_convnext.inference.calibrating.fit import _limits
+from kd_convnext.inference.calibrating.foreign import KINDS
 from kd_convnext.inference.prediction import Photograph
-from kd_convnext.inference.trust.gate import appearance_of, fit_gate
+from kd_convnext.inference.trust.appearance import appearance_of
+from kd_convnext.inference.trust.gate import Distances, fit_gate
 from kd_convnext.inference.trust.temperature import cross_fitted, fit_temperature
 from kd_convnext.tools.calibrate import calibrate
 
@@ -241,8 +245,51 @@ class TestGate:
         )
         assert gate.distances(appearance, 3 * features[0]) == pytest.approx(gate.distances(appearance, features[0]))
 
+    def test_blur_noise_and_another_white_balance_are_far_in_detail(self):
+        rng = np.random.default_rng(0)
+
+        def photograph():
+            coarse = rng.normal(0, 30, (24, 24, 1)) + rng.normal(0, 2, (24, 24, 3))
+            return (cv2.resize(coarse, (48, 48)) + 128 + rng.normal(0, 2, (48, 48, 3))).clip(0, 255).astype(np.uint8)
+
+        usual = [photograph() for _ in range(200)]
+        described = np.stack([appearance_of(picture) for picture in usual])
+        gate = fit_gate(described[:150], rng.normal(0, 1, (150, 8)).astype(np.float32))
+        far = [gate.distances(found, np.zeros(8, np.float32)).detail for found in described[150:]]
+        others = {
+            "blurred": cv2.GaussianBlur(usual[-1], (0, 0), 1.5),
+            "noisy": (usual[-1] + rng.normal(0, 6, (48, 48, 3))).clip(0, 255).astype(np.uint8),
+            "warmer": (usual[-1] * np.array([1.2, 1, 0.8])).clip(0, 255).astype(np.uint8),
+        }
+        for name, picture in others.items():
+            found = gate.distances(appearance_of(picture), np.zeros(8, np.float32)).detail
+            assert found > 1.5 * max(far), name
+
+    def test_all_distances_together_stop_the_share_that_is_asked_for(self):
+        rng = np.random.default_rng(0)
+        shared = rng.gamma(2.0, 1.0, (2000, 1))
+        found = [Distances(*row) for row in (shared + rng.gamma(2.0, [0.1, 1.0, 5.0], (2000, 3))).tolist()]
+        groups = np.repeat(np.arange(1000), 2).astype(str)
+        limits = _limits(found[::2], groups[::2], 0.05)
+        stopped = (np.array(found) > limits).any(axis=1)
+        assert 0.035 < stopped[::2].mean() <= 0.05 and 0.03 < stopped[1::2].mean() < 0.07
+        shares = Distances(*(np.array(found) > limits).mean(axis=0))
+        assert 0.01 < shares.appearance < 0.04 and 0.01 < shares.detail < 0.04 and shares.features < 0.04
+        few = np.array(_limits(found[:10], groups[:10], 0.05))
+        assert few == pytest.approx(np.max(found[:10], axis=0), rel=2e-4)
+
+    def test_what_it_stops_is_measured_and_told(self, calibrated, capsys):
+        record = json.loads((calibrated.parent / "calibration.json").read_text())["record"]
+        stopped = {found["kind"]: found for found in record["gate_stops"]}
+        assert set(stopped) == set(KINDS)
+        shown = (pd.read_csv(calibrated.parent.parent / "split.csv")["split"] == "val").sum()
+        assert all(0 <= found["stopped"] <= found["photographs"] == shown for found in stopped.values())
+        assert stopped["strongly blurred"]["stopped"] == shown
+        assert main(["card", "--ckpt_path", str(calibrated)]) == 0
+        assert f"strongly blurred {shown} of {shown}" in (calibrated.parent.parent / "MODEL_CARD.md").read_text()
+
     def test_grey_pictures(self):
-        assert appearance_of(np.zeros((32, 32, 1), np.uint8)).shape == (12,)
+        assert appearance_of(np.zeros((32, 32, 1), np.uint8)).shape == (21,)
         assert np.isfinite(appearance_of(np.zeros((8, 8, 3), np.uint8))).all()
 
 

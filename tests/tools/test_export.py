@@ -27,7 +27,8 @@ from kd_convnext.inference.exporting import formats
 from kd_convnext.inference.exporting.deployed import Deployed
 from kd_convnext.inference.exporting.deployed_gate import DeployedGate
 from kd_convnext.inference.prediction import Photograph
-from kd_convnext.inference.trust.gate import appearance_of, fit_gate
+from kd_convnext.inference.trust.appearance import appearance_of
+from kd_convnext.inference.trust.gate import fit_gate
 from kd_convnext.tools import export as tool
 
 FORMATS = ("onnx", "openvino", "torch")

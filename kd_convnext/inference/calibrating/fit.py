@@ -16,6 +16,9 @@ from kd_convnext.inference.trust.gate import LARGEST_BANK, Distances, fit_gate
 from kd_convnext.inference.trust.prediction_sets import Coverage, Few, Held, fit_thresholds, weighted_threshold
 from kd_convnext.inference.trust.temperature import cross_fitted, helpful_temperature
 
+RANKED = ("appearance", "detail")
+"""Distances that share the false alarms."""
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -86,8 +89,8 @@ def photographs(answers: LabelledAnswers) -> Held:
 
 def whole(answers: LabelledAnswers) -> Held:
     """Returns what thresholds of lesions are found from."""
-    pairs = np.zeros((len(answers.labels), 2))
-    return lesions_of(answers, softmax(answers.logits), [Distances(*row) for row in pairs.tolist()]).held()
+    unmeasured = [Distances(0.0, 0.0, 0.0)] * len(answers.labels)
+    return lesions_of(answers, softmax(answers.logits), unmeasured).held()
 
 
 def checked_transfer(
@@ -127,13 +130,23 @@ def _training(data: CalibrationData) -> tuple[Values, npt.NDArray[np.float32]]:
 
 
 def _limits(found: Sequence[Distances], groups: npt.NDArray[np.str_], false_alarms: float) -> Distances:
-    """Either distance may stop a photograph: each gets half of the false alarms (Bonferroni)."""
-    return Distances(*(_limit(column, groups, false_alarms / 2) for column in np.array(found).T))
+    """Returns the largest distances of the ordinary photographs that are not to be stopped.
+
+    Those to be stopped are the strangest by rank, each photograph in appearance or detail, where it ranks higher: both
+    together stop the share of lesions that is asked for. None is, where there are too few lesions. The features have no
+    share in it: they find hardly a foreign photograph that these do not, and would take false alarms from them.
+    """
+    columns = np.array(found)
+    _, member = np.unique(groups, return_inverse=True)
+    weights = 1 / np.bincount(member)[member] / (member.max() + 1)
+    strangest = np.max([_ranks(columns[:, Distances._fields.index(name)], weights) for name in RANKED], axis=0)
+    inside = strangest <= weighted_threshold(strangest, groups, 1 - false_alarms)
+    limits = np.maximum(columns[inside].max(axis=0), float(np.finfo(np.float32).tiny))
+    # They are the very distances of some photographs, which another runtime's rounding must not stop.
+    return Distances(*(limits * (1 + 1e-4)).tolist())
 
 
-def _limit(scores: Values, groups: npt.NDArray[np.str_], false_alarms: float) -> float:
-    """Returns the distance that so many ordinary lesions exceed; the largest seen where there are too few of them."""
-    found = weighted_threshold(scores, groups, 1 - false_alarms)
-    limit = max(found if np.isfinite(found) else float(scores.max()), float(np.finfo(np.float32).tiny))
-    # It is the very distance of some photograph, which another runtime's rounding must not stop.
-    return limit * (1 + 1e-4)
+def _ranks(scores: Values, weights: Values) -> Values:
+    """Returns the weight of all smaller scores for each."""
+    order = np.argsort(scores)
+    return np.asarray(np.cumsum([0.0, *weights[order]])[np.searchsorted(scores[order], scores)])

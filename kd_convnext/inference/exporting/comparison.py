@@ -11,8 +11,9 @@ from kd_convnext.inference.exporting.deployed import OUTPUTS, PixelType
 from kd_convnext.inference.exporting.formats import Runner
 from kd_convnext.inference.exporting.samples import ExportSamples
 from kd_convnext.inference.predictor import Predictor
+from kd_convnext.inference.trust.appearance import appearance_of
 from kd_convnext.inference.trust.calibration import Calibration
-from kd_convnext.inference.trust.gate import Distances, Features, appearance_of
+from kd_convnext.inference.trust.gate import Distances, Features
 
 _TOGETHER = 3  # another size than the 2 a graph is traced with
 

@@ -62,7 +62,7 @@ class Deployed(nn.Module):
 
         Returns:
             Logits [B, K], not scaled by the temperature, and calibrated probabilities [B, K]; of a calibrated network
-            also the gate's score [B] and `Distances` [B, 2].
+            also the gate's score [B] and `Distances` [B, 3].
         """
         if self.tta:
             # Rows and columns are the first two axes of a picture, the last two of a batch.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_convnext.inference.trust.gate import NEIGHBOURS, NO_CONTRAST, QUANTILES, SIDE, Gate
+from kd_convnext.inference.trust.appearance import LAGS, NO_CONTRAST, NO_DETAIL, QUANTILES, SIDE
+from kd_convnext.inference.trust.gate import NEIGHBOURS, Gate
 
 _LEVELS = 256
 
@@ -43,6 +44,9 @@ class DeployedGate(nn.Module):
             "shrinking": shrinking[:, :, None],
             "gamma": _gamma(),
             "cube_root": _cube_root(),
+            # Of no length in an older gate, which has no such distance.
+            "detail_mean": np.zeros(0) if gate.detail_mean is None else gate.detail_mean,
+            "detail_whitening": np.zeros((0, 0)) if gate.detail_whitening is None else gate.detail_whitening,
         }
         for name, values in constants.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)))
@@ -53,6 +57,8 @@ class DeployedGate(nn.Module):
         self.shrinking: Tensor
         self.gamma: Tensor
         self.cube_root: Tensor
+        self.detail_mean: Tensor
+        self.detail_whitening: Tensor
 
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
         """Measures.
@@ -62,13 +68,20 @@ class DeployedGate(nn.Module):
             features: [B, D], what the last linear layer sees.
 
         Returns:
-            [B, 2], `Distances` in their order, float32.
+            [B, 3], `Distances` in their order, float32.
         """
         levels = images.to(torch.float32) if images.dtype == torch.uint8 else (images * 255).round()
         colours = self.lab(levels) if levels.shape[1] == 3 else levels
-        appearance = torch.cat([self._quantiles(colours), *self._contrasts(levels / 255)], dim=1)
-        whitened = ((appearance - self.mean)[:, :, None] * self.whitening).sum(dim=1)
-        return torch.stack([_length(whitened).to(torch.float32), self._nearest(features)], dim=1)
+        parts = [self._quantiles(colours), *self._contrasts(levels / 255)]
+        if len(self.detail_mean):
+            parts += _differences(levels)
+        appearance = torch.cat(parts, dim=1)
+        far = _whitened(appearance, self.mean, self.whitening)
+        nearest = self._nearest(features)
+        if not len(self.detail_mean):
+            return torch.stack([far, nearest, torch.zeros_like(nearest)], dim=1)
+        detail = _whitened(appearance[:, -len(self.detail_mean) :], self.detail_mean, self.detail_whitening)
+        return torch.stack([far, nearest, detail], dim=1)
 
     def _nearest(self, features: Tensor) -> Tensor:
         directions = features / _length(features)[:, None].clamp_min(torch.finfo(torch.float32).tiny)
@@ -106,6 +119,37 @@ class DeployedGate(nn.Module):
         lightness = 296 * y - 1336934
         a, b = 500 * (x - y) + 128 * _ONE, 200 * (y - z) + 128 * _ONE
         return ((torch.stack([lightness, a, b], dim=1) + _ONE / 2) / _ONE).floor().clamp(0, 255)
+
+
+def _differences(levels: Tensor) -> list[Tensor]:
+    """Returns texture, then detail, [B, C] each, float64."""
+    texture, detail = [], []
+    for lag in LAGS:
+        apart = [levels[..., lag:] - levels[..., :-lag], levels[:, :, lag:] - levels[:, :, :-lag]]
+        opposed = [_opponents(each) for each in apart]
+        logarithms = (_mean([each.square() for each in opposed]) + NO_DETAIL).log()
+        sizes = (_mean([each.abs() for each in opposed]) + NO_DETAIL).log()
+        texture += [logarithms, 2 * sizes - logarithms]
+        detail.append((_mean([each.square() for each in apart]) + NO_DETAIL).log())
+    return texture + detail
+
+
+def _opponents(values: Tensor) -> Tensor:
+    if values.shape[1] == 1:
+        return values
+    red, green, blue = values.unbind(dim=1)
+    return torch.stack([red + green + blue, red - green, red + green - 2 * blue], dim=1)
+
+
+def _mean(parts: list[Tensor]) -> Tensor:
+    """Returns the mean of two along both sides, [B, C] float64."""
+    first, second = (each.to(torch.float64).mean(dim=(2, 3)) for each in parts)
+    return (first + second) / 2
+
+
+def _whitened(values: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
+    """Returns how many standard deviations from the mean, [B] float32."""
+    return _length(((values - mean)[:, :, None] * whitening).sum(dim=1)).to(torch.float32)
 
 
 def _product(matrix: Tensor, values: Tensor) -> Tensor:

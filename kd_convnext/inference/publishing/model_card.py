@@ -293,6 +293,10 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
         "temperature": calibration.temperature,
         "coverage": calibration.coverage,
         "gate_false_alarms": calibration.gate_false_alarms,
+        "gate_stops": [
+            f"{found['kind']} {found['stopped']} of {found['photographs']}"
+            for found in calibration.record.get("gate_stops", [])
+        ],
         "promised": list(
             dict.fromkeys(
                 f"{' or '.join(classes.together(name))} (as one)" if classes.together(name) else name

@@ -12,12 +12,12 @@ from kd_convnext.common.arrays import Values
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.reading import json_of
 from kd_convnext.errors import CheckpointError, Finding, KDConvNeXtError
-from kd_convnext.inference.trust.gate import Distances, Gate
+from kd_convnext.inference.trust.gate import NO_DISTANCE, Distances, Gate
 from kd_convnext.inference.trust.prediction_sets import ClassThresholds, Few
 
 NOT_CALIBRATED = "not calibrated: nothing says when to trust this model"
 FILE = "calibration.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _DAMAGE = (AttributeError, LookupError, OSError, TypeError, ValueError, KDConvNeXtError)
 """What reading a file raises whose entries are missing, of other types, or out of range."""
@@ -117,6 +117,7 @@ class Calibration:
         return {
             "appearance": "unlike the training photographs in colour and texture",
             "features": "unlike the training photographs in the network's features",
+            "detail": "unlike the training photographs in fine detail: sharpness, noise or white balance",
             "none": f"no class is plausible at {self.coverage:.0%} coverage",
             "several": f"{{count}} classes cannot be ruled out at {self.coverage:.0%} coverage",
             "few": "too few lesions to calibrate on: {classes} can never be ruled out",
@@ -208,7 +209,8 @@ def _from_state(state: dict[str, Any], gate: Gate) -> Calibration:
         classes = {key: tuple(value) for key, value in level["classes"].items()}
         classes["values"] = tuple(_number(value) for value in classes["values"])
         classes["merged"] = tuple(tuple(group) for group in classes["merged"])
-        values[name] = Level(ClassThresholds(**classes), Distances(*(_number(limit) for limit in level["gate"])))
+        limits = [_number(limit) for limit in level["gate"]] + [NO_DISTANCE] * (gate.detail_mean is None)
+        values[name] = Level(ClassThresholds(**classes), Distances(*limits))
     found = Calibration(gate=gate, **values)
     _require_possible(found)
     return found

@@ -1,19 +1,21 @@
 """Measures how unlike the training photographs a photograph is (out-of-distribution gate).
 
-Two distances to the training photographs. In *appearance* (colour quantiles, and contrast at five scales) by
-Mahalanobis with a shrunk covariance (Ledoit, Wolf 2004); in the network's penultimate *features* by the nearest
-neighbours (Sun et al. 2022, arXiv:2204.06507). Either may stop a photograph. The features alone do not do: a network
-answers calmly to what excites none of its filters, and foreign photographs can lie nearer than ordinary ones.
+Three distances to the training photographs, of which each may stop a photograph. In *appearance* (colours, contrasts
+and textures of the picture) and in fine *detail* by Mahalanobis with a shrunk covariance (Ledoit, Wolf 2004); in the
+network's penultimate *features* by the nearest neighbours (Sun et al. 2022, arXiv:2204.06507). The features alone do
+not do: a network answers calmly to what excites none of its filters, and foreign photographs can lie nearer than
+ordinary ones, at every depth. Detail counts twice, in the appearance and alone: photographs of one device hardly differ
+in the proportion of their channels' details, and a small difference there is lost among many entries.
 """
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.common.arrays import Values
+from kd_convnext.inference.trust.appearance import ENTRIES, LAGS
 
 Features = npt.NDArray[np.float32]
 
@@ -23,14 +25,9 @@ NEIGHBOURS = 5
 LARGEST_BANK = 4096
 """More training photographs than this are sampled: the bank stays within megabytes."""
 
-QUANTILES = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
-"""Which of each channel's levels are taken."""
 
-SIDE = 32
-"""Contrasts are those of the picture at this side and below."""
-
-NO_CONTRAST = 1e-4
-"""A hundredth of the range, squared: below the noise of a camera."""
+NO_DISTANCE = 1.0
+"""Limit of a distance that an older gate does not have, and for which it says 0."""
 
 
 class Distances(NamedTuple):
@@ -39,10 +36,12 @@ class Distances(NamedTuple):
     Attributes:
         appearance: In standard deviations.
         features: 0 (the same direction) to 2.
+        detail: In standard deviations; 0 of a gate without it.
     """
 
     appearance: float
     features: float
+    detail: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,82 +49,69 @@ class Gate:
     """Features of the training photographs that the gate compares with.
 
     Attributes:
-        mean: float64 [M], of their appearances.
+        mean: float64 [M], of their appearances; in gates fitted before there were more of the first 12 C entries.
         whitening: float64 [M, M]; turns a difference of appearances into standard deviations.
         bank: float32 [N, D], their features, each of length 1.
+        detail_mean: float64 [L], of the last entries; None in those older gates.
+        detail_whitening: float64 [L, L].
     """
 
     mean: Values
     whitening: Values
     bank: Features
+    detail_mean: Values | None = None
+    detail_whitening: Values | None = None
 
     def distances(self, appearance: Values, features: Features) -> Distances:
         """Returns how far a photograph is.
 
         Args:
-            appearance: float64 [M], as `appearance_of` describes it.
+            appearance: float64 [21 C], as `appearance_of` describes it.
             features: float32 [D], the network's penultimate features.
         """
-        whitened = (appearance - self.mean) @ self.whitening
         direction = _unit(features)
         # Not by BLAS: OpenBLAS's threads turn for 0.1 s after a product, on the cores that the next photograph needs.
         similar = np.einsum("nd,d->n", self.bank, direction)
         # The cosine tells which is the fifth; of a small distance its rounding would leave nothing.
         fifth = self.bank[np.argsort(similar)[-min(NEIGHBOURS, len(similar))]]
         apart = np.linalg.norm(np.subtract(direction, fifth, dtype=np.float64))
-        return Distances(float(np.linalg.norm(whitened)), float(apart))
+        detail = 0.0
+        if self.detail_mean is not None and self.detail_whitening is not None:
+            detail = _length((appearance[-len(self.detail_mean) :] - self.detail_mean) @ self.detail_whitening)
+        far = _length((appearance[: len(self.mean)] - self.mean) @ self.whitening)
+        return Distances(far, float(apart), detail)
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Returns its arrays by name."""
-        return {"mean": self.mean, "whitening": self.whitening, "bank": self.bank}
+        return {name: values for name, values in vars(self).items() if values is not None}
 
 
 def fit_gate(appearances: Values, features: Features) -> Gate:
     """Builds the gate.
 
     Args:
-        appearances: float64 [N, M] of the training photographs, as validation sees them, at least two.
+        appearances: float64 [N, 21 C] of the training photographs, as validation sees them, at least two.
         features: float32 [N, D] of the same.
 
     Returns:
         The gate.
     """
+    details = appearances.shape[1] // ENTRIES * len(LAGS)
+    bank = np.stack([_unit(row) for row in features])
+    return Gate(*_whitening(appearances), bank, *_whitening(appearances[:, -details:]))
+
+
+def _whitening(values: Values) -> tuple[Values, Values]:
     from sklearn.covariance import LedoitWolf
 
-    mean = appearances.mean(axis=0)
-    spread = np.maximum(appearances.std(axis=0), 1e-6)
-    precision = LedoitWolf().fit((appearances - mean) / spread).precision_
-    whitening = np.linalg.cholesky(precision) / spread[:, None]
-    return Gate(mean, whitening, np.stack([_unit(row) for row in features]))
+    mean = values.mean(axis=0)
+    spread = np.maximum(values.std(axis=0), 1e-6)
+    precision = LedoitWolf().fit((values - mean) / spread).precision_
+    return mean, np.linalg.cholesky(precision) / spread[:, None]
 
 
-def appearance_of(picture: npt.NDArray[np.uint8]) -> Values:
-    """Describes colours and textures, whatever they show.
-
-    Args:
-        picture: uint8 [S, S, C], C 1 or 3.
-
-    Returns:
-        float64 [12 C]: seven quantiles of each channel (lightness, a and b of CIELAB; or grey), then for each channel
-        the logarithm of the mean squared contrast between neighbours at 32, 16, 8, 4 and 2 pixels a side.
-    """
-    channels = picture.shape[2]
-    colours = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2LAB) if channels == 3 else picture).reshape(-1, channels)
-    below = np.stack([np.bincount(colours[:, channel], minlength=256).cumsum() for channel in range(channels)])
-    quantiles = np.stack([np.searchsorted(counts, QUANTILES * len(colours)) for counts in below]) / 255
-    level = _halved(np.asarray(picture / 255, np.float32), SIDE)
-    contrasts = []
-    while len(level) > 1:
-        coarser = _halved(level, len(level) // 2)
-        detail = level - coarser.repeat(2, axis=0).repeat(2, axis=1)
-        contrasts.append(np.log(NO_CONTRAST + (detail**2).mean(axis=(0, 1), dtype=np.float64)))
-        level = coarser
-    return np.concatenate([quantiles.ravel(), *contrasts])
-
-
-def _halved(values: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
-    smaller = cv2.resize(values, (side, side), interpolation=cv2.INTER_AREA)
-    return np.asarray(smaller, np.float32).reshape(side, side, -1)
+def _length(values: Values) -> float:
+    return float(np.linalg.norm(values))
 
 
 def _unit(features: Features) -> Features:
