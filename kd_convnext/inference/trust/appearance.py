@@ -6,6 +6,8 @@ import numpy.typing as npt
 
 from kd_convnext.common.arrays import Values
 
+Levels = npt.NDArray[np.int16]
+
 QUANTILES = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
 """Which of each channel's levels are taken."""
 
@@ -57,28 +59,35 @@ def _contrasts(picture: npt.NDArray[np.uint8]) -> list[Values]:
 
 
 def _differences(picture: npt.NDArray[np.uint8]) -> list[Values]:
-    """Returns texture, then detail; of whole numbers, so that every runtime finds the same."""
-    levels = np.asarray(picture, np.int32)
+    """Returns texture, then detail; from sums of whole numbers, so that every runtime finds the same."""
+    channels = [np.asarray(channel, np.int16) for channel in cv2.split(picture)]
+    opponents = _opponents(channels)
     texture, detail = [], []
     for lag in LAGS:
-        apart = [levels[:, lag:] - levels[:, :-lag], levels[lag:] - levels[:-lag]]
-        detail.append(np.log(NO_DETAIL + _mean_squares(apart)))
-        opposed = [_opponents(each) for each in apart]
-        squares = NO_DETAIL + _mean_squares(opposed)
-        sizes = np.mean([np.abs(each).mean(axis=(0, 1)) for each in opposed], axis=0)
-        texture += [np.log(squares), 2 * np.log(NO_DETAIL + sizes) - np.log(squares)]
+        _, squares = _means(channels, lag)
+        sizes, opposed = _means(opponents, lag)
+        texture += [np.log(opposed), 2 * np.log(sizes) - np.log(opposed)]
+        detail.append(np.log(squares))
     return texture + detail
 
 
-def _opponents(values: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    if values.shape[2] == 1:
-        return values
-    red, green, blue = values[..., 0], values[..., 1], values[..., 2]
-    return np.stack([red + green + blue, red - green, red + green - 2 * blue], axis=2)
+def _opponents(channels: list[Levels]) -> list[Levels]:
+    if len(channels) == 1:
+        return channels
+    red, green, blue = channels
+    return [red + green + blue, red - green, red + green - 2 * blue]
 
 
-def _mean_squares(parts: list[npt.NDArray[np.int32]]) -> Values:
-    return np.asarray(np.mean([(each**2).mean(axis=(0, 1)) for each in parts], axis=0))
+def _means(planes: list[Levels], lag: int) -> tuple[Values, Values]:
+    """Returns the mean size and the mean square of the differences along both sides, of each plane."""
+    sums = np.zeros((2, len(planes)))
+    for place, plane in enumerate(planes):
+        for one, other in ((plane[:, lag:], plane[:, :-lag]), (plane[lag:], plane[:-lag])):
+            size = cv2.absdiff(one, other)
+            sums[:, place] += [cv2.sumElems(each)[0] for each in (size, cv2.multiply(size, size, dtype=cv2.CV_32S))]
+    side = len(planes[0])
+    sizes, squares = NO_DETAIL + sums / (2 * side * (side - lag))
+    return sizes, squares
 
 
 def _halved(values: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
