@@ -67,8 +67,8 @@ class Marking:
             remedy = "Give a folder of photographs, or its manifest (.csv)."
             raise ManifestError(Finding(str(manifest), "there is no such folder of photographs", remedy))
         self.file = ManifestFile(file)
-        self.folder = PhotographFolder(file.parent)
         self.thumbnails = Thumbnails(cache_dir / "thumbnails")
+        self.folder = PhotographFolder(file.parent, own=self.thumbnails.folder)
         self._class_names = tuple(class_names)
         self._changes: deque[Change] = deque(maxlen=KEPT_CHANGES)
         self._lock = threading.Lock()

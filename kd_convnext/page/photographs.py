@@ -14,9 +14,15 @@ class PhotographFolder:
         root: The folder.
     """
 
-    def __init__(self, root: Path) -> None:
-        """Names the folder."""
+    def __init__(self, root: Path, own: Path | None = None) -> None:
+        """Names the folder.
+
+        Args:
+            root: The folder.
+            own: Folder of the page's own pictures; they are no photographs where it lies below the root.
+        """
         self.root = root
+        self._own = None if own is None else own.absolute()
         self._named: frozenset[str] = frozenset()
 
     def names(self, named: frozenset[str]) -> list[str]:
@@ -31,7 +37,8 @@ class PhotographFolder:
         self._named = named
         found: set[str] = set()
         for place, folders, files in os.walk(self.root):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            here = Path(place).absolute()
+            folders[:] = [name for name in folders if not name.startswith(".") and here / name != self._own]
             below = Path(place).relative_to(self.root)
             found |= {
                 (below / name).as_posix()

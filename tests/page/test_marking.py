@@ -183,6 +183,13 @@ def test_thumbnails_are_made_in_the_background_and_kept(photos, tmp_path):
     assert len([*(tmp_path / "cache").rglob("*.jpg")]) == 4
 
 
+def test_thumbnails_kept_below_the_folder_are_no_photographs(photos):
+    marking = Marking(photos, photos / "cache")
+    listed = marking.photographs()["photographs"]
+    assert marking.thumbnails.of(marking.folder.path(listed[0][0])) and list((photos / "cache").rglob("*.jpg"))
+    assert marking.photographs()["photographs"] == listed
+
+
 def test_classes_are_kept_for_the_manifest(browser, photos, tmp_path):
     assert browser.put("/api/mark/classes", json={"classes": ["benign", "<script>"]}).status_code == 200
     put(browser, "p0000.png", {"label": "other"})
