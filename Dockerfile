@@ -10,14 +10,15 @@ ENV PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     KD_CONVNEXT_CACHE=/home/reader/cache
 
-# torch and torchvision from one index, without CUDA: they must fit each other.
-RUN pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu
+# torch and torchvision from one index, without CUDA, in the versions of requirements.lock: they must fit each other.
+RUN pip install torch==2.15.0 torchvision==0.29.2 --index-url https://download.pytorch.org/whl/cpu
 
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY kd_convnext kd_convnext
-RUN pip install ".[page]" && rm -rf /source/*
+# hadolint ignore=DL3013
+RUN pip install ".[page,heic,dicom]" && rm -rf /source/*
 
 RUN useradd --create-home --uid 10001 reader
 USER 10001

@@ -1,6 +1,7 @@
 """The command ``page`` as a process, and the container that runs it."""
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -70,6 +71,13 @@ def test_the_container_holds_no_weights_and_runs_as_nobody_in_particular():
     assert set(allowed) == set(copied)
     for name in copied:
         assert (REPOSITORY / name).exists(), name
+
+
+def test_the_container_reads_what_hospitals_keep_with_the_locked_torch():
+    installed = " ".join(line for line in instructions() if line.startswith("RUN pip install"))
+    assert '".[page,heic,dicom]"' in installed
+    locked = re.findall(r"^((?:torch|torchvision)==\S+)", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE)
+    assert re.findall(r"\btorch\w*==\S+", installed) == locked
 
 
 def test_the_containers_command_is_the_one_there_is():
