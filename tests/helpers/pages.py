@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
+from helpers.dicom import dicom
 from helpers.paths import REPOSITORY
 from kd_convnext.page.app import Parts, create_app
 from kd_convnext.page.guard import Access
@@ -42,6 +44,18 @@ def photographs(folder: Path, count: int, **options) -> list[str]:
     for number, name in enumerate(names):
         picture(seed=number, **options).save(folder / name)
     return names
+
+
+def photograph_of(kind: str, folder: Path) -> Path:
+    """Writes a photograph of 60 x 40 pixels in a format that no browser shows: tiff, heic, dicom."""
+    # Archives name files without an ending.
+    file = folder / ("IM0001" if kind == "dicom" else f"a.{kind}")
+    if kind == "dicom":
+        return dicom(file, np.asarray(picture()))
+    if kind == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    picture().save(file, {"heic": "HEIF", "tiff": "TIFF"}[kind])
+    return file
 
 
 @contextlib.contextmanager

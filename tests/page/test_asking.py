@@ -10,7 +10,7 @@ import zlib
 import pandas as pd
 import pytest
 from helpers.inference import copy_run
-from helpers.pages import TOKEN, client, encoded, picture
+from helpers.pages import TOKEN, client, encoded, photograph_of, picture
 from PIL import Image
 
 from kd_convnext.cli import main
@@ -227,8 +227,10 @@ def test_without_the_run_the_page_says_why_no_training_cases_are_shown(tiny_run,
     assert asking.cases is None and "does not say which photographs" in asking.cases_problem
 
 
-def test_photographs_in_formats_no_browser_shows_are_shown(browser):
-    key = sent(browser, "a.tiff", encoded(picture(), "TIFF"))
+@pytest.mark.parametrize("kind", ["tiff", "heic", "dicom"])
+def test_photographs_in_formats_no_browser_shows_are_shown(browser, tmp_path, kind):
+    file = photograph_of(kind, tmp_path)
+    key = sent(browser, file.name, file.read_bytes())
     shown = browser.get(f"/api/ask/photographs/{key}")
     assert shown.headers["content-type"] == "image/png" and Image.open(io.BytesIO(shown.content)).size == (60, 40)
 

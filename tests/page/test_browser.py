@@ -8,7 +8,7 @@ import time
 
 import pytest
 from helpers.inference import copy_run
-from helpers.pages import TOKEN, Watched, encoded, photographs, picture, running, served
+from helpers.pages import TOKEN, Watched, encoded, photograph_of, photographs, picture, running, served
 
 from kd_convnext.cli import main
 from kd_convnext.page.app import Parts
@@ -261,11 +261,13 @@ def test_five_thousand_photographs_open_and_scroll_by_few_tiles(chromium, tmp_pa
         (folder / f"p{number:05d}.jpg").write_bytes(data)
     with running(Parts(Marking(folder, tmp_path / "cache"))) as base:
         watched = Watched(chromium, base)
-        started = time.monotonic()
+        started, computed = time.monotonic(), time.process_time()
         page = watched.enter()
         watched.until(lambda: page.evaluate("document.querySelector('.tile img')?.naturalWidth > 0"))
         seconds = time.monotonic() - started
-        print(f"5,000 photographs: {seconds:.2f} s until the first is seen")
+        computed = time.process_time() - computed
+        print(f"5,000 photographs: {seconds:.2f} s until the first is seen, {computed:.2f} s of them the server's work")
+        assert computed < 3  # of a processor: other work on the machine does not count
         longest = page.evaluate("""async () => {
             let longest = 0, last = performance.now();
             for (let step = 0; step < 60; step += 1) {
@@ -283,17 +285,20 @@ def test_five_thousand_photographs_open_and_scroll_by_few_tiles(chromium, tmp_pa
         page.get_by_role("button", name="p04999.jpg").wait_for()
 
 
+def dropped(page, file):
+    """Drops a file on the page, as a hand does from a folder."""
+    script = """([name, bytes]) => { const held = new DataTransfer();
+    held.items.add(new File([new Uint8Array(bytes)], name)); return held; }"""
+    transfer = page.evaluate_handle(script, [file.name, [*file.read_bytes()]])
+    page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
+
+
 def test_drop_a_photograph_and_read_the_answer(chromium, asking, checkpoint, tiny_manifest, tmp_path):
     photo = tiny_manifest.parent / "0_0_0.png"
     watched = Watched(chromium, asking)
     page = watched.enter("ask")
-    transfer = page.evaluate_handle(
-        """bytes => { const held = new DataTransfer();
-        held.items.add(new File([new Uint8Array(bytes)], "0_0_0.png", {type: "image/png"})); return held; }""",
-        [*photo.read_bytes()],
-    )
     page.locator(".drop").wait_for()
-    page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
+    dropped(page, photo)
     page.locator(".ask .view").wait_for()
     watched.drag((0.3, 0.2), (0.7, 0.8), ".ask .view")
     page.locator(".answer").first.wait_for()
@@ -311,6 +316,21 @@ def test_drop_a_photograph_and_read_the_answer(chromium, asking, checkpoint, tin
     page.get_by_label("Opacity of the heat map").fill("30")
     assert page.locator(".over").evaluate("one => one.style.opacity") == "0.3"
     assert page.locator(".cases li").count() == 3
+    assert watched.wrong == []
+
+
+@pytest.mark.parametrize("kind", ["heic", "dicom"])
+def test_a_photograph_of_a_phone_or_an_archive_is_dropped_shown_and_answered(chromium, asking, tmp_path, kind):
+    file = photograph_of(kind, tmp_path)
+    watched = Watched(chromium, asking)
+    page = watched.enter("ask")
+    page.locator(".drop").wait_for()
+    dropped(page, file)
+    page.locator(".ask .view").wait_for()
+    watched.until(lambda: page.evaluate("document.querySelector('.strip img')?.naturalWidth") == 60)
+    page.get_by_role("button", name="Ask about the whole photograph").click()
+    page.locator(".evidence").wait_for()
+    assert page.locator(".answer .bars data").count() == 5  # one a class
     assert watched.wrong == []
 
 
@@ -425,7 +445,8 @@ CONTRAST = """() => {
 """Texts with less contrast to what is behind them than WCAG 2.2 AA asks for (4.5)."""
 
 
-def test_the_memory_stays_flat_over_hundreds_of_answers(checkpoint, tmp_path):
+@pytest.mark.timeout(1800)
+def test_the_memory_stays_flat_over_a_thousand_answers(checkpoint, tmp_path):
     import httpx
 
     def resident(process):
@@ -439,13 +460,13 @@ def test_the_memory_stays_flat_over_hundreds_of_answers(checkpoint, tmp_path):
     with served("--ckpt_path", checkpoint, KD_CONVNEXT_PAGE_TOKEN=TOKEN) as (process, address):
         base = address.split("/?")[0]
         with httpx.Client(headers=bearer, timeout=60, trust_env=False) as client:
-            for number in range(1, 301):
+            for number in range(1, 1001):
                 data = encoded(picture(300, 200, seed=number))
                 key = client.post(f"{base}/api/ask/photographs", params={"name": "a.png"}, content=data).json()["key"]
                 box = {"x": 5, "y": 5, "width": 200, "height": 150}
                 answer = client.post(f"{base}/api/ask/answers", json={"asked": [{"key": key, "box": box}]})
                 assert answer.status_code == 200
-                if number in (100, 200, 300):
+                if number in (250, 500, 750, 1000):
                     seen[number] = resident(process)
     print(f"resident memory in MB after so many answers: {seen}")
-    assert seen[300] - seen[100] < 25
+    assert seen[1000] - seen[250] < 25

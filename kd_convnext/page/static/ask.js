@@ -14,8 +14,8 @@ class Ask {
     this.model = state.model;
     this.items = [];
     this.now = -1;
-    const input = h("input", { type: "file", multiple: true, id: "photographs", accept: "image/*,.dcm,.tif,.tiff,.heic,.heif", onchange: (event) => { this.take(event.target.files); event.target.value = ""; } });
-    this.drop = h("div", { class: "drop" }, h("label", { for: "photographs", class: "button primary" }, "Choose photographs"), input, h("span", {}, "or drop them here (JPEG, PNG, TIFF and what else kd-convnext reads)"));
+    const input = h("input", { type: "file", multiple: true, id: "photographs", accept: "image/*,.dcm,.dicom,.tif,.tiff,.heic,.heif", onchange: (event) => { this.take(event.target.files); event.target.value = ""; } });
+    this.drop = h("div", { class: "drop" }, h("label", { for: "photographs", class: "button primary" }, "Choose photographs"), input, h("span", {}, "or drop them here (JPEG, PNG, TIFF, HEIC, DICOM)"));
     this.strip = h("ul", { class: "strip", "aria-label": "Photographs" });
     this.stage = new Stage({
       changed: () => { this.item.asked = {}; this.item.whole = false; this.answer(this.item); this.buttons(); },
