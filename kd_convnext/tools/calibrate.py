@@ -73,7 +73,6 @@ def calibrate(
     """
     from kd_convnext.inference.calibrating.cross_conformal import held_out_by
     from kd_convnext.inference.calibrating.fit import Wishes, checked_transfer, fit_calibration, judge_fit
-    from kd_convnext.inference.calibrating.foreign import measure_gate
     from kd_convnext.inference.calibrating.judgement import judge
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.inference.run_data import own_data, refuse_leak, source_of
@@ -97,14 +96,11 @@ def calibrate(
     if test:
         refuse_leak(data, "test")
         judgements["test"] = judge(calibration, data.answers(data.rows("test")), "test")
-    predictor.calibration = calibration
-    stopped = measure_gate(predictor, data, data.rows("val"))
+    stopped = _gate_stops(calibration, data)
     made_of = {**asdict(predictor.network.info), "extra_manifest": extra_manifest, "also": also}
-    made_of |= {"gate_stops": [asdict(found) for found in stopped]}
-    calibration = _recorded(calibration, made_of, judgements, transfer)
+    calibration = _recorded(calibration, made_of, judgements, transfer, stopped)
     path = calibration.write(Path(out) if out else Path(ckpt_path).expanduser().parent)
-    _report(calibration, judgements, transfer)
-    _report_gate(stopped)
+    _report(calibration, judgements, transfer, stopped)
     figures = _publish(RunFolder(Path(out)) if out else run, judgements, wandb_project)
     print(f"Wrote {path} and figures in {figures}")
     return path
@@ -122,15 +118,25 @@ def _held_out_answers(data: "CalibrationData", source: "RunSource", extra_manife
     return LabelledAnswers.of([answers, further.answers(further.rows("val"))])
 
 
+def _gate_stops(calibration: "Calibration", data: "CalibrationData") -> "list[Stopped]":
+    """Measures what the gate of a calibration stops, on the validation part of a run."""
+    from kd_convnext.inference.calibrating.foreign import measure_gate
+
+    data.predictor.calibration = calibration
+    return measure_gate(data.predictor, data, data.rows("val"))
+
+
 def _recorded(
     calibration: "Calibration",
     made_of: Mapping[str, object],
     judgements: "Mapping[str, Judgement]",
     transfer: "Coverage | None",
+    stopped: "Sequence[Stopped]",
 ) -> "Calibration":
     """Adds to a calibration's record what it was made of and how it was judged."""
     judged = {part: found.summary() for part, found in judgements.items()}
     record = {**calibration.record, **made_of, "transfer": asdict(transfer) if transfer else None, **judged}
+    record["gate_stops"] = [asdict(found) for found in stopped]
     return replace(calibration, record=record)
 
 
@@ -158,7 +164,12 @@ def _check(class_names: Sequence[str], wishes: "Wishes") -> None:
         raise ConfigError(Finding("--gate_false_alarms", what, "Give for example 0.05."))
 
 
-def _report(calibration: "Calibration", judgements: Mapping[str, "Judgement"], transfer: "Coverage | None") -> None:
+def _report(
+    calibration: "Calibration",
+    judgements: Mapping[str, "Judgement"],
+    transfer: "Coverage | None",
+    stopped: "Sequence[Stopped]",
+) -> None:
     from kd_convnext.inference.calibrating.judgement import scores_line
     from kd_convnext.inference.trust.temperature import scores
 
@@ -175,6 +186,7 @@ def _report(calibration: "Calibration", judgements: Mapping[str, "Judgement"], t
         _report_transfer(calibration, transfer)
     for part, found in judgements.items():
         _report_judgement(part, found)
+    _report_gate(stopped)
 
 
 def _report_sets(calibration: "Calibration") -> None:
