@@ -9,7 +9,7 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("
 
 
 # These are committed without outputs until they are run again.
-BARE = ("04_reading_a_model", "06_foundation_teachers", "07_reading_a_report")
+BARE = ("04_reading_a_model", "07_reading_a_report")
 KEPT = [path for path in NOTEBOOKS if path.stem not in BARE]
 
 
