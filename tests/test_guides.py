@@ -52,6 +52,6 @@ def test_what_the_guides_name_exists():
         path = path if start == path else start.rpartition("/")[0]
         assert (REPOSITORY / path).exists() or (REPOSITORY / "kd_convnext" / path).exists(), path
     source = "\n".join(file.read_text("utf-8") for file in (REPOSITORY / "kd_convnext").rglob("*.py"))
-    for name in ("Term", "UpscalerName", "build_upscaler", "BicubicUpscaler", "Upscaler", "TOOLS", "save_figure"):
+    for name in ("Term", "UpscalerName", "build_upscaler", "BicubicUpscaler", "Upscaler", "TOOLS", "show_figure"):
         assert f"`{name}`" in guides or f"{name}" in guides
         assert re.search(rf"^(class |def )?{name}\b", source, re.MULTILINE), name

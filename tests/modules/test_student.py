@@ -179,6 +179,8 @@ class TestAblation:
         start = "train/loss_"
         logged = {n.removeprefix(start): float(v) for n, v in fit.callback_metrics.items() if n.startswith(start)}
         logged.pop("step", None)
+        assert ("soft_kl" in logged) == ("soft" not in dropped)  # beside the term's value, no term of its own
+        logged.pop("soft_kl", None)
         assert logged.keys() == weights.keys() - set(dropped)  # what is dropped is not logged as 0
         total = sum(weights[name] * value for name, value in logged.items())
         assert float(fit.callback_metrics["train/loss"]) == pytest.approx(total, rel=1e-5)

@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_earlier_publication(tested_run, published, tmp_p
     def full(*_, **__):
         raise OSError(28, "No space left on device", str(folder / "model.safetensors"))
 
-    monkeypatch.setattr(hub, "save_file", full)
+    monkeypatch.setattr(hub, "atomic_write", full)
     words = ["publish", "--ckpt_path", str(tested_run), "--out", str(folder), "--overwrite", "true"]
     assert main(words) == 2
     error = capsys.readouterr().err

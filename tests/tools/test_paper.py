@@ -78,7 +78,7 @@ def test_resuming_runs_nothing_twice_and_a_changed_cell_alone(finished, options,
     assert len(pd.read_csv(out / "results.csv")) == 2
     assert main([*again, "--dry_run=true"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("1 finished cells") == 2 and "To run: about 0.0 s" in printed
+    assert printed.count("1 finished cells") == 2 and "To run: about 0 s" in printed
 
 
 def test_a_cell_that_was_not_judged_yet_is_only_judged(finished):
