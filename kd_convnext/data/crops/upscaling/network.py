@@ -9,7 +9,7 @@ import numpy as np
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.machine import release_free_memory
-from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Piece, UpscalerIdentity, _pieces
+from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Piece, UpscalerIdentity, tiled
 
 # oneDNN sums in another order with another number of threads where there is little to share out: measured up to
 # 144 px with up to 64 threads (2e-6 of white). Such crops get one thread.
@@ -57,7 +57,7 @@ class NetworkUpscaler:
     def pieces(self, crop: Pixels) -> Iterator[Piece]:
         """Enlarges the crop part by part; see `Upscaler`."""
         known = self.identity
-        for piece in _pieces(crop, self._whole, known.scale, known.pixel_budget, known.tile_pad):
+        for piece in tiled(crop, self._whole, known.scale, known.pixel_budget, known.tile_pad):
             yield piece
             if piece.pixels.shape[:2] != (crop.shape[0] * known.scale, crop.shape[1] * known.scale):
                 # Under `memory_kept` the room of one tile does not fit the next, and the process would grow.

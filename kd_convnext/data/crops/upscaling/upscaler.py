@@ -131,11 +131,19 @@ class BicubicUpscaler:
 
     def pieces(self, crop: Pixels) -> Iterator[Piece]:
         """Enlarges the crop part by part; see `Upscaler`."""
-        return _pieces(crop, self, self.identity.scale, PIXEL_BUDGET, _BICUBIC_REACH)
+        return tiled(crop, self, self.identity.scale, PIXEL_BUDGET, _BICUBIC_REACH)
 
 
-def _pieces(crop: Pixels, enlarge: Callable[[Pixels], Pixels], scale: int, budget: int, pad: int) -> Iterator[Piece]:
-    """Enlarges square tiles with ``pad`` pixels of their surroundings, which are cut off again."""
+def tiled(crop: Pixels, enlarge: Callable[[Pixels], Pixels], scale: int, budget: int, pad: int) -> Iterator[Piece]:
+    """Enlarges a crop by square tiles with a margin of their surroundings, which is cut off again.
+
+    Args:
+        crop: uint8 [H, W, C].
+        enlarge: Enlarges a tile by ``scale``.
+        scale: Side of the result over side of the crop.
+        budget: Largest crop in pixels that is enlarged in one pass.
+        pad: Margin in pixels; as far as the upscaler looks around a pixel, or tiles are seen.
+    """
     height, width = crop.shape[:2]
     if height * width <= budget:
         yield Piece(0, 0, enlarge(crop))
