@@ -9,6 +9,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from kd_convnext.data.loading.watched import loader_finding
 from kd_convnext.errors import ConfigError, Finding, TrainingError
+from kd_convnext.training.ranks import told_to_stop
+from kd_convnext.training.run_place import terminated
 
 _PEER = re.compile(
     r"[Cc]onnection (closed|reset|refused)|Broken pipe|NCCL\S* (abort|remote)|[Gg]loo\b.*(timed? ?out|read error)"
@@ -27,6 +29,7 @@ def in_words(command: str) -> Iterator[None]:
 
     Raises:
         TrainingError: A process of the training is gone.
+        Terminated: It is gone because all were told to stop.
         ConfigError: Lightning refuses an option, or W&B the run.
     """
     try:
@@ -37,7 +40,11 @@ def in_words(command: str) -> Iterator[None]:
         remedy = "Log in (wandb login), or set WANDB_MODE=offline and send the run later (wandb sync)."
         raise ConfigError(Finding("Weights & Biases", _one_line(error), remedy)) from error
     except _OF_OPTIONS as error:
-        found = loader_finding(error) or _peer_finding(error)
+        lost = _peer_finding(error)
+        if lost is not None and told_to_stop():
+            # Both were told, and the other was quicker.
+            raise terminated(command) from error
+        found = loader_finding(error) or lost
         if found is not None:
             raise TrainingError(found) from error
         if "Expected more than 1 value per channel" in str(error):

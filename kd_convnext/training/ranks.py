@@ -20,7 +20,15 @@ GRACE = 25.0
 
 _PERIOD = 1.0
 
+_TOLD = threading.Event()
+"""Set once this process has been told to stop (SIGTERM) in a training of several."""
+
 _REMEDY = "What is finished stays: go on from RUN/checkpoints/last.ckpt (--ckpt_path)."
+
+
+def told_to_stop() -> bool:
+    """Tells whether this process of a training of several has been told to stop (SIGTERM)."""
+    return _TOLD.is_set()
 
 
 class RankWatch(Callback):
@@ -77,11 +85,11 @@ class _Watch:
         self._children = children
         self._first = os.getppid() if trainer.local_rank > 0 else None
         self._over = threading.Event()
-        self._told = False
         self._before: Any = None
 
     def start(self) -> None:
         _end_observer()
+        _TOLD.clear()
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._terminate)
         threading.Thread(target=self._run, daemon=True, name="rank-watch").start()
@@ -94,15 +102,15 @@ class _Watch:
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         """Tells Lightning's loop, which tells the others with the next batch; other processes tell the first one."""
         self._trainer._signal_connector.received_sigterm = True
-        if self._first is not None and not self._told:
+        if self._first is not None and not told_to_stop():
             _send(self._first, signal.SIGTERM)
-        self._told = True
+        _TOLD.set()
 
     def _run(self) -> None:
         since: float | None = None
         while not self._over.wait(_PERIOD):
             lost = self._lost()
-            if lost is None and not self._told:
+            if lost is None and not told_to_stop():
                 since = None
                 continue
             since = time.monotonic() if since is None else since
@@ -130,7 +138,7 @@ class _Watch:
             if child.poll() is None:
                 _send(child.pid, signal.SIGKILL)
         error: TrainingError | Terminated
-        if self._told:
+        if told_to_stop():
             error = Terminated(
                 Finding("--trainer.devices", "was told to stop (SIGTERM); others did not answer", _REMEDY)
             )

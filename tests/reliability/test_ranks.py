@@ -11,6 +11,8 @@ import pytest
 from helpers.command_line import TINY, convnext
 
 from kd_convnext.common.process import is_stopped
+from kd_convnext.errors import Terminated, TrainingError
+from kd_convnext.training import foreign_errors
 
 BOUND = 60
 PATIENCE = 300
@@ -100,3 +102,10 @@ def test_a_stopped_process_is_seen():
         process.kill()
         process.wait()
     assert not is_stopped(process.pid)
+
+
+@pytest.mark.parametrize(("told", "kind"), [(True, Terminated), (False, TrainingError)])
+def test_the_other_one_may_end_first_where_both_are_told(told, kind, monkeypatch):
+    monkeypatch.setattr(foreign_errors, "told_to_stop", lambda: told)
+    with pytest.raises(kind, match=r"ckpt_path|give the command again"), foreign_errors.in_words("fit"):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:4711")
