@@ -26,9 +26,7 @@ from kd_convnext.inference.prediction import Failure, Photograph, Prediction, me
 from kd_convnext.inference.trust.appearance import appearance_of
 from kd_convnext.inference.trust.calibration import FILE, UNDECIDED, Calibration, read_calibration
 from kd_convnext.inference.trust.gate import Distances, Features
-
-MIRRORED = ((), (1,), (0,), (0, 1))
-"""Test-time augmentation: axes (rows, columns) along which a picture is mirrored, for each of its views."""
+from kd_convnext.models.mirrored import MIRRORED
 
 _READ_AHEAD = 8  # photographs decoded while the network is busy
 

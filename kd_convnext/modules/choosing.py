@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from kd_convnext.models.mirrored import MIRRORED_BATCH
+
 SMOOTHED_OVER = 3
 """Epochs of which the smoothed validation score is the mean."""
-
-MIRRORED = ((), (3,), (2,), (2, 3))
-"""Axes of [B, C, H, W] along which images are mirrored for each view of a mirrored validation."""
 
 
 class SmoothedScore:
@@ -50,5 +49,5 @@ def mean_logits(network: Callable[[Tensor], Tensor], images: Tensor, *, mirrored
     Returns:
         float32 [B, K].
     """
-    views = MIRRORED if mirrored else MIRRORED[:1]
+    views = MIRRORED_BATCH if mirrored else MIRRORED_BATCH[:1]
     return torch.stack([network(images.flip(axes) if axes else images).float() for axes in views]).mean(dim=0)

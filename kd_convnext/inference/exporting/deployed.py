@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from kd_convnext.checkpoints.network import Network
 from kd_convnext.inference.exporting.deployed_gate import DeployedGate
-from kd_convnext.inference.predictor import MIRRORED
 from kd_convnext.inference.trust.calibration import NOT_CALIBRATED, Calibration, Level
 from kd_convnext.inference.trust.gate import Distances
 from kd_convnext.models.backbones import Backbone
+from kd_convnext.models.mirrored import MIRRORED_BATCH
 from kd_convnext.models.taps import watched_features
 
 PixelType = Literal["uint8", "float32"]
@@ -65,8 +65,7 @@ class Deployed(nn.Module):
             also the gate's score [B] and `Distances` [B, 3].
         """
         if self.tta:
-            # Rows and columns are the first two axes of a picture, the last two of a batch.
-            views = [self._seen(images.flip([axis + 2 for axis in axes])) for axes in MIRRORED]
+            views = [self._seen(images.flip(axes)) for axes in MIRRORED_BATCH]
             logits, features = (torch.stack(values).mean(dim=0) for values in zip(*views, strict=True))
         else:
             logits, features = self._seen(images)
