@@ -320,13 +320,11 @@ class ClassifierModule(CheckpointedModule, ABC):
         self.log_dict(metrics, sync_dist=True, prog_bar=False)
         if part == "val":
             self.log("val_f1", metrics["val/f1_macro"], prog_bar=True, logger=False, sync_dist=True)
+        if part == "val" and self.trainer.state.fn == "fit":
             # Of lesions where there are any; a trial before the training is no epoch.
             score = metrics.get("val/lesion/f1_macro", metrics["val/f1_macro"])
-            self.log(
-                "val/f1_macro_smooth",
-                score if self.trainer.sanity_checking else self._smooth.add(score),
-                sync_dist=True,
-            )
+            smooth = score if self.trainer.sanity_checking else self._smooth.add(score)
+            self.log("val/f1_macro_smooth", smooth, sync_dist=True)
 
     # ---- data
 

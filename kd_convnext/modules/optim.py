@@ -87,15 +87,21 @@ def check_resumed(asked: OptimSpec, stored: Mapping[str, Any]) -> None:
         stored: Fields of the `OptimSpec` that the checkpoint was trained with.
 
     Raises:
-        ConfigError: The checkpoint holds the state of another optimiser.
+        ConfigError: The checkpoint holds the state of another optimiser, or of other groups of parameters.
     """
-    if stored.get("name", asked.name) != asked.name:
-        what = f"the checkpoint holds the state of {stored['name']}, with which {asked.name} cannot go on"
-        remedy = "Leave it as it was, or begin anew from the weights of its best.ckpt."
-        raise ConfigError(Finding("--model.optim.name", what, remedy))
+    remedy = "Leave it as it was, or begin anew from the weights of its best.ckpt."
+    findings = []
+    for name in ("name", "decay_all", "layer_decay"):
+        now = getattr(asked, name)
+        was = stored.get(name, now)
+        if was != now:
+            what = f"the checkpoint holds the state of {was}, with which {now} cannot go on"
+            findings.append(Finding(f"--model.optim.{name}", what, remedy))
+    if findings:
+        raise ConfigError(findings)
     overruled = [
         f"{name} {was}"
-        for name in ("lr", "weight_decay", "betas", "momentum")
+        for name in ("lr", "body_lr_fraction", "weight_decay", "betas", "momentum")
         if (was := stored.get(name)) is not None and was not in (now := getattr(asked, name), _listed(now))
     ]
     if overruled:

@@ -42,6 +42,10 @@ def test_the_smoothed_score_is_the_mean_of_three_epochs_also_after_a_resume(sour
     fit.save_checkpoint(tmp_path / "three.ckpt")
     _, rest = scores(source, tmp_path, 5, tmp_path / "three.ckpt")
     assert [*first, *rest] == whole
+    # Judged once more, by itself, an epoch has no earlier ones.
+    alone = trainer(tmp_path)
+    alone.validate(fit.lightning_module, datamodule=source, verbose=False)
+    assert NAME not in alone.callback_metrics and "val/f1_macro" in alone.callback_metrics
 
 
 def test_a_mirrored_validation_averages_four_views_within_a_fit_alone(source, tmp_path):

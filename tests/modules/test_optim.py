@@ -214,3 +214,14 @@ def test_all_refusals_come_together():
     with pytest.raises(ConfigError) as caught:
         OptimSpec(lr=-1, weight_decay=-1, momentum=2)
     assert len(caught.value.findings) == 3
+
+
+@pytest.mark.parametrize(("option", "other"), [("layer_decay", 0.5), ("decay_all", True), ("name", "sgd")])
+def test_a_resume_with_other_groups_of_parameters_is_refused(source, tmp_path, option, other):
+    fit = trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    fit.fit(teacher(source), datamodule=source)
+    fit.save_checkpoint(tmp_path / "first.ckpt")
+    again = teacher(source, optim=OptimSpec(**{"lr": 1e-3, option: other}))
+    then = trainer(tmp_path, epochs=2, limit_train_batches=1, limit_val_batches=0)
+    with pytest.raises(ConfigError, match=f"--model.optim.{option}"):
+        then.fit(again, datamodule=source, ckpt_path=tmp_path / "first.ckpt")
