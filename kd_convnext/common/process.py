@@ -97,14 +97,15 @@ def stopping_cleanly() -> Iterator[None]:
 
 @contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Restores warning filters, the format of warnings, log levels and own environment variables after the block.
+    """Restores warnings, log levels, signal handlers and own environment variables after the block.
 
     So that two commands in one process, or a command in a notebook, do not change each other. Not for several threads.
+    A fit that fails leaves Lightning's handlers of SIGTERM, and one that is interrupted leaves SIGINT ignored.
     """
     variables = {name: os.environ.get(name) for name in OWN_VARIABLES}
     levels = {name: logging.getLogger(name).level for name in QUIETED}
     formatter = warnings.formatwarning
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _signal_handlers_kept():
         try:
             yield
         finally:
@@ -116,3 +117,17 @@ def process_state_kept() -> Iterator[None]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Restores the handlers of signals that fits take; only the main thread may set them."""
+    taken = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in taken}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)

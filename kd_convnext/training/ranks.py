@@ -96,7 +96,9 @@ class _Watch:
 
     def end(self) -> None:
         self._over.set()
-        if self._before is not None and threading.current_thread() is threading.main_thread():
+        # Lightning may have put back what was there before the fit; its own handler must not come after that.
+        mine = signal.getsignal(signal.SIGTERM) == self._terminate
+        if mine and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:

@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.command_line import TINY, convnext
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from kd_convnext.common.process import is_stopped
 from kd_convnext.errors import Terminated, TrainingError
 from kd_convnext.training import foreign_errors
+from kd_convnext.training.ranks import RankWatch
 
 BOUND = 60
 PATIENCE = 300
@@ -109,3 +112,23 @@ def test_the_other_one_may_end_first_where_both_are_told(told, kind, monkeypatch
     monkeypatch.setattr(foreign_errors, "told_to_stop", lambda: told)
     with pytest.raises(kind, match=r"ckpt_path|give the command again"), foreign_errors.in_words("fit"):
         raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:4711")
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_the_end_of_a_watch_leaves_the_handler_of_before(restored):
+    """Lightning puts its handlers back before callbacks end: what was there before the fit stays then."""
+    before, lightning = signal.getsignal(signal.SIGTERM), lambda number, frame: None
+    environment = LightningEnvironment()
+    trainer = SimpleNamespace(world_size=2, local_rank=1, state=SimpleNamespace(status="running"))
+    trainer.strategy = SimpleNamespace(launcher=SimpleNamespace(cluster_environment=environment))
+    watch = RankWatch()
+    try:
+        signal.signal(signal.SIGTERM, lightning)
+        watch.on_train_start(trainer, None)
+        assert signal.getsignal(signal.SIGTERM) is not lightning
+        if restored:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        watch.teardown(trainer, None, "fit")
+        assert signal.getsignal(signal.SIGTERM) == (signal.SIG_DFL if restored else lightning)
+    finally:
+        signal.signal(signal.SIGTERM, before)
