@@ -5,7 +5,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,17 +38,45 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: No space, no permission, or a file in place of a folder; the temporary file is gone then and
             an older file of that name is untouched. ``write_finding`` says it in the user's words.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile.mkstemp: its mode 0600 would survive the rename and lock colleagues out of a shared folder.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    atomic_write_all({path: write})
+
+
+def atomic_write_all(writes: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
+    """Writes files that belong together, each as `atomic_write` does; they take their names once all are on the disk.
+
+    Args:
+        writes: What writes each file, by its final name, in the order in which they take it.
+
+    Raises:
+        OSError: As of `atomic_write`; then no older file was replaced for want of space.
+    """
+    made: dict[Path, Path] = {}
     try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        for path, write in writes.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not tempfile.mkstemp: its mode 0600 would survive the rename and lock colleagues out of a shared folder.
+            made[path] = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+            with _named(path, made[path]), made[path].open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in made.items():
+            with _named(path, temporary):
+                temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for temporary in made.values():
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """Names the file in an error that names none, such as that of a full disk, or only the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
         raise
 
 

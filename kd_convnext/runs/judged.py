@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kd_convnext.common.files import write_text
@@ -20,7 +21,7 @@ class Judged:
 
     Attributes:
         checkpoint: File name of the checkpoint.
-        checkpoint_sha256: Hash of its bytes.
+        checkpoint_sha256: Hash of its bytes; empty where results were not written to their end.
         split_hash: Names the photographs and their parts.
         data: Name of the photographs, as their file or folder is called.
     """
@@ -106,13 +107,33 @@ def require_free(folder: RunFolder, part: str, judged: Judged, *, own: bool) -> 
         ConfigError: The folder holds results of another checkpoint.
     """
     earlier = read_judged(folder).get(part)
-    if earlier is None:
+    if earlier is None or not earlier.checkpoint_sha256:
         return
     same = earlier.checkpoint == judged.checkpoint if own else earlier.checkpoint_sha256 == judged.checkpoint_sha256
     if not same:
         what = f"holds the {part} results of {earlier.checkpoint} ({earlier.checkpoint_sha256[:8]})"
         remedy = f"Add --overwrite true to replace them by those of {judged.checkpoint}, or move them away."
         raise ConfigError(Finding(str(folder.path), what, remedy))
+
+
+@contextmanager
+def results_recorded(folder: RunFolder, part: str, judged: Judged | None) -> Iterator[None]:
+    """Records what results are of, around their writing: those that were begun and not ended are of no checkpoint.
+
+    Args:
+        folder: Where the block writes them.
+        part: Such as ``test``.
+        judged: What they are of; None records nothing.
+
+    Raises:
+        ConfigError: The record cannot be written.
+    """
+    changed = judged is not None and read_judged(folder).get(part) != judged
+    if judged is not None and changed:
+        write_judged(folder, part, replace(judged, checkpoint_sha256=""))
+    yield
+    if judged is not None and changed:
+        write_judged(folder, part, judged)
 
 
 def write_judged(folder: RunFolder, part: str, judged: Judged) -> None:

@@ -135,6 +135,15 @@ class TrainingCLI(LightningCLI):
                 raise KeyboardInterrupt from None
             raise
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command; an error of a disk that names no place, such as a logger's, gets the run's folder."""
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(self.folder.path)
+            raise
+
     def after_fit(self) -> None:
         """Prints where a fit that was to go on had ended already."""
         if self._resumed_at is not None and self.trainer.global_step == self._resumed_at:

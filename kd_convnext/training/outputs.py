@@ -11,7 +11,7 @@ from kd_convnext.common.files import sha256_of
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
-from kd_convnext.runs.judged import Judged, data_name, external_folder, require_free, write_judged
+from kd_convnext.runs.judged import Judged, data_name, external_folder, require_free
 from kd_convnext.runs.loggers import log_figure
 
 
@@ -45,25 +45,27 @@ def judges_others(trainer: Trainer) -> bool:
     return card is not None and isinstance(data, SpecimenDataModule) and data.split.hash != card.split_hash
 
 
-def begin_results(trainer: Trainer, part: str, *, overwrite: bool) -> None:
-    """Records what the coming results are of. Only the first process does.
+def begin_results(trainer: Trainer, part: str, *, overwrite: bool) -> Judged | None:
+    """Finds what the coming results are of, and refuses to replace those of another checkpoint.
 
     Args:
         trainer: At the start of ``test``, ``validate`` or ``predict``.
         part: Which results.
         overwrite: Replace those of another checkpoint.
 
+    Returns:
+        What is to be recorded with them; None without a checkpoint.
+
     Raises:
         ConfigError: The folder holds results of another checkpoint.
     """
     if not trainer.ckpt_path:
-        return
+        return None
     path, data, folder = Path(trainer.ckpt_path), _data(trainer), run_folder(trainer)
     judged = Judged(path.name, sha256_of(path), data.split.hash, data_name(data.path))
     if not overwrite:
         require_free(folder, part, judged, own=not judges_others(trainer))
-    if trainer.is_global_zero:
-        write_judged(folder, part, judged)
+    return judged
 
 
 def pictures_may_leave(trainer: Trainer) -> bool:

@@ -31,6 +31,7 @@ from kd_convnext.evaluation.answers import UNKNOWN, Evaluation
 from kd_convnext.evaluation.statistics import LesionCounts, class_intervals, count_lesions
 from kd_convnext.runs.figures import Subject, confusion_matrix, crop_grid, per_class_bars, reliability_diagram
 from kd_convnext.runs.folder import RunFolder
+from kd_convnext.runs.judged import Judged, results_recorded
 from kd_convnext.runs.loggers import log_confusion, log_files, log_table
 from kd_convnext.runs.naming import count_words, network_name
 from kd_convnext.runs.tables import (
@@ -106,6 +107,7 @@ class RunRecord(Callback):
         self.log_validation = log_validation
         self._begun = 0.0
         self._best: tuple[int, Evaluation] | None = None
+        self._judged: Judged | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes ``split.csv`` and ``environment.json``."""
@@ -133,15 +135,15 @@ class RunRecord(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to replace results of another checkpoint, where it is no part of a fit."""
         if trainer.state.fn == "validate":
-            begin_results(trainer, "val", overwrite=self.overwrite)
+            self._judged = begin_results(trainer, "val", overwrite=self.overwrite)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to replace results of another checkpoint."""
-        begin_results(trainer, "test", overwrite=self.overwrite)
+        self._judged = begin_results(trainer, "test", overwrite=self.overwrite)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to replace answers of another checkpoint."""
-        begin_results(trainer, f"predict_{_data(trainer).predict_part}", overwrite=self.overwrite)
+        self._judged = begin_results(trainer, f"predict_{_data(trainer).predict_part}", overwrite=self.overwrite)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records ``validate``; within a fit gives the loggers the confusion matrix, if asked for."""
@@ -151,7 +153,8 @@ class RunRecord(Callback):
         if trainer.state.fn == "fit":
             self._keep_best(trainer, found)
         if trainer.state.fn == "validate":
-            self._record(trainer, pl_module, found)
+            with results_recorded(run_folder(trainer), "val", self._judged):
+                self._record(trainer, pl_module, found)
         elif self.log_validation:
             log_confusion(trainer.loggers, "val/confusion_matrix", found, trainer.global_step)
 
@@ -167,13 +170,8 @@ class RunRecord(Callback):
         found = _evaluation(trainer, pl_module, "evaluation")
         if found is None:
             return
-        write_predictions(run_folder(trainer), found, _data(trainer).manifest)
-        from kd_convnext.training.cost import network_cost  # timm imports wandb where it is installed
-
-        write_cost(run_folder(trainer), network_cost(cast("Backbone", pl_module.classifier)))
-        faithful = fidelity_figures(_data(trainer).crops, found.index)
-        write_metrics(run_folder(trainer), {f"test/{FIDELITY}{name}": value for name, value in faithful.items()})
-        self._record(trainer, pl_module, found)
+        with results_recorded(run_folder(trainer), "test", self._judged):
+            self._write_test(trainer, pl_module, found)
         if self.max_pictures:
             self._show_predictions(trainer, pl_module, found)
         if self.heat_maps:
@@ -184,14 +182,27 @@ class RunRecord(Callback):
             report = [folder.report] if self.wandb_pictures else []
             log_files(trainer.loggers, "results", "report", [folder.metrics, *tables, *report])
 
+    def _write_test(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
+        """Writes predictions, cost, metrics and figures of the test part."""
+        from kd_convnext.training.cost import network_cost  # timm imports wandb where it is installed
+
+        folder = run_folder(trainer)
+        write_predictions(folder, found, _data(trainer).manifest)
+        write_cost(folder, network_cost(cast("Backbone", module.classifier)))
+        faithful = fidelity_figures(_data(trainer).crops, found.index)
+        write_metrics(folder, {f"test/{FIDELITY}{name}": value for name, value in faithful.items()})
+        self._record(trainer, module, found)
+
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the answers: ``predictions_<part>.csv``."""
         found = _evaluation(trainer, pl_module, "evaluation")
         if found is None:
             return
         data = _data(trainer)
-        path = run_folder(trainer).predictions_of(data.predict_part)
-        write_table(path, prediction_table(found, data.manifest))
+        folder = run_folder(trainer)
+        path = folder.predictions_of(data.predict_part)
+        with results_recorded(folder, f"predict_{data.predict_part}", self._judged):
+            write_table(path, prediction_table(found, data.manifest))
         say(trainer, f"Answers for {len(found)} regions of interest: {shown(path)}")
 
     def _record(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:

@@ -74,7 +74,10 @@ def model_card(
     counts = _counts(run, data.class_names)
     words = _words(predictor, run, counts, lesions) | results | {"external": elsewhere}
     if own is False:
-        words["limits"].append("The run's test results are of another checkpoint, and are left out here.")
+        what = (
+            "The run's test results are of another checkpoint or were not written to their end, and are left out here."
+        )
+        words["limits"].append(what)
     template = Path(__file__).with_name("model_card.md.j2")
     made: ModelCard = ModelCard.from_template(
         front, template_path=str(template), name=name, repo_id=repo_id, resamples=resamples, **words

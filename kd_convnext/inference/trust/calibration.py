@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kd_convnext.common.arrays import Values
-from kd_convnext.common.files import atomic_write
+from kd_convnext.common.files import atomic_write_all
 from kd_convnext.common.reading import json_of
 from kd_convnext.errors import CheckpointError, Finding, KDConvNeXtError
 from kd_convnext.inference.trust.gate import NO_DISTANCE, Distances, Gate
@@ -142,8 +142,13 @@ class Calibration:
         state |= {"format_version": FORMAT_VERSION, "gate_sha256": hashlib.sha256(tensors).hexdigest()}
         text = json.dumps(state, indent=2, ensure_ascii=False)
         path = folder / FILE
-        atomic_write(path.with_suffix(".safetensors"), lambda file: file.write(tensors))
-        atomic_write(path, lambda file: file.write(f"{text}\n".encode()))
+        # Together: one that is newer than the other would leave no calibration.
+        atomic_write_all(
+            {
+                path.with_suffix(".safetensors"): lambda file: file.write(tensors),
+                path: lambda file: file.write(f"{text}\n".encode()),
+            }
+        )
         return path
 
 
