@@ -126,7 +126,7 @@ def exit_code(run: Callable[[], int], command: str) -> int:
     except Stopped as error:
         print("error: told to stop (SIGTERM): what is finished stays; give the command again", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        how = "go on with --ckpt_path RUN/checkpoints/last.ckpt" if command == "fit" else "give the command again"
-        print(f"interrupted: what is finished stays; {how}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        how = "go on with --resume true" if command == "paper" else "give the command again"
+        print(f"interrupted: {str(error) or f'what is finished stays; {how}'}", file=sys.stderr)
         return 130

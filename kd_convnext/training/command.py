@@ -42,6 +42,7 @@ from kd_convnext.training.run_place import (
     chosen_folder,
     chosen_precision,
     earlier_precision,
+    interrupted,
     is_first_process,
     terminated,
 )
@@ -132,7 +133,7 @@ class TrainingCLI(LightningCLI):
             if stop.code == 0:
                 return None
             if isinstance(stop.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from None
+                raise interrupted(words[0]) from None
             raise
 
     def _run_subcommand(self, subcommand: str) -> None:

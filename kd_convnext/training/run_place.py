@@ -21,16 +21,25 @@ PRECISION = "KD_CONVNEXT_PRECISION"
 
 def terminated(command: str) -> Terminated:
     """Describes what a command that SIGTERM has ended has left, and how it goes on."""
+    return Terminated(_left(command, "was told to stop (SIGTERM)"))
+
+
+def interrupted(command: str) -> KeyboardInterrupt:
+    """Describes the same of a command that was interrupted by hand."""
+    return KeyboardInterrupt(str(_left(command, "was interrupted")))
+
+
+def _left(command: str, how: str) -> Finding:
     folder = RunFolder(Path(os.environ.get(RUN_FOLDER, ".")))
     if command != "fit":
-        return Terminated(Finding(f"kd-convnext {command}", "was told to stop (SIGTERM)", "Give the command again."))
-    what = "the fit was told to stop (SIGTERM) before it had ended"
+        return Finding(f"kd-convnext {command}", how, "Give the command again.")
+    what = f"the fit {how} before it had ended"
     if not folder.last.exists():
         remedy = "No epoch was finished: give the command again, with another --trainer.default_root_dir."
-        return Terminated(Finding(str(folder.path), what, remedy))
+        return Finding(str(folder.path), what, remedy)
     config, last = shlex.quote(str(folder.config)), shlex.quote(str(folder.last))
     remedy = f"What is finished stays; go on with: kd-convnext fit --config {config} --ckpt_path {last}"
-    return Terminated(Finding(str(folder.path), what, remedy))
+    return Finding(str(folder.path), what, remedy)
 
 
 def chosen_folder(config: Namespace) -> RunFolder:

@@ -1,4 +1,4 @@
-"""SIGTERM, as time limits, `docker stop` and guards of memory send it: a fit that it ends is not a finished one."""
+"""SIGTERM, as time limits, `docker stop` and guards of memory send it, and Ctrl+C: a fit they end is not finished."""
 
 import os
 import signal
@@ -33,35 +33,44 @@ def begun(words, last):
     return process
 
 
-def test_a_fit_ends_with_143_and_says_how_to_go_on(tiny_manifest, tiny_cache, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_fit_ends_with_its_code_and_says_how_to_go_on(number, code, tiny_manifest, tiny_cache, tmp_path):
     run = tmp_path / "run"
     data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
     last = run / "checkpoints" / "last.ckpt"
     process = begun(["fit", *LONG, *data, f"--trainer.default_root_dir={run}"], last)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, told = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143
-    assert "SIGTERM" in told and str(last) in told and "Traceback" not in told
+    assert process.returncode == code
+    assert {143: "SIGTERM", 130: "interrupted: "}[code] in told and str(last) in told and "Traceback" not in told
     words = told[told.index("kd-convnext fit ") :].split()[1:]
     done = torch.load(last, weights_only=True)["epoch"]
     assert main([*words, f"--trainer.max_epochs={done + 2}"]) == 0
     assert torch.load(last, weights_only=True)["epoch"] == done + 1
 
 
-def test_a_tool_ends_with_143_and_leaves_nothing_half_written(tiny_manifest, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_tool_ends_with_its_code_and_leaves_nothing_half_written(
+    number, code, tiny_manifest, tmp_path, monkeypatch, capsys
+):
     flush, cache = os.fsync, tmp_path / "cache"
 
     def told(descriptor):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         flush(descriptor)
 
     words = ["prepare", "--manifest", str(tiny_manifest), "--cache_dir", str(cache), "--upscaler", "bicubic"]
     with monkeypatch.context() as harm:
         harm.setattr(os, "fsync", told)
-        assert main(words) == 143
+        assert main(words) == code
     error = capsys.readouterr().err
-    assert "SIGTERM" in error and "give the command again" in error and "Traceback" not in error
+    assert (
+        ("SIGTERM" in error or "interrupted: " in error)
+        and "give the command again" in error
+        and "Traceback" not in error
+    )
     assert not list(cache.rglob("*.tmp")) and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert main(words) == 0
 
 
