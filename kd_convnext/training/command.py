@@ -30,7 +30,7 @@ from kd_convnext.training.before_student import START, TEACHER, trained_start, t
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.curve import begin_curve
-from kd_convnext.training.foreign_errors import building_trainer, in_words
+from kd_convnext.training.foreign_errors import building_trainer, in_words, refused_by
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.loader_tuning import LoaderTuning
 from kd_convnext.training.old_spelling import modern_words
@@ -275,7 +275,7 @@ class TrainingCLI(LightningCLI):
         return trained(with_shipped_files([config])[0], self.folder, data, trainer, run_training)
 
     def instantiate_classes(self) -> None:
-        """Builds data, model and trainer; what our constructors refuse is said as they said it."""
+        """Builds data, model and trainer; what a constructor refuses is said as it said it."""
         refused: list[KDConvNeXtError] = []
 
         def build(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
@@ -283,6 +283,10 @@ class TrainingCLI(LightningCLI):
                 return kind(*args, **kwargs)
             except KDConvNeXtError as error:
                 refused.append(error)
+                raise
+            except Exception as error:
+                if not kind.__module__.startswith("kd_convnext."):
+                    refused.append(refused_by(kind, error))
                 raise
 
         self.parser.add_instantiator(build, object, subclasses=True)

@@ -4,6 +4,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -70,6 +71,17 @@ def building_trainer(command: str) -> Iterator[None]:
         yield
     except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError, AssertionError) as error:
         raise ConfigError(_refused(command, error)) from error
+
+
+def refused_by(kind: type[Any], error: Exception) -> ConfigError:
+    """Describes what a constructor of a library, such as a logger's or a strategy's, has raised.
+
+    Args:
+        kind: The class that was to be built.
+        error: Its error.
+    """
+    remedy = "Change its arguments in the configuration, or leave it out."
+    return ConfigError(Finding(f"{kind.__module__}.{kind.__qualname__}", _one_line(error), remedy))
 
 
 _OF_OPTIONS = (RuntimeError, ValueError, TypeError, AttributeError, ImportError, LookupError, ZeroDivisionError)

@@ -1,5 +1,8 @@
 """Options of the trainer that cannot work are refused in words, with exit code 2 and without a traceback."""
 
+import json
+from importlib.util import find_spec
+
 import pytest
 import torch
 import wandb
@@ -19,6 +22,21 @@ BUILT = [
     ("--trainer.gradient_clip_algorithm=scissors", "scissors"),
     ("--trainer.callbacks+=LearningRateFinder", "learning rate finder"),
 ]
+
+OBJECTS = [
+    ("strategy", "strategies.FSDPStrategy", {}, "GPU"),
+    pytest.param(
+        "strategy",
+        "strategies.DeepSpeedStrategy",
+        {},
+        "pip install -U deepspeed",
+        marks=pytest.mark.skipif(find_spec("deepspeed") is not None, reason="has DeepSpeed"),
+    ),
+    ("callbacks", "callbacks.EarlyStopping", {"monitor": "val/loss", "mode": "best"}, "EarlyStopping: `mode` can be"),
+    ("callbacks", "callbacks.StochasticWeightAveraging", {"swa_lrs": -1.0}, "swa_lrs"),
+    ("logger", "loggers.WandbLogger", {"offline": True, "log_model": True}, "log_model=True"),
+]
+"""Objects that a file names by their class, two processes for a strategy, and what of their refusal is to be read."""
 
 NUMBERS = [
     ("accumulate_grad_batches", 0),
@@ -50,6 +68,18 @@ def test_what_lightning_refuses_is_said_in_words(word, named, fit, capsys):
     assert fit(word) == 2
     error = capsys.readouterr().err
     assert "error: " in error and named.lower() in error.lower() and "Traceback" not in error
+
+
+@pytest.mark.parametrize(("option", "made", "arguments", "named"), OBJECTS)
+def test_what_its_class_refuses_is_said_in_words(option, made, arguments, named, fit, tmp_path, capsys):
+    path = f"lightning.pytorch.{made}"
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(json.dumps({"trainer": {option: [{"class_path": path, "init_args": arguments}]}}))
+    if option == "strategy":
+        overlay.write_text(json.dumps({"trainer": {option: {"class_path": path}, "devices": 2}}))
+    assert fit("--config", str(overlay)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and named in error and "Traceback" not in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("name", "value"), NUMBERS)
