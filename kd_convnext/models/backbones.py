@@ -102,7 +102,7 @@ class Backbone(nn.Module):
         self.num_classes = num_classes
         self.in_chans = spec.in_chans
         self.image_size = spec.image_size
-        self.stages = _stages(network)
+        self.stages = stages_of(network)
         for buffer in ("mean", "std"):
             values = torch.tensor(_pretrained_cfg(network)[buffer], dtype=torch.float32)
             values = values if len(values) == spec.in_chans else values.mean().expand(spec.in_chans).clone()
@@ -227,8 +227,12 @@ def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
         findings.append(Finding("backbone.name", f"timm has no model {spec.name!r}", remedy))
     if spec.in_chans not in (1, 3):
         findings.append(Finding("backbone.in_chans", f"{spec.in_chans} channels", "Use 3 (colour) or 1 (grey)."))
-    if spec.image_size < 1:
-        findings.append(Finding("backbone.image_size", f"{spec.image_size} pixels", "Use for example 224."))
+    side: object = spec.image_size
+    if not isinstance(side, int):
+        what, remedy = f"{side!r} is no side in pixels", "Networks take square images: use for example 224."
+        findings.append(Finding("backbone.image_size", what, remedy))
+    elif side < 1:
+        findings.append(Finding("backbone.image_size", f"{side} pixels", "Use for example 224."))
     if not 0 <= spec.drop_path_rate < 1:
         findings.append(
             Finding("backbone.drop_path_rate", f"{spec.drop_path_rate} is outside 0..1", "Use for example 0.1.")
@@ -266,7 +270,12 @@ def _pretrained_cfg(network: nn.Module) -> Mapping[str, Any]:
     return cast(Mapping[str, Any], network.pretrained_cfg)
 
 
-def _stages(network: nn.Module) -> tuple[Stage, ...]:
+def stages_of(network: nn.Module) -> tuple[Stage, ...]:
+    """Lists the stages at 1/4, 1/8, 1/16 and 1/32 that a timm network names; none of other networks.
+
+    Args:
+        network: Any network.
+    """
     info: Any = getattr(network, "feature_info", [])
     entries = info.get_dicts() if hasattr(info, "get_dicts") else info
     channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"

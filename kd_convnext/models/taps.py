@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.models.backbones import STAGE_REDUCTIONS, Backbone, blank_pass
+from kd_convnext.models.foreign import ForeignNetwork
 from kd_convnext.models.token_head import TokenHead
 
 Layout = Literal["channels first", "channels last", "tokens"]
@@ -71,6 +72,9 @@ class _Hook:
             # The grid is square, as the images are; class and register tokens come first.
             tokens = output[:, self.prefix :]
             side = math.isqrt(tokens.shape[1])
+            if side * side != tokens.shape[1]:
+                what = f"the {tokens.shape[1]} tokens of {self.name!r} are no square grid"
+                raise ConfigError(Finding("taps", what, "Give square images, or tap a network of maps."))
             return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], side, side)
         return output.permute(0, 3, 1, 2) if self.layout == "channels last" else output
 
@@ -95,21 +99,41 @@ class FeatureTaps:
         >>> logits = student(torch.zeros(2, 3, 64, 64))
         >>> [tuple(map.shape) for map in taps.pop().values()]
         [(2, 8, 16, 16), (2, 16, 8, 8), (2, 32, 4, 4), (2, 64, 2, 2)]
+
+        A network of torchvision, or of one's own, wants the names of its modules:
+
+        >>> from torchvision.models import resnet18
+        >>> network = resnet18()
+        >>> taps = FeatureTaps(network, ["layer1", "layer4"], image_size=64)
+        >>> logits, maps = taps.run(network, torch.zeros(2, 3, 64, 64))
+        >>> [tuple(map.shape) for map in maps]
+        [(2, 64, 16, 16), (2, 512, 2, 2)]
     """
 
-    def __init__(self, backbone: Backbone, names: Sequence[str] | None = None, *, active: bool = True) -> None:
+    def __init__(
+        self,
+        backbone: Backbone | nn.Module,
+        names: Sequence[str] | None = None,
+        *,
+        active: bool = True,
+        image_size: int = 224,
+    ) -> None:
         """Registers the hooks.
 
         Args:
-            backbone: The network to look into.
-            names: Modules of ``backbone.network``; by default its stages at 1/4, 1/8, 1/16 and 1/32, in a plain vision
-                transformer four blocks at equal distances. Tokens become maps of their grid.
+            backbone: The network to look into: a `Backbone`, or any network of images.
+            names: Modules of ``backbone.network``, or of the network; by default its stages at 1/4, 1/8, 1/16 and
+                1/32, in a plain vision transformer four blocks at equal distances. Tokens become maps of their grid.
             active: Record every pass, or only those of `run`.
+            image_size: Side in pixels of the one black image that tells the maps' layouts in a network that is no
+                `Backbone`.
 
         Raises:
             ConfigError: A name is unknown, given twice, or its module returns no feature map; or the backbone
                 lacks the four stages and no names are given. Valid names are listed.
         """
+        if not isinstance(backbone, Backbone):
+            backbone = ForeignNetwork(backbone, image_size)
         self.names = _checked_names(backbone, names)
         stages = {} if _blocks(backbone) else {stage.name: stage for stage in backbone.stages}
         layouts: dict[str, tuple[int, Layout]] = {
@@ -216,7 +240,9 @@ def _transformer(backbone: Backbone) -> tuple[str, nn.Module]:
 
 
 def _prefix_tokens(backbone: Backbone) -> int:
-    return int(getattr(_transformer(backbone)[1], "num_prefix_tokens", 0))
+    network = _transformer(backbone)[1]
+    # Torchvision's transformers have a class token and no count of it.
+    return int(getattr(network, "num_prefix_tokens", hasattr(network, "class_token")))
 
 
 def _blocks(backbone: Backbone) -> list[str]:

@@ -6,7 +6,9 @@ import pickle
 import weakref
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from kd_convnext.errors import ConfigError
@@ -195,3 +197,49 @@ def test_taps_survive_compilation():
     for feature, reference in zip(compiled, features, strict=True):
         torch.testing.assert_close(feature, reference, rtol=1e-4, atol=1e-5)
     assert all(feature.requires_grad for feature in compiled)
+
+
+@pytest.mark.parametrize(
+    ("build", "names", "channels"),
+    [
+        (lambda: torchvision.models.resnet18(), ["layer1", "layer2.0.conv1", "layer4"], (64, 128, 512)),
+        (lambda: torchvision.models.swin_t(), ["features.1", "features.7"], (96, 768)),
+        (lambda: timm.create_model("resnet18"), None, (64, 128, 256, 512)),
+        (lambda: timm.create_model("efficientnet_b0"), ["blocks.2", "conv_head"], (40, 1280)),
+        (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3)), ["1"], (8,)),
+    ],
+    ids=["torchvision resnet", "torchvision swin", "timm resnet", "timm efficientnet", "own"],
+)
+def test_networks_of_others_are_tapped_as_they_are(build, names, channels):
+    network = build().eval()
+    taps = FeatureTaps(network, names, active=False, image_size=64)
+    grey = isinstance(network, nn.Sequential)
+    images = torch.rand(2, 1 if grey else 3, 64, 64)
+    with torch.no_grad():
+        caught = {}
+        network.get_submodule(taps.names[-1]).register_forward_hook(lambda *call: caught.update(last=call[2]))
+        answers, maps = taps.run(network, images)
+        torch.testing.assert_close(answers, network(images))
+    assert taps.channels == channels == tuple(each.shape[1] for each in maps)
+    expected = caught["last"].movedim(3, 1) if "features.7" in taps.names else caught["last"]
+    assert torch.equal(maps[-1], expected)
+
+
+def test_a_class_token_of_torchvision_is_no_part_of_the_map():
+    network = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 16).eval()
+    taps = FeatureTaps(network, ["encoder.layers.encoder_layer_1"], active=False, image_size=32)
+    assert [tuple(each.shape) for each in taps.run(network, torch.rand(1, 3, 32, 32))[1]] == [(1, 16, 4, 4)]
+    with pytest.raises(ConfigError, match=r"cannot take images of 3 x 64 x 64"):
+        FeatureTaps(network, ["encoder.layers.encoder_layer_1"], image_size=64)
+    with pytest.raises(ConfigError, match="lists no stages"):
+        FeatureTaps(network)
+
+
+def test_only_square_images_have_a_grid_of_tokens():
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, dynamic_img_size=True).eval()
+    taps = FeatureTaps(vit, ["blocks.1"], active=False, image_size=64)
+    assert taps.run(vit, torch.rand(1, 3, 96, 96))[1][0].shape == (1, 192, 6, 6)
+    with pytest.raises(ConfigError, match=r"24 tokens of 'blocks\.1' are no square grid"):
+        taps.run(vit, torch.rand(1, 3, 64, 96))
+    with pytest.raises(ConfigError, match="square images"):
+        build_backbone(BackboneSpec("resnet18", image_size=(64, 96)), 3)
