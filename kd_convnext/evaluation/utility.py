@@ -44,6 +44,21 @@ def predictive_intervals(sensitivity: Interval, specificity: Interval, prevalenc
     return Interval(low[0], high[0]), Interval(low[1], high[1])
 
 
+def net_benefit_of(sensitivity: float, specificity: float, prevalence: float, threshold: float) -> float:
+    """Computes the net benefit of a test at a prevalence (Vickers & Elkin 2006).
+
+    Args:
+        sensitivity: 0..1.
+        specificity: 0..1.
+        prevalence: Share of the class among those the test will meet, 0..1.
+        threshold: Probability from which it acts, 0..1 without 1: how a false alarm is weighed.
+
+    Returns:
+        True positives a case, less the false ones by their weight.
+    """
+    return sensitivity * prevalence - (1 - specificity) * (1 - prevalence) * threshold / (1 - threshold)
+
+
 def net_benefit(scores: Floats, positive: npt.NDArray[np.bool_], thresholds: Floats) -> tuple[Floats, Floats]:
     """Computes the net benefit of acting where a score reaches a threshold (Vickers & Elkin 2006).
 

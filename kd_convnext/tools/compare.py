@@ -27,6 +27,7 @@ def compare(
     overwrite: bool = False,
     by: str | None = None,
     prevalence: str | None = None,
+    thresholds: str | None = None,
 ) -> Path:
     """Compares tested runs: tables, intervals and tests by lesion, figures, report.html.
 
@@ -41,6 +42,7 @@ def compare(
         overwrite: Write into a folder that is not empty.
         by: Extra columns of the manifest to show subgroups by, with commas between: site,device.
         prevalence: Shares of classes where the model is to be used, for predictive values: MEL=0.02,NV=0.9.
+        thresholds: Probabilities from which classes are called, for sensitivity and specificity: MEL=0.2,MEL=0.5.
 
     Returns:
         The folder.
@@ -56,7 +58,8 @@ def compare(
         raise ConfigError(Finding("--baseline", f"no run is called {chosen}", f"The runs are {', '.join(names)}."))
     from kd_convnext.experiment.report.outputs import write_outputs
 
-    shared = {"seed": seed, "bootstrap": bootstrap, "by": by, "prevalence": prevalence}
+    chances, calls = dict(_shares("--prevalence", prevalence)), _shares("--thresholds", thresholds)
+    shared = {"seed": seed, "bootstrap": bootstrap, "by": by, "prevalence": prevalence, "thresholds": thresholds}
     command = _typed(["compare", *runs], out=out, baseline=chosen, **shared)
     write_outputs(
         Path(out),
@@ -66,8 +69,9 @@ def compare(
         bootstrap=bootstrap,
         title=f"Comparison of {len(cells)} runs",
         command=command,
-        prevalence=_shares(prevalence),
+        prevalence=chances,
         by=_words(by),
+        thresholds=calls,
     )
     print(f"{len(cells)} runs compared with {chosen}: {Path(out) / 'report.html'}, tables.md, results.csv, figures/")
     return Path(out)
@@ -80,6 +84,7 @@ def report(
     bootstrap: int = 2000,
     by: str | None = None,
     prevalence: str | None = None,
+    thresholds: str | None = None,
 ) -> Path:
     """Writes report.html for one tested run: data, results with intervals by lesion, limits, how to repeat.
 
@@ -90,6 +95,7 @@ def report(
         bootstrap: Resamples.
         by: Extra columns of the manifest to show subgroups by, with commas between: site,device.
         prevalence: Shares of classes where the model is to be used, for predictive values: MEL=0.02,NV=0.9.
+        thresholds: Probabilities from which classes are called, for sensitivity and specificity: MEL=0.2,MEL=0.5.
 
     Returns:
         The page.
@@ -102,10 +108,10 @@ def report(
     from kd_convnext.experiment.report.figures import all_figures
     from kd_convnext.experiment.report.page import write_report
 
-    command = _typed(["report", run], seed=seed, bootstrap=bootstrap, by=by, prevalence=prevalence)
-    settings = AnalysisOptions(
-        f"Run {cell.title}", cell.method, seed, bootstrap, command, _shares(prevalence), _words(by)
-    )
+    given = (dict(_shares("--prevalence", prevalence)), _words(by), _shares("--thresholds", thresholds))
+    words = {"by": by, "prevalence": prevalence, "thresholds": thresholds}
+    command = _typed(["report", run], seed=seed, bootstrap=bootstrap, **words)
+    settings = AnalysisOptions(f"Run {cell.title}", cell.method, seed, bootstrap, command, *given)
     analysis = analyse([cell], settings)
     if analysis.failed:
         raise ConfigError(Finding(run, str(analysis.failed[0].error), "Test the run again."))
@@ -125,19 +131,22 @@ def _words(text: str | None) -> tuple[str, ...]:
     return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
 
-def _shares(text: str | None) -> dict[str, float]:
-    """Reads ``--prevalence``: NAME=SHARE with commas between."""
-    found = {}
+def _shares(option: str, text: str | None) -> tuple[tuple[str, float], ...]:
+    """Reads NAME=SHARE with commas between."""
+    found, findings = [], []
     for word in _words(text):
         name, _, share = word.rpartition("=")
         try:
-            found[name] = float(share)
+            value = float(share)
         except ValueError:
-            found[name] = math.nan
-        if not name or not 0 < found[name] < 1:
-            remedy = "Write --prevalence MEL=0.02,NV=0.9, each share between 0 and 1."
-            raise ConfigError(Finding("--prevalence", f"{word} is no class with its share", remedy))
-    return found
+            value = math.nan
+        found.append((name, value))
+        if not name or not 0 < value < 1:
+            remedy = f"Write {option} MEL=0.02,NV=0.9, each share between 0 and 1."
+            findings.append(Finding(option, f"{word} is no class with its share", remedy))
+    if findings:
+        raise ConfigError(findings)
+    return tuple(found)
 
 
 def _cells(runs: Sequence[str]) -> list[CellRecord]:

@@ -14,7 +14,8 @@ from kd_convnext.evaluation.discrimination import (
     roc_area,
     roc_curve,
 )
-from kd_convnext.evaluation.proportions import FEW, clustered_interval, digits
+from kd_convnext.evaluation.operating import operating_points
+from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits
 from kd_convnext.evaluation.utility import net_benefit
 
 _SIDE = 2.7
@@ -54,6 +55,9 @@ def draw_roc(panel: Axes, ranking: Ranking) -> str:
     """Draws a ROC curve; returns its area with interval."""
     panel.plot((0, 1), (0, 1), color="grey", ls="--", lw=0.8)
     panel.plot(*roc_curve(ranking), color=PALETTE[0])
+    points = operating_points(ranking)
+    spans = [point.sensitivity.interval for point in points]
+    _band(panel, [1 - point.specificity.value for point in points], spans)
     area = roc_area(ranking)
     return f"AUC {_span(area.value, area.interval.low, area.interval.high, ranking)}"
 
@@ -62,6 +66,8 @@ def draw_precision_recall(panel: Axes, ranking: Ranking) -> str:
     """Draws a precision-recall curve over the share of the class; returns its area with interval."""
     panel.axhline(float(ranking.positive.mean()), color="grey", ls="--", lw=0.8)
     panel.step(*precision_recall_curve(ranking), where="pre", color=PALETTE[0])
+    points = [point for point in operating_points(ranking) if point.called]
+    _band(panel, [point.sensitivity.value for point in points], [point.precision.interval for point in points])
     panel.set_ylim(0, 1.03)
     found = average_precision(ranking, 300)
     return f"AP {_span(found.value, found.interval.low, found.interval.high, ranking)}"
@@ -94,6 +100,12 @@ def draw_calibration(panel: Axes, ranking: Ranking) -> str:
         gap += abs(mean - share) * len(part) / total
     panel.set(xlim=(0, 1), ylim=(0, 1.03))
     return f"mean gap {gap:.{digits(ranking.lesions_of(True))}f}"
+
+
+def _band(panel: Axes, places: Sequence[float], spans: Sequence[Interval]) -> None:
+    """Shades intervals at the thresholds of a curve."""
+    low, high = [span.low for span in spans], [span.high for span in spans]
+    panel.fill_between(places, low, high, color=PALETTE[0], alpha=0.18, lw=0)
 
 
 def _span(value: float, low: float, high: float, ranking: Ranking) -> str:

@@ -8,6 +8,7 @@ from kd_convnext.experiment.report.enlarging import crops
 from kd_convnext.experiment.report.external import external_tests
 from kd_convnext.experiment.report.learning import learning_table
 from kd_convnext.experiment.report.tables import Table
+from kd_convnext.experiment.report.thresholds import at_thresholds
 
 
 def all_tables(analysis: Analysis) -> list[Table]:
@@ -25,6 +26,7 @@ def all_tables(analysis: Analysis) -> list[Table]:
         ),
         lambda one: clinical.one_against_rest(one, settings.prevalence),
         *(
+            at_thresholds,
             learning_table,
             tables.confusion,
             clinical.by_unit,

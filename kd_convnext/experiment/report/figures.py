@@ -179,13 +179,13 @@ def _clinical(analysis: Analysis) -> list[NamedFigure]:
         return []
     rankings = [(name, ranking_of(arm, name)) for name in arm.class_names]
     kinds = (
-        ("roc", drawing.draw_roc, "1 - specificity", "sensitivity", "ROC curve of each class against the rest"),
+        ("roc", drawing.draw_roc, "1 - specificity", "sensitivity", _ROC),
         (
             "precision_recall",
             drawing.draw_precision_recall,
             "recall",
             "precision",
-            "Precision over recall of each class",
+            "Precision over recall of each class, shaded: exact 95 % intervals of the precision, by lesion",
         ),
         ("decision", drawing.draw_decision, "threshold probability", "net benefit", _DECISION),
         ("calibration", drawing.draw_calibration, "probability of the class", "share of the class", _CALIBRATED),
@@ -196,6 +196,10 @@ def _clinical(analysis: Analysis) -> list[NamedFigure]:
     ]
 
 
+_ROC = (
+    "ROC curve of each class against the rest, shaded: exact 95 % intervals of the sensitivity at each threshold, by "
+    "lesion"
+)
 _DECISION = (
     "Decision curve of each class: net benefit (true positives a case) of acting on the model (solid), on every case "
     "(dashed) and on none (zero)"

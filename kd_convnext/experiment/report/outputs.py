@@ -28,6 +28,7 @@ def write_outputs(
     command: str | None = None,
     prevalence: Mapping[str, float] | None = None,
     by: Sequence[str] = (),
+    thresholds: Sequence[tuple[str, float]] = (),
 ) -> Analysis:
     """Writes tables, figures and the report of some cells.
 
@@ -43,14 +44,16 @@ def write_outputs(
         command: That made it, for the section on repeating.
         prevalence: Share of classes where the model is to be used; by default that of the test lesions.
         by: Extra columns of the manifest to show subgroups by.
+        thresholds: Classes, each with a probability from which it is called.
 
     Returns:
         The numbers.
 
     Raises:
-        ConfigError: The cells are on different classes, or a file cannot be written.
+        ConfigError: The cells are on different classes, an option names another class, or a file cannot be written.
     """
-    settings = AnalysisOptions(title, baseline, seed, bootstrap, command, dict(prevalence or {}), tuple(by))
+    given = (dict(prevalence or {}), tuple(by), tuple(thresholds))
+    settings = AnalysisOptions(title, baseline, seed, bootstrap, command, *given)
     analysis = analyse(cells, settings, best)
     figures = all_figures(analysis)
     write_table(out / "results.csv", results_table(analysis.results, out))

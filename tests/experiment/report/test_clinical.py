@@ -1,5 +1,7 @@
 """What a clinician asks of a report: through the command line, and the figures' texts."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -67,6 +69,34 @@ def test_predictive_values_stand_at_the_asked_prevalence_and_subgroups_in_their_
     assert int(sites["Köln"][2]) + int(sites["Graz"][2]) == len(frame)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "--by site --prevalence AIS=0.01" in page
+
+
+def test_chosen_thresholds_have_a_table(tmp_path, capsys):
+    frame = specimens(0, 0.8)
+    cell = fake_cell(tmp_path / "run", frame, record=False)
+    words = ["report", str(cell.folder), "--bootstrap", "50", "--out", str(tmp_path / "out")]
+    assert main([*words, "--thresholds", "AIS=0.02,AIS=0.6,MIA=0.6", "--prevalence", "AIS=0.1"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "--thresholds AIS=0.02,AIS=0.6,MIA=0.6" in page
+    section = page.split("At chosen thresholds</h3>")[1].split("</table>")[0]
+    rows = [re.findall(r'<t[hd] (?:scope|data-head)="[^"]*">([^<]*)<', row) for row in section.split("<tr>")[2:]]
+    assert [row[0] for row in rows] == ["AIS", "AIS", "MIA"]
+    called, own = frame["prob_AIS"] >= 0.6, frame["label"] == "AIS"
+    assert rows[1][2:4] == ["0.6", f"{called.sum()} of {len(frame)}"]
+    seen, spared = (called & own).sum() / own.sum(), (~called & ~own).sum() / (~own).sum()
+    by_bayes = seen * 0.1 / (seen * 0.1 + (1 - spared) * 0.9)
+    benefit = seen * 0.1 - (1 - spared) * 0.9 * 0.6 / 0.4
+    expected = (seen, spared, by_bayes, None, benefit)
+    for text, value in zip(rows[1][4:], expected, strict=True):
+        assert value is None or float(text.split()[0]) == pytest.approx(value, abs=0.0051)
+    # At a mild threshold more of them are found.
+    assert float(rows[0][4].split()[0]) >= float(rows[1][4].split()[0])
+    assert main([*words, "--thresholds", "AlS=0.5", "--prevalence", "MIB=0.1"]) == 2
+    error = capsys.readouterr().err
+    assert "--prevalence: no class is called 'MIB'. Did you mean 'MIA'?" in error
+    assert "--thresholds: no class is called 'AlS'. Did you mean 'AIS'?" in error
+    assert main([*words, "--thresholds", "AIS=1,MIA"]) == 2
+    assert capsys.readouterr().err.count("is no class with its share") == 2
 
 
 def test_size_and_sharpness_of_the_regions_have_tables_of_thirds(tmp_path, capsys):

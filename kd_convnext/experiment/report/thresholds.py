@@ -1,0 +1,56 @@
+"""Tabulates the best method at thresholds that a reader chooses for single classes."""
+
+from kd_convnext.evaluation.operating import Share, operating_point
+from kd_convnext.evaluation.proportions import FEW, digits
+from kd_convnext.evaluation.utility import net_benefit_of, predictive_intervals, predictive_values
+from kd_convnext.experiment.report.analysis import Analysis
+from kd_convnext.experiment.report.clinical import ranking_of
+from kd_convnext.experiment.report.tables import MARK, NONE, Table
+
+
+def at_thresholds(analysis: Analysis) -> Table | None:
+    """Makes the table of sensitivity, specificity, predictive values and net benefit at ``--thresholds``.
+
+    Args:
+        analysis: The numbers; its settings hold thresholds and prevalence.
+    """
+    arm, chosen = analysis.best, analysis.settings.thresholds
+    if arm is None or not len(arm.answers) or not chosen:
+        return None
+    behind = dict(zip(arm.class_names, arm.lesions.per_class().tolist(), strict=True))
+    total = max(1, sum(behind.values()))
+    rows = []
+    for name, threshold in chosen:
+        ranking, lesions = ranking_of(arm, name), behind[name]
+        point, places = operating_point(ranking, threshold), digits(lesions)
+        share = analysis.settings.prevalence.get(name, lesions / total)
+        values = predictive_values(point.sensitivity.value, point.specificity.value, share)
+        spans = predictive_intervals(point.sensitivity.interval, point.specificity.interval, share)
+        benefit = net_benefit_of(point.sensitivity.value, point.specificity.value, share, threshold)
+        shares = (point.sensitivity, point.specificity, *map(Share, values, spans))
+        rows.append(
+            (
+                name,
+                f"{lesions} {MARK}" if lesions < FEW else str(lesions),
+                f"{threshold:g}",
+                f"{point.called} of {len(ranking.scores)}",
+                *(_written(one, places) for one in shares),
+                f"{benefit:+.{places}f}",
+            )
+        )
+    note = (
+        f"{arm.title}, per photograph: the class is called where its probability reaches the threshold, whatever the "
+        "other classes have; exact 95 % intervals for as many trials as the lesions are worth. Predictive values and "
+        "net benefit (true positives a case, Vickers & Elkin 2006) at the prevalence of --prevalence, else that of "
+        "the test lesions. A threshold that was chosen by looking at these photographs flatters itself. "
+        f"{MARK} fewer than {FEW} lesions."
+    )
+    heads = ("Class", "Lesions", "Threshold", "Called", "Sensitivity", "Specificity", "PPV", "NPV", "Net benefit")
+    return Table("At chosen thresholds", heads, tuple(rows), note)
+
+
+def _written(share: Share, places: int) -> str:
+    low, high = share.interval.low, share.interval.high
+    if share.value != share.value:
+        return NONE
+    return f"{share.value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
