@@ -17,7 +17,7 @@ from typing import Any, get_origin
 from kd_convnext._version import __version__
 from kd_convnext.common.configs import with_shipped_files
 from kd_convnext.common.help import daily_options, wants_help, with_all_options
-from kd_convnext.common.parsing import exit_code, parsing
+from kd_convnext.common.parsing import PARSER, exit_code, parsing
 from kd_convnext.common.process import process_state_kept, stopping_cleanly
 from kd_convnext.common.trust import require_trusted_words, trusting
 from kd_convnext.common.words import files_first, flags_set, with_home
@@ -138,7 +138,7 @@ def _run_tool(command: str, words: list[str]) -> None:
     module, function = TOOLS[command][0].split(":")
     tool: Callable[..., Any] = getattr(import_module(module), function)
     described = inspect.cleandoc(tool.__doc__ or "").split("\nArgs:")[0]
-    parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", exit_on_error=False, description=described)
+    parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", **PARSER, description=described)
     parser.add_argument("--config", action="config", help="Options from a YAML file, also from a fit's.")
     named = POSITIONAL.get(command)
     parser.add_function_arguments(tool, as_positional=False, skip={named} if named else None)

@@ -1,5 +1,6 @@
 """Finds the configurations shipped with the package: ``configs/...`` from any folder."""
 
+import difflib
 from collections.abc import Callable, Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +10,9 @@ import yaml
 
 from kd_convnext.common.reading import yaml_of
 from kd_convnext.errors import ConfigError, Finding
+
+FIT = "fit_config"
+"""Option of tools that takes the name of the fit's file that their other options came from."""
 
 
 def shipped_file(name: str) -> str:
@@ -70,10 +74,22 @@ def with_data_sections(
         if options is None:
             result += ["--config", file]
         else:
-            options = translate(options)
+            options = {**translate(options), FIT: file}
+            _refuse_misspelt(file, options, known)
             # The parser takes YAML text in place of a file's name.
             result += ["--config", yaml.safe_dump({key: options[key] for key in options if key in known})]
     return result
+
+
+def _refuse_misspelt(file: str, options: Collection[str], known: Collection[str]) -> None:
+    """Refuses an option of the data that is nearly one that is lacking: it would be left out without a word."""
+    findings = []
+    for name in options:
+        lacking = [] if name in known else [one for one in known if one not in options]
+        for meant in difflib.get_close_matches(name, lacking, n=1, cutoff=0.85):
+            findings.append(Finding(f"{file}, data.{name}", "there is no such option", f"Did you mean {meant}?"))
+    if findings:
+        raise ConfigError(findings)
 
 
 def data_options(file: str) -> dict[str, Any] | None:

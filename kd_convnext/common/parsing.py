@@ -10,10 +10,14 @@ from argparse import ArgumentError, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kd_convnext.common.files import write_finding
 from kd_convnext.common.process import Stopped
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+
+PARSER: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+"""Options of every parser: errors come as exceptions, and no option is guessed from its first letters."""
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 _PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -38,6 +42,7 @@ def parsing(command: str, known: Iterable[str] = ()) -> Iterator[None]:
         if wrong := _wrong_choice(str(error)):
             raise ConfigError(replace(wrong, remedy=wrong.remedy + helped)) from error
         told = " ".join(str(error).split())
+        told = _LACKING.sub(lambda found: found[0].replace(found[1], _as_options(found[1], known)), told)
         remedy = f"{_meant(told, known)}{_hint(told)}{helped}"
         raise ConfigError(Finding(f"kd-convnext {command}", _UNION.sub("", told)[:_LONGEST], remedy)) from error
 
@@ -47,10 +52,19 @@ _UNION = re.compile(r"Does not validate against any of the Union subtypes Subtyp
 
 _LONGEST = 400
 
+_LACKING = re.compile(r"arguments are required: ([\w., ]+)")
+
+
+def _as_options(names: str, known: Iterable[str]) -> str:
+    """Writes names of options as they are typed; a word without a name stays."""
+    return ", ".join(f"--{name}" if f"--{name}" in known else name for name in names.split(", "))
+
+
 _UNKNOWN = (
     r"unrecognized arguments: --(?P<name>[\w.]+)",
     r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'",
     r"Option '(?P<name>[\w.]+)' is not accepted",
+    r"does not accept option '(?P<name>[\w.]+)'",
 )
 """What the parser says of an option it does not know."""
 
@@ -62,7 +76,8 @@ def _meant(text: str, known: Iterable[str]) -> str:
         if found:
             group = found.groupdict().get("group")
             name = f"--{group}.{found['name']}" if group else f"--{found['name']}"
-            close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+            begun = [option for option in known if option.startswith(name)]
+            close = begun if len(begun) == 1 else difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
             return f"Did you mean {close[0]}? " if close else ""
     return ""
 
@@ -94,6 +109,8 @@ def _hint(text: str) -> str:
     name = f"--{option[1]}" if option else "the option"
     if re.search(r"Expected a <class 'str'>[^-]*value: -?[0-9.]", text):
         return f'Text that looks like a number wants quotes: \'{name}=["0","1"]\' for a list, "0" in a file. '
+    if name.endswith("image_size") and re.search(r"[Vv]alue: ['\"]?[\[(\d]", text):
+        return "Images are square: give the side in pixels, such as 224. "
     if re.search(r"[Vv]alue: '?None\b", text):
         return f"Nothing is written null, not None: {name}=null. "
     return ""

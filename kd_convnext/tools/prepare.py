@@ -47,6 +47,7 @@ def prepare(
     yes: bool = False,
     dry_run: bool = False,
     columns: str | None = None,
+    fit_config: str | None = None,
 ) -> PrepareSummary:
     """Crops, super-resolves and stores the regions of interest of a manifest: those that are missing.
 
@@ -69,6 +70,7 @@ def prepare(
         also: Further manifests whose entries `prune` keeps.
         yes: Removes what `prune` lists.
         columns: Other names of the manifest's columns: image=file,label=diagnosis.
+        fit_config: Configuration of the fit to come, for the command that is printed last; by default --config.
         dry_run: Only says how many crops there are to make, and about what time and disk they take.
 
     Returns:
@@ -105,14 +107,16 @@ def prepare(
         print(f"preview: {write_preview(cache, table, preview, least_faithful(prepared))}")
     if prune:
         _prune(cache, [table, *(read_manifest(path, columns=columns) for path in also)], yes)
-    print(f"Next:\n  {_fit_of(spec, {'manifest': manifest, 'columns': columns, 'cache_dir': cache_dir})}")
+    given = {"manifest": manifest, "columns": columns, "cache_dir": cache_dir}
+    print(f"Next:\n  {_fit_of(spec, fit_config, given)}")
     return done
 
 
-def _fit_of(spec: CropSpec, options: Mapping[str, str | None]) -> str:
-    """Returns the fit that finds these crops: a recipe for the machine, and all that decides their keys."""
+def _fit_of(spec: CropSpec, config: str | None, options: Mapping[str, str | None]) -> str:
+    """Returns the fit that finds these crops: its file or a recipe for the machine, and all that decides their keys."""
     # A look for the driver's program costs nothing; torch would take seconds to ask.
     recipe = "teacher_swin_tiny" if shutil.which("nvidia-smi") else "small_cpu/teacher"
+    file = f"configs/{recipe}.yaml" if config is None else shlex.quote(config)
     short = {"sr_weights": spec.sr_weights} | ({} if spec.upscaler == "auto" else {"upscaler": spec.upscaler})
     given = {name: value for name, value in {**options, **short}.items() if value is not None}
     for field in fields(spec):
@@ -121,7 +125,7 @@ def _fit_of(spec: CropSpec, options: Mapping[str, str | None]) -> str:
         if field.name not in ("sr_weights", "upscaler") and (value != field.default or field.name == "store_size"):
             given[f"crops.{field.name}"] = "null" if value is None else str(value).lower()
     words = [word for name, value in given.items() for word in (f"--data.{name}", shlex.quote(value))]
-    return f"kd-convnext fit --config configs/{recipe}.yaml {' '.join(words)}"
+    return f"kd-convnext fit --config {file} {' '.join(words)}"
 
 
 def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> CropCache:

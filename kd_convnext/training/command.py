@@ -18,7 +18,7 @@ from kd_convnext.common.configs import with_shipped_files
 from kd_convnext.common.console import say
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.machine import device_kind
-from kd_convnext.common.parsing import parsing
+from kd_convnext.common.parsing import PARSER, parsing
 from kd_convnext.common.process import quiet_libraries
 from kd_convnext.common.trust import require_trusted, require_trusted_words
 from kd_convnext.common.words import files_first, without_foreign_arguments
@@ -123,7 +123,7 @@ class TrainingCLI(LightningCLI):
                     save_config_callback=None,
                     seed_everything_default=0,
                     trainer_defaults={"enable_model_summary": False},
-                    parser_kwargs={"exit_on_error": False, "prog": "kd-convnext", command: {"exit_on_error": False}},
+                    parser_kwargs={**PARSER, "prog": "kd-convnext", command: dict(PARSER)},
                     args=modern,
                 )
         except SIGTERMException:

@@ -1,11 +1,17 @@
 """What an argument parser says becomes one line that says what is likely meant."""
 
+import inspect
+from importlib import import_module
+
 import jsonargparse
 import pytest
 from helpers.paths import CONFIGS
 
-from kd_convnext.cli import main
+from kd_convnext.cli import TOOLS, main
+from kd_convnext.common.configs import _refuse_misspelt
 from kd_convnext.common.parsing import parsing
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.loading.flat_options import FLAT
 from kd_convnext.errors import ConfigError
 
 
@@ -58,3 +64,39 @@ def test_an_unknown_option_comes_with_the_one_that_was_meant(word):
         parser.parse_args([word])
     meant = {"v": "--data.views", "c": "--data.classes"}.get(word[7])
     assert (f"Did you mean {meant}?" in str(caught.value)) if meant else "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["prepare", "photos", "--dry"], "Did you mean --dry_run?"),
+        (["prepare", "--manifset=photos"], "Did you mean --manifest?"),
+        (["prepare", "--data.manifest=photos"], "Did you mean --manifest?"),
+        (["classify", "photos", "--ckpt=best.ckpt"], "Did you mean --ckpt_path?"),
+        (["calibrate"], "arguments are required: --ckpt_path."),
+        (["fit", TEACHER, "--data.manifset=photos"], "Did you mean --data.manifest?"),
+        (["fit", TEACHER, "--data.image=64"], "Did you mean --data.image_size?"),
+        (["fit", TEACHER, "--data.image_size=[64,96]"], "Images are square: give the side in pixels"),
+        (["fit", TEACHER, "--config=typed.yaml"], "Did you mean --data.manifest?"),
+        (
+            ["prepare", "--config=typed.yaml"],
+            "data.manifset: there is no such option. Did you mean manifest?",
+        ),
+    ],
+)
+def test_words_and_files_that_are_nearly_right_come_with_what_is_right(words, said, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "typed.yaml").write_text("data: {manifset: photos, upscaler: bicubic}\n")
+    assert main(words) == 2
+    error = capfd.readouterr().err
+    # One line of ours, without the parser's own advice.
+    assert said in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", TOOLS)
+def test_no_option_of_a_fit_is_taken_for_a_misspelt_one_of_a_tool(command):
+    module, function = TOOLS[command][0].split(":")
+    known = inspect.signature(getattr(import_module(module), function)).parameters
+    options = [*inspect.signature(SpecimenDataModule).parameters, *FLAT]
+    for name in options:
+        _refuse_misspelt("fit.yaml", [name], known)

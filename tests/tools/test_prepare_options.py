@@ -47,7 +47,10 @@ def test_the_data_section_of_a_fit_is_enough(tiny_manifest, tmp_path, capsys):
     section = {"manifest": str(tiny_manifest), "upscaler": "bicubic", "store_size": 40, "batch_size": 8}
     config.write_text(yaml.safe_dump({"data": section, "trainer": {"max_epochs": 3}, "model": {"lr": 1}}))
     assert main(["prepare", "--config", str(config), f"--cache_dir={tmp_path / 'cache'}"]) == 0
-    assert "60 made, 0 found" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "60 made, 0 found" in said
+    # The fit is the file's own.
+    assert f"kd-convnext fit --config {config} --data.manifest {tiny_manifest}" in said
     assert CropCache(tmp_path / "cache", SPEC).survey(read_manifest(tiny_manifest)).missing == ()
     over = tmp_path / "over.yaml"
     over.write_text(yaml.safe_dump({"store_size": 20}))

@@ -281,3 +281,24 @@ def test_the_screenshot_is_a_page_and_print_has_no_lost_text(chromium, odd_page,
     browse(chromium, tmp_path, f"--print-to-pdf={printed}", "--no-pdf-header-footer", odd_page.as_uri())
     assert printed.read_bytes().startswith(b"%PDF-")
     assert 4 < len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) < 40
+
+
+@pytest.mark.slow
+def test_the_page_is_never_wider_than_its_window(chromium, odd_page, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    spoiled = tmp_path / "spoiled.html"
+    spoiled.write_text(odd_page.read_text().replace("<nav>", '<div style="width: 2000px">wide</div><nav>'))
+    wider = "document.scrollingElement.scrollWidth - innerWidth"
+    with sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=shutil.which(chromium), args=["--no-sandbox"])
+        for width in (480, 900, 1400):
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            page.goto(odd_page.as_uri())
+            assert page.evaluate(wider) <= 0, width
+            # Where a table is wider than its place, it is moved by itself.
+            assert page.locator(".wide table").count() > 5
+            page.goto(spoiled.as_uri())
+            assert page.evaluate(wider) > 500, width
+            page.close()
+        browser.close()
