@@ -27,6 +27,10 @@ _PATHS = (
     "imagepath",
     "imageid",
     "name",
+    "datei",
+    "dateiname",
+    "bild",
+    "foto",
 )
 _CLASSES = ("diagnosis", "diagnostic", "dx", "class", "target", "category", "labels", "truth", "diagnose", "klasse")
 _ALIASES = {"image": _PATHS, "label": _CLASSES}
@@ -111,6 +115,12 @@ def rename(header: Sequence[str], chosen: Mapping[str, str], where: str) -> tupl
 def lacking(header: Sequence[str], names: Sequence[str], where: str) -> list[Finding]:
     """Makes the findings of missing columns, with the columns that may be meant and one option that names them all."""
     meant = {name: column for name in names if (column := _meant(header, name)) is not None}
+    # A column of one name can be meant once: an alias goes before a likeness of letters.
+    meant = {
+        name: column
+        for name, column in meant.items()
+        if list(meant.values()).count(column) == 1 or _plain(column) in _ALIASES[name]
+    }
     option = ",".join(f"{name}={column}" for name, column in meant.items())
     findings = []
     for name in names:

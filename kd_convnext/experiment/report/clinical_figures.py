@@ -65,10 +65,13 @@ def draw_roc(panel: Axes, ranking: Ranking) -> str:
 def draw_precision_recall(panel: Axes, ranking: Ranking) -> str:
     """Draws a precision-recall curve over the share of the class; returns its area with interval."""
     panel.axhline(float(ranking.positive.mean()), color="grey", ls="--", lw=0.8)
-    panel.step(*precision_recall_curve(ranking), where="pre", color=PALETTE[0])
+    recall, precision = precision_recall_curve(ranking)
+    # The strictest threshold's precision holds from no recall on, as it does in the area.
+    panel.step(np.append(0, recall), np.append(precision[:1], precision), where="pre", color=PALETTE[0])
     points = [point for point in operating_points(ranking) if point.called]
-    _band(panel, [point.sensitivity.value for point in points], [point.precision.interval for point in points])
-    panel.set_ylim(0, 1.03)
+    spans = [point.precision.interval for point in (points[0], *points)]
+    _band(panel, [0, *(point.sensitivity.value for point in points)], spans, steps=True)
+    panel.set(xlim=(-0.03, 1.03), ylim=(0, 1.03))
     found = average_precision(ranking, 300)
     return f"AP {_span(found.value, found.interval.low, found.interval.high, ranking)}"
 
@@ -102,10 +105,10 @@ def draw_calibration(panel: Axes, ranking: Ranking) -> str:
     return f"mean gap {gap:.{digits(ranking.lesions_of(True))}f}"
 
 
-def _band(panel: Axes, places: Sequence[float], spans: Sequence[Interval]) -> None:
+def _band(panel: Axes, places: Sequence[float], spans: Sequence[Interval], *, steps: bool = False) -> None:
     """Shades intervals at the thresholds of a curve."""
     low, high = [span.low for span in spans], [span.high for span in spans]
-    panel.fill_between(places, low, high, color=PALETTE[0], alpha=0.18, lw=0)
+    panel.fill_between(places, low, high, step="pre" if steps else None, color=PALETTE[0], alpha=0.18, lw=0)
 
 
 def _span(value: float, low: float, high: float, ranking: Ranking) -> str:

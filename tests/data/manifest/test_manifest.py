@@ -392,6 +392,9 @@ def test_columns_of_other_names_are_asked_about_and_taken(tmp_path):
     path = write_csv(tmp_path / "m.csv", rows)
     found = findings_of(path)  # both columns at once, with one option for both
     assert len(found) == 2 and all('--columns "image=file,label=diagnosis"' in finding for finding in found)
+    foreign = write_csv(tmp_path / "n.csv", [{"unknown": row["image"], "diagnose": row["label"]} for row in GOOD])
+    found = findings_of(foreign)  # no column for two things
+    assert "Did you mean" not in found[0] and '--columns "label=diagnose"' in found[1]
     found = findings_of(path, columns="image=file,label=diagnosis")
     assert "'case' looks like the id" in found[0] and '--columns "lesion_id=case"' in found[0]
     manifest = read_manifest(path, columns="image=file, label=diagnosis, lesion_id=case")
