@@ -104,18 +104,20 @@ def class_scores(counts: npt.ArrayLike) -> dict[str, Floats]:
     }
 
 
-def scores(counts: npt.ArrayLike) -> dict[Metric, Floats]:
+def scores(counts: npt.ArrayLike, among: Sequence[int] | None = None) -> dict[Metric, Floats]:
     """Judges confusion matrices.
 
     Args:
         counts: [..., K, K], rows true.
+        among: Classes that means over the classes are of; by default all, also those that do not occur.
 
     Returns:
         For each name of :data:`METRICS` values [...] in 0..1. ``f1_macro`` is the mean of the classes' F1,
         ``f1_paper`` the harmonic mean of macro precision and macro recall, which the paper's Table 2 prints.
     """
     matrix = np.asarray(counts, dtype=np.float64)
-    classes = {name: values.mean(axis=-1) for name, values in class_scores(matrix).items()}
+    chosen = list(range(matrix.shape[-1]) if among is None else among)
+    classes = {name: values[..., chosen].mean(axis=-1) for name, values in class_scores(matrix).items()}
     precision, recall = classes["precision"], classes["recall"]
     return {
         "accuracy": _ratio(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum(axis=(-2, -1))),
@@ -179,7 +181,9 @@ def percentile_interval(values: Floats, level: float = LEVEL) -> Interval:
     return Interval(float(low), float(high))
 
 
-def intervals(lesions: LesionCounts, resamples: int, seed: int, level: float = LEVEL) -> dict[Metric, Interval]:
+def intervals(
+    lesions: LesionCounts, resamples: int, seed: int, level: float = LEVEL, among: Sequence[int] | None = None
+) -> dict[Metric, Interval]:
     """Computes the interval of each metric over lesions.
 
     Accuracy is a proportion and gets :func:`clustered_interval`. Means over the classes get the bootstrap over
@@ -191,6 +195,7 @@ def intervals(lesions: LesionCounts, resamples: int, seed: int, level: float = L
         resamples: How many.
         seed: Of the drawing.
         level: Probability, 0..1.
+        among: Classes that means over the classes are of; by default all.
 
     Returns:
         The interval of each metric of the pooled answers; NaN without a lesion.
@@ -198,9 +203,10 @@ def intervals(lesions: LesionCounts, resamples: int, seed: int, level: float = L
     if not len(lesions.lesions):
         return {metric: UNKNOWN for metric in METRICS}
     drawn = resampled(draw_weights(lesions.strata, resamples, seed), lesions.counts)
-    booted = {metric: percentile_interval(values, level) for metric, values in scores(drawn).items()}
+    booted = {metric: percentile_interval(values, level) for metric, values in scores(drawn, among).items()}
     points, single = class_scores(lesions.total), class_intervals(lesions, level)
-    macro = {name: mean_interval(points[name], single[name]) for name in points}
+    chosen = list(range(lesions.total.shape[0]) if among is None else among)
+    macro = {name: mean_interval(points[name][chosen], [single[name][k] for k in chosen]) for name in points}
     found: dict[Metric, Interval] = {
         "accuracy": clustered_interval(_right(lesions.counts), lesions.counts.sum(axis=(1, 2)), level),
         "precision_macro": booted["precision_macro"].joined(macro["precision"]),

@@ -65,6 +65,17 @@ def test_scores_are_sklearns_also_where_a_class_is_absent():
     assert found["f1_macro"] == pytest.approx(f1_score(labels, guesses, **options))
 
 
+def test_means_over_some_classes_leave_the_others_out_and_keep_their_errors():
+    frame = frame_of(["a", "a", "b", "b"], ["a", "c", "b", "b"], ["L1", "L2", "L3", "L4"])
+    lesions = count_lesions(frame, ("a", "b", "c"))
+    found, some = scores(lesions.total), scores(lesions.total, [0, 1])
+    assert (found["recall_macro"], some["recall_macro"]) == pytest.approx((0.5, 0.75))
+    assert some["f1_macro"] == pytest.approx((2 / 3 + 1) / 2) and some["accuracy"] == found["accuracy"]
+    spans = intervals(lesions, 200, 0, among=[0, 1])
+    assert spans["recall_macro"].high == 1 and spans["recall_macro"].low < 0.5
+    assert intervals(lesions, 200, 0)["recall_macro"].high < 1
+
+
 def test_lesions_are_counted_by_name_and_class():
     found = count_lesions(frame_of(["a", "a", "b", "?"], ["a", "b", "b", "a"], ["L2", "L2", "L1", "L3"]), ("a", "b"))
     assert found.lesions.tolist() == ["L1", "L2"]

@@ -1,6 +1,6 @@
 """Tabulates the best method for clinicians: each class against the rest, units, subgroups."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,10 +122,16 @@ def subgroups(analysis: Analysis, columns: tuple[str, ...]) -> list[Table]:
             counts = count_lesions(part, arm.class_names)
             number = len(counts.lesions)
             lesions = f"{number} {MARK}" if number < FEW else str(number)
-            rows.append((str(value) or "(empty)", lesions, str(counts.photographs), *_scores(counts, analysis)))
-        note = f"{arm.title}, per photograph; 95 % intervals by lesion. {MARK} fewer than {FEW} lesions."
+            # Where a subgroup lacks a class, a mean over all classes would tell of that and not of the answers.
+            (present,) = np.nonzero(counts.total.sum(axis=1))
+            sizes = (lesions, str(counts.photographs), f"{len(present)} of {len(arm.class_names)}")
+            rows.append((str(value) or "(empty)", *sizes, *_scores(counts, analysis, present.tolist())))
+        note = (
+            f"{arm.title}, per photograph; macro means are over the classes that occur in the subgroup: compare them "
+            f"only where these are alike. 95 % intervals by lesion. {MARK} fewer than {FEW} lesions."
+        )
         title = _MEASURED.get(column, f"By {column}")
-        found.append(Table(title, (column, "Lesions", "Photographs", *_HEADS), tuple(rows), note))
+        found.append(Table(title, (column, "Lesions", "Photographs", "Classes", *_HEADS), tuple(rows), note))
     return found
 
 
@@ -133,9 +139,9 @@ _MEASURED = {SIZE: "By size of the region", SHARPNESS: "By sharpness of the regi
 _HEADS = ("Accuracy", "Macro recall", "Macro F1")
 
 
-def _scores(counts: LesionCounts, analysis: Analysis) -> tuple[str, ...]:
-    values = scores(counts.total)
-    spans = intervals(counts, analysis.settings.resamples, analysis.settings.seed)
+def _scores(counts: LesionCounts, analysis: Analysis, among: Sequence[int] | None = None) -> tuple[str, ...]:
+    values = scores(counts.total, among)
+    spans = intervals(counts, analysis.settings.resamples, analysis.settings.seed, among=among)
     places = digits(len(counts.lesions))
     names = ("accuracy", "recall_macro", "f1_macro")
     return tuple(_cell(float(values[name]), spans[name], places) for name in names)  # type: ignore[index]

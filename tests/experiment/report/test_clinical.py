@@ -50,7 +50,7 @@ def test_every_figure_of_a_report_is_readable_and_says_what_it_shows(tmp_path):
 def test_predictive_values_stand_at_the_asked_prevalence_and_subgroups_in_their_tables(tmp_path):
     frame = specimens(0, 0.8)
     cell = fake_cell(tmp_path / "run", frame, record=False)
-    manifest = frame[["image", "label"]].assign(site=np.where(np.arange(len(frame)) % 10 < 2, "Köln", "Graz"))
+    manifest = frame[["image", "label"]].assign(site=np.where(np.arange(len(frame)) < 30, "Köln", "Graz"))
     manifest.to_csv(tmp_path / "manifest.csv", index=False)
     config = yaml.safe_load((cell.folder / "config.yaml").read_text())
     config["data"]["manifest"] = str(tmp_path / "manifest.csv")
@@ -67,6 +67,12 @@ def test_predictive_values_stand_at_the_asked_prevalence_and_subgroups_in_their_
     sites = {row[0]: row for row in rows_of(text, "By site")}
     assert set(sites) == {"Köln", "Graz"}
     assert int(sites["Köln"][2]) + int(sites["Graz"][2]) == len(frame)
+    # All of Köln's photographs are of lesions of their classes: means are over those that occur.
+    there = frame.loc[manifest["site"] == "Köln"].groupby("label", sort=False)
+    recall = np.mean([(own["label"] == own["prediction"]).mean() for _, own in there])
+    assert sites["Köln"][3] == f"{len(there)} of 5" and float(sites["Köln"][5].split()[0]) == pytest.approx(
+        recall, abs=0.005
+    )
     page = (tmp_path / "out" / "report.html").read_text()
     assert "--by site --prevalence AIS=0.01" in page
 
