@@ -78,6 +78,9 @@ def test_the_container_reads_what_hospitals_keep_with_the_locked_torch():
     assert '".[page,heic,dicom]"' in installed
     locked = re.findall(r"^((?:torch|torchvision)==\S+)", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE)
     assert re.findall(r"\btorch\w*==\S+", installed) == locked
+    # Small by default; PyPI's files bring CUDA along.
+    assert "ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu" in instructions()
+    assert '--index-url "${TORCH_INDEX}"' in installed
 
 
 def test_the_containers_command_is_the_one_there_is():
