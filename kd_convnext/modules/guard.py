@@ -80,8 +80,8 @@ def leaks(who: str, card: DataCard | None, data: SpecimenDataModule, parts: Sequ
     """
     if card is None:
         return False
-    found = False
+    found, groups = False, (card.group_by, data.split_spec.group_by)
     for part in parts:
         shared = data.shared_with(card, part)  # type: ignore[arg-type]
-        found |= check_leak(shared, who=who, part=part, allow=data.allow_leak)
+        found |= check_leak(shared, who=who, part=part, allow=data.allow_leak, group_by=groups)
     return found

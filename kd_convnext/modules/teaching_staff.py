@@ -119,8 +119,10 @@ class TeachingStaff:
             if data is None or teacher.card is None:
                 continue
             who = f"{teacher.argument} {teacher.path}"
+            groups = (teacher.card.group_by, data.split_spec.group_by)
             for part in ("val", "test"):
-                check_leak(data.shared_with(teacher.card, part), who=who, part=part, allow=data.allow_leak)
+                shared = data.shared_with(teacher.card, part)
+                check_leak(shared, who=who, part=part, allow=data.allow_leak, group_by=groups)
 
     def store(self, data: SpecimenDataModule | None, trainer: pl.Trainer, *, still: bool) -> None:
         """Runs every teacher ahead of the training, and lets the loader bring the outputs with the pictures.

@@ -116,7 +116,11 @@ class TestTeacherOfAStudent:
 
     def test_of_another_split_is_refused_unless_allowed(self, teacher_ckpt, tiny_manifest, tiny_cache, tmp_path):
         other = data(tiny_manifest, tiny_cache, split_index=1)
-        with pytest.raises(LeakError, match="was trained on"):
+        with pytest.raises(LeakError, match="was trained on") as caught:
+            trainer(tmp_path).fit(student(other, teacher_ckpt), datamodule=other)
+        assert "give the same" not in str(caught.value)
+        other = data(tiny_manifest, tiny_cache, group_by="image")
+        with pytest.raises(LeakError, match=r"with --data\.split\.group_by known, here it is image: give the same"):
             trainer(tmp_path).fit(student(other, teacher_ckpt), datamodule=other)
         allowed = data(tiny_manifest, tiny_cache, split_index=1, allow_leak=True)
         module = student(allowed, teacher_ckpt)

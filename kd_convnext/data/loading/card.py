@@ -135,7 +135,7 @@ def salted(groups: Groups, salt: str, *, ordered: bool = True) -> Groups:
     return np.sort(found) if ordered else found
 
 
-def check_leak(shared: Groups, *, who: str, part: str, allow: bool) -> bool:
+def check_leak(shared: Groups, *, who: str, part: str, allow: bool, group_by: tuple[str, str]) -> bool:
     """Refuses to judge a network on lesions that it, or its teacher, was trained on.
 
     Args:
@@ -143,6 +143,7 @@ def check_leak(shared: Groups, *, who: str, part: str, allow: bool) -> bool:
         who: The network, for the message: ``--model.teacher_ckpt best.ckpt``.
         part: The part's name, for the message.
         allow: Go on all the same.
+        group_by: What was kept together in the network's training, and what is here.
 
     Returns:
         Whether there is a leak (that was allowed).
@@ -153,12 +154,16 @@ def check_leak(shared: Groups, *, who: str, part: str, allow: bool) -> bool:
     if not len(shared):
         return False
     if not allow:
+        theirs, ours = group_by
+        cause = ""
+        if theirs != ours:
+            cause = f"It was trained with --data.split.group_by {theirs}, here it is {ours}: give the same. "
         raise LeakError(
             Finding(
                 who,
                 f"it was trained on {len(shared)} of the lesions, patients or photographs of the {part} part",
-                "Use a checkpoint of the same split (same split.csv, split_seed and split_index), "
-                "or --data.allow_leak true to go on; the results then say so.",
+                f"{cause}Use a checkpoint of the same split (the split.csv of its run; --data.split.seed, index and "
+                "group_by), or --data.allow_leak true to go on; the results then say so.",
             )
         )
     return True
