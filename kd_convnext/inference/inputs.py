@@ -1,5 +1,6 @@
 """Lists the photographs that a user names: files, folders, manifests."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from kd_convnext.runs.folder import require_empty
 
 LesionBy = Literal["manifest", "folder", "all"]
 """Which photographs show one lesion: those of one lesion_id, of one folder, or all of them."""
+
+_NAMED = 3  # files that a warning names
 
 
 def photographs_of(
@@ -137,11 +140,22 @@ def region_warnings(card: DataCard, photographs: Sequence[Photograph]) -> list[s
     return found
 
 
+def _warn_of_others(folder: Path, others: Sequence[Path]) -> None:
+    """Names files that are no photographs by their names: archives keep DICOM without an ending."""
+    if others:
+        named = ", ".join(str(path.relative_to(folder)) for path in others[:_NAMED])
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        what = "left out, which are no photographs by their names"
+        warnings.warn(f"{folder}: {named}{more} {what}; name a file itself to have it read", stacklevel=4)
+
+
 def _folder(folder: Path) -> list[Photograph]:
     # Also what is a picture by its name and cannot be read (raw formats, pipes, dead links): it becomes a failure.
     suffixes = IMAGE_SUFFIXES | OTHER_SUFFIXES
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir())
-    visible = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    visible = [path for path in shown if path.suffix.lower() in suffixes]
+    _warn_of_others(folder, [path for path in shown if path.suffix.lower() not in suffixes])
     if not visible:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ConfigError(Finding(str(folder), f"there are no photographs ({kinds})", "Name another folder."))

@@ -3,7 +3,7 @@
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -107,12 +107,11 @@ def prepare(
         print(f"preview: {write_preview(cache, table, preview, least_faithful(prepared))}")
     if prune:
         _prune(cache, [table, *(read_manifest(path, columns=columns) for path in also)], yes)
-    given = {"manifest": manifest, "columns": columns, "cache_dir": cache_dir}
-    print(f"Next:\n  {_fit_of(spec, fit_config, given)}")
+    print(f"Next:\n  {_fit_of(spec, fit_config, manifest=manifest, columns=columns, cache_dir=cache_dir)}")
     return done
 
 
-def _fit_of(spec: CropSpec, config: str | None, options: Mapping[str, str | None]) -> str:
+def _fit_of(spec: CropSpec, config: str | None, **options: str | None) -> str:
     """Returns the fit that finds these crops: its file or a recipe for the machine, and all that decides their keys."""
     # A look for the driver's program costs nothing; torch would take seconds to ask.
     recipe = "teacher_swin_tiny" if shutil.which("nvidia-smi") else "small_cpu/teacher"

@@ -12,6 +12,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from kd_convnext.runs.figures import crop_grid, training_curves
 from kd_convnext.training.outputs import _data, show_figure
 
+_BEYOND = {"reflect": "its mirror image (--data.augment.border black shows none)", "black": "black"}
+
 
 class AugmentationPreview(Callback):
     """Shows, before the first step, what augmentation makes of some training crops."""
@@ -36,7 +38,7 @@ class AugmentationPreview(Callback):
         titles = [data.class_names[int(sample["label"])] for sample in samples]
         caption = (
             f"{len(samples)} of {len(data.train_set):,} training crops as the network sees them: turned, shifted and "
-            "cut at random; what lies beyond a crop's border is its mirror image."
+            f"cut at random; what lies beyond a crop's border is {_BEYOND[data.augment.border]}."
         )
         images = [_picture(np.asarray(sample["image"])) for sample in samples]
         show_figure(trainer, "train/augmented_crops", crop_grid(images, titles, caption=caption), photographs=True)
