@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+from kd_convnext.models.depthwise import quicken_depthwise
 from kd_convnext.models.token_head import TokenHead
 from kd_convnext.models.weights import hub_or_cache, load_weights
 
@@ -97,6 +98,7 @@ class Backbone(nn.Module):
             num_classes: Width of its output.
         """
         super().__init__()
+        quicken_depthwise(network)
         self.network = network
         self.name = spec.name
         self.num_classes = num_classes
