@@ -41,8 +41,9 @@ def main() -> None:
                 found, note = against_the_reference(weights, side, threads, rounds, clock)
                 ratios += found
                 notes.append(note)
-        for side in SIDES if options.full else SIDES[:1]:
-            ratios.append(over_cores(weights, side, cores, rounds))
+        if cores > 1:
+            for side in SIDES if options.full else SIDES[:1]:
+                ratios.append(over_cores(weights, side, cores, rounds))
     report("Super-resolution, SRVGG x4, fp32, CPU", ratios, notes, options.json)
 
 
