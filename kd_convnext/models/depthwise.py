@@ -1,13 +1,11 @@
 """Computes the gradient of a depthwise convolution's weights on a CPU as a convolution itself.
 
-torch leaves it to a slow path of oneDNN for kernels above 3 px: for a small ConvNeXt at 96 px it took two fifths of a
-training step. The gradient is the correlation of the padded input with the gradient of the output, channel by channel
-and image by image: a depthwise convolution whose kernels are those gradients, which runs at the rate of a forward pass.
+torch leaves it to a slow path of oneDNN for kernels above 3 px on CPUs with AVX2 and no AVX-512: two fifths of a
+training step of a small ConvNeXt at 96 px. The gradient is the correlation of the padded input with the gradient of
+the output, channel by channel and image by image: a depthwise convolution whose kernels are those gradients, which
+runs at the rate of a forward pass.
 """
 
-import time
-from functools import lru_cache
-from statistics import median
 from typing import Any, cast
 
 import torch
@@ -18,15 +16,12 @@ from torch.autograd.function import once_differentiable
 _FROM_KERNEL = 5
 """Smaller kernels gain nothing (measured with 3 px at 3 to 56 px)."""
 
-_PAYS = 1.5
-_ROUNDS = 5
-
 
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution that keeps the size; in training on a CPU its weights' gradient is computed faster."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.training and _able(input, weight) and depthwise_gain() >= _PAYS:
+        if self.training and _able(input, weight) and depthwise_pays():
             return cast(Tensor, _Depthwise.apply(input, weight, bias))
         return cast(Tensor, super()._conv_forward(input, weight, bias))
 
@@ -42,28 +37,12 @@ def quicken_depthwise(network: nn.Module) -> None:
             module.__class__ = DepthwiseConv2d
 
 
-@lru_cache(maxsize=1)
-def depthwise_gain() -> float:
-    """Measures how many times faster than torch's this way computes the weights' gradient on this CPU.
+def depthwise_pays() -> bool:
+    """Tells whether this CPU is of the kind on which this way was measured to be faster.
 
-    Takes some 50 ms, once a process.
-
-    Returns:
-        The ratio of the medians of interleaved rounds.
+    Not by a measurement of its own: two fits of one seed, or a fit and its resume, must take the same way.
     """
-    images, weight = torch.ones(8, 64, 12, 12), torch.ones(64, 1, 7, 7)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(_ROUNDS + 1):
-        for ours, spent in zip((False, True), seconds, strict=True):
-            begun = time.perf_counter()
-            if ours:
-                _weight_gradient(images, images, 7)
-            else:
-                options: tuple[Any, ...] = ([1, 1], [3, 3], [1, 1], False, [0, 0], 64, [False, True, False])
-                torch.ops.aten.convolution_backward(images, images, weight, None, *options)
-            spent.append(time.perf_counter() - begun)
-    # The first round sets the libraries up.
-    return median(seconds[0][1:]) / median(seconds[1][1:])
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 class _Depthwise(torch.autograd.Function):
