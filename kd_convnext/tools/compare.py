@@ -22,6 +22,7 @@ def compare(
     runs: list[str],
     out: str = "runs/compare",
     baseline: str | None = None,
+    show: str | None = None,
     seed: int = 0,
     bootstrap: int = 2000,
     overwrite: bool = False,
@@ -37,6 +38,7 @@ def compare(
         runs: Folders of runs that `kd-convnext test` has judged.
         out: Folder of the comparison.
         baseline: Name of the run that the others are compared with; by default the first.
+        show: Name of the run whose classes, curves and subgroups are shown; by default that of the best validation.
         seed: Of the resampling.
         bootstrap: Resamples.
         overwrite: Write into a folder that is not empty.
@@ -54,17 +56,20 @@ def compare(
     cells = _cells(runs)
     names = list(dict.fromkeys(cell.method for cell in cells))
     chosen = names[0] if baseline is None else baseline
-    if chosen not in names:
-        raise ConfigError(Finding("--baseline", f"no run is called {chosen}", f"The runs are {', '.join(names)}."))
+    wrong = {option: name for option, name in (("--baseline", chosen), ("--show", show)) if name not in (*names, None)}
+    if wrong:
+        remedy = f"The runs are {', '.join(names)}."
+        raise ConfigError([Finding(option, f"no run is called {name}", remedy) for option, name in wrong.items()])
     from kd_convnext.experiment.report.outputs import write_outputs
 
     chances, calls = dict(_shares("--prevalence", prevalence)), _shares("--thresholds", thresholds)
     shared = {"seed": seed, "bootstrap": bootstrap, "by": by, "prevalence": prevalence, "thresholds": thresholds}
-    command = _typed(["compare", *runs], out=out, baseline=chosen, **shared)
+    command = _typed(["compare", *runs], out=out, baseline=chosen, show=show, **shared)
     write_outputs(
         Path(out),
         cells,
         baseline=chosen,
+        best=show,
         seed=seed,
         bootstrap=bootstrap,
         title=f"Comparison of {len(cells)} runs",

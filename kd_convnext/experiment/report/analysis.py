@@ -219,7 +219,7 @@ def _best(methods: Sequence[Arm], named: str | None, remarks: list[str]) -> tupl
     if named is not None:
         chosen = next((arm for arm in methods if arm.record.method == named), None)
         if chosen is not None:
-            return chosen, "named beforehand"
+            return chosen, "named in the command or the description"
         remarks.append(f"{named} has no finished cell: the classes of another method are shown")
     if len(methods) == 1:
         return methods[0], "the only one"

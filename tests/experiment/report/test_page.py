@@ -132,10 +132,16 @@ def _numbers(text):
 def test_two_runs_of_one_name_on_one_split_stand_for_themselves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(outputs, "all_figures", lambda _: [])
+    run_folder(Path(), "weaker", 0.3)
     for stamp, right in (("2026-01-02_03-04-05", 0.6), ("2026-01-02_03-04-06", 0.95)):
         run_folder(Path(), "same", right, stamp=stamp)
     runs = sorted(str(folder) for folder in Path("runs/same").iterdir())
-    assert main(["compare", *runs, "--out", "out", "--bootstrap", "100"]) == 0
+    runs.append(str(next(Path("runs/weaker").iterdir())))
+    words = ["compare", *runs, "--out", "out", "--bootstrap", "100"]
+    assert main(words) == 0
+    assert "## Confusion matrix: same, " in Path("out/tables.md").read_text()
+    assert main([*words, "--overwrite", "--show", "weaker"]) == 0
+    assert "## Confusion matrix: weaker" in Path("out/tables.md").read_text()
     # By as much of their paths as tells them apart.
     assert (
         "- same, 2026-01-02_03-04-06 against same, 2026-01-02_03-04-05: macro F1 better"
@@ -161,6 +167,8 @@ def test_compare_refuses_what_it_cannot_do(tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["compare", run, "--out", str(out), "--baseline", "nobody"]) == 2
     assert "no run is called nobody. The runs are alone." in capsys.readouterr().err
+    assert main(["compare", run, "--out", str(out), "--show", "nobody"]) == 2
+    assert "--show: no run is called nobody" in capsys.readouterr().err
     out.mkdir()
     (out / "notes.txt").touch()
     assert main(["compare", run, "--out", str(out)]) == 2
