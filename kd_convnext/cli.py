@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any, get_origin
 
 from kd_convnext._version import __version__
-from kd_convnext.common.configs import with_shipped_files
+from kd_convnext.common.configs import require_files, with_shipped_files
 from kd_convnext.common.help import daily_options, wants_help, with_all_options
 from kd_convnext.common.parsing import PARSER, exit_code, parsing
 from kd_convnext.common.process import process_state_kept, stopping_cleanly
@@ -105,6 +105,7 @@ def _run(words: list[str]) -> int:
         print(daily_options(command), flush=True)
         return 0
     words = [command, *(rest := with_all_options(rest))]
+    require_files(rest)
     if command == "--version":
         print(f"kd-convnext {__version__}")
         return 0

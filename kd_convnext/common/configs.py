@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from kd_convnext.common.files import is_special
 from kd_convnext.common.reading import yaml_of
 from kd_convnext.errors import ConfigError, Finding
 
@@ -43,6 +44,22 @@ def with_shipped_files(words: Sequence[str]) -> list[str]:
         path = shipped_file(name)
         found.append(word if path == name else f"{option}={path}".lstrip("="))
     return found
+
+
+def require_files(words: Sequence[str]) -> None:
+    """Refuses pipes and devices in place of configurations: they are read more than once, and may never end.
+
+    Args:
+        words: The words of a command.
+
+    Raises:
+        ConfigError: A value of ``--config`` is one.
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        name = word if before == "--config" else word.partition("=")[2] if word.startswith("--config=") else ""
+        if name and is_special(name):
+            remedy = "Write it into a file, and name that."
+            raise ConfigError(Finding(f"--config {name}", "is a pipe or a device, not a file", remedy))
 
 
 def with_data_sections(

@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ _REMEDIES = {
     errno.EDQUOT: "Free some of your quota or name a folder elsewhere; what was finished before is kept",
     errno.EACCES: "Give yourself write permission there or name another folder",
     errno.EPERM: "Give yourself write permission there or name another folder",
+    errno.ENODEV: "Name a file of your own",
     errno.EROFS: "That disk is read-only: name a folder on another one",
     errno.ENOTDIR: "A file stands where a folder is needed: move it away or name another folder",
     errno.EEXIST: "A file stands where a folder is needed: move it away or name another folder",
@@ -53,6 +55,8 @@ def atomic_write_all(writes: Mapping[Path, Callable[[BinaryIO], object]]) -> Non
     made: dict[Path, Path] = {}
     try:
         for path, write in writes.items():
+            if is_special(path):
+                raise OSError(errno.ENODEV, "it is a pipe or a device", str(path))
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not tempfile.mkstemp: its mode 0600 would survive the rename and lock colleagues out of a shared folder.
             made[path] = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -78,6 +82,22 @@ def _named(path: Path, temporary: Path) -> Iterator[None]:
         if error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
+
+
+def is_special(path: Path | str) -> bool:
+    """Tells whether a path is a pipe, a device or a socket: it may never end, and what replaces it destroys it.
+
+    Args:
+        path: Any path, or any text.
+
+    Returns:
+        False where nothing is there.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def write_finding(path: Path, error: OSError) -> Finding:

@@ -20,7 +20,7 @@ PARSER: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 """Options of every parser: errors come as exceptions, and no option is guessed from its first letters."""
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENODEV, errno.ENAMETOOLONG, errno.ELOOP)
 """What is wrong with a disk, and with the name of a place on it: a user can mend both."""
 
 
@@ -114,6 +114,24 @@ def _hint(text: str) -> str:
     if re.search(r"[Vv]alue: '?None\b", text):
         return f"Nothing is written null, not None: {name}=null. "
     return ""
+
+
+def require_at_least(**options: tuple[int | None, int]) -> None:
+    """Checks counts and seeds of a tool before it begins.
+
+    Args:
+        options: The value of each option, None where it was left out, and the least that it may be.
+
+    Raises:
+        ConfigError: Some are less: all of them.
+    """
+    findings = [
+        Finding(f"--{name}", f"{value} is less than {least}", f"Give {least} or more.")
+        for name, (value, least) in options.items()
+        if value is not None and value < least
+    ]
+    if findings:
+        raise ConfigError(findings)
 
 
 def exit_code(run: Callable[[], int], command: str) -> int:

@@ -29,9 +29,11 @@ def card(
         KDConvNeXtError: The checkpoint or a file of its run cannot be used, or the card cannot be written.
     """
     from kd_convnext.common.files import write_text
+    from kd_convnext.common.parsing import require_at_least
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.runs.folder import run_of_checkpoint
 
+    require_at_least(resamples=(resamples, 1), seed=(seed, 0))
     run = run_of_checkpoint(ckpt_path)
     path = Path(out).expanduser() if out is not None else run.path / FILE
     predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.reading import yaml_of
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.errors import ConfigError, Finding
@@ -52,6 +53,7 @@ def compare(
     Raises:
         ConfigError: Folders that are no tested runs, all of them; or runs on different classes.
     """
+    require_at_least(bootstrap=(bootstrap, 1), seed=(seed, 0))
     require_empty(Path(out), permitted=overwrite, option="--overwrite true")
     cells = _cells(runs)
     names = list(dict.fromkeys(cell.method for cell in cells))
@@ -108,6 +110,7 @@ def report(
     Raises:
         ConfigError: The folder is no tested run, or the page cannot be written.
     """
+    require_at_least(bootstrap=(bootstrap, 1), seed=(seed, 0))
     (cell,) = _cells([run])
     from kd_convnext.experiment.report.analysis import AnalysisOptions, analyse
     from kd_convnext.experiment.report.figures import all_figures

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.reading import json_text
 from kd_convnext.errors import KDConvNeXtError
 
@@ -66,6 +67,7 @@ def explain(
     from kd_convnext.inference.prediction import Failure
     from kd_convnext.inference.predictor import Predictor
 
+    require_at_least(neighbours=(neighbours, 0))
     folder, photographs, failures = opened(photos, out, overwrite=overwrite, box=box)
     predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights, device=device)
     teacher = load_network(teacher_ckpt, device) if teacher_ckpt is not None else None

@@ -10,6 +10,7 @@ import yaml
 
 from kd_convnext.common.console import duration
 from kd_convnext.common.files import atomic_write
+from kd_convnext.common.parsing import require_at_least
 from kd_convnext.errors import CellError, ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell, Choice, counted, plan_cells, selected, whole
 from kd_convnext.experiment.plan.grid import Grid
@@ -87,6 +88,7 @@ def paper(
         KDConvNeXtError: The description or the data cannot be used: all findings.
         CellError: Cells have failed; everything else is done and written.
     """
+    require_at_least(bootstrap=(bootstrap, 1), seed=(seed, 0), workers=(workers, 1))
     folder = Path(out)
     choice = Choice(
         out=folder,

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import shutil
 
@@ -195,6 +196,48 @@ def test_a_checkpoint_with_entries_missing_or_of_another_kind(tiny_run, tmp_path
             except KDConvNeXtError:
                 refused += 1
     assert refused > len(places) / 2
+
+
+@pytest.mark.timeout(120)
+def test_pipes_and_devices_are_no_files(run, tiny_manifest, tmp_path, capsys):
+    """They may never end; and what replaces one by a file destroys it."""
+    pipe, checkpoint = tmp_path / "pipe", str(run / "checkpoints" / "best.ckpt")
+    os.mkfifo(pipe)
+    photo = str(next(tiny_manifest.parent.glob("*.png")))
+    commands = [
+        ["fit", "--config", str(pipe)],
+        ["prepare", f"--config={pipe}"],
+        ["prepare", "--manifest", str(tiny_manifest), "--sr_weights", str(pipe), "--dry_run", "true"],
+        ["classify", photo, "--ckpt_path", checkpoint, "--calibration", str(pipe), "--out", str(tmp_path / "out")],
+        ["card", "--ckpt_path", checkpoint, "--out", str(pipe)],
+    ]
+    for words in commands:
+        assert main(words) == 2, words
+        error = capsys.readouterr().err
+        assert str(pipe) in error and "pipe or a device" in error and "Traceback" not in error
+    assert pipe.is_fifo()
+    for reader in (read_json, read_yaml):
+        with pytest.raises(ConfigError, match="pipe or a device"):
+            reader(pipe, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["card", "--resamples=-3", "--seed=-1"], ["--resamples", "--seed"]),
+        (["report", "--bootstrap=0"], ["--bootstrap"]),
+        (["compare", "--bootstrap=-1", "--seed=-1"], ["--bootstrap", "--seed"]),
+        (["explain", "--neighbours=-1"], ["--neighbours"]),
+    ],
+)
+def test_counts_below_the_least(words, named, run, tmp_path, capsys):
+    command, *options = words
+    given = {"card": ["--ckpt_path", str(run / "checkpoints" / "best.ckpt")], "report": [str(run)]}
+    given["explain"] = ["x.png", *given["card"], "--out", str(tmp_path / "out")]
+    given["compare"] = [str(run), "--out", str(tmp_path / "out")]
+    assert main([command, *given[command], *options]) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in named) and "is less than" in error
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "best.pth", "best.pt", "best.safetensors"])

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from kd_convnext.common.files import atomic_write, mistaken_for_weights, sha256_of, write_finding
+from kd_convnext.common.files import atomic_write, is_special, mistaken_for_weights, sha256_of, write_finding
 from kd_convnext.errors import Finding, UpscalerError
 
 PACKAGED = {"drawn-specimens-x4": Path(str(files("kd_convnext"))) / "assets" / "sr_drawn_specimens_x4.safetensors"}
@@ -115,6 +115,8 @@ def locate(weights: str) -> Path:
         raise UpscalerError(_missing(weights, release, path)) from None
     if path.is_dir():
         raise UpscalerError(Finding("--sr_weights", f"{path} is a folder", "Name the file in it."))
+    if is_special(path):
+        raise UpscalerError(Finding("--sr_weights", f"{path} is a pipe or a device", "Name a file of weights."))
     mistaken = mistaken_for_weights(path)
     if mistaken:
         raise UpscalerError(Finding("--sr_weights", f"{path} {mistaken}", "Name the whole file."))
