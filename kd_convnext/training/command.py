@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -289,7 +290,9 @@ class TrainingCLI(LightningCLI):
                     refused.append(refused_by(kind, error))
                 raise
 
-        self.parser.add_instantiator(build, object, subclasses=True)
+        # Lightning calls the parser's deprecated method, which knows no constructors of ours.
+        built = partial(self.parser.instantiate, instantiators=[(build, object, True)])
+        self.parser.instantiate_classes = built
         try:
             super().instantiate_classes()
         except ValueError:
@@ -303,7 +306,7 @@ class TrainingCLI(LightningCLI):
         command = str(self.subcommand)
         trainer = self._get(self.config_init, "trainer")
         parser = self._parser(command)
-        text = parser.dump(self._clean, skip_none=False)
+        text = parser.dump(self._clean, skip_unset=False)
         callbacks: list[Callback] = [ConfigRecord(text, self._clean.as_dict()), CurveFigures(), RankWatch()]
         if command == "fit":
             callbacks[1:1] = [LoaderTuning(), AugmentationPreview()]

@@ -6,13 +6,16 @@ import os
 import signal
 import warnings
 
-from helpers.command_line import OFFLINE, SMALL_SWIN, TINY
+import pytest
+from helpers.command_line import OFFLINE, SMALL_SWIN, TINY, convnext
 from helpers.paths import CONFIGS
 from lightning.pytorch.loggers import CSVLogger
 
 from kd_convnext.cli import main
 from kd_convnext.common.process import OWN_VARIABLES
 from kd_convnext.modules.teacher import TeacherModule
+from kd_convnext.runs.folder import RunFolder
+from kd_convnext.training import command
 
 
 def state():
@@ -55,3 +58,20 @@ def test_bad_input_restores_them_too(capsys):
     before = state()
     assert main(["nothing"]) == 2
     assert state() == before
+
+
+@pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+def test_what_will_stop_working_is_an_error_here(category):
+    with pytest.raises(category):
+        warnings.warn("old", category, stacklevel=1)
+
+
+def test_a_fit_and_a_test_call_nothing_that_will_stop_working(tiny_manifest, tiny_cache, tmp_path, monkeypatch):
+    """Commands silence such warnings for their users, and the tests of commands with them; here they are errors."""
+    monkeypatch.setattr(command, "quiet_libraries", lambda: None)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")
+    run = RunFolder(tmp_path / "run")
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
+    words = ["--config", str(CONFIGS / "small_cpu" / "convnext.yaml"), *TINY, *convnext("backbone"), *data]
+    assert main(["fit", *words, f"--trainer.default_root_dir={run.path}"]) == 0
+    assert main(["test", "--config", str(run.config), "--ckpt_path", str(run.best)]) == 0
