@@ -9,7 +9,7 @@ import numpy as np
 
 _MAGIC = "7767517"  # of ncnn's text form
 _AS_THEY_ARE = b"\0\0\0\0"  # flag before the weights of a convolution: float32
-_NO_WINOGRAD = 64  # bit of ncnn's feature mask
+_DIRECT = 32 + 64  # bits of ncnn's feature mask: neither one matrix product nor Winograd's algorithm
 _LEAK, _RESIDUAL = 0.2, 0.2  # of RRDB
 
 
@@ -32,14 +32,14 @@ class Graph:
         self._weights: list[bytes] = []
         self.input = self.output = self._add("Input", (), "")
 
-    def convolution(self, source: str, key: str, leak: float | None = None, *, winograd: bool = True) -> str:
+    def convolution(self, source: str, key: str, leak: float | None = None, *, direct: bool = False) -> str:
         """Adds a convolution that keeps the size.
 
         Args:
             source: What it reads.
             key: Name of its weights without ``.weight``.
             leak: Slope of a leaky ReLU behind it; None for none.
-            winograd: Whether it may take fewer products, at five times the memory.
+            direct: Whether it takes next to no memory beside its result; otherwise several times as much.
 
         Returns:
             Name of its result.
@@ -53,7 +53,7 @@ class Graph:
         options = f"0={weight.shape[0]} 1={side} 4={side // 2} 5={int(bias)} 6={weight.numel()}"
         if leak is not None:
             options += f" 9=2 -23310=1,{leak:e}"
-        return self._add("Convolution", (source,), options if winograd else f"{options} 31={_NO_WINOGRAD}")
+        return self._add("Convolution", (source,), f"{options} 31={_DIRECT}" if direct else options)
 
     def prelu(self, source: str, key: str) -> str:
         """Adds a PReLU with a slope for each channel; returns its result."""
@@ -123,8 +123,8 @@ def srvgg_graph(tensors: Mapping[str, Any]) -> Graph:
 def rrdb_graph(tensors: Mapping[str, Any]) -> Graph:
     """Writes an RRDB network.
 
-    Its last layers work on the enlarged picture: there Winograd's algorithm would take gigabytes, and they are a
-    twelfth of the products.
+    Its last layers work on the enlarged picture, where one matrix product would take nine times its memory and
+    Winograd's algorithm five times; they are a twelfth of the products, and computed directly.
 
     Args:
         tensors: Weights in the names that spandrel gives every version (``model.0.weight``, ...).
@@ -149,9 +149,9 @@ def rrdb_graph(tensors: Mapping[str, Any]) -> Graph:
     keys = sorted({int(key.split(".")[1]) for key in tensors if re.fullmatch(r"model\.\d+\.weight", key)} - {0})
     *enlarging, last_but_one, last = [f"model.{key}" for key in keys]
     for key in enlarging:
-        found = graph.convolution(graph.nearest(found, 2), key, _LEAK, winograd=False)
-    found = graph.convolution(found, last_but_one, _LEAK, winograd=False)
-    graph.convolution(found, last, winograd=False)
+        found = graph.convolution(graph.nearest(found, 2), key, _LEAK, direct=True)
+    found = graph.convolution(found, last_but_one, _LEAK, direct=True)
+    graph.convolution(found, last, direct=True)
     return graph
 
 

@@ -1,5 +1,8 @@
 """ncnn against torch: the same network, the same picture; and against itself: the same pixels."""
 
+import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.paths import REPOSITORY
 from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
 from spandrel.architectures.ESRGAN import ESRGAN
@@ -57,6 +61,15 @@ def test_rrdb_is_torchs_picture_at_every_size(tmp_path, fold):
     assert ours.identity.scale == (4 if fold is None else 2)
     for size in SIZES:
         assert near(ours(crop_of(*size)), theirs(crop_of(*size))), size
+
+
+def test_memory_of_an_rrdb_pass_is_a_few_enlarged_pictures(tmp_path):
+    torch.save(ESRGAN(num_blocks=1).state_dict(), tmp_path / "rrdb.pth")
+    words = ["-m", "benchmarks.data.upscaler_memory", "--only", str(tmp_path / "rrdb.pth"), "ncnn", "128"]
+    done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    _, in_all, before = json.loads(done.stdout)
+    enlarged = 64 * 512 * 512 * 4 / 1e6  # MB of a layer's result
+    assert in_all - before < 10 * enlarged
 
 
 def test_formats_and_blends(tmp_path, srvgg):
