@@ -89,9 +89,8 @@ def paper(
         CellError: Cells have failed; everything else is done and written.
     """
     require_at_least(bootstrap=(bootstrap, 1), seed=(seed, 0), workers=(workers, 1))
-    folder = Path(out)
     choice = Choice(
-        out=folder,
+        out=Path(out),
         data=_given(manifest=manifest, cache_dir=cache_dir, sr_weights=sr_weights),
         seed=seed,
         repeats=counted(repeats),
@@ -102,21 +101,21 @@ def paper(
     )
     cells = plan_cells(grid, choice)
     if dry_run:
-        return _estimate(cells, folder, workers if launcher == "ray" else 1)
-    require_empty(folder, permitted=resume or collect, option="--resume true")
-    place = Workplace(folder, isolate, group=folder.name)
+        return _estimate(cells, choice.out, workers if launcher == "ray" else 1)
+    require_empty(choice.out, permitted=resume or collect, option="--resume true")
+    place = Workplace(choice.out, isolate, group=choice.out.name)
     if cell is not None:
         return _one(cells, cell, place)
     if not collect:
         _check_data(cells)
         _write_experiment(choice, grid, methods=methods, repeats=repeats, bootstrap=bootstrap)
     if launcher == "slurm" and not collect:
-        print(slurm_script(cells, folder / EXPERIMENT, folder, sbatch), end="")
-        return PaperSummary(folder)
-    records = _standing(cells, folder) if collect else _launch(cells, place, launcher, workers)
+        print(slurm_script(cells, choice.out / EXPERIMENT, choice.out, sbatch), end="")
+        return PaperSummary(choice.out)
+    records = _standing(cells, choice.out) if collect else _launch(cells, place, launcher, workers)
     _write_outputs(grid, choice, bootstrap)
     _report_failed(records)
-    return PaperSummary(folder, tuple(records))
+    return PaperSummary(choice.out, tuple(records))
 
 
 def _given(**options: str | None) -> dict[str, object]:
