@@ -187,12 +187,20 @@ def _with_own_setting(tested: Sequence[Arm], settings: AnalysisOptions) -> list[
 
 
 def teacher_of(arm: Arm, others: Sequence[Arm]) -> Arm | None:
-    """Finds the arm of a student's teacher; None where the teacher's run is not among them."""
+    """Finds the arm of a student's teacher; None where the teacher's run is not among them.
+
+    A configuration names its teacher by the whole path: in an experiment that was moved or copied it is known by the
+    place of its cell (``cells/METHOD/SETTING/repeatN``).
+    """
     paths = teacher_files(arm.results[0].config)
     if not paths:
         return None
     folder = Path(paths[0]).resolve().parent.parent
-    return next((one for one in others if any(cell.run.path.resolve() == folder for cell in one.results)), None)
+    places = [(one, cell.run.path.resolve()) for one in others for cell in one.results]
+    own = next((one for one, place in places if place == folder), None)
+    if own is not None or folder.exists() or folder.parts[-4:-3] != ("cells",):
+        return own
+    return next((one for one, place in places if place.parts[-4:] == folder.parts[-4:]), None)
 
 
 def _with_teacher(methods: Sequence[Arm], settings: AnalysisOptions, remarks: list[str]) -> list[Comparison]:

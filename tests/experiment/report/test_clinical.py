@@ -207,6 +207,16 @@ def test_the_finding_comes_first_and_names_teacher_and_real_sizes(tmp_path):
     assert row[7:11] == ["2.10 M", "300 M", "4.2", "1.0"]
 
 
+def test_a_student_finds_its_teacher_in_a_moved_experiment(tmp_path):
+    cells = grid(tmp_path / "moved", {"swin": 0.5, "kd_both": 0.9}, repeats=1)
+    (student,) = [cell for cell in cells if cell.method == "kd_both"]
+    config = yaml.safe_load((student.folder / "config.yaml").read_text())
+    for folder, found in (("first/cells/swin/default/repeat0", 1), ("first/cells/other/default/repeat0", 0)):
+        config["model"]["init_args"]["teacher_ckpt"] = str(tmp_path / folder / "checkpoints" / "best.ckpt")
+        (student.folder / "config.yaml").write_text(yaml.safe_dump(config))
+        assert len(analyse(cells, AnalysisOptions("Trial", "swin", 0, 100, None)).teachers) == found
+
+
 def test_nothing_is_claimed_of_leaks_without_ids(tmp_path):
     names = ("a & b", "c")
     frame = answers(["a & b"] * 6 + ["c"] * 6, ["a & b"] * 12, names)
