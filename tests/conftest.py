@@ -13,6 +13,10 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("KD_CONVNEXT_CACHE", tempfile.mkdtemp(prefix="kd-convnext-tests-"))
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # So are processes that a shell starts in the background; tests of Ctrl+C, and their processes, want it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 LONGEST = (
     "tools/test_paper.py",
     "test_cli.py",

@@ -63,8 +63,7 @@ class Manifest:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Positions in `class_names`, int64 [N]; -1 where the row has no label."""
-        positions = pd.Categorical(self.table["label"], categories=list(self.class_names)).codes
-        return positions.astype(np.int64)
+        return pd.Index(list(self.class_names)).get_indexer(pd.Index(self.table["label"])).astype(np.int64)
 
     def class_counts(self) -> dict[str, int]:
         """Counts the regions of each class, in the order of `class_names`."""

@@ -191,7 +191,7 @@ def _patients(arm: Arm) -> "pd.Series[str] | None":
             split = read_table(result.run.split, ("image",))
             if "patient_id" in split:
                 found |= dict(zip(split["image"], split["patient_id"], strict=True))
-    patients = arm.answers["image"].map(found).fillna("")
+    patients = arm.answers["image"].map(lambda image: found.get(image, ""))
     return patients if (patients != "").any() else None
 
 
@@ -209,7 +209,6 @@ def _with_columns(arm: Arm, columns: tuple[str, ...]) -> pd.DataFrame:
             raise ConfigError(Finding("--by", what, f"Its columns are {', '.join(map(str, table))}."))
         known: npt.NDArray[np.bool_] = (arm.answers["repeat"] == result.record.repeat).to_numpy(np.bool_)
         first = table.drop_duplicates("image").set_index("image")[list(columns)]
-        parts.append(
-            arm.answers[known].join(first, on="image", rsuffix="_of_manifest").fillna(dict.fromkeys(columns, ""))
-        )
+        first = first.rename(columns={name: f"{name}_of_manifest" for name in columns if name in arm.answers})
+        parts.append(arm.answers[known].join(first, on="image").fillna(dict.fromkeys(columns, "")))
     return pd.concat(parts, ignore_index=True)

@@ -161,7 +161,7 @@ def _reliability(analysis: Analysis) -> list[NamedFigure]:
     pooled = Evaluation(
         part="test",
         index=np.arange(len(arm.answers)),
-        labels=pd.Categorical(arm.answers["label"], categories=list(arm.class_names)).codes.astype(np.int64),
+        labels=pd.Index(list(arm.class_names)).get_indexer(pd.Index(arm.answers["label"])).astype(np.int64),
         probabilities=arm.answers[[f"prob_{name}" for name in arm.class_names]].to_numpy(np.float64),
         class_names=arm.class_names,
     )

@@ -245,7 +245,7 @@ def _test_metrics(frame: pd.DataFrame, names: tuple[str, ...]) -> dict[str, floa
     found = Evaluation(
         part="test",
         index=np.arange(len(frame)),
-        labels=pd.Categorical(frame["label"], categories=list(names)).codes.astype(np.int64),
+        labels=pd.Index(list(names)).get_indexer(pd.Index(frame["label"])).astype(np.int64),
         probabilities=frame[[f"{_PROBABILITY}{name}" for name in names]].to_numpy(np.float64),
         class_names=names,
     )

@@ -90,7 +90,7 @@ def test_the_metrics_are_those_of_the_test_stage(tmp_path):
 
     frame = specimens(0, 0.6)
     table, _ = written(tmp_path, [fake_cell(tmp_path / "run", frame)])
-    labels = pd.Categorical(frame["label"], categories=PAPER).codes.astype(np.int64)
+    labels = pd.Index(PAPER).get_indexer(frame["label"])
     probabilities = frame[[f"prob_{name}" for name in PAPER]].to_numpy()
     evaluation = Evaluation("test", np.arange(len(frame)), labels, probabilities, PAPER)
     lesions = evaluation.by_group(frame["lesion_id"].to_numpy(dtype=str))
