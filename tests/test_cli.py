@@ -74,6 +74,7 @@ def test_test_validate_and_predict_from_the_checkpoint(runs, tiny_manifest, caps
     assert len(pd.read_csv(run / "predictions_all.csv")) == len(pd.read_csv(tiny_manifest))
 
 
+@pytest.mark.slow
 def test_next_command_is_printed_and_works(runs, tiny_manifest, tiny_cache, at, capsys):
     data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
     config = str(CONFIGS / "teacher_swin_tiny.yaml")
@@ -99,6 +100,7 @@ def test_resume_goes_on_in_the_same_folder(runs, tiny_manifest, tiny_cache, at):
     assert not (at / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     # Experiments and the sweep are of other commands (test_experiment.py).

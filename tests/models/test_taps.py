@@ -187,6 +187,7 @@ def test_a_probe_gives_what_the_head_sees(spec):
     assert Probe(backbone, Needs.LOGITS).run(backbone, torch.rand(1, 3, 32, 32)).embedding is None
 
 
+@pytest.mark.slow
 def test_taps_survive_compilation():
     backbone = swin().eval()
     taps = FeatureTaps(backbone, active=False)

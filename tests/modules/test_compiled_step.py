@@ -212,6 +212,7 @@ def check_same(plain, quick, tolerance):
         assert logged_other[name] == pytest.approx(logged[name], rel=10 * tolerance), name
 
 
+@pytest.mark.slow
 def test_a_compiled_distillation_equals_a_plain_one(source, teacher_ckpt, tmp_path, quick):
     plain = fitted(lambda: student(source, teacher_ckpt, compile=False), source, tmp_path / "plain")
     fast = fitted(lambda: student(source, teacher_ckpt, compile=True), source, tmp_path / "fast")

@@ -87,6 +87,7 @@ def test_the_same_losses_and_weights_as_with_the_teacher_live(
         torch.testing.assert_close(mine, other, rtol=0.05, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_stored_with_the_command_line(tiny_manifest, cache, tmp_path, teacher_ckpt, capsys, asked):
     words = ["fit", "--model", "DistillModule", "--data.manifest", str(tiny_manifest), "--data.cache_dir", cache]
     words += [

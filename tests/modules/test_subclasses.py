@@ -87,6 +87,7 @@ def test_is_planned(path, expected):
         assert is_distilling(path) is expected
 
 
+@pytest.mark.slow
 def test_by_the_command_line(tiny_manifest, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = {

@@ -125,6 +125,7 @@ def test_two_teachers_are_asked_for_what_their_terms_need(source, taught, tmp_pa
     assert resumed.global_step == 6
 
 
+@pytest.mark.slow
 def test_two_teachers_and_a_schedule_are_one_compiled_graph(source, taught, tmp_path, monkeypatch):
     monkeypatch.setattr(compiled_step, "BACKEND", "aot_eager")
     torch.compiler.reset()

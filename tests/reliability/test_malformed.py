@@ -174,6 +174,7 @@ def entries(value, path=()):
             yield from entries(inner, (*path, key))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_entries_missing_or_of_another_kind(tiny_run, tmp_path):
     whole = torch.load(tiny_run, weights_only=True)
     kept = {key: whole[key] for key in (KEY, "state_dict", "hyper_parameters", "epoch", "global_step")}

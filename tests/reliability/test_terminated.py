@@ -33,6 +33,7 @@ def begun(words, last):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_fit_ends_with_its_code_and_says_how_to_go_on(number, code, tiny_manifest, tiny_cache, tmp_path):
     run = tmp_path / "run"

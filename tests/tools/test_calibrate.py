@@ -299,6 +299,7 @@ def test_risk_coverage_curve():
     assert risk.tolist() == pytest.approx([0, 1 / 3, 1 / 3, 0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_blood_smears_are_told_from_lesions(shared_dir, tmp_path):
     """The gate of a network for skin lesions, on its own test lesions against blood smears."""

@@ -309,6 +309,7 @@ def test_on_drawn_specimens_the_maps_fall_on_the_tumour(tmp_path):
     assert teacher_rate >= 0.82
 
 
+@pytest.mark.slow
 def test_record_of_a_test_shows_the_teacher_beside_the_student(
     tiny_run, tiny_manifest, tiny_cache, tmp_path, monkeypatch
 ):

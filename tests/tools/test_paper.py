@@ -30,6 +30,7 @@ def finished(options, tmp_path_factory):
     return folder / "out", words
 
 
+@pytest.mark.slow
 def test_cells_are_whole_runs_on_the_same_splits(finished):
     out, _ = finished
     names = [f"{method}/default/repeat{repeat}" for method in ("swin", "kd_both") for repeat in (0, 1)]
@@ -49,6 +50,7 @@ def test_cells_are_whole_runs_on_the_same_splits(finished):
     assert row["accuracy"] == pytest.approx(accuracy, abs=1e-6) and row["seed"] == 1
 
 
+@pytest.mark.slow
 def test_a_cell_is_repeated_by_hand_from_its_configuration(finished, tmp_path, monkeypatch):
     out, _ = finished
     cell = cells(out)["kd_both/default/repeat1"]
@@ -59,6 +61,7 @@ def test_a_cell_is_repeated_by_hand_from_its_configuration(finished, tmp_path, m
     assert (again / "split.csv").read_text() == (cell / "split.csv").read_text()
 
 
+@pytest.mark.slow
 def test_resuming_runs_nothing_twice_and_a_changed_cell_alone(finished, options, tmp_path, capsys):
     out, words = finished
     before = {name: (cell / "checkpoints" / "best.ckpt").stat().st_mtime_ns for name, cell in cells(out).items()}
@@ -81,6 +84,7 @@ def test_resuming_runs_nothing_twice_and_a_changed_cell_alone(finished, options,
     assert printed.count("1 finished cells") == 2 and "To run: about 0 s" in printed
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_not_judged_yet_is_only_judged(finished):
     out, words = finished
     cell = cells(out)["swin/default/repeat1"]
@@ -94,6 +98,7 @@ def test_a_cell_that_was_not_judged_yet_is_only_judged(finished):
     assert after[1:] == before[1:] and after[0]["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_failed_cells_are_reported_and_stop_nothing(options, tmp_path, capsys):
     broken = description(baseline="convnext")
     broken["methods"]["swin"]["overlay"]["model"]["init_args"]["optim"] = {"lr": -1.0}
@@ -114,6 +119,7 @@ def test_failed_cells_are_reported_and_stop_nothing(options, tmp_path, capsys):
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_touches_no_test_part(finished, options, tmp_path):
     out, _ = finished
     sweep = {"method": "kd_both", "alpha": [0.25], "beta": [1.0], "temperature": [2.0]}
@@ -264,6 +270,7 @@ def test_the_shipped_experiment_is_found_from_anywhere(options, tmp_path, monkey
     assert yaml.safe_load((tmp_path / "new" / "experiment.yaml").read_text())["repeats"] == 5
 
 
+@pytest.mark.slow
 def test_one_cell_of_a_number_runs_alone(finished, tmp_path, capsys):
     out, words = finished
     assert main([*words, "--resume=true", "--cell=4"]) == 2

@@ -51,12 +51,14 @@ def test_one_command_trains_the_teacher_and_then_the_student(words, tmp_path, ca
     assert (student / "metrics.csv").is_file() and (teacher / "metrics.csv").is_file()
 
 
+@pytest.mark.slow
 def test_precision_and_device_of_the_student_hold_for_its_teacher(words, tmp_path):
     assert main([*words, "--trainer.precision=bf16-mixed"]) == 0
     trainer = yaml.safe_load((tmp_path / "run/teacher/config.yaml").read_text())["trainer"]
     assert trainer["precision"] == "bf16-mixed" and trainer["accelerator"] == "cpu"
 
 
+@pytest.mark.slow
 def test_a_resumed_student_does_not_train_its_teacher_again(words, tmp_path):
     assert main(words) == 0
     teacher = tmp_path / "run/teacher/checkpoints/best.ckpt"

@@ -82,6 +82,7 @@ def test_a_fit_needs_no_labels(place, tmp_path, tiny_manifest, tiny_cache, capsy
     assert end["kd_convnext"]["card"]["leak_allowed"]
 
 
+@pytest.mark.slow
 def test_labels_that_are_there_are_not_read(place, tmp_path, tiny_manifest):
     words = [*place, f"--data.manifest={tiny_manifest}", "--trainer.default_root_dir=start"]
     assert main(words) == 0
@@ -105,6 +106,7 @@ def test_a_network_trained_on_labels_alone_is_refused(place, tmp_path, capsys):
     assert "--data.labels" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_command_trains_start_and_student(place, tmp_path, tiny_manifest, tiny_cache, capsys):
     terms = {"embedding": EMBEDDING, "labels": {"class_path": "kd_convnext.losses.CrossEntropy"}}
     student = config(terms, unlabelled="photographs.csv", allow_leak=True) | {"start_config": "pretrain.yaml"}
@@ -130,6 +132,7 @@ def test_a_start_on_lesions_of_the_test_part_is_refused_before_it_is_trained(pla
     assert not (tmp_path / "run/start").exists()
 
 
+@pytest.mark.slow
 def test_without_further_photographs_the_start_learns_the_training_part_alone(place, tmp_path, tiny_manifest, capsys):
     terms = {"embedding": EMBEDDING, "labels": {"class_path": "kd_convnext.losses.CrossEntropy"}}
     student = config(terms) | {"start_config": "pretrain.yaml"}
