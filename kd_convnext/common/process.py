@@ -100,7 +100,7 @@ def process_state_kept() -> Iterator[None]:
     """Restores warnings, log levels, signal handlers and own environment variables after the block.
 
     So that two commands in one process, or a command in a notebook, do not change each other. Not for several threads.
-    A fit that fails leaves Lightning's handlers of SIGTERM, and one that is interrupted leaves SIGINT ignored.
+    A fit that fails and fails once more while it ends leaves Lightning's handlers of signals behind.
     """
     variables = {name: os.environ.get(name) for name in OWN_VARIABLES}
     levels = {name: logging.getLogger(name).level for name in QUIETED}

@@ -189,8 +189,8 @@ def _with_own_setting(tested: Sequence[Arm], settings: AnalysisOptions) -> list[
 def teacher_of(arm: Arm, others: Sequence[Arm]) -> Arm | None:
     """Finds the arm of a student's teacher; None where the teacher's run is not among them.
 
-    A configuration names its teacher by the whole path: in an experiment that was moved or copied it is known by the
-    place of its cell (``cells/METHOD/SETTING/repeatN``).
+    A configuration names its teacher by the whole path: in an experiment that was moved it is known by the place of
+    its cell (``cells/METHOD/SETTING/repeatN``).
     """
     paths = teacher_files(arm.results[0].config)
     if not paths:
