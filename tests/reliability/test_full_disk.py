@@ -3,10 +3,10 @@
 import errno
 import os
 import shutil
-import subprocess
 
 import pytest
 from helpers.command_line import TINY, convnext
+from helpers.disks import small_disk
 
 from kd_convnext.cli import main
 from kd_convnext.common.files import sha256_of
@@ -84,22 +84,13 @@ def test_the_place_is_named_and_nothing_changes(command, run, tmp_path, monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [*COMMANDS, "onnx"])  # a library writes ONNX, past any stand-in
 def test_a_disk_that_is_full(command, whole, tmp_path, capsys):
-    disk = tmp_path / "small"
-    disk.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("no small file system can be mounted here")
-    try:
+    with small_disk(tmp_path, "12m") as disk:
         shutil.copytree(whole.path, disk / "run")
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
         before = contents(disk)
         assert main(words(command, RunFolder(disk / "run"))) == 2
         assert said_in_one_line(capsys.readouterr().err, disk)
         assert contents(disk) == before
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_an_earlier_calibration_stays_whole(run, monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers.disks import small_disk
 
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.cache.entries import read_entry
@@ -149,14 +149,7 @@ def child_of(pid: int) -> int:
 
 
 def test_a_disk_that_is_full(manifest, tmp_path):
-    disk = tmp_path / "small"
-    disk.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("no small file system can be mounted here; the injected ENOSPC of test_cache.py stands for it")
-    try:
+    with small_disk(tmp_path, "3m") as disk:
         process = start(manifest, disk / "cache")
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 2 and "Free some space" in errors and "Traceback" not in errors
@@ -168,5 +161,3 @@ def test_a_disk_that_is_full(manifest, tmp_path):
         assert again.returncode == 0, errors
         assert kept <= entries(disk / "cache")
         all_right(manifest, disk / "cache")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
