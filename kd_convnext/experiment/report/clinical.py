@@ -51,12 +51,12 @@ def one_against_rest(analysis: Analysis, prevalence: Mapping[str, float]) -> Tab
         values = predictive_values(seen, spared, share)
         spans = predictive_intervals(seen_span, spared_span, share)
         cells = [
-            _cell(area.value, area.interval, places),
-            _cell(precision.value, precision.interval, places),
-            _cell(seen, seen_span, places),
-            _cell(spared, spared_span, places),
+            with_interval(area.value, area.interval, places),
+            with_interval(precision.value, precision.interval, places),
+            with_interval(seen, seen_span, places),
+            with_interval(spared, spared_span, places),
             f"{share:.3f}{'' if name in prevalence else ' (test)'}",
-            *(_cell(value, span, places) for value, span in zip(values, spans, strict=True)),
+            *(with_interval(value, span, places) for value, span in zip(values, spans, strict=True)),
         ]
         rows.append((name, f"{behind[k]} {MARK}" if behind[k] < FEW else str(behind[k]), *cells))
     columns = ("Class", "Lesions", "AUC", "Average precision", "Sensitivity", "Specificity", "Prevalence", "PPV", "NPV")
@@ -144,7 +144,7 @@ def _scores(counts: LesionCounts, analysis: Analysis, among: Sequence[int] | Non
     spans = intervals(counts, analysis.settings.resamples, analysis.settings.seed, among=among)
     places = digits(len(counts.lesions))
     names = ("accuracy", "recall_macro", "f1_macro")
-    return tuple(_cell(float(values[name]), spans[name], places) for name in names)  # type: ignore[index]
+    return tuple(with_interval(float(values[name]), spans[name], places) for name in names)  # type: ignore[index]
 
 
 def _rates(lesions: LesionCounts, place: int) -> tuple[tuple[float, Interval], tuple[float, Interval]]:
@@ -160,7 +160,14 @@ def _rates(lesions: LesionCounts, place: int) -> tuple[tuple[float, Interval], t
     )
 
 
-def _cell(value: float, span: Interval, places: int) -> str:
+def with_interval(value: float, span: Interval, places: int) -> str:
+    """Writes a value with its interval; what is unknown of it is left out.
+
+    Args:
+        value: NaN where it is unknown.
+        span: Its interval; NaN where it is unknown.
+        places: Digits behind the point.
+    """
     if np.isnan(value):
         return NONE
     if np.isnan(span.low) or np.isnan(span.high):

@@ -4,8 +4,8 @@ from kd_convnext.evaluation.operating import Share, operating_point
 from kd_convnext.evaluation.proportions import FEW, digits
 from kd_convnext.evaluation.utility import net_benefit_of, predictive_intervals, predictive_values
 from kd_convnext.experiment.report.analysis import Analysis
-from kd_convnext.experiment.report.clinical import ranking_of
-from kd_convnext.experiment.report.tables import MARK, NONE, Table
+from kd_convnext.experiment.report.clinical import ranking_of, with_interval
+from kd_convnext.experiment.report.tables import MARK, Table
 
 
 def at_thresholds(analysis: Analysis) -> Table | None:
@@ -34,7 +34,7 @@ def at_thresholds(analysis: Analysis) -> Table | None:
                 f"{lesions} {MARK}" if lesions < FEW else str(lesions),
                 f"{threshold:g}",
                 f"{point.called} of {len(ranking.scores)}",
-                *(_written(one, places) for one in shares),
+                *(with_interval(one.value, one.interval, places) for one in shares),
                 f"{benefit:+.{places}f}",
             )
         )
@@ -47,10 +47,3 @@ def at_thresholds(analysis: Analysis) -> Table | None:
     )
     heads = ("Class", "Lesions", "Threshold", "Called", "Sensitivity", "Specificity", "PPV", "NPV", "Net benefit")
     return Table("At chosen thresholds", heads, tuple(rows), note)
-
-
-def _written(share: Share, places: int) -> str:
-    low, high = share.interval.low, share.interval.high
-    if share.value != share.value:
-        return NONE
-    return f"{share.value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
