@@ -21,7 +21,9 @@ if not (folder / "crop.onnx").is_file():
     sys.exit(f"{folder} has no crop.onnx, so photographs cannot be cropped here; kd-convnext export has said why")
 options = onnxruntime.SessionOptions()
 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-crop, network = (onnxruntime.InferenceSession(folder / f"{name}.onnx", options) for name in ("crop", "model"))
+# Where a network enlarges the crops, enlarge.onnx comes before.
+steps = [path for name in ("enlarge", "crop", "model") if (path := folder / f"{name}.onnx").is_file()]
+*cropping, network = (onnxruntime.InferenceSession(path, options) for path in steps)
 said = {key.split(".")[1]: json.loads(text) for key, text in network.get_modelmeta().custom_metadata_map.items()}
 names, model, reasons = said["class_names"], said["model"], said["abstain"]["reasons"]
 thresholds, limits = (said[key] and said[key]["photograph"] for key in ("prediction_set", "gate"))
@@ -42,8 +44,9 @@ def judged(logits: np.ndarray, score: float = 0.0, distances: Sequence[float] = 
 
 rows = []
 for path in sorted(Path(sys.argv[2]).rglob("*.*")):
-    photograph = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-    (images,) = crop.run(None, {"photograph": photograph})
+    images = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    for step in cropping:
+        (images,) = step.run(None, {"photograph": images})
     logits, found, *more = (values[0].astype(float) for values in network.run(None, {"images": images}))
     held, why, score = judged(logits, *more)
     row = {"image": path} | dict.fromkeys(("lesion_id", "x", "y", "width", "height"))

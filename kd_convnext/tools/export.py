@@ -47,8 +47,8 @@ def export(
 
     Args:
         ckpt_path: The checkpoint: a teacher, a baseline or a distilled student.
-        out: Folder of model.onnx, model.xml and .bin, or model.pt2, and of model.json; beside model.onnx, where no
-            network enlarges the crops, crop.onnx from whole photographs to its input.
+        out: Folder of model.onnx, model.xml and .bin, or model.pt2, and of model.json; beside model.onnx crop.onnx from
+            whole photographs to its input, and before that, where a network enlarges the crops, enlarge.onnx.
         format: For ONNX Runtime, OpenVINO or torch.export.load.
         int8: Whole-number products where they pay, and what they cost; not for torch.
         pixels: Type of the input; uint8 0..255 or float32 0..1.
@@ -67,7 +67,7 @@ def export(
         ExportError: The file does not answer as the checkpoint does.
         KDConvNeXtError: The checkpoint, the photographs, a package or an option cannot be used.
     """
-    from kd_convnext.inference.exporting.crop import why_no_crop, write_crop
+    from kd_convnext.inference.exporting.crop import ENLARGE, FILE, why_no_crop, write_crop
     from kd_convnext.inference.exporting.deployed import words_of
     from kd_convnext.inference.exporting.formats import FILES, check_packages
     from kd_convnext.inference.exporting.samples import samples_of
@@ -87,10 +87,12 @@ def export(
         found = _write(predictor, place, wish, words, shown)
         made = [place / f"model{ending}" for ending in FILES[format]]
         lacking = why_no_crop(predictor)
-        if format == "onnx" and lacking is None:
-            made.append(write_crop(predictor, pixels, place))
+        if format == "onnx":
+            made += write_crop(predictor, pixels, place) if lacking is None else []
         _describe(place / "model.json", words, made, found, shown)
         folder.mkdir(exist_ok=True)
+        for stale in {FILE, ENLARGE} - {file.name for file in made} if format == "onnx" else ():
+            (folder / stale).unlink(missing_ok=True)  # of an earlier export: the example would use it
         kept = [file.replace(folder / file.name) for file in (*made, place / "model.json")]
     _report(kept, found, shown)
     if format == "onnx" and lacking is not None:

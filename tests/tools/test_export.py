@@ -241,15 +241,74 @@ def test_whole_photographs_are_cropped_by_a_graph(tiny_manifest, tiny_cache, tmp
         assert off.max() <= 1 and off.mean() < 0.05
 
 
+SUPER_RESOLVED = {"upscaler": "spandrel", "sr_weights": "drawn-specimens-x4", "sr_max_side": 60}
+
+
+@pytest.fixture(scope="module")
+def super_resolved(tiny_manifest, tiny_cache, tmp_path_factory):
+    """A tiny network whose crops a network enlarges."""
+    source = tiny.data(tiny_manifest, tiny_cache, **SUPER_RESOLVED, store_size=64, resize="pad")
+    folder = tmp_path_factory.mktemp("super-resolved")
+    return make_run(folder, source, tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC))
+
+
 @pytest.mark.slow
-def test_crops_that_a_network_enlarges_have_no_graph(tiny_manifest, tiny_cache, tmp_path, capsys):
-    source = tiny.data(tiny_manifest, tiny_cache, upscaler="spandrel", sr_weights="drawn-specimens-x4")
+def test_crops_that_a_network_enlarges_are_enlarged_by_a_graph(super_resolved, tiny_manifest, tmp_path, capsys):
+    """The example without torch answers as classify does: by an earlier graph, then the crop's, then the network's."""
+    assert export(super_resolved, tmp_path / "onnx", "--samples=2") == 0
+    assert "model.onnx, enlarge.onnx, crop.onnx, model.json" in " ".join(capsys.readouterr().out.split())
+    assert set(json.loads((tmp_path / "onnx/model.json").read_text())["files"]) == {
+        "model.onnx",
+        "enlarge.onnx",
+        "crop.onnx",
+    }
+    predictor = Predictor.from_checkpoint(super_resolved)
+    steps = [onnxruntime.InferenceSession(tmp_path / "onnx" / f"{name}.onnx") for name in ("enlarge", "crop")]
+    for height, width in ((1, 1), (1, 7), (9, 30), (60, 61), (333, 80)):
+        found = pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        (_, expected), *_ = predictor.pictures([Photograph(pixels)])
+        for step in steps:
+            (found,) = step.run(None, {"photograph": found})
+        off = np.abs(found[0].transpose(1, 2, 0).astype(int) - expected)
+        assert off.max() <= 1 and off.mean() < 0.01
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes((tiny_manifest.parent / f"{number}_{number}_0.png").read_bytes())
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (70, 90, 3), np.uint8)).save(folder / "large.png")
+    done = example(tmp_path / "onnx", folder)
+    assert done.returncode == 0, done.stderr
+    assert main(["classify", str(folder), "--ckpt_path", str(super_resolved), "--out", str(tmp_path / "out")]) == 0
+    expected = pd.read_csv(tmp_path / "out" / "answers.csv", keep_default_na=False)
+    found = pd.read_csv(io.StringIO(done.stdout), keep_default_na=False)
+    assert found.columns.tolist() == expected.columns.tolist()
+    assert found[["image", "prediction"]].values.tolist() == expected[["image", "prediction"]].values.tolist()
+    for column in (name for name in found.columns if name.startswith("prob")):
+        assert found[column].to_numpy() == pytest.approx(expected[column].to_numpy(), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sr_max_side": None}, "its crops are enlarged from any size (sr_max_side null)"),
+        (
+            {"sr_max_side": 60, "sr_consistent": True},
+            "its enlarged crops are corrected to agree with what they were made from (sr_consistent)",
+        ),
+    ],
+)
+def test_crops_that_have_no_graph(tiny_manifest, tiny_cache, tmp_path, capsys, options, reason):
+    source = tiny.data(tiny_manifest, tiny_cache, **options)
     checkpoint = make_run(tmp_path / "run", source, tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC))
-    assert export(checkpoint, tmp_path / "out", "--samples=2") == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "model.json"}
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "There is no crop.onnx: its crops are super-resolved by a network, which is not exported." in printed
-    done = example(tmp_path / "out", tiny_manifest.parent)
+    out = tmp_path / "out"
+    out.mkdir()
+    for stale in ("crop.onnx", "enlarge.onnx"):  # of an earlier export, which the example would use
+        (out / stale).write_bytes(b"other")
+    assert export(checkpoint, out, "--samples=2", "--overwrite=true") == 0
+    assert {path.name for path in out.iterdir()} == {"model.onnx", "model.json"}
+    assert f"There is no crop.onnx: {reason}." in " ".join(capsys.readouterr().out.split())
+    done = example(out, tiny_manifest.parent)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "has no crop.onnx" in done.stderr
 
 

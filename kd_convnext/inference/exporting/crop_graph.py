@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Builds the ONNX graph that crops: a whole photograph in, the input of the exported network out.
+"""Builds the ONNX graphs that crop: a whole photograph in, the input of the exported network, or of the enlarging, out.
 
 It repeats what OpenCV does for `enlarge` and `still_view`: by area along sides that shrink, by cubic interpolation
 along sides that grow, rounded to whole levels after each step. These are ONNX's operators in the words of Python, which
@@ -81,6 +81,25 @@ def fitted(size: INT64, side: INT64) -> INT64:
     return op.Max(op.Cast(op.Round(exact), to=_INT64), [1])
 
 
+@script(_own)
+def reduced(photograph: UINT8, most: INT64) -> FLOAT:
+    """The photograph [C, height, width], by area where its longer side is above ``most``."""
+    given = op.Shape(photograph, start=0, end=2)
+    size = op.Where(op.ReduceMax(given) > most, fitted(given, most), given)
+    return shrunk(op.Transpose(op.Cast(photograph, to=_FLOAT), perm=[2, 0, 1]), size)
+
+
+@script()
+def reduce(photograph: UINT8, most: INT64) -> FLOAT:
+    """Brings a photograph to what a network enlarges.
+
+    Args:
+        photograph: RGB [H, W, 3], the way a viewer shows it.
+        most: Longest side that is enlarged; becomes a constant.
+    """
+    return op.Unsqueeze(reduced(photograph, most), [0])
+
+
 @script()
 def crop(
     photograph: UINT8,
@@ -102,10 +121,8 @@ def crop(
         size: Side of the network's input.
         channels: Brings RGB to the network's channels, [C, 3].
     """
-    given = op.Shape(photograph, start=0, end=2)
-    reduced = op.Where(op.ReduceMax(given) > most, fitted(given, most), given)
-    small = shrunk(op.Transpose(op.Cast(photograph, to=_FLOAT), perm=[2, 0, 1]), reduced)
-    enlarged = reduced * scale
+    small = reduced(photograph, most)
+    enlarged = op.Shape(small, start=1, end=3) * scale
     inside = op.Where(padded > 0, fitted(enlarged, side), op.Expand(side, [2]))
     stored = grown(shrunk(grown(small, enlarged), op.Min(enlarged, inside)), inside)
     before = (side - inside) / 2

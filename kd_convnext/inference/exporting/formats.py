@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ import torch
 from kd_convnext.common.files import atomic_write
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.exporting.deployed import INPUT, KEY, OUTPUTS, Deployed, PixelType, Words
+
+if TYPE_CHECKING:
+    import onnx
 
 Format = Literal["onnx", "openvino", "torch"]
 Runner = Callable[[npt.NDArray[Any]], tuple[npt.NDArray[np.float32], ...]]
@@ -53,7 +56,7 @@ def traced(network: Deployed, pixels: PixelType) -> torch.export.ExportedProgram
     backbone = network.backbone
     shape = (2, backbone.in_chans, backbone.image_size, backbone.image_size)
     example = torch.zeros(shape, dtype=getattr(torch, pixels))
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the source files
@@ -74,7 +77,7 @@ def write_torch(program: torch.export.ExportedProgram, words: Words, path: Path)
     program._example_inputs = None
     # By way of memory: torch's writer aborts the process where the disk is full.
     content = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.export.save(program, content, extra_files={f"{KEY}.json": words.text()})
     atomic_write(path, lambda file: file.write(content.getbuffer()))
 
@@ -88,7 +91,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     """
     import onnx
 
-    with _quiet():
+    with quiet():
         made = torch.onnx.export(
             program,
             input_names=[INPUT],
@@ -98,15 +101,20 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
             verbose=False,
         )
     assert made is not None  # only the old exporter, which writes a file at once, returns nothing
-    model = made.model_proto
-    graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]  # names of modules, lines of source
-    for value in (*graph.input, *graph.output):
+    model = nameless(made.model_proto)
+    for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    del graph.value_info[:]  # would still call it otherwise
     onnx.checker.check_model(model)
     onnx.save_model(model, path)
+
+
+def nameless(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Removes names of modules, lines of source and the shapes within from a graph of torch's exporter."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+    del graph.value_info[:]  # would still call axes otherwise
+    return model
 
 
 def describe_onnx(path: Path, words: Words) -> None:
@@ -184,7 +192,7 @@ def _openvino(path: Path, threads: int | None) -> Runner:
 
 
 def _torch(path: Path, threads: int | None) -> Runner:
-    with _quiet():
+    with quiet():
         module = torch.export.load(path).module()
 
     def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
@@ -195,7 +203,7 @@ def _torch(path: Path, threads: int | None) -> Runner:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences the exporters' warnings about their own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

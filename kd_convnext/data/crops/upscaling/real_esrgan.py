@@ -33,6 +33,41 @@ class _Weights(NamedTuple):
     sha256: str
 
 
+class Loaded(NamedTuple):
+    """A network and what it was made of.
+
+    Attributes:
+        descriptor: Of spandrel: the torch network, its architecture and scale.
+        state: Its tensors in the authors' names, float32.
+        sha256: Of the weights' file.
+        blend: What was mixed into the weights, None for nothing.
+    """
+
+    descriptor: Any
+    state: dict[str, Any]
+    sha256: str
+    blend: Blend | None
+
+
+def load_network(path: Path, weak: Path | None = None, strength: float = 1.0) -> Loaded:
+    """Loads a network for the CPU.
+
+    Args:
+        path: Official weights.
+        weak: Weights of weak denoising to blend with.
+        strength: Share of ``path`` in the blend, 0 to 1.
+
+    Raises:
+        UpscalerError: A file cannot be used.
+    """
+    weights, blend = _load(path), None
+    state = weights.tensors
+    if weak is not None:
+        other = _load(weak)
+        state, blend = _blended(weights, other, strength), Blend(strength, other.sha256)
+    return Loaded(_describe(path, state), state, weights.sha256, blend)
+
+
 def build_network(
     name: UpscalerName, path: Path, device: str, weak: Path | None = None, strength: float = 1.0
 ) -> NetworkUpscaler:
@@ -48,19 +83,14 @@ def build_network(
     Raises:
         UpscalerError: As `build_upscaler` says.
     """
-    weights, blend = _load(path), None
-    state = weights.tensors
-    if weak is not None:
-        other = _load(weak)
-        state, blend = _blended(weights, other, strength), Blend(strength, other.sha256)
-    descriptor = _describe(path, state)
+    descriptor, state, sha256, blend = load_network(path, weak, strength)
     options = descriptor.model.hyperparameters
     compact = descriptor.architecture.id == "Compact"
     identity = UpscalerIdentity(
         name=name,
         architecture=descriptor.architecture.id,
         scale=descriptor.scale,
-        weights_sha256=weights.sha256,
+        weights_sha256=sha256,
         pixel_budget=PIXEL_BUDGET,
         tile_pad=_tile_pad(name, options["num_conv"] + 2) if compact else _RRDB_TILE_PAD,
         blend=blend,
