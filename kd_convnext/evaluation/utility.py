@@ -1,11 +1,14 @@
 """Computes predictive values at a prevalence, and net benefit over thresholds."""
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.evaluation.proportions import Interval
 
 Floats = npt.NDArray[np.float64]
+Values = TypeVar("Values", float, Floats)
 
 
 def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:
@@ -44,7 +47,7 @@ def predictive_intervals(sensitivity: Interval, specificity: Interval, prevalenc
     return Interval(low[0], high[0]), Interval(low[1], high[1])
 
 
-def net_benefit_of(sensitivity: float, specificity: float, prevalence: float, threshold: float) -> float:
+def net_benefit(sensitivity: Values, specificity: Values, prevalence: float, threshold: Values) -> Values:
     """Computes the net benefit of a test at a prevalence (Vickers & Elkin 2006).
 
     Args:
@@ -59,19 +62,18 @@ def net_benefit_of(sensitivity: float, specificity: float, prevalence: float, th
     return sensitivity * prevalence - (1 - specificity) * (1 - prevalence) * threshold / (1 - threshold)
 
 
-def net_benefit(scores: Floats, positive: npt.NDArray[np.bool_], thresholds: Floats) -> tuple[Floats, Floats]:
-    """Computes the net benefit of acting where a score reaches a threshold (Vickers & Elkin 2006).
+def decision_curve(scores: Floats, positive: npt.NDArray[np.bool_], thresholds: Floats) -> tuple[Floats, Floats]:
+    """Computes the net benefit of acting where a score reaches a threshold, at the prevalence at hand.
 
     Args:
         scores: Probabilities of the class, [N].
-        positive: Whether it is the class, [N].
+        positive: Whether it is the class, [N]; some are, some are not.
         thresholds: [T], each within 0..1 without 1.
 
     Returns:
         Net benefit of the model and of acting on all, each [T], in true positives a case; acting on none has 0.
     """
-    odds = thresholds / (1 - thresholds)
-    acted = scores[None, :] >= thresholds[:, None]
-    right, wrong = (acted & positive).mean(axis=1), (acted & ~positive).mean(axis=1)
-    share = positive.mean()
-    return right - wrong * odds, share - (1 - share) * odds
+    acted, share = scores[None, :] >= thresholds[:, None], float(positive.mean())
+    seen, spared = acted[:, positive].mean(axis=1), 1 - acted[:, ~positive].mean(axis=1)
+    everyone = net_benefit(np.ones_like(thresholds), np.zeros_like(thresholds), share, thresholds)
+    return net_benefit(seen, spared, share, thresholds), everyone

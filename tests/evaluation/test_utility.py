@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kd_convnext.evaluation.proportions import Interval
-from kd_convnext.evaluation.utility import net_benefit, predictive_intervals, predictive_values
+from kd_convnext.evaluation.utility import decision_curve, net_benefit, predictive_intervals, predictive_values
 
 
 def test_predictive_values_are_bayes():
@@ -16,6 +16,7 @@ def test_predictive_values_are_bayes():
 
 def test_net_benefit_is_true_positives_less_weighed_false_ones():
     scores, positive = np.array([0.9, 0.6, 0.4, 0.1]), np.array([True, False, True, False])
-    model, everyone = net_benefit(scores, positive, np.array([0.2, 0.5]))
+    model, everyone = decision_curve(scores, positive, np.array([0.2, 0.5]))
     assert model == pytest.approx([2 / 4 - 1 / 4 * 0.25, 1 / 4 - 1 / 4])
     assert everyone == pytest.approx([0.5 - 0.5 * 0.25, 0.0])
+    assert net_benefit(0.5, 0.5, 0.5, 0.5) == pytest.approx(model[1])

@@ -16,7 +16,7 @@ from kd_convnext.evaluation.discrimination import (
 )
 from kd_convnext.evaluation.operating import operating_points
 from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits
-from kd_convnext.evaluation.utility import net_benefit
+from kd_convnext.evaluation.utility import decision_curve
 
 _SIDE = 2.7
 _BINS = 5
@@ -79,7 +79,7 @@ def draw_precision_recall(panel: Axes, ranking: Ranking) -> str:
 def draw_decision(panel: Axes, ranking: Ranking) -> str:
     """Draws the net benefit over thresholds, against acting on all and on none."""
     thresholds = np.linspace(0.01, 0.9, 90)
-    model, everyone = net_benefit(ranking.scores, ranking.positive, thresholds)
+    model, everyone = decision_curve(ranking.scores, ranking.positive, thresholds)
     panel.plot(thresholds, everyone, color=PALETTE[1], ls="--", lw=1)
     panel.axhline(0, color="black", lw=0.8)
     panel.plot(thresholds, model, color=PALETTE[0])

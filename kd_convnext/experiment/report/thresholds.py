@@ -2,7 +2,7 @@
 
 from kd_convnext.evaluation.operating import Share, operating_point
 from kd_convnext.evaluation.proportions import FEW, digits
-from kd_convnext.evaluation.utility import net_benefit_of, predictive_intervals, predictive_values
+from kd_convnext.evaluation.utility import net_benefit, predictive_intervals, predictive_values
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.clinical import ranking_of, with_interval
 from kd_convnext.experiment.report.tables import MARK, Table
@@ -26,7 +26,7 @@ def at_thresholds(analysis: Analysis) -> Table | None:
         share = analysis.settings.prevalence.get(name, lesions / total)
         values = predictive_values(point.sensitivity.value, point.specificity.value, share)
         spans = predictive_intervals(point.sensitivity.interval, point.specificity.interval, share)
-        benefit = net_benefit_of(point.sensitivity.value, point.specificity.value, share, threshold)
+        benefit = net_benefit(point.sensitivity.value, point.specificity.value, share, threshold)
         shares = (point.sensitivity, point.specificity, *map(Share, values, spans))
         rows.append(
             (
