@@ -19,6 +19,8 @@ from kd_convnext.errors import Finding
 
 PARTS = ("train", "val", "test")
 _RARE, _FREQUENT = 2, 20  # a label of so many rows at most beside one of so many times more may be a slip
+# Small forms of signs, Greek and Cyrillic letters, and the Latin letters that these or their capitals look like.
+_LOOKS = str.maketrans("l1|0αβεηικμνορτχавеікмнорстхуѕ", "iiioabehikmnoptxabeikmhopctxys")  # noqa: RUF001
 _ROUNDING = 1e-6  # of a pixel
 _NAMED = 3  # examples in a warning
 _LARGEST = 2**31  # a coordinate beyond this is a mistake, and must not overflow
@@ -52,13 +54,16 @@ def label_findings(table: pd.DataFrame, classes: Sequence[str] | None, place: st
 def _warn_of_spellings(counts: "pd.Series[int]", place: str) -> None:
     """Warns of labels that a person reads as one, and of rare ones that are nearly spelt as a frequent one."""
     present = sorted(set(counts.index) - {""})
-    read = [normal_id(" ".join(label.split())) for label in present]
-    spellings = pd.Series(present, dtype=object).groupby(read).agg(list)
+    read = {label: normal_id(" ".join(label.split())).translate(_LOOKS) for label in present}
+    spellings = pd.Series(present, dtype=object).groupby(list(read.values())).agg(list)
     for same in spellings[spellings.map(len) > 1]:
-        what = "labels that differ in capitals, blanks, zeros or the form of letters only are different classes"
-        warnings.warn(f"{place}: {what}: {same}", stacklevel=4)
+        what = (
+            "labels that differ in capitals, blanks, zeros or letters that look alike (I l 1, O 0, foreign ones) only "
+            "are different classes"
+        )
+        warnings.warn(f"{place}: {what}: {same}: is it a slip?", stacklevel=4)
     for rare in present:
-        frequent = [name for name in present if counts[name] >= _FREQUENT * counts[rare]]
+        frequent = [name for name in present if counts[name] >= _FREQUENT * counts[rare] and read[name] != read[rare]]
         close = difflib.get_close_matches(rare.casefold(), [name.casefold() for name in frequent], n=1, cutoff=0.75)
         match = [name for name in frequent if close and name.casefold() == close[0]]
         # "Grade 1" beside "Grade 2" is no slip.

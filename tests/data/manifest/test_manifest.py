@@ -234,11 +234,30 @@ def test_labels_that_differ_in_capitals_are_pointed_out(tmp_path):
         read_manifest(write_manifest(tmp_path, [*GOOD, {"image": "c.png", "label": "Ais"}]))
 
 
-@pytest.mark.parametrize(("one", "other"), [("1", "1.0"), ("7", "007"), ("big cell", "big  cell")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1", "1.0"),
+        ("7", "007"),
+        ("big cell", "big  cell"),
+        ("AIS", "AlS"),
+        ("Grade 1", "Grade I"),
+        ("MEL O", "mel 0"),
+        ("MIA", "M\u0406\u0410"),  # the last two are Cyrillic
+    ],
+)
 def test_labels_that_a_person_reads_as_one_are_pointed_out(tmp_path, one, other):
     rows = [{**row, "label": label} for row, label in zip(GOOD, (one, other), strict=False)]
-    with pytest.warns(UserWarning, match="are different classes"):
+    with pytest.warns(UserWarning, match="are different classes") as told:
         read_manifest(write_manifest(tmp_path, rows))
+    assert repr(other) in str(told[0].message) and str(told[0].message).endswith("is it a slip?")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("one", "other"), [("Grade 1", "Grade 2"), ("NV", "NU"), ("10", "100"), ("AIS", "ALL")])
+def test_labels_of_other_looks_are_not_pointed_out(tmp_path, one, other):
+    rows = [{**row, "label": label} for row, label in zip(GOOD, (one, other), strict=False)]
+    read_manifest(write_manifest(tmp_path, rows))
 
 
 def make_unreadable(folder: Path, rows: list[dict]) -> Path:
