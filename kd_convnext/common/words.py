@@ -1,6 +1,7 @@
 """Orders the words of a command line: options that are typed overrule files of options, wherever they stand."""
 
 import inspect
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,17 @@ def files_first(words: Sequence[str]) -> list[str]:
         if target is not rest and "=" not in word:
             target += [value for value in (next(given, None),) if value is not None]
     return [*files, *sections, *rest]
+
+
+def typed(words: Sequence[str], **options: object) -> str:
+    """Writes a command line as it can be pasted into a shell.
+
+    Args:
+        words: Command and folders.
+        **options: Those that are not None are written.
+    """
+    given = [str(part) for name, value in options.items() if value is not None for part in (f"--{name}", value)]
+    return shlex.join(["kd-convnext", *words, *given])
 
 
 def flags_set(words: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> list[str]:

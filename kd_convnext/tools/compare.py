@@ -3,7 +3,6 @@
 import hashlib
 import math
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.reading import yaml_of
+from kd_convnext.common.words import typed
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell
@@ -63,10 +63,11 @@ def compare(
         remedy = f"The runs are {', '.join(names)}."
         raise ConfigError([Finding(option, f"no run is called {name}", remedy) for option, name in wrong.items()])
     from kd_convnext.experiment.report.outputs import write_outputs
+    from kd_convnext.experiment.report.wishes import wishes
 
-    chances, calls = dict(_shares("--prevalence", prevalence)), _shares("--thresholds", thresholds)
+    wished = wishes(prevalence, by, thresholds)
     shared = {"seed": seed, "bootstrap": bootstrap, "by": by, "prevalence": prevalence, "thresholds": thresholds}
-    command = _typed(["compare", *runs], out=out, baseline=chosen, show=show, **shared)
+    command = typed(["compare", *runs], out=out, baseline=chosen, show=show, **shared)
     write_outputs(
         Path(out),
         cells,
@@ -76,9 +77,7 @@ def compare(
         bootstrap=bootstrap,
         title=f"Comparison of {len(cells)} runs",
         command=command,
-        prevalence=chances,
-        by=_words(by),
-        thresholds=calls,
+        wishes=wished,
     )
     print(f"{len(cells)} runs compared with {chosen}: {Path(out) / 'report.html'}, tables.md, results.csv, figures/")
     return Path(out)
@@ -115,11 +114,13 @@ def report(
     from kd_convnext.experiment.report.analysis import AnalysisOptions, analyse
     from kd_convnext.experiment.report.figures import all_figures
     from kd_convnext.experiment.report.page import write_report
+    from kd_convnext.experiment.report.wishes import wishes
 
-    given = (dict(_shares("--prevalence", prevalence)), _words(by), _shares("--thresholds", thresholds))
     words = {"by": by, "prevalence": prevalence, "thresholds": thresholds}
-    command = _typed(["report", run], seed=seed, bootstrap=bootstrap, **words)
-    settings = AnalysisOptions(f"Run {cell.title}", cell.method, seed, bootstrap, command, *given)
+    command = typed(["report", run], seed=seed, bootstrap=bootstrap, **words)
+    settings = AnalysisOptions(
+        f"Run {cell.title}", cell.method, seed, bootstrap, command, wishes(prevalence, by, thresholds)
+    )
     analysis = analyse([cell], settings)
     if analysis.failed:
         raise ConfigError(Finding(run, str(analysis.failed[0].error), "Test the run again."))
@@ -127,34 +128,6 @@ def report(
     write_report(path, analysis, all_figures(analysis))
     print(f"Report: {path}")
     return path
-
-
-def _typed(words: Sequence[str], **options: object) -> str:
-    """Writes the command line that reproduces the page."""
-    given = [str(part) for name, value in options.items() if value is not None for part in (f"--{name}", value)]
-    return shlex.join(["kd-convnext", *words, *given])
-
-
-def _words(text: str | None) -> tuple[str, ...]:
-    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
-
-
-def _shares(option: str, text: str | None) -> tuple[tuple[str, float], ...]:
-    """Reads NAME=SHARE with commas between."""
-    found, findings = [], []
-    for word in _words(text):
-        name, _, share = word.rpartition("=")
-        try:
-            value = float(share)
-        except ValueError:
-            value = math.nan
-        found.append((name, value))
-        if not name or not 0 < value < 1:
-            remedy = f"Write {option} MEL=0.02,NV=0.9, each share between 0 and 1."
-            findings.append(Finding(option, f"{word} is no class with its share", remedy))
-    if findings:
-        raise ConfigError(findings)
-    return tuple(found)
 
 
 def _cells(runs: Sequence[str]) -> list[CellRecord]:

@@ -1,7 +1,7 @@
 """Runs the paper's experiment on any photographs: the command ``paper``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ import yaml
 from kd_convnext.common.console import duration
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.parsing import require_at_least
+from kd_convnext.common.words import typed
 from kd_convnext.errors import CellError, ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell, Choice, counted, plan_cells, selected, whole
 from kd_convnext.experiment.plan.grid import Grid
@@ -52,6 +53,9 @@ def paper(
     sbatch: str = "--gres=gpu:1 --cpus-per-task=8",
     isolate: bool = True,
     bootstrap: int = 2000,
+    by: str | None = None,
+    prevalence: str | None = None,
+    thresholds: str | None = None,
     cell: int | None = None,
     collect: bool = False,
     dry_run: bool = False,
@@ -76,6 +80,9 @@ def paper(
         sbatch: Options of sbatch in the printed script.
         isolate: Processes of its own for each cell (some seconds each); without, a crash ends the experiment.
         bootstrap: Resamples behind intervals and tests.
+        by: Extra columns of the manifest to show subgroups by, with commas between: site,device.
+        prevalence: Shares of classes where the model is to be used, for predictive values: MEL=0.02,NV=0.9.
+        thresholds: Probabilities from which classes are called, for sensitivity and specificity: MEL=0.2,MEL=0.5.
         cell: Run only the cell of this number (as --dry_run lists them) and write no tables.
         collect: Run nothing; write tables, figures and report of what is finished.
         dry_run: List the cells with the time and memory they are expected to take.
@@ -89,6 +96,7 @@ def paper(
         CellError: Cells have failed; everything else is done and written.
     """
     require_at_least(bootstrap=(bootstrap, 1), seed=(seed, 0), workers=(workers, 1))
+    shown = _given(by=by, prevalence=prevalence, thresholds=thresholds)
     choice = Choice(
         out=Path(out),
         data=_given(manifest=manifest, cache_dir=cache_dir, sr_weights=sr_weights),
@@ -102,24 +110,30 @@ def paper(
     cells = plan_cells(grid, choice)
     if dry_run:
         return _estimate(cells, choice.out, workers if launcher == "ray" else 1)
-    require_empty(choice.out, permitted=resume or collect, option="--resume true")
-    place = Workplace(choice.out, isolate, group=choice.out.name)
+    place = _workplace(choice.out, isolate, permitted=resume or collect)
     if cell is not None:
         return _one(cells, cell, place)
     if not collect:
-        _check_data(cells)
-        _write_experiment(choice, grid, methods=methods, repeats=repeats, bootstrap=bootstrap)
+        _begin(cells, choice, grid, shown, methods=methods, repeats=repeats, bootstrap=bootstrap)
     if launcher == "slurm" and not collect:
-        print(slurm_script(cells, choice.out / EXPERIMENT, choice.out, sbatch), end="")
-        return PaperSummary(choice.out)
+        return _print_script(cells, choice.out, sbatch)
     records = _standing(cells, choice.out) if collect else _launch(cells, place, launcher, workers)
-    _write_outputs(grid, choice, bootstrap)
-    _report_failed(records)
-    return PaperSummary(choice.out, tuple(records))
+    _write_outputs(grid, choice, bootstrap, shown)
+    return _summary(choice.out, records)
 
 
-def _given(**options: str | None) -> dict[str, object]:
+def _given(**options: str | None) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _workplace(out: Path, isolate: bool, *, permitted: bool) -> Workplace:
+    require_empty(out, permitted=permitted, option="--resume true")
+    return Workplace(out, isolate, group=out.name)
+
+
+def _print_script(cells: Sequence[Cell], out: Path, sbatch: str) -> PaperSummary:
+    print(slurm_script(cells, out / EXPERIMENT, out, sbatch), end="")
+    return PaperSummary(out)
 
 
 def _estimate(cells: Sequence[Cell], out: Path, workers: int) -> PaperSummary:
@@ -160,17 +174,27 @@ def _one(cells: Sequence[Cell], number: int, place: Workplace) -> PaperSummary:
         raise ConfigError(Finding("--cell", what, f"Cells are numbered 0 to {len(cells) - 1}; see --dry_run true."))
     record = run_cell(cells[number], place)
     print(f"{cells[number].label}: {record.status}")
-    _report_failed([record])
-    return PaperSummary(place.out, (record,))
+    return _summary(place.out, [record])
 
 
-def _check_data(cells: Sequence[Cell]) -> None:
-    """Checks manifest and splits before the first cell runs."""
+def _begin(cells: Sequence[Cell], choice: Choice, grid: Grid, shown: Mapping[str, str], **asked: object) -> None:
+    """Checks manifest, splits and what the report is to show before the first cell runs; writes the description.
+
+    Args:
+        cells: The plan.
+        choice: Which cells, on which data.
+        grid: Methods and settings.
+        shown: What the report shows by choice, as it was asked for.
+        **asked: Further options as they were asked for, where the choice holds what became of them.
+    """
     from kd_convnext.experiment.plan.division import manifest_of, split_of
+    from kd_convnext.experiment.report.wishes import require_possible, wishes
 
     manifest = manifest_of(cells[0])
+    require_possible(wishes(**shown), manifest.class_names, manifest.path, cells[0].config["data"].get("columns"))
     for cell in {cell.repeat: cell for cell in cells}.values():
         split_of(cell, manifest)
+    _write_experiment(choice, grid, **asked, **shown)
 
 
 def _write_experiment(choice: Choice, grid: Grid, **asked: object) -> None:
@@ -205,10 +229,11 @@ def _standing(cells: Sequence[Cell], out: Path) -> list[CellRecord]:
     return records
 
 
-def _write_outputs(grid: Grid, choice: Choice, bootstrap: int) -> None:
+def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[str, str]) -> None:
     """Writes tables, figures and report of the wanted repeats, also of methods and settings finished before."""
     from kd_convnext.experiment.report.enlarging import crop_lines
     from kd_convnext.experiment.report.outputs import write_outputs
+    from kd_convnext.experiment.report.wishes import wishes
 
     records = _standing(whole(grid, choice), choice.out)
     there = [path.parent.name.removeprefix("repeat") for path in choice.out.glob(f"cells/*/*/*/{CELL_FILE}")]
@@ -220,7 +245,6 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int) -> None:
     if not any(record.status == "finished" for record in records):
         print("No cell is finished: no tables are written", file=sys.stderr)
         return
-    command = f"kd-convnext paper --config {choice.out / EXPERIMENT} --out NEW_FOLDER"
     analysis = write_outputs(
         choice.out,
         records,
@@ -228,17 +252,20 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int) -> None:
         seed=choice.seed,
         bootstrap=bootstrap,
         title=grid.title,
-        command=command,
+        command=typed(["paper"], config=choice.out / EXPERIMENT, out="NEW_FOLDER", **shown),
+        wishes=wishes(**shown),
     )
     for line in crop_lines(analysis):
         print(line)
     print(f"{choice.out / 'report.html'}, tables.md, results.csv, figures/")
 
 
-def _report_failed(records: Sequence[CellRecord]) -> None:
+def _summary(out: Path, records: Sequence[CellRecord]) -> PaperSummary:
+    """Returns the records where none has failed."""
     remedy = "See log.txt there; --resume true tries again."
     failed = [
         Finding(str(record.folder), record.error or "failed", remedy) for record in records if record.status == "failed"
     ]
     if failed:
         raise CellError(failed)
+    return PaperSummary(out, tuple(records))

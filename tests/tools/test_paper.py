@@ -236,6 +236,11 @@ def test_bad_data_is_found_before_the_first_cell(options, tmp_path, capsys):
     words = [f"--config={write(tmp_path, description())}", "--manifest=nowhere.csv", f"--out={tmp_path / 'out'}"]
     assert main(["paper", *words]) == 2
     assert "nowhere.csv" in capsys.readouterr().err
+    words = [f"--config={write(tmp_path, description())}", *options, f"--out={tmp_path / 'out'}"]
+    assert main(["paper", *words, "--by=site", "--thresholds=AlS=0.2", "--prevalence=MIA=0.1"]) == 2
+    error = capsys.readouterr().err
+    assert "--thresholds: no class is called 'AlS'. Did you mean 'AIS'?" in error
+    assert "manifest.csv has no column site" in error and "--prevalence" not in error
     assert not (tmp_path / "out").exists()
 
 
@@ -268,6 +273,15 @@ def test_the_shipped_experiment_is_found_from_anywhere(options, tmp_path, monkey
     assert main(["paper", "--config=configs/paper.yaml", *options, "--out=new", "--launcher=slurm"]) == 0
     assert "Submits 40 cells" in capsys.readouterr().out
     assert yaml.safe_load((tmp_path / "new" / "experiment.yaml").read_text())["repeats"] == 5
+
+
+@pytest.mark.slow
+def test_tables_by_choice_are_written_of_a_finished_experiment(finished):
+    out, words = finished
+    assert main([*words, "--collect=true", "--by=height", "--thresholds=AIS=0.2", "--prevalence=AIS=0.1"]) == 0
+    text = (out / "tables.md").read_text()
+    assert "At chosen thresholds" in text and "By height" in text and "| 0.100 |" in text
+    assert "--by height --prevalence AIS=0.1 --thresholds AIS=0.2" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -115,8 +115,18 @@ def _text_table(
         table = table.drop(columns=[name for name in BOX_COLUMNS if name in table])
     table = table.reindex(columns=["row", "where", *TEXT_COLUMNS], fill_value="")
     table["label"] = [unicodedata.normalize("NFC", label) for label in table["label"]]
-    table["image"] = [_there(_relative(image, path.parent), path.parent) for image in table["image"]]
+    table["image"] = [image_name(image, path.parent) for image in table["image"]]
     return table
+
+
+def image_name(image: str, root: Path) -> str:
+    """Writes a photograph's path as the package names it: relative to the manifest's folder, in the form on the disk.
+
+    Args:
+        image: As the manifest says.
+        root: Folder of the manifest.
+    """
+    return _there(_relative(image, root), root)
 
 
 def _there(image: str, root: Path) -> str:

@@ -1,13 +1,12 @@
 """Analyses an experiment for its report: arms, intervals, comparisons, the best cell, the data."""
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.comparisons import Comparison, Pair, compare_pairs, make_pair
 from kd_convnext.evaluation.proportions import Interval
 from kd_convnext.evaluation.statistics import Metric, intervals
@@ -16,6 +15,7 @@ from kd_convnext.experiment.report.descriptions import teacher_files
 from kd_convnext.experiment.report.paper_values import METHODS
 from kd_convnext.experiment.report.results import Arm, CellResult, group_arms, read_results
 from kd_convnext.experiment.report.splits import Division, read_divisions
+from kd_convnext.experiment.report.wishes import NO_WISHES, Wishes, class_findings
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class AnalysisOptions:
         seed: Of the resampling.
         resamples: Of bootstrap and exchange test.
         command: That made it, for the section on repeating.
-        prevalence: Share of classes where the model is to be used, for predictive values.
-        by: Columns of the manifest to show subgroups by.
-        thresholds: Classes, each with a probability from which it is called.
+        wishes: What is shown by choice.
     """
 
     title: str
@@ -38,9 +36,7 @@ class AnalysisOptions:
     seed: int
     resamples: int
     command: str | None
-    prevalence: Mapping[str, float] = field(default_factory=dict)
-    by: tuple[str, ...] = ()
-    thresholds: tuple[tuple[str, float], ...] = ()
+    wishes: Wishes = NO_WISHES
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +104,10 @@ def analyse(cells: Sequence[CellRecord], settings: AnalysisOptions, best: str | 
         ConfigError: The cells are on different classes, or an option names another class.
     """
     results = read_results(cells)
-    _require_classes(settings, next((result.class_names for result in results if result.class_names), ()))
+    names = next((result.class_names for result in results if result.class_names), ())
+    findings = class_findings(settings.wishes, names) if names else []
+    if findings:
+        raise ConfigError(findings)
     arms = sorted(group_arms(results), key=_paper_order)
     tested = [arm for arm in arms if arm.record.family != "sweep"]
     methods = [arm for arm in tested if arm.record.family != "super_resolution"]
@@ -133,19 +132,6 @@ def analyse(cells: Sequence[CellRecord], settings: AnalysisOptions, best: str | 
         divisions=tuple(divisions),
         remarks=tuple(remarks),
     )
-
-
-def _require_classes(settings: AnalysisOptions, names: Sequence[str]) -> None:
-    """Refuses shares and thresholds of classes that do not occur."""
-    asked = {"--prevalence": list(settings.prevalence), "--thresholds": [name for name, _ in settings.thresholds]}
-    findings = []
-    for option, name in [(option, name) for option, given in asked.items() for name in given]:
-        if names and name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            meant = f"Did you mean {close[0]!r}? " if close else ""
-            findings.append(Finding(option, f"no class is called {name!r}", f"{meant}Classes: {', '.join(names)}."))
-    if findings:
-        raise ConfigError(findings)
 
 
 def _paper_order(arm: Arm) -> int:

@@ -142,7 +142,7 @@ def _internal(analysis: Analysis) -> str | None:
 
 
 def _groups(analysis: Analysis) -> str | None:
-    by = ", ".join(analysis.settings.by)
+    by = ", ".join(analysis.settings.wishes.by)
     return f"Subgroups by {by} in section 4; others by the authors." if by else None
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kd_convnext.common.tables import read_table
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.data.manifest.further import read_further
 from kd_convnext.evaluation.discrimination import Ranking, average_precision, roc_area
 from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits
 from kd_convnext.evaluation.statistics import LesionCounts, count_lesions, intervals, scores
@@ -206,16 +206,9 @@ def _with_columns(arm: Arm, columns: tuple[str, ...]) -> pd.DataFrame:
     """Joins columns of the manifests to the predictions."""
     parts = []
     for result in arm.results:
-        path = Path(str(((result.config or {}).get("data") or {}).get("manifest", "")))
-        if not path.is_file():
-            raise ConfigError(Finding("--by", f"the manifest {path} of {result.run.path} is not there", "Put it back."))
-        table = read_table(path, ("image",))
-        lacking = [name for name in columns if name not in table]
-        if lacking:
-            what = f"{path} has no column {', '.join(lacking)}"
-            raise ConfigError(Finding("--by", what, f"Its columns are {', '.join(map(str, table))}."))
+        data = (result.config or {}).get("data") or {}
+        first = read_further(Path(str(data.get("manifest", ""))), columns, data.get("columns"), "--by")
         known: npt.NDArray[np.bool_] = (arm.answers["repeat"] == result.record.repeat).to_numpy(np.bool_)
-        first = table.drop_duplicates("image").set_index("image")[list(columns)]
         first = first.rename(columns={name: f"{name}_of_manifest" for name in columns if name in arm.answers})
         parts.append(arm.answers[known].join(first, on="image").fillna(dict.fromkeys(columns, "")))
     return pd.concat(parts, ignore_index=True)

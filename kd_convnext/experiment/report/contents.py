@@ -24,7 +24,7 @@ def all_tables(analysis: Analysis) -> list[Table]:
             tables.compared,
             tables.per_class,
         ),
-        lambda one: clinical.one_against_rest(one, settings.prevalence),
+        lambda one: clinical.one_against_rest(one, settings.wishes.prevalence),
         *(
             at_thresholds,
             learning_table,
@@ -37,7 +37,7 @@ def all_tables(analysis: Analysis) -> list[Table]:
         ),
     )
     found = [table for make in makers if (table := make(analysis)) is not None]
-    return [*found, *clinical.subgroups(analysis, settings.by)]
+    return [*found, *clinical.subgroups(analysis, settings.wishes.by)]
 
 
 def tables_of_file(analysis: Analysis) -> list[Table]:

@@ -1,6 +1,6 @@
 """Writes the outputs of an experiment: results.csv, tables.md, figures, report.html."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from kd_convnext.common.figures import save_for_print
@@ -13,6 +13,7 @@ from kd_convnext.experiment.report.page import write_report
 from kd_convnext.experiment.report.paper_values import REMARKS
 from kd_convnext.experiment.report.results import results_table
 from kd_convnext.experiment.report.tables import markdown, plain, verdicts
+from kd_convnext.experiment.report.wishes import NO_WISHES, Wishes
 from kd_convnext.runs.tables import write_table
 
 
@@ -26,9 +27,7 @@ def write_outputs(
     bootstrap: int = 2000,
     title: str = "The paper's experiment",
     command: str | None = None,
-    prevalence: Mapping[str, float] | None = None,
-    by: Sequence[str] = (),
-    thresholds: Sequence[tuple[str, float]] = (),
+    wishes: Wishes = NO_WISHES,
 ) -> Analysis:
     """Writes tables, figures and the report of some cells.
 
@@ -42,9 +41,7 @@ def write_outputs(
         bootstrap: Resamples of bootstrap and exchange test.
         title: Of the report.
         command: That made it, for the section on repeating.
-        prevalence: Share of classes where the model is to be used; by default that of the test lesions.
-        by: Extra columns of the manifest to show subgroups by.
-        thresholds: Classes, each with a probability from which it is called.
+        wishes: What is shown by choice.
 
     Returns:
         The numbers.
@@ -52,8 +49,7 @@ def write_outputs(
     Raises:
         ConfigError: The cells are on different classes, an option names another class, or a file cannot be written.
     """
-    given = (dict(prevalence or {}), tuple(by), tuple(thresholds))
-    settings = AnalysisOptions(title, baseline, seed, bootstrap, command, *given)
+    settings = AnalysisOptions(title, baseline, seed, bootstrap, command, wishes)
     analysis = analyse(cells, settings, best)
     figures = all_figures(analysis)
     write_table(out / "results.csv", results_table(analysis.results, out))

@@ -106,13 +106,14 @@ def _parts_table(analysis: Analysis) -> Table | None:
     if not analysis.divisions:
         return None
     names = analysis.class_names or sorted(set(analysis.divisions[0].table["label"]))
-    rows = []
-    for division in analysis.divisions:
-        for part, said in _PARTS.items():
-            cells = (f"{division.photographs(part, name)} ({division.lesions(part, name)})" for name in (*names, None))
-            rows.append((f"Repeat {division.repeat}, {said}", *cells))
+    parts = [(division, part) for division in analysis.divisions for part in _PARTS]
+    rows = [
+        (name or "all", *(f"{one.photographs(part, name)} ({one.lesions(part, name)})" for one, part in parts))
+        for name in (*names, None)
+    ]
+    heads = [f"Repeat {division.repeat}, {_PARTS[part]}" for division, part in parts]
     note = "Regions of interest (photographs) and, in brackets, lesions."
-    return Table("Classes and parts", ("Part", *names, "all"), tuple(rows), note)
+    return Table("Classes and parts", ("Class", *heads), tuple(rows), note)
 
 
 def _leak_line(division: Division) -> str:

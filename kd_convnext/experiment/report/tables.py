@@ -147,19 +147,20 @@ def finding(analysis: Analysis) -> list[str]:
         if metric in spans
     ]
     repeats = len(arm.results)
-    over = "" if repeats == 1 else f" in {repeats} repeats"
+    number = f"{arm.lesions.photographs:,}"
+    behind = f"{number} photographs of" if repeats == 1 else f"{number} answers in {repeats} repeats about"
     first = (
-        f"{arm.title} ({network_words(arm)}) reaches {' and '.join(shown)} on the test part: "
-        f"{arm.lesions.photographs:,} photographs{over} of {count:,} lesions; 95 % intervals, the lesion is the unit."
+        f"{arm.title} ({network_words(arm)}) reaches {' and '.join(shown)} on the test part: {behind} {count:,} "
+        "lesions; 95 % intervals, the lesion is the unit."
     )
     mine = [one for one in (*analysis.teachers, *analysis.comparisons) if one.title == arm.title]
     said = list(dict.fromkeys(f"against {one.against}: {_verdict(one, 'f1_macro')}" for one in mine))
     if said:
-        return [first, f"It is compared lesion by lesion, {'; '.join(said)}."]
+        return [first, f"It is compared lesion by lesion {'; '.join(said)}."]
     others = [one for one in analysis.comparisons if one.against == arm.title]
     if others:
         listed = "; ".join(f"{one.title}: {_verdict(one, 'f1_macro')}" for one in others)
-        return [first, f"The others are compared with it lesion by lesion, {listed}."]
+        return [first, f"The others are compared with it lesion by lesion: {listed}."]
     return [first, "It is compared with no other network here."]
 
 

@@ -14,7 +14,7 @@ def at_thresholds(analysis: Analysis) -> Table | None:
     Args:
         analysis: The numbers; its settings hold thresholds and prevalence.
     """
-    arm, chosen = analysis.best, analysis.settings.thresholds
+    arm, chosen = analysis.best, analysis.settings.wishes.thresholds
     if arm is None or not len(arm.answers) or not chosen:
         return None
     behind = dict(zip(arm.class_names, arm.lesions.per_class().tolist(), strict=True))
@@ -23,7 +23,7 @@ def at_thresholds(analysis: Analysis) -> Table | None:
     for name, threshold in chosen:
         ranking, lesions = ranking_of(arm, name), behind[name]
         point, places = operating_point(ranking, threshold), digits(lesions)
-        share = analysis.settings.prevalence.get(name, lesions / total)
+        share = analysis.settings.wishes.prevalence.get(name, lesions / total)
         values = predictive_values(point.sensitivity.value, point.specificity.value, share)
         spans = predictive_intervals(point.sensitivity.interval, point.specificity.interval, share)
         benefit = net_benefit(point.sensitivity.value, point.specificity.value, share, threshold)

@@ -47,15 +47,25 @@ def test_every_figure_of_a_report_is_readable_and_says_what_it_shows(tmp_path):
             assert "convnext_tiny" in one.caption
 
 
-def test_predictive_values_stand_at_the_asked_prevalence_and_subgroups_in_their_tables(tmp_path):
+def test_predictive_values_stand_at_the_asked_prevalence_and_subgroups_in_their_tables(tmp_path, capsys):
     frame = specimens(0, 0.8)
     cell = fake_cell(tmp_path / "run", frame, record=False)
     manifest = frame[["image", "label"]].assign(site=np.where(np.arange(len(frame)) < 30, "Köln", "Graz"))
-    manifest.to_csv(tmp_path / "manifest.csv", index=False)
+    # As spreadsheets write tables in half of the world, with names of its own.
+    table = manifest.rename(columns={"image": "Datei", "site": "Site"})
+    table.to_csv(tmp_path / "manifest.csv", index=False, sep=";", encoding="utf-16")
     config = yaml.safe_load((cell.folder / "config.yaml").read_text())
-    config["data"]["manifest"] = str(tmp_path / "manifest.csv")
+    config["data"] |= {"manifest": str(tmp_path / "manifest.csv"), "columns": "image=Datei"}
     (cell.folder / "config.yaml").write_text(yaml.safe_dump(config))
     words = ["compare", str(cell.folder), "--out", str(tmp_path / "out"), "--bootstrap", "100"]
+    assert main([*words, "--by", "device,sites"]) == 2
+    error = capsys.readouterr().err
+    assert "has no column device" in error and "has no column sites. Did you mean 'Site'?" in error
+    pd.concat([table, table[:1].assign(Site="Wien")]).to_csv(tmp_path / "manifest.csv", index=False)
+    assert main([*words, "--by", "site", "--out", str(tmp_path / "several")]) == 2
+    assert f"1 photographs have several values in site (first {frame['image'][0]})" in capsys.readouterr().err
+    table.to_csv(tmp_path / "manifest.csv", index=False, sep=";", encoding="utf-16")
+    words.append("--overwrite=true")
     assert main([*words, "--by", "site", "--prevalence", "AIS=0.01"]) == 0
     text = (tmp_path / "out" / "tables.md").read_text()
     rows = {row[0]: row for row in rows_of(text, "Each class against the rest")}

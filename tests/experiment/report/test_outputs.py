@@ -230,7 +230,7 @@ def test_the_best_is_chosen_by_validation_not_by_test(tmp_path):
     assert "Per class: convnext" in text and "named in the command" in text
     # The baseline is not said to stand alone.
     assert (
-        "The others are compared with it lesion by lesion, kd_both: macro F1" in (tmp_path / "report.html").read_text()
+        "The others are compared with it lesion by lesion: kd_both: macro F1" in (tmp_path / "report.html").read_text()
     )
 
 

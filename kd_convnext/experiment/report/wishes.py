@@ -1,0 +1,107 @@
+"""Reads what a reader wants to see of a report beside the usual: subgroups, prevalence, thresholds."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from kd_convnext.data.manifest.further import read_further
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+from kd_convnext.experiment.report.strata import SHARPNESS, SIZE
+
+
+class Wishes(NamedTuple):
+    """What is shown by choice.
+
+    Attributes:
+        prevalence: Share of classes where the model is to be used.
+        by: Columns of the manifest to show subgroups by.
+        thresholds: Classes, each with a probability from which it is called.
+    """
+
+    prevalence: Mapping[str, float]
+    by: tuple[str, ...]
+    thresholds: tuple[tuple[str, float], ...]
+
+
+NO_WISHES = Wishes({}, (), ())
+
+
+def wishes(prevalence: str | None = None, by: str | None = None, thresholds: str | None = None) -> Wishes:
+    """Reads the options of a command.
+
+    Args:
+        prevalence: ``MEL=0.02,NV=0.9``.
+        by: ``site,device``.
+        thresholds: ``MEL=0.2,MEL=0.5``.
+
+    Raises:
+        ConfigError: A part that is no class with a share: all of them.
+    """
+    findings: list[Finding] = []
+    chances = _shares("--prevalence", prevalence, findings)
+    calls = _shares("--thresholds", thresholds, findings)
+    if findings:
+        raise ConfigError(findings)
+    return Wishes(dict(chances), _words(by), tuple(calls))
+
+
+def class_findings(wished: Wishes, names: Sequence[str]) -> list[Finding]:
+    """Makes findings of shares and thresholds of classes that do not occur.
+
+    Args:
+        wished: What is wished for.
+        names: The classes.
+    """
+    asked = {"--prevalence": list(wished.prevalence), "--thresholds": [name for name, _ in wished.thresholds]}
+    findings = []
+    for option, name in [(option, name) for option, given in asked.items() for name in given]:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            meant = f"Did you mean {close[0]!r}? " if close else ""
+            findings.append(Finding(option, f"no class is called {name!r}", f"{meant}Classes: {', '.join(names)}."))
+    return findings
+
+
+def require_possible(wished: Wishes, names: Sequence[str], manifest: Path, columns: str | None) -> None:
+    """Refuses wishes that the photographs cannot fulfil, before the work.
+
+    Args:
+        wished: What is wished for.
+        names: The classes.
+        manifest: With the columns.
+        columns: Other names of columns, as a fit takes them.
+
+    Raises:
+        ConfigError: Classes or columns that do not occur: all of them.
+    """
+    findings = class_findings(wished, names)
+    named = [name for name in wished.by if name not in (SIZE, SHARPNESS)]
+    try:
+        if named:
+            read_further(manifest, named, columns, "--by")
+    except KDConvNeXtError as error:
+        findings += error.findings
+    if findings:
+        raise ConfigError(findings)
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def _shares(option: str, text: str | None, findings: list[Finding]) -> list[tuple[str, float]]:
+    """Reads NAME=SHARE with commas between."""
+    found = []
+    for word in _words(text):
+        name, _, share = word.rpartition("=")
+        try:
+            value = float(share)
+        except ValueError:
+            value = math.nan
+        found.append((name, value))
+        if not name or not 0 < value < 1:
+            remedy = f"Write {option} MEL=0.02,NV=0.9, each share between 0 and 1."
+            findings.append(Finding(option, f"{word} is no class with its share", remedy))
+    return found
