@@ -7,8 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from kd_convnext.data.crops.upscaling.build import build_upscaler
-from kd_convnext.data.crops.upscaling.ncnn import ncnn_installed
+from kd_convnext.data.crops.upscaling.build import automatic_networks, build_upscaler
 from kd_convnext.data.crops.upscaling.upscaler import NETWORKS, PIXEL_BUDGET, Upscaler, UpscalerName
 from kd_convnext.data.crops.upscaling.weights import locate, weak_denoising
 from kd_convnext.errors import ConfigError, Finding, UpscalerError
@@ -32,8 +31,8 @@ class CropSpec:
         sr_max_side: Crops with a longer side, in pixels, are first reduced to it by area; None for never.
         store_size: Side of the stored square, in pixels; None keeps the enlarged crop as it is.
         resize: ``stretch`` to the square, as the paper does, or ``pad`` with black, keeping the proportions.
-        upscaler: ``auto`` is a network where weights are given, ``ncnn`` on a CPU where it is installed and
-            ``spandrel`` elsewhere; else ``bicubic`` with a warning.
+        upscaler: ``auto`` is a network where weights are given, for SRVGG on a CPU ``ncnn`` where it is
+            installed, otherwise ``spandrel``; else ``bicubic`` with a warning.
         sr_weights: Official Real-ESRGAN weights, a path or the name of a release; not used by ``bicubic`` and ``none``.
         sr_denoise: Denoising strength, 0 to 1: the share of ``sr_weights`` in a blend with weights that denoise less;
             None and 1 for no blend.
@@ -112,17 +111,19 @@ class CropSpec:
                     "(--sr_weights FILE super-resolves them, --upscaler bicubic silences this)",
                     stacklevel=2,
                 )
-            network: UpscalerName = "ncnn" if device == "cpu" and ncnn_installed() else "spandrel"
-            spec = replace(spec, upscaler="bicubic" if self.sr_weights is None else network)
+            spec = replace(spec, upscaler="bicubic" if self.sr_weights is None else "spandrel")
         if spec.upscaler in NETWORKS:
             findings: list[Finding] = []
+            files = []
             for weights in spec.weights():
                 try:
-                    locate(weights)
+                    files.append(locate(weights))
                 except UpscalerError as error:
                     findings += error.findings
             if findings:
                 raise UpscalerError(findings)
+            if self.upscaler == "auto":
+                spec = replace(spec, upscaler=automatic_networks(files[0], device)[0])
         return spec
 
     def weights(self) -> tuple[str, ...]:

@@ -31,6 +31,9 @@ from kd_convnext.data.crops.cache.prepared import PreparedCrops, PrepareSummary,
 from kd_convnext.data.crops.cache.reading import PhotographRegions, RegionRow, photographs_of, read_regions
 from kd_convnext.data.crops.pool import crop_pool
 from kd_convnext.data.crops.spec import CropSpec
+from kd_convnext.data.crops.upscaling.build import automatic_networks
+from kd_convnext.data.crops.upscaling.upscaler import NETWORKS
+from kd_convnext.data.crops.upscaling.weights import locate
 from kd_convnext.data.manifest.manifest import Manifest
 from kd_convnext.errors import CacheError, Finding
 
@@ -269,10 +272,10 @@ class CropCache:
 def _chosen(root: Path, spec: CropSpec, device: str) -> CropSpec:
     """Replaces ``auto``; a cache that was filled before another network became the first choice stays in use."""
     chosen = spec.resolved(device)
-    if spec.upscaler != "auto" or chosen.upscaler != "ncnn":
+    if spec.upscaler != "auto" or chosen.upscaler not in NETWORKS:
         return chosen
-    earlier = replace(chosen, upscaler="spandrel")
-    found = [(one, place(root, one.identity())[1] / "config.json") for one in (chosen, earlier)]
+    able = [replace(chosen, upscaler=name) for name in automatic_networks(locate(chosen.weights()[0]), device)]
+    found = [(one, place(root, one.identity())[1] / "config.json") for one in able]
     return next((one for one, record in found if record.is_file()), chosen)
 
 

@@ -2,9 +2,26 @@
 
 from pathlib import Path
 
+from kd_convnext.data.crops.upscaling.ncnn import ncnn_installed
 from kd_convnext.data.crops.upscaling.upscaler import BicubicUpscaler, NoUpscaler, Upscaler, UpscalerName
-from kd_convnext.data.crops.upscaling.weights import locate
+from kd_convnext.data.crops.upscaling.weights import is_rrdb, locate
 from kd_convnext.errors import Finding, UpscalerError
+
+
+def automatic_networks(weights: Path, device: str) -> tuple[UpscalerName, ...]:
+    """Names what ``auto`` may run weights with, the first choice first.
+
+    Args:
+        weights: A file.
+        device: Where the network runs, as torch names it.
+
+    Returns:
+        ``spandrel``, and on a CPU with ncnn installed ``ncnn``: before it for SRVGG, behind it for RRDB, where it
+        is no faster and takes more memory (``benchmarks/data/upscaler_memory.py``).
+    """
+    if device != "cpu" or not ncnn_installed():
+        return ("spandrel",)
+    return ("spandrel", "ncnn") if is_rrdb(weights) else ("ncnn", "spandrel")
 
 
 def build_upscaler(

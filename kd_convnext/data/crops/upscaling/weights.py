@@ -5,6 +5,7 @@ Nothing is ever fetched unless `download` is called, which only a user's ``--dow
 
 import hashlib
 import http.client
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -123,6 +124,20 @@ def locate(weights: str) -> Path:
     if release and _digest(path, status.st_mtime_ns, status.st_size) != release.sha256:
         raise UpscalerError(_other_file(weights, release, str(path)))
     return path
+
+
+def is_rrdb(file: Path) -> bool:
+    """Tells whether weights are of an RRDB network, by the names of its layers alone.
+
+    Args:
+        file: Weights, ``.pth`` or ``.safetensors``.
+    """
+    return _names_blocks(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _names_blocks(file: Path, mtime_ns: int) -> bool:
+    return re.search(rb"\.(RDB1|rdb1)\.conv1", file.read_bytes()) is not None
 
 
 def weak_denoising(weights: str) -> str | None:

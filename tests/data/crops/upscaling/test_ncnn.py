@@ -1,6 +1,7 @@
 """ncnn against torch: the same network, the same picture; and against itself: the same pixels."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
 from spandrel.architectures.ESRGAN import ESRGAN
 
+from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.spec import CropSpec, comparable
 from kd_convnext.data.crops.upscaling import ncnn as backend
 from kd_convnext.data.crops.upscaling.build import build_upscaler
@@ -133,8 +135,30 @@ def test_auto_takes_it_on_a_cpu_where_it_is_installed(srvgg, monkeypatch):
     ours, theirs = (replace(spec, upscaler=name).identity() for name in ("ncnn", "spandrel"))
     assert ours != theirs
     assert comparable(ours) == comparable(theirs)
-    monkeypatch.setattr("kd_convnext.data.crops.spec.ncnn_installed", lambda: False)
+    monkeypatch.setattr("kd_convnext.data.crops.upscaling.build.ncnn_installed", lambda: False)
     assert spec.resolved().upscaler == "spandrel"
+
+
+@pytest.mark.parametrize("file", ["rrdb.pth", "rrdb.safetensors"])
+@pytest.mark.parametrize("authors_names", [True, False])
+def test_auto_leaves_rrdb_to_torch_and_a_cache_of_ncnn_in_use(tmp_path, file, authors_names):
+    state = ESRGAN(num_filters=4, num_blocks=1).state_dict()  # spandrel's names, which older files have
+    if authors_names:
+        state = {authors_name(key): value for key, value in state.items()}
+    save_file(state, tmp_path / file) if file.endswith("safetensors") else torch.save(state, tmp_path / file)
+    spec = CropSpec(sr_weights=str(tmp_path / file), store_size=32)
+    assert spec.resolved().upscaler == "spandrel"
+    assert CropCache(tmp_path, spec).spec.upscaler == "spandrel"
+    CropCache(tmp_path, replace(spec, upscaler="ncnn")).write_configuration()
+    assert CropCache(tmp_path, spec).spec.upscaler == "ncnn"
+
+
+def authors_name(key):
+    """The name that x4plus has for a tensor which spandrel calls so."""
+    key = re.sub(r"^model\.1\.sub\.0\.RDB(\d)\.conv(\d)\.0", r"body.0.rdb\1.conv\2", key)
+    names = {"0": "conv_first", "3": "conv_up1", "6": "conv_up2", "8": "conv_hr", "10": "conv_last"}
+    key = re.sub(r"^model\.(\d+)\.(weight|bias)", lambda found: f"{names[found[1]]}.{found[2]}", key)
+    return key.replace("model.1.sub.1.", "conv_body.")
 
 
 def test_refusals(srvgg, monkeypatch):
