@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from kd_convnext.checkpoints.flat_arguments import FLAT, modern_arguments, warn_of_flat
@@ -20,6 +19,7 @@ from kd_convnext.losses.term import Outputs, Widths
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.models.probe import Probe
 from kd_convnext.models.taps import TapSpec
+from kd_convnext.modules.averaging import average_again
 from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
@@ -168,7 +168,7 @@ class DistillModule(ClassifierModule):
         staff.check(self.student, names, data)
         if not self._taught:
             self._build(staff.widths)
-            self._average_again()
+            average_again(self)
         self._taught, self.staff = staff.description, staff
         if self.teacher_cache:
             self.staff.store(data, self.trainer, still=self.teacher_cache == "still")
@@ -187,12 +187,6 @@ class DistillModule(ClassifierModule):
     def _build(self, teachers: Mapping[str, Widths]) -> None:
         self.objective.build(self.probe.widths, teachers)
         self.objective.to(self.device)
-
-    def _average_again(self) -> None:
-        """Lets averages of weights begin anew: those that callbacks made before `setup` lack the projectors."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):
-                callback.setup(self.trainer, self, "fit")
 
     def on_fit_start(self) -> None:
         """Takes the card of the data and of the teachers, and moves the teachers to the student."""

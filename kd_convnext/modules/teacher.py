@@ -1,16 +1,26 @@
 """Fine-tunes a classifier on labels alone: the Swin teacher, and every baseline of the paper."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kd_convnext.checkpoints.format import KEY
 from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.labels.focal import FocalLoss
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.models.layers import freeze_all_but_last
+from kd_convnext.models.lora import (
+    LoraSpec,
+    adapted_layers,
+    adapted_state,
+    add_adapters,
+    plain_state,
+    remove_adapters,
+)
+from kd_convnext.modules.averaging import average_again
 from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
@@ -43,7 +53,7 @@ class TeacherModule(ClassifierModule):
         backbone: BackboneSpec | None = None,
         loss: TaskLoss = "focal",
         gamma: float = 2.0,
-        finetune: Literal["head_first", "full", "head_only", "last_blocks", "linear"] = "full",
+        finetune: Literal["head_first", "full", "head_only", "last_blocks", "lora", "linear"] = "full",
         head_epochs: int = 5,
         linear_c: float = 0.01,
         optim: OptimSpec | None = None,
@@ -51,6 +61,7 @@ class TeacherModule(ClassifierModule):
         mixing: MixSpec | None = None,
         mirrored_validation: bool = False,
         blocks: int = 2,
+        lora: LoraSpec | None = None,
     ) -> None:
         """Builds the network.
 
@@ -62,9 +73,9 @@ class TeacherModule(ClassifierModule):
             loss: ``focal`` (Eq. 4), ``cross_entropy``, or ``weighted_cross_entropy``.
             gamma: Focus of the focal loss.
             finetune: ``full``; ``head_first`` (the head alone for ``head_epochs``, then everything); ``head_only``;
-                ``last_blocks`` (the head, the last norm and the last ``blocks`` blocks); or ``linear``: the head by
-                logistic regression on features that are computed once and stored, minutes on a laptop; give the
-                trainer one epoch.
+                ``last_blocks`` (the head, the last norm and the last ``blocks`` blocks); ``lora`` (the head, and
+                low-rank updates of frozen layers); or ``linear``: the head by logistic regression on features that are
+                computed once and stored, minutes on a laptop; give the trainer one epoch.
             head_epochs: Epochs of the head alone.
             linear_c: Inverse strength of the regression's L2 regularisation, above 0, for ``linear``.
             optim: Optimiser and schedule; by default the paper's.
@@ -72,6 +83,7 @@ class TeacherModule(ClassifierModule):
             mixing: Mixup and CutMix; by default none.
             mirrored_validation: Average over mirror images in validation, for a steadier choice of the best epoch.
             blocks: How many blocks learn beside the head with ``last_blocks``.
+            lora: The updates of ``lora``.
 
         Raises:
             ConfigError: A value that cannot work.
@@ -80,6 +92,7 @@ class TeacherModule(ClassifierModule):
         backbone, optim = spec_of(BackboneSpec, backbone), spec_of(OptimSpec, optim)
         super().__init__(num_classes, class_names, optim, compile)
         self.mixing, self.mirrored_validation = spec_of(MixSpec, mixing), mirrored_validation
+        self.lora = spec_of(LoraSpec, lora)
         self.keep_hyperparameters(
             num_classes=num_classes,
             class_names=class_names,
@@ -95,18 +108,26 @@ class TeacherModule(ClassifierModule):
             mixing=self.mixing,
             mirrored_validation=mirrored_validation,
             blocks=blocks,
+            lora=self.lora,
         )
         self.backbone = build_backbone(backbone, num_classes)
         self.start_from(backbone)
         self.finetune, self.linear_c = finetune, linear_c
+        self._adapted = False
         self.automatic_optimization = finetune != "linear"
         self._head_epochs = head_epochs if finetune == "head_first" else 0
-        if finetune in ("head_only", "linear"):
+        self._freeze(blocks)
+        self.task_loss = build_task_loss(loss, class_weights, gamma)
+
+    def _freeze(self, blocks: int) -> None:
+        """Freezes what does not learn in the whole fit, refusing choices that the network does not have."""
+        if self.finetune in ("head_only", "linear"):
             for parameter in self.backbone.body_parameters():
                 parameter.requires_grad_(False)
-        elif finetune == "last_blocks":
+        elif self.finetune == "last_blocks":
             freeze_all_but_last(self.backbone, blocks)
-        self.task_loss = build_task_loss(loss, class_weights, gamma)
+        elif self.finetune == "lora":
+            adapted_layers(self.backbone, self.lora.targets)
 
     @property
     def head_epochs(self) -> int:
@@ -147,6 +168,45 @@ class TeacherModule(ClassifierModule):
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
+
+    def setup(self, stage: str) -> None:
+        """Puts the updates of ``finetune: lora`` beside the layers, for a fit alone.
+
+        Args:
+            stage: Only ``fit`` needs them.
+
+        Raises:
+            ConfigError: peft is not installed.
+        """
+        if stage == "fit" and self.finetune == "lora" and not self._adapted:
+            add_adapters(self.backbone, self.lora)
+            self._adapted = True
+            average_again(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds updates to the weights, so that whoever reads the file needs none; beside it what a resume needs."""
+        super().on_save_checkpoint(checkpoint)
+        if self._adapted:
+            checkpoint["state_dict"], apart = plain_state(checkpoint["state_dict"], self.lora)
+            if "optimizer_states" in checkpoint:
+                checkpoint[KEY]["adapters"] = apart
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Parts weights and updates again where a fit goes on, and else removes those of an earlier fit."""
+        super().on_load_checkpoint(checkpoint)
+        apart = checkpoint.get(KEY, {}).get("adapters")
+        if self._trainer is None or not self._trainer.training:
+            if self._adapted:
+                remove_adapters(self.backbone)
+                self._adapted = False
+            return
+        settings = checkpoint.get("hyper_parameters", {})
+        was, now = (s["lora"] if s.get("finetune") == "lora" else None for s in (settings, self.hparams))
+        if was != now or (now is not None and apart is None):
+            what = "the checkpoint was trained by other low-rank updates, by none, or does not hold them"
+            raise ConfigError(Finding("--model.lora", what, "Give the run's last.ckpt, with the options of its run."))
+        if apart is not None:
+            checkpoint["state_dict"] = adapted_state(checkpoint["state_dict"], apart)
 
     def judged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Classifies images and compares the answers with their labels.

@@ -1,10 +1,11 @@
-"""Checks the options of a trainer and the seeds, before anything is built from them."""
+"""Checks the options of a trainer, the seeds and what is installed, before anything is built from them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.models.lora import missing_peft
 
 _LARGEST_SEED = 2**32 - 1
 
@@ -30,7 +31,7 @@ def require_possible(command: str, config: Mapping[str, Any]) -> None:
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        config: The options of the command: ``trainer``, ``data``, ``seed_everything``.
+        config: The options of the command: ``trainer``, ``data``, ``model``, ``seed_everything``.
 
     Raises:
         ConfigError: Options cannot work.
@@ -44,6 +45,9 @@ def require_possible(command: str, config: Mapping[str, Any]) -> None:
         what = "a training whose network is not kept has no result"
         remedy = "Leave it out; --trainer.fast_dev_run true tries a configuration and keeps nothing."
         findings.append(Finding("--trainer.enable_checkpointing", what, remedy))
+    asked = ((config.get("model") or {}).get("init_args") or {}).get("finetune")
+    if command == "fit" and asked == "lora" and (lacking := missing_peft()):
+        findings.append(lacking)
     if findings:
         raise ConfigError(findings)
 
