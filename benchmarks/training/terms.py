@@ -1,6 +1,7 @@
-"""A training step of a small student with each term of the objective beside the labels, against the labels alone.
+"""A training step of a small student with each term of the objective, against balanced softmax on the labels alone.
 
-The teacher's outputs are stored, as with ``teacher_cache``: what is timed is the student, the term and its projector.
+Terms on a teacher's outputs stand beside balanced softmax, other terms on labels in its place. The teacher's outputs
+are stored, as with ``teacher_cache``: what is timed is the student, the term and its projector.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.models.probe import Probe
 
 ALONE = "labels alone"
+"""Balanced softmax."""
+
 CLASSES, COUNTS = 5, [113, 172, 372, 38, 1083]
 CHANNELS, SIDES, EMBEDDING = (48, 96, 192, 384), (24, 12, 6, 3), 1920
 """The teacher's: maps as of a Swin at 96 px, an embedding as of class tokens of a ViT-S."""
@@ -27,6 +30,7 @@ TERMS: dict[str, Callable[[], Term]] = {
     "LogitStandardised": lambda: losses.LogitStandardised(SoftTargets()),
     "Balanced": losses.Balanced,
     "PriorRemoved": lambda: losses.PriorRemoved(SoftTargets()),
+    "Confident": lambda: losses.Confident(SoftTargets(temperature=2.0), rows="all"),
     "FeatureMaps": losses.FeatureMaps,
     "AttentionTransfer": losses.AttentionTransfer,
     "MaskedGenerative": losses.MaskedGenerative,
@@ -34,6 +38,13 @@ TERMS: dict[str, Callable[[], Term]] = {
     "UnlikeMaps": losses.UnlikeMaps,
     "CosineEmbedding (linear)": lambda: losses.CosineEmbedding(projector="linear", standardise=True),
     "Relational": losses.Relational,
+}
+
+LABELS: dict[str, Callable[[], Term]] = {
+    "Focal": losses.Focal,
+    "CrossEntropy": losses.CrossEntropy,
+    "ClassBalanced": losses.ClassBalanced,
+    "LDAM": losses.LDAM,
 }
 
 
@@ -46,10 +57,12 @@ def main() -> None:
     parser.add_argument("--cpu_time", action="store_true", help="processor time, for a busy machine, --threads 1")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    sides = {ALONE: side({}, options)} | {name: side({"term": made()}, options) for name, made in TERMS.items()}
+    sides = {ALONE: side({"labels": BalancedSoftmax()}, options)}
+    sides |= {name: side({"labels": BalancedSoftmax(), "term": made()}, options) for name, made in TERMS.items()}
+    sides |= {name: side({"labels": made()}, options) for name, made in LABELS.items()}
     clock = time.process_time if options.cpu_time else time.perf_counter
     seconds = interleaved(sides, 11 if options.full else 3, clock)
-    ratios: list[Ratio] = [compared(name, seconds, ALONE, name) for name in TERMS]
+    ratios: list[Ratio] = [compared(name, seconds, ALONE, name) for name in (*TERMS, *LABELS)]
     notes = [f"ConvNeXt-atto size, batch {options.batch}, {options.size} px, float32, {options.threads} threads"]
     report("Step with a term / with labels alone", ratios, notes, options.json)
 
@@ -59,8 +72,9 @@ def side(terms: dict[str, Term], options: argparse.Namespace) -> Callable[[], No
     torch.manual_seed(0)
     shape = {"depths": [2, 2, 4, 2], "dims": [32, 64, 128, 256]}
     backbone = build_backbone(BackboneSpec("convnext_atto", image_size=options.size, args=shape), CLASSES)
-    objective = Objective({"labels": BalancedSoftmax(), **terms})
+    objective = Objective(terms)
     objective.count_classes(COUNTS)
+    objective.weigh_classes([1.0] * CLASSES)
     probe = Probe(backbone, objective.student_needs)
     objective.build(probe.widths, {"teacher": Widths(CLASSES, CHANNELS, EMBEDDING)})
     images = torch.randint(0, 256, (options.batch, 3, options.size, options.size), dtype=torch.uint8)

@@ -25,6 +25,9 @@ _PLAIN |= {"config", "monitor", "name", "default_root_dir", "save_dir", "version
 _PLAIN |= {"distill_config", "group", "entity", "notes", "teacher_config", "start_config", "unlabelled", "columns"}
 """Options that are never imported: files and names may look like a module's."""
 
+_OF_DATA = {"sampling"}
+"""Options of the data that take a class; all others are files, names and numbers."""
+
 
 @contextlib.contextmanager
 def trusting(words: Sequence[str]) -> Iterator[list[str]]:
@@ -130,7 +133,7 @@ def _untrusted_text(text: str, where: str, *, callables: bool, seen: frozenset[s
         return
     if key == "class_path":
         yield from _of_name(text, where, classes=True)
-    elif callables and key not in _PLAIN and not where.startswith("--data."):
+    elif callables and key not in _PLAIN and (key in _OF_DATA or not where.startswith("--data.")):
         yield from _of_name(text, where, classes=where in ("--model", "--data"))
 
 

@@ -1,7 +1,6 @@
 """Samples the views of a training part: order, class balance, seeds."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +10,7 @@ from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 from kd_convnext.data.loading.dataset import SpecimenDataset, View
-
-Sampling = Literal["natural", "square_root", "balanced"]
-"""How often a class is drawn: as often as it occurs, by the square root of that, or all equally often."""
-
-_POWER: dict[Sampling, float] = {"natural": 0.0, "square_root": 0.5, "balanced": 1.0}
+from kd_convnext.data.loading.sampling import ClassSampling, SamplingName, drawn_weights
 
 
 def view_seeds(seed: int, rows: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -47,7 +42,7 @@ class ViewSampler(DistributedSampler[View]):
         dataset: SpecimenDataset,
         *,
         seed: int,
-        sampling: Sampling = "natural",
+        sampling: SamplingName | ClassSampling = "natural",
         views: int | None = None,
         num_replicas: int = 1,
         rank: int = 0,
@@ -57,7 +52,7 @@ class ViewSampler(DistributedSampler[View]):
         Args:
             dataset: The training part.
             seed: Decides order and views.
-            sampling: ``natural``: each crop once an epoch; the others draw with replacement, see `Sampling`.
+            sampling: ``natural``: each crop once an epoch; all others draw with replacement.
             views: How many views there are of each crop: one an epoch in turn, or by chance where classes are
                 drawn with replacement. None for new ones in every epoch.
             num_replicas: Processes that share an epoch.
@@ -65,10 +60,8 @@ class ViewSampler(DistributedSampler[View]):
         """
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self.rows, self.views = dataset.rows, views
-        self.weights: Tensor | None = None
-        if power := _POWER[sampling]:
-            counts = np.bincount(dataset.labels).astype(np.float64)
-            self.weights = torch.from_numpy(counts[dataset.labels] ** -power)
+        weights = drawn_weights(sampling, dataset.labels)
+        self.weights: Tensor | None = None if weights is None else torch.from_numpy(weights)
 
     def __iter__(self) -> Iterator[View]:
         """Yields this process's share of the epoch."""

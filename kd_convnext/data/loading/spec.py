@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from kd_convnext.data.crops.cache.prepared import OnMiss
-from kd_convnext.data.loading.sampler import Sampling
+from kd_convnext.data.loading.sampling import ClassSampling, SamplingName
 from kd_convnext.errors import ConfigError, Finding
 
 _PROCESSES, _PROCESSES_A_CORE = 32, 4
@@ -22,7 +22,8 @@ class LoaderSpec:
         seed: Decides order and augmentation of training.
         views: Augmented views of each crop: one an epoch, in turn; null for new ones in every epoch. A number lets a
             teacher's outputs be stored (``--model.teacher_cache``).
-        sampling: How often training draws a class: ``natural``, ``square_root`` of its share, or ``balanced``.
+        sampling: How often training draws a class: ``natural``, ``square_root`` of its share, ``balanced``, or a
+            `ClassSampling` by its class path.
         unlabelled_ratio: Unlabelled images for each labelled one in a batch; ``batch_size`` counts labelled ones. With
             0 they serve the student's start alone (``--start_config``).
         packed: Read all crops of the manifest from one memory-mapped file, made once from the cache.
@@ -44,7 +45,7 @@ class LoaderSpec:
     num_workers: int | None = None
     seed: int = 0
     views: int | None = None
-    sampling: Sampling = "natural"
+    sampling: SamplingName | ClassSampling = "natural"
     unlabelled_ratio: float = 1.0
     packed: bool = False
     on_miss: OnMiss = "make"
@@ -67,10 +68,10 @@ class LoaderSpec:
         findings += [
             Finding(f"--data.loader.{name}", f"there is no {value!r}", f"Choose one of {', '.join(choices)}.")
             for name, value, choices in (
-                ("sampling", self.sampling, get_args(Sampling)),
+                ("sampling", self.sampling, get_args(SamplingName)),
                 ("on_miss", self.on_miss, get_args(OnMiss)),
             )
-            if value not in choices
+            if value not in choices and not isinstance(value, ClassSampling)
         ]
         if findings:
             raise ConfigError(findings)
