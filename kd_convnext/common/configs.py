@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from kd_convnext.common.files import is_special
+from kd_convnext.common.files import is_special, read_bytes
 from kd_convnext.common.reading import yaml_of
 from kd_convnext.errors import ConfigError, Finding
 
@@ -122,7 +122,7 @@ def data_options(file: str) -> dict[str, Any] | None:
         ConfigError: The file cannot be read, or is not YAML.
     """
     try:
-        content = yaml_of(Path(file).read_text("utf-8"))
+        content = yaml_of(read_bytes(file))
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         raise ConfigError(Finding(f"--config {file}", what, "Name a YAML file.")) from error

@@ -13,6 +13,9 @@ from typing import BinaryIO
 
 from kd_convnext.errors import CacheError, ConfigError, Finding
 
+LARGEST = 2**28
+"""Bytes of a file that is read whole, where its reader names no other bound: no table of ours comes near."""
+
 _REMEDIES = {
     errno.ENOSPC: "Free some space or name a folder on another disk; what was finished before is kept",
     errno.EDQUOT: "Free some of your quota or name a folder elsewhere; what was finished before is kept",
@@ -56,7 +59,7 @@ def atomic_write_all(writes: Mapping[Path, Callable[[BinaryIO], object]]) -> Non
     try:
         for path, write in writes.items():
             if is_special(path):
-                raise OSError(errno.ENODEV, "it is a pipe or a device", str(path))
+                raise _special(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not tempfile.mkstemp: its mode 0600 would survive the rename and lock colleagues out of a shared folder.
             made[path] = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -98,6 +101,32 @@ def is_special(path: Path | str) -> bool:
     except (OSError, ValueError):
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def read_bytes(path: Path | str, at_most: int = LARGEST) -> bytes:
+    """Reads a whole file, never a pipe or a device, which may never end, and never more than fits.
+
+    Args:
+        path: The file.
+        at_most: Its largest size in bytes.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        OSError: It is not there, no file, too large, or cannot be read; ``strerror`` says which.
+    """
+    if is_special(path):
+        raise _special(path)
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > at_most:
+            raise OSError(errno.EFBIG, f"it has {_megabytes(size)}, at most {_megabytes(at_most)} are read", str(path))
+        return file.read()
+
+
+def _special(path: Path | str) -> OSError:
+    return OSError(errno.ENODEV, "it is a pipe or a device", str(path))
 
 
 def write_finding(path: Path, error: OSError) -> Finding:
@@ -175,8 +204,10 @@ def sha256_of(path: Path | str) -> str:
         64 lower-case hexadecimal digits.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or is a pipe or a device.
     """
+    if is_special(path):
+        raise _special(path)
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

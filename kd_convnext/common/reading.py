@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from kd_convnext.common.files import is_special
+from kd_convnext.common.files import read_bytes
 from kd_convnext.errors import ConfigError, Finding
 
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
@@ -98,10 +98,8 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _table(path: Path, parse: Any, remedy: str) -> dict[str, Any]:
-    if is_special(path):
-        raise ConfigError(Finding(str(path), "is a pipe or a device, not a file", remedy))
     try:
-        found = parse(path.read_bytes())
+        found = parse(read_bytes(path))
     except OSError as error:
         raise ConfigError(Finding(str(path), f"cannot be read ({error.strerror or error})", remedy)) from error
     except ValueError as error:

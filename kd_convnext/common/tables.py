@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from kd_convnext.common.files import read_bytes
 from kd_convnext.errors import ConfigError, Finding, ManifestError
 
 _ACTIVE = r"'*[=+\-@\t\r]"
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 _SEPARATORS = (",", ";", "\t")
 _LONGEST_FIELD = 1 << 20  # characters
+_LARGEST = 1 << 31  # bytes: millions of rows
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
@@ -45,7 +47,8 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
     """
     remedy = "It was changed or cut since it was written: write it again, or move it away."
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig")
+        content = io.BytesIO(read_bytes(path, _LARGEST))
+        frame = pd.read_csv(content, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(Finding(str(path), f"cannot be read ({error.strerror or error})", remedy)) from error
     except ValueError as error:
@@ -137,7 +140,7 @@ def read_records(path: Path) -> Records:
 
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, _LARGEST)
     except OSError as error:
         remedy = "Check the file's permissions."
         raise ManifestError(Finding(str(path), f"cannot be read ({error.strerror})", remedy)) from error

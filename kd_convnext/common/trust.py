@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from kd_convnext.common.files import read_bytes
 from kd_convnext.common.reading import yaml_of
 from kd_convnext.errors import ConfigError, Finding
 
@@ -183,7 +184,7 @@ def _is_file(text: str) -> bool:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text("utf-8")
+        return read_bytes(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(Finding(path, f"cannot be read ({error})", "Name a YAML file in UTF-8.")) from error
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_convnext.common.files import read_bytes
 from kd_convnext.common.reading import yaml_of
 
 _SECTIONS = ("--model", "--data", "--trainer", "--checkpoint", "--record", "--header")
@@ -132,7 +133,7 @@ def _files(words: Sequence[str]) -> list[Any]:
     contents = []
     for name in names:
         try:
-            contents.append(yaml_of(Path(name).read_text("utf-8")))
+            contents.append(yaml_of(read_bytes(name)))
         except (OSError, ValueError):
             contents.append(None)  # the parser says it
     return contents

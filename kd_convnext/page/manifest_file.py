@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from kd_convnext.common.files import atomic_write, write_finding
+from kd_convnext.common.files import atomic_write, read_bytes, write_finding
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, ManifestError
 
@@ -231,7 +231,7 @@ def _folder_lock(folder: Path) -> Iterator[None]:
 
 def _parsed(path: Path) -> Content:
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         return Content("", COLUMNS, ",".join(COLUMNS) + "\n", (), {})
     except OSError as error:

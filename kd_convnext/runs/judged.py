@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kd_convnext.common.files import write_text
+from kd_convnext.common.files import read_bytes, write_text
 from kd_convnext.common.reading import json_of
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder
@@ -87,7 +87,7 @@ def read_judged(folder: RunFolder) -> dict[str, Judged]:
     if not folder.judged.is_file():
         return {}
     try:
-        found = json_of(folder.judged.read_bytes())
+        found = json_of(read_bytes(folder.judged))
         return {str(part): Judged(*(str(values[name]) for name in _FIELDS)) for part, values in found.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"does not say what was judged ({type(error).__name__}: {error})"

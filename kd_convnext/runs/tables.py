@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kd_convnext.common.files import write_text
+from kd_convnext.common.files import read_bytes, write_text
 from kd_convnext.common.reading import json_of
 from kd_convnext.common.tables import guarded
 from kd_convnext.errors import ConfigError, Finding
@@ -58,9 +58,9 @@ def read_metrics(folder: RunFolder) -> dict[str, float]:
     if not folder.metrics.exists():
         return {}
     try:
-        found = json_of(folder.metrics.read_bytes())
+        found = json_of(read_bytes(folder.metrics))
         return {str(name): math.nan if value is None else float(value) for name, value in found.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         what = f"is not a table of metrics ({error})"
         raise ConfigError(Finding(str(folder.metrics), what, "Move the file away and test again.")) from error
 
@@ -121,7 +121,7 @@ def write_cost(folder: RunFolder, cost: Mapping[str, float]) -> None:
 def read_cost(folder: RunFolder) -> dict[str, float]:
     """Reads ``cost.json``; empty where a run has none, or none that can be read."""
     try:
-        found = json.loads(folder.cost.read_text(encoding="utf-8"))
+        found = json_of(read_bytes(folder.cost))
         return {str(name): float(value) for name, value in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

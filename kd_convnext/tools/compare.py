@@ -1,5 +1,6 @@
 """Compares finished runs in tables, tests, figures and a page: the commands ``compare`` and ``report``."""
 
+import contextlib
 import hashlib
 import math
 import re
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kd_convnext.common.files import read_bytes
 from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.reading import yaml_of
 from kd_convnext.common.words import typed
@@ -173,7 +175,9 @@ def _cell(folder: Path) -> CellRecord:
     run, name = RunFolder(folder), folder.resolve().name
     # runs/<name>/<time> is called by its name, any other folder by its own.
     name = folder.resolve().parent.name if _TIME.fullmatch(name) else name
-    text = run.config.read_bytes() if run.config.exists() else b""
+    text = b""
+    with contextlib.suppress(OSError):
+        text = read_bytes(run.config)
     try:
         config = yaml_of(text) or {}
         repeat, seed = int(ungrouped(config["data"])["split_index"]), int(config["seed_everything"])

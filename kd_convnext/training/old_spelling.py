@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from kd_convnext.checkpoints.flat_arguments import EQ5, FLAT, TAPS, TERMS, modern_arguments, warn_of_flat
+from kd_convnext.common.files import read_bytes
 from kd_convnext.common.reading import yaml_of
 from kd_convnext.data.loading.flat_options import FLAT as FLAT_DATA
 from kd_convnext.data.loading.flat_options import grouped
@@ -152,7 +153,7 @@ class _Known:
 def _content(file: str) -> Any:
     """Reads a file; of one that cannot be read the parser says what is wrong."""
     try:
-        return yaml_of(Path(file).read_text("utf-8"))
+        return yaml_of(read_bytes(file))
     except (OSError, ValueError):
         return None
 

@@ -13,6 +13,7 @@ from helpers.inference import copy_run
 
 from kd_convnext.checkpoints.format import KEY
 from kd_convnext.cli import main
+from kd_convnext.common.files import LARGEST
 from kd_convnext.common.reading import json_of, json_text, read_json, read_yaml, yaml_of
 from kd_convnext.common.tables import read_numbers, read_table
 from kd_convnext.data.loading.teacher_outputs import AnswerKind, TeacherAnswers
@@ -220,6 +221,25 @@ def test_pipes_and_devices_are_no_files(run, tiny_manifest, tmp_path, capsys):
     for reader in (read_json, read_yaml):
         with pytest.raises(ConfigError, match="pipe or a device"):
             reader(pipe, "")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("file", ["split.csv", "predictions.csv", "environment.json", "judged.json", "metrics.json"])
+@pytest.mark.parametrize("command", ["card", "report"])
+def test_a_pipe_among_the_files_of_a_run(command, file, run, capsys):
+    (run / file).unlink(missing_ok=True)
+    os.mkfifo(run / file)
+    given = {"card": ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--resamples", "5"]}
+    ends_in_words([command, *given.get(command, [str(run), "--bootstrap", "5"])], capsys)
+
+
+def test_files_that_are_too_large_are_not_read(tmp_path):
+    file = tmp_path / "config.yaml"
+    with file.open("wb") as large:
+        large.truncate(LARGEST + 1)  # of holes: no space is taken
+    with pytest.raises(ConfigError, match=r"config\.yaml.* at most 268 MB are read\)\. Mend it\."):
+        read_yaml(file, "Mend it.")
+    assert main(["fit", "--config", str(file)]) == 2
 
 
 @pytest.mark.parametrize(

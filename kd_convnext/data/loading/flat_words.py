@@ -1,12 +1,12 @@
 """Rewrites command lines that name options of the data as they were before they had groups."""
 
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kd_convnext.common.configs import with_data_sections
+from kd_convnext.common.files import read_bytes
 from kd_convnext.data.loading.flat_options import BALANCED, CROPS, FLAT, grouped, spelling, ungrouped, warn_of_flat
 
 
@@ -82,7 +82,7 @@ def _modern_files(words: Sequence[str], old: list[str]) -> Iterator[str]:
 def _content(given: str) -> dict[str, Any] | None:
     """Reads a file of options, or its text; what cannot be read is left to the parser."""
     try:
-        content = yaml.safe_load(given if "\n" in given else Path(given).read_text("utf-8"))
+        content = yaml.safe_load(given if "\n" in given else read_bytes(given))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return content if isinstance(content, dict) else None

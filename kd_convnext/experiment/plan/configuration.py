@@ -11,7 +11,7 @@ from typing import Any
 
 from kd_convnext.checkpoints.flat_arguments import FLAT, modern_arguments
 from kd_convnext.common.configs import shipped_file
-from kd_convnext.common.files import is_special, sha256_of
+from kd_convnext.common.files import read_bytes, sha256_of
 from kd_convnext.common.reading import yaml_of
 from kd_convnext.common.trust import require_trusted
 from kd_convnext.data.loading.flat_options import layered, ungrouped
@@ -77,10 +77,8 @@ def read_yaml(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing or no table of YAML.
     """
-    if is_special(path):
-        raise ConfigError(Finding(path, "is a pipe or a device, not a file", "Name a configuration of fit."))
     try:
-        found = yaml_of(Path(shipped_file(path)).read_bytes())
+        found = yaml_of(read_bytes(shipped_file(path)))
     except (OSError, ValueError) as error:
         what = f"cannot be read ({' '.join(str(error).split())[:200]})"
         raise ConfigError(Finding(path, what, "Name a configuration of fit.")) from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
-from kd_convnext.common.files import atomic_write, write_finding
+from kd_convnext.common.files import atomic_write, read_bytes, write_finding
 from kd_convnext.common.reading import json_of
 from kd_convnext.errors import ConfigError, Finding
 
@@ -86,7 +86,7 @@ def read_cell(folder: Path) -> CellRecord:
     path = folder / CELL_FILE
     remedy = "Move the folder away and run the experiment again; other cells are kept."
     try:
-        found = json_of(path.read_bytes())
+        found = json_of(read_bytes(path))
         record = CellRecord(folder=folder, **found)
     except FileNotFoundError as error:
         raise ConfigError(Finding(str(folder), f"holds no {CELL_FILE}", "The cell is not finished yet.")) from error

@@ -194,7 +194,7 @@ def _patients(arm: Arm) -> "pd.Series[str] | None":
     """Finds the patient of each answer in the split files; None where none is named."""
     found: dict[str, str] = {}
     for result in arm.results:
-        if result.run.split.exists():
+        if result.run.split.is_file():
             split = read_table(result.run.split, ("image",))
             if "patient_id" in split:
                 found |= dict(zip(split["image"], split["patient_id"], strict=True))

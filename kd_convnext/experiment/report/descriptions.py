@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_convnext.checkpoints.flat_arguments import TERMS, modern_arguments
+from kd_convnext.common.files import read_bytes
 from kd_convnext.common.reading import json_of, yaml_of
 from kd_convnext.experiment.report.results import Arm, CellResult
 from kd_convnext.runs.folder import RunFolder
@@ -77,7 +78,7 @@ def teacher_files(config: Config | None) -> list[str]:
 def _teacher_network(path: str) -> str:
     run = RunFolder(Path(path).parent.parent)
     try:
-        own = yaml_of(run.config.read_bytes())
+        own = yaml_of(read_bytes(run.config))
     except (OSError, ValueError):
         return "a teacher whose run is not at hand"
     name, cost = network_name(_network(own)), read_cost(run)
@@ -113,7 +114,7 @@ def environments(results: Iterable[CellResult]) -> list[tuple[str, str, str]]:
 
 def _environment(run: RunFolder) -> dict[str, Any]:
     try:
-        values = json_of(run.environment.read_bytes())
+        values = json_of(read_bytes(run.environment))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

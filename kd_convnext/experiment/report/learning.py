@@ -53,7 +53,7 @@ def learning_points(analysis: Analysis) -> list[Point]:
     """
     points = []
     for arm in analysis.methods:
-        found = (_trained_on(result.run.split) for result in arm.results if result.run.split.exists())
+        found = (_trained_on(result.run.split) for result in arm.results if result.run.split.is_file())
         sizes = [size for size in found if size is not None]
         if not len(arm.answers) or not sizes:
             continue

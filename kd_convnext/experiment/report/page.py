@@ -160,7 +160,7 @@ def _cell_table(analysis: Analysis) -> Table:
         record = result.record
         shared = (record.title, record.setting, str(record.repeat), str(record.seed), record.config_hash[:12])
         minutes = f"{record.seconds / 60:.1f}" if math.isfinite(record.seconds) else tables.NONE
-        split = sha256_of(result.run.split)[:16] if result.run.split.exists() else tables.NONE
+        split = sha256_of(result.run.split)[:16] if result.run.split.is_file() else tables.NONE
         rows.append((*shared, split, record.status, minutes))
     columns = ("Method", "Setting", "Repeat", "Seed", "Configuration", "Split", "Status", "Minutes")
     note = "Hashes are shortened; each cell's folder holds its configuration, split, predictions and environment."

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kd_convnext.common.files import read_bytes
 from kd_convnext.common.reading import yaml_of
-from kd_convnext.common.tables import read_table
+from kd_convnext.common.tables import read_numbers, read_table
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.grouping import lesion_names
 from kd_convnext.errors import ConfigError, Finding
@@ -211,7 +212,7 @@ def read_predictions(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 def _read(record: CellRecord) -> CellResult:
     run = RunFolder(record.folder)
-    config = yaml_of(run.config.read_bytes()) if run.config.exists() else {}
+    config = yaml_of(read_bytes(run.config)) if run.config.exists() else {}
     if isinstance(config, dict) and isinstance(config.get("data"), dict):
         config["data"] = ungrouped(config["data"])
     stored = read_metrics(run)
@@ -262,7 +263,7 @@ def _validation(run: RunFolder, stored: dict[str, float], config: dict[str, Any]
     """Finds the best checkpoint's macro F1 on validation: that of the epoch whose score chose it."""
     path = run.path / "metrics.csv"
     if path.exists() and path.stat().st_size:
-        frame = pd.read_csv(path)
+        frame = read_numbers(path)
         chosen = config.get("checkpoint")
         chosen = chosen if isinstance(chosen, dict) else {}
         monitor, mode = chosen.get("monitor") or "val/f1_macro", chosen.get("mode")

@@ -74,7 +74,7 @@ def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[
     users: dict[int, dict[str, list[str]]] = {}
     remarks = []
     for result in results:
-        if not result.finished or not result.run.split.exists():
+        if not result.finished or not result.run.split.is_file():
             continue
         record, name = result.record, sha256_of(result.run.split)
         try:

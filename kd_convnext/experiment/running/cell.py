@@ -15,8 +15,9 @@ from typing import TextIO
 
 import yaml
 
-from kd_convnext.common.files import atomic_write
+from kd_convnext.common.files import atomic_write, read_bytes
 from kd_convnext.common.parsing import exit_code
+from kd_convnext.common.reading import json_of
 from kd_convnext.errors import ConfigError, Finding, Terminated
 from kd_convnext.experiment.plan.cells import Cell
 from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell, write_cell
@@ -234,7 +235,7 @@ def _write_json(path: Path, values: object) -> None:
 
 def _read_json(path: Path) -> dict[str, float] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(read_bytes(path))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

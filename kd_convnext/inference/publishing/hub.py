@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from kd_convnext.checkpoints.format import deployable_part, read_checkpoint
 from kd_convnext.checkpoints.network import ModelInfo, Network
 from kd_convnext.checkpoints.specs import spec_of
-from kd_convnext.common.files import atomic_write
+from kd_convnext.common.files import atomic_write, read_bytes
 from kd_convnext.common.reading import json_of
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
@@ -146,7 +146,7 @@ def _public(card: DataCard) -> dict[str, Any]:
 def _read(folder: Path) -> tuple[Network, BackboneSpec, bool]:
     remedy = "Give a folder, or a repository, that kd-convnext publish has written."
     try:
-        config = json_of((folder / CONFIG).read_bytes())
+        config = json_of(read_bytes(folder / CONFIG))
         if config["format_version"] > FORMAT_VERSION:
             what = f"has format {config['format_version']}, this version reads up to {FORMAT_VERSION}"
             raise CheckpointError(Finding(str(folder), what, "Update kd-convnext."))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_convnext.common.files import read_bytes
 from kd_convnext.common.reading import read_json, yaml_of
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.naming import network_name
@@ -88,7 +89,7 @@ def model_card(
 def _network_words(run: "RunFolder", name: str) -> str:
     """Names the network, with what its run has changed of the stock network; the stock name where no run is at hand."""
     try:
-        arguments = yaml_of(run.config.read_bytes())["model"]["init_args"]
+        arguments = yaml_of(read_bytes(run.config))["model"]["init_args"]
         network = arguments.get("student") or arguments["backbone"]
         return network_name(network) if network["name"] == name else name
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kd_convnext.common.arrays import Values
-from kd_convnext.common.files import atomic_write_all, is_special
+from kd_convnext.common.files import atomic_write_all, read_bytes
 from kd_convnext.common.reading import json_of
 from kd_convnext.errors import CheckpointError, Finding, KDConvNeXtError
 from kd_convnext.inference.trust.gate import NO_DISTANCE, Distances, Gate
@@ -168,10 +168,8 @@ def read_calibration(path: Path, checkpoint_sha256: str, class_names: tuple[str,
         CheckpointError: A file is missing or damaged, or belongs to another checkpoint.
     """
     remedy = _REMEDY.format(ckpt=ckpt)
-    if is_special(path):
-        raise CheckpointError(Finding(str(path), "is a pipe or a device, not a calibration", remedy))
     try:
-        state = json_of(path.read_bytes())
+        state = json_of(read_bytes(path))
         version, owner = state["format_version"], state["checkpoint_sha256"]
         if not isinstance(version, int) or not isinstance(owner, str):
             raise TypeError("format_version and checkpoint_sha256 are not what is written there")
@@ -199,7 +197,7 @@ def _read_gate(path: Path, digest: str) -> Gate:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    content = path.read_bytes()
+    content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{path.name} is of another calibration")
     try:

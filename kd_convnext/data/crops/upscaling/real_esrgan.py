@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kd_convnext.common.arrays import Pixels
+from kd_convnext.common.files import read_bytes
 from kd_convnext.data.crops.upscaling.ncnn import WINOGRAD_SIDE, ncnn_forward
 from kd_convnext.data.crops.upscaling.network import NetworkUpscaler
 from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Blend, UpscalerIdentity, UpscalerName
@@ -137,7 +138,7 @@ def _load(path: Path) -> _Weights:
     from spandrel import canonicalize_state_dict  # type: ignore[import-untyped]
 
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         finding = Finding(str(path), f"the weights cannot be read ({error.strerror})", _REMEDY)
         raise UpscalerError(finding) from error
