@@ -152,16 +152,3 @@ def write_predictions(folder: RunFolder, evaluation: "Evaluation", manifest: "Ma
         ConfigError: The file cannot be written.
     """
     write_table(folder.predictions, prediction_table(evaluation, manifest))
-
-
-def write_environment(folder: RunFolder, environment: Mapping[str, object]) -> None:
-    """Writes ``environment.json``.
-
-    Args:
-        folder: The run.
-        environment: Anything JSON knows.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
-    write_text(folder.environment, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")

@@ -17,7 +17,6 @@ import kd_convnext
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.common.configs import with_shipped_files
 from kd_convnext.common.console import say
-from kd_convnext.common.files import atomic_write
 from kd_convnext.common.machine import device_kind
 from kd_convnext.common.parsing import PARSER, parsing
 from kd_convnext.common.process import quiet_libraries
@@ -62,24 +61,26 @@ CHECKPOINT_DEFAULTS: dict[str, Any] = {
 
 
 class ConfigRecord(Callback):
-    """Writes the resolved configuration into the run's folder and gives it to the loggers."""
+    """Gives the resolved configuration to the run's record and to the loggers.
 
-    def __init__(self, text: str, values: dict[str, Any]) -> None:
+    Attributes:
+        begins: The configuration's text, by the path of its file; `RunRecord` writes it where a fit begins.
+    """
+
+    def __init__(self, path: Path, text: str, values: dict[str, Any]) -> None:
         """Keeps the configuration.
 
         Args:
+            path: Its file.
             text: As YAML.
             values: As plain values.
         """
         super().__init__()
-        self.text, self.values = text, values
+        self.begins, self.values = {path: text.encode()}, values
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes it before a fit, once a checkpoint to go on from is accepted: a refused one changes no record."""
-        if not trainer.is_global_zero:
-            return
-        atomic_write(RunFolder(Path(trainer.default_root_dir)).config, lambda file: file.write(self.text.encode()))
-        for logger in trainer.loggers:
+        """Gives it to the loggers that keep no files here."""
+        for logger in trainer.loggers if trainer.is_global_zero else ():
             if not isinstance(logger, CSVLogger):
                 logger.log_hyperparams({"config": self.values})
 
@@ -307,7 +308,8 @@ class TrainingCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         parser = self._parser(command)
         text = parser.dump(self._clean, skip_unset=False)
-        callbacks: list[Callback] = [ConfigRecord(text, self._clean.as_dict()), CurveFigures(), RankWatch()]
+        configuration = ConfigRecord(self.folder.config, text, self._clean.as_dict())
+        callbacks: list[Callback] = [configuration, CurveFigures(), RankWatch()]
         if command == "fit":
             callbacks[1:1] = [LoaderTuning(), AugmentationPreview()]
         if trainer.get("enable_progress_bar") is not False:

@@ -5,14 +5,31 @@ from pathlib import Path
 import pandas as pd
 from lightning.pytorch.loggers import CSVLogger
 
-from kd_convnext.common.files import atomic_write
+from kd_convnext.common.files import atomic_write, read_bytes
 from kd_convnext.common.tables import read_table
 
 _UNTIL = "metrics_until_resume_"
 
 
-def begin_curve(folder: Path, resumed_at: int | None, *, first_process: bool) -> CSVLogger:
-    """Creates ``metrics.csv``, or appends to it.
+class Curve(CSVLogger):
+    """Writes ``metrics.csv`` in the run's folder, after the rows of earlier fits that stay.
+
+    Attributes:
+        begins: What its file is to hold once the fit is sure to begin, by its path; empty for a new one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Names the file.
+
+        Args:
+            folder: The run's folder.
+        """
+        super().__init__(str(folder), name="", version="")
+        self.begins: dict[Path, bytes] = {}
+
+
+def begin_curve(folder: Path, resumed_at: int | None, *, first_process: bool) -> Curve:
+    """Makes the logger of a fit; ``metrics.csv`` itself stays as it is until the fit begins.
 
     Args:
         folder: The run's folder.
@@ -23,7 +40,7 @@ def begin_curve(folder: Path, resumed_at: int | None, *, first_process: bool) ->
     Returns:
         The logger that writes it.
     """
-    logger = CSVLogger(str(folder), name="", version="")
+    logger = Curve(folder)
     path = folder / "metrics.csv"
     if not first_process:
         return logger
@@ -32,9 +49,13 @@ def begin_curve(folder: Path, resumed_at: int | None, *, first_process: bool) ->
         return logger
     rows = read_table(earlier, ("step",))
     rows = rows[pd.to_numeric(rows["step"], errors="coerce") < resumed_at]
-    writer = logger.experiment  # it removes the file
-    writer.metrics_keys = [str(name) for name in rows]
-    atomic_write(path, lambda file: file.write(rows.to_csv(index=False).encode("utf-8")))
+    aside = path.with_name(f".{path.name}.aside")
+    if path.is_file():
+        path.replace(aside)  # the writer removes what it finds
+    logger.experiment.metrics_keys = [str(name) for name in rows]
+    if aside.is_file():
+        aside.replace(path)
+    logger.begins = {path: rows.to_csv(index=False).encode("utf-8")}
     return logger
 
 
@@ -44,6 +65,6 @@ def _keep_earlier(path: Path) -> Path | None:
     if not path.is_file() or not path.stat().st_size:
         return copies[-1] if copies else None
     kept = path.with_name(f"{_UNTIL}{len(copies) + 1}.csv")
-    content = path.read_bytes()
+    content = read_bytes(path)
     atomic_write(kept, lambda file: file.write(content))
     return kept

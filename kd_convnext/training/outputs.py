@@ -1,13 +1,16 @@
 """Finds the run folder of a trainer and logs figures to every logger."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from matplotlib.figure import Figure
 
 from kd_convnext.common.figures import save_for_print
-from kd_convnext.common.files import sha256_of
+from kd_convnext.common.files import atomic_write_all, sha256_of
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
@@ -43,6 +46,26 @@ def judges_others(trainer: Trainer) -> bool:
     """
     card, data = getattr(trainer.lightning_module, "card", None), getattr(trainer, "datamodule", None)
     return card is not None and isinstance(data, SpecimenDataModule) and data.split.hash != card.split_hash
+
+
+def begin_files(trainer: Trainer, files: Mapping[Path, bytes]) -> None:
+    """Writes the files that a fit begins with, all of them or none.
+
+    Args:
+        trainer: At the start of a fit. Its callbacks and loggers add what they hold as ``begins``.
+        files: Contents by path.
+
+    Raises:
+        OSError: One cannot be written; then none is changed.
+    """
+    contents = dict(files)
+    for each in (*trainer.callbacks, *trainer.loggers):  # type: ignore[attr-defined]
+        contents |= getattr(each, "begins", {})
+    atomic_write_all({path: partial(_put, content) for path, content in contents.items()})
+
+
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def begin_results(trainer: Trainer, part: str, *, overwrite: bool) -> Judged | None:

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from kd_convnext.common.console import say, shown
 from kd_convnext.common.figures import save_for_print
+from kd_convnext.common.reading import json_text
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.crops.preparing.faithful import fidelity_figures
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
@@ -39,14 +40,13 @@ from kd_convnext.runs.tables import (
     class_table,
     prediction_table,
     write_cost,
-    write_environment,
     write_metrics,
     write_predictions,
     write_table,
 )
 from kd_convnext.training.environment import environment
 from kd_convnext.training.header import RunHeader
-from kd_convnext.training.outputs import _data, begin_results, judges_others, run_folder, show_figure
+from kd_convnext.training.outputs import _data, begin_files, begin_results, judges_others, run_folder, show_figure
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.summary import best_epoch_line, score_lines
@@ -110,13 +110,17 @@ class RunRecord(Callback):
         self._judged: Judged | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes ``split.csv`` and ``environment.json``."""
+        """Writes ``split.csv``, ``environment.json`` and what configuration and curve begin with: all, or none.
+
+        A checkpoint to go on from is accepted by then: a resume that is refused, or that no disk has room for, changes
+        no record of the run.
+        """
         if not trainer.is_global_zero:
             return
         self._begun, self._best = time.perf_counter(), None
         folder, data = run_folder(trainer), _data(trainer)
-        data.split.write(folder.split, data.manifest)
-        write_environment(folder, environment(trainer))
+        found = json_text(environment(trainer)).encode()
+        begin_files(trainer, {folder.split: data.split.text(data.manifest), folder.environment: found})
         if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
             say(trainer, _PICTURES_LEAVE if self.wandb_pictures else _PICTURES_STAY)
 

@@ -120,6 +120,20 @@ def test_results_are_never_said_to_be_of_another_checkpoint(count, run, whole, m
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_resume_that_is_stopped_before_its_first_step_loses_nothing(count, run, monkeypatch, capsys):
+    """Not even a curve's later epochs, which a fit that goes on from an earlier one takes again."""
+    curve = run.path / "metrics.csv"
+    curve.write_text(curve.read_text() + ",".join(["99"] * len(curve.read_text().split("\n")[0].split(","))) + "\n")
+    before = contents(run.path)
+    with monkeypatch.context() as harm:
+        full_after(harm, count)
+        assert main(words("fit", run)) == 2
+    assert said_in_one_line(capsys.readouterr().err, run.path)
+    after = contents(run.path)
+    assert {path: after.get(path) for path in before} == before
+
+
 def test_the_curve_of_a_fit_names_its_folder(run, monkeypatch, capsys):
     from lightning.fabric.loggers import csv_logs
 

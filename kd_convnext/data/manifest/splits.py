@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -111,12 +111,16 @@ class Split:
         Raises:
             OSError: The file cannot be written.
         """
+        atomic_write(Path(path), lambda file: file.write(self.text(manifest)))
+
+    def text(self, manifest: Manifest) -> bytes:
+        """Returns what `write` writes.
+
+        Args:
+            manifest: The manifest that was divided.
+        """
         table = manifest.table[_WRITTEN].assign(split=self.parts)[self.parts != ""]
-
-        def write(file: BinaryIO) -> None:
-            guarded(table).to_csv(file, index=False, encoding="utf-8", lineterminator="\n")
-
-        atomic_write(Path(path), write)
+        return guarded(table).to_csv(index=False, lineterminator="\n").encode("utf-8")
 
 
 def make_split(
