@@ -11,12 +11,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, get_origin
 
 from kd_convnext._version import __version__
 from kd_convnext.common.configs import require_files, with_shipped_files
-from kd_convnext.common.help import daily_options, wants_help, with_all_options
+from kd_convnext.common.help import all_options, daily_options, wanted_help
 from kd_convnext.common.parsing import PARSER, exit_code, parsing
 from kd_convnext.common.process import process_state_kept, stopping_cleanly
 from kd_convnext.common.trust import require_trusted_words, trusting
@@ -101,10 +102,14 @@ def _run(words: list[str]) -> int:
         print(_help(), flush=True)
         return 0
     command, *rest = words
-    if command in (*TRAINING, *TOOLS) and wants_help(rest):
-        print(daily_options(command), flush=True)
+    if command in (*TRAINING, *TOOLS) and (page := wanted_help(rest)):
+        parsers_own = partial(_run_command, command, ["--help"])
+        print(daily_options(command) if page == "daily" else all_options(command, parsers_own), flush=True)
         return 0
-    words = [command, *(rest := with_all_options(rest))]
+    return _run_command(command, rest)
+
+
+def _run_command(command: str, rest: list[str]) -> int:
     require_files(rest)
     if command == "--version":
         print(f"kd-convnext {__version__}")
@@ -112,7 +117,7 @@ def _run(words: list[str]) -> int:
     if command in TRAINING:
         with parsing(command):
             from kd_convnext.training.command import run_training
-        return run_training(words)
+        return run_training([command, *rest])
     if command in TOOLS:
         rest = files_first(with_shipped_files(_named(command, rest)))
         require_trusted_words(rest, callables=False)

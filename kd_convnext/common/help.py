@@ -1,31 +1,31 @@
-"""Prints a command's help page of daily options, without loading what the command itself needs."""
+"""Reads a command's help pages: that of daily options, and that of all, without loading what the command needs."""
 
-from collections.abc import Sequence
+import hashlib
+import io
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout, suppress
 from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from kd_convnext.common.files import atomic_write, default_cache_dir
 
 _HELP = ("-h", "--help")
 
 
-def wants_help(words: Sequence[str]) -> bool:
-    """Tells whether a command's words ask for its page of daily options.
+def wanted_help(words: Sequence[str]) -> Literal["daily", "all"] | None:
+    """Tells which page a command's words ask for: ``--help``, ``--help all`` or none.
 
     Args:
         words: What stands after the command.
     """
-    return any(word in _HELP for word in words) and not _all_options(words)
-
-
-def with_all_options(words: Sequence[str]) -> list[str]:
-    """Replaces ``--help all`` by the ``--help`` of the command's parser, which lists every option.
-
-    Args:
-        words: What stands after the command.
-
-    Returns:
-        ``["--help"]``, or the words as they are.
-    """
-    return ["--help"] if _all_options(words) else list(words)
+    after = [following for word, following in pairwise(words) if word in _HELP]
+    if "all" in after or "--help=all" in words:
+        return "all"
+    return "daily" if any(word in _HELP for word in words) else None
 
 
 def daily_options(command: str) -> str:
@@ -40,6 +40,37 @@ def daily_options(command: str) -> str:
     return files("kd_convnext").joinpath("assets", "help", f"{command}.txt").read_text("utf-8").rstrip("\n")
 
 
-def _all_options(words: Sequence[str]) -> bool:
-    after = [following for word, following in pairwise(words) if word in _HELP]
-    return "all" in after or "--help=all" in words
+def all_options(command: str, make: Callable[[], object]) -> str:
+    """Reads the page of all options of a command; a first time, and after every change of a package, it is made.
+
+    Args:
+        command: Such as ``fit``.
+        make: Prints the page by the command's own parser, which takes seconds for a training.
+
+    Returns:
+        Lines for this terminal's width. They are kept in the default cache folder where that can be written.
+    """
+    kept, stamp = default_cache_dir() / "help" / f"{command}.txt", _stamp()
+    with suppress(OSError, ValueError):
+        written, page = kept.read_text("utf-8").split("\n", 1)
+        if written == stamp:
+            return page
+    with redirect_stdout(io.StringIO()) as printed:
+        make()
+    page = printed.getvalue().rstrip("\n")
+    with suppress(OSError):
+        atomic_write(kept, lambda file: file.write(f"{stamp}\n{page}".encode()))
+    return page
+
+
+def _stamp() -> str:
+    """Hashes all that a page depends on: the packages by name and version, this one's own files, the width."""
+    package = Path(str(files("kd_convnext")))
+    own = (f"{file} {file.stat().st_mtime_ns}" for file in sorted(package.rglob("*.py")))
+    told = [sys.version, str(shutil.get_terminal_size().columns), *_packages(), *own]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+def _packages() -> Iterator[str]:
+    for folder in sys.path:
+        yield from sorted(str(found) for found in Path(folder).glob("*.dist-info"))

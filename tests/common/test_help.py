@@ -7,6 +7,7 @@ from importlib import import_module
 
 import pytest
 
+from kd_convnext import cli
 from kd_convnext.cli import POSITIONAL, TOOLS, TRAINING, main
 from kd_convnext.common.help import daily_options
 from kd_convnext.common.words import flags_set
@@ -78,6 +79,37 @@ def test_all_options_are_the_parsers_own_without_the_functions_docstring(capsys)
     assert main(["prepare", "--help", "all"]) == 0
     printed = capsys.readouterr().out
     assert "--crops.sr_wdn_weights" in printed and "Raises:" not in printed
+
+
+def test_the_page_of_all_options_is_made_once_for_a_width_and_set_of_packages(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def page(*words):
+        assert main(["doctor", *words]) == 0
+        return capsys.readouterr().out
+
+    def runs_the_parser(*words):
+        made.append(words)
+        return run_tool(*words)
+
+    run_tool = cli._run_tool
+    monkeypatch.setattr(cli, "_run_tool", runs_the_parser)
+    monkeypatch.setenv("KD_CONVNEXT_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "80")
+    first = page("--help", "all")
+    assert "usage: kd-convnext doctor" in first and len(made) == 1
+    assert page("--help=all") == page("--quiet", "-h", "all") == first and len(made) == 1
+    monkeypatch.setenv("COLUMNS", "60")
+    assert page("--help", "all") != first and len(made) == 2
+    (kept,) = (tmp_path / "help").iterdir()
+    kept.write_bytes(b"\xff\n")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert page("--help", "all") == first and len(made) == 3
+    (tmp_path / "new" / "lightning-99.0.dist-info").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "new")
+    assert page("--help", "all") == first and len(made) == 4
+    monkeypatch.setenv("KD_CONVNEXT_CACHE", str(kept))  # a file: nothing can be kept there
+    assert page("--help", "all") == first and len(made) == 5
 
 
 def test_switches_need_no_value_and_the_manifest_no_name(tiny_manifest, tiny_cache, capsys):
