@@ -1,7 +1,8 @@
 """A training step of a small student with each term of the objective, against balanced softmax on the labels alone.
 
 Terms on a teacher's outputs stand beside balanced softmax, other terms on labels in its place. The teacher's outputs
-are stored, as with ``teacher_cache``: what is timed is the student, the term and its projector.
+are stored, as with ``teacher_cache``: what is timed is the student, the term and its projector; with ``--bare`` the
+terms alone, on outputs of the student that are given, where differences are lost in the noise of a step.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from benchmarks.harness.timing import Ratio, arguments, compared, interleaved, report
 from kd_convnext import losses
@@ -55,16 +57,19 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu_time", action="store_true", help="processor time, for a busy machine, --threads 1")
+    parser.add_argument("--bare", action="store_true", help="terms alone, forwards and backwards, without the student")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     sides = {ALONE: side({"labels": BalancedSoftmax()}, options)}
     sides |= {name: side({"labels": BalancedSoftmax(), "term": made()}, options) for name, made in TERMS.items()}
     sides |= {name: side({"labels": made()}, options) for name, made in LABELS.items()}
     clock = time.process_time if options.cpu_time else time.perf_counter
-    seconds = interleaved(sides, 11 if options.full else 3, clock)
+    rounds = 11 if options.full else 3
+    seconds = interleaved(sides, 20 * rounds if options.bare else rounds, clock)
     ratios: list[Ratio] = [compared(name, seconds, ALONE, name) for name in (*TERMS, *LABELS)]
     notes = [f"ConvNeXt-atto size, batch {options.batch}, {options.size} px, float32, {options.threads} threads"]
-    report("Step with a term / with labels alone", ratios, notes, options.json)
+    what = "Terms" if options.bare else "Step"
+    report(f"{what} with a term / with labels alone", ratios, notes, options.json)
 
 
 def side(terms: dict[str, Term], options: argparse.Namespace) -> Callable[[], None]:
@@ -84,10 +89,15 @@ def side(terms: dict[str, Term], options: argparse.Namespace) -> Callable[[], No
     learned = [*backbone.parameters(), *objective.parameters()]
     optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
     weights = objective.weights(0)
+    seen = probe.run(backbone, images)
+    given: Outputs = tree_map_only(torch.Tensor, lambda value: value.detach().requires_grad_(), seen)
 
     def step() -> None:
-        found = objective(probe.run(backbone, images), {"teacher": teacher}, labels, weights)
+        own = given if options.bare else probe.run(backbone, images)
+        found = objective(own, {"teacher": teacher}, labels, weights)
         found.total.backward()
+        if options.bare:
+            return
         optimizer.step()
         optimizer.zero_grad()
 
