@@ -10,11 +10,12 @@ from kd_convnext.models.backbones import Backbone
 from kd_convnext.models.token_head import TokenHead
 
 
-def layer_numbers(backbone: Backbone) -> dict[nn.Parameter, int]:
+def layer_numbers(backbone: Backbone, *, stages: bool = False) -> dict[nn.Parameter, int]:
     """Returns the layer of each parameter: 0 for the stem, then one a block, and last the head.
 
     Args:
         backbone: The network.
+        stages: One a stage in place of one a block; a plain transformer has no stages but its blocks.
 
     Raises:
         ConfigError: timm does not know the layers of this network.
@@ -24,7 +25,7 @@ def layer_numbers(backbone: Backbone) -> dict[nn.Parameter, int]:
     if not hasattr(vit, "group_matcher"):
         what = f"timm does not know the layers of {backbone.name}"
         raise ConfigError(Finding("backbone.name", what, "Use another network, or treat all of its layers alike."))
-    names = group_parameters(vit, cast(Any, vit).group_matcher(coarse=False), reverse=True)
+    names = group_parameters(vit, cast(Any, vit).group_matcher(coarse=stages), reverse=True)
     head = {id(parameter) for parameter in backbone.head_parameters()}
     last = max(names.values()) + (0 if vit is network else 1)
     # Whatever stands behind the last block (norms, the head) is one layer.
@@ -67,3 +68,26 @@ def layer_scales(backbone: Backbone, decay: float) -> dict[nn.Parameter, float]:
     numbers = layer_numbers(backbone)
     last = max(numbers.values())
     return {parameter: decay ** (last - number) for parameter, number in numbers.items()}
+
+
+def first_epochs(backbone: Backbone, head_epochs: int, unfreeze_epochs: int) -> dict[nn.Parameter, int]:
+    """Plans when the parameters of the body begin to learn.
+
+    Args:
+        backbone: The network.
+        head_epochs: Initial epochs in which the head learns alone.
+        unfreeze_epochs: Epochs from one stage to the one before it; 0 for all at once.
+
+    Returns:
+        The first epoch of each that learns, where that is not 0.
+
+    Raises:
+        ConfigError: Stages are to begin one after the other, and timm does not know them.
+    """
+    body = [parameter for parameter in backbone.body_parameters() if parameter.requires_grad]
+    first = dict.fromkeys(body, head_epochs)
+    if unfreeze_epochs:
+        numbers = layer_numbers(backbone, stages=True)
+        last = max(numbers.values())
+        first = {parameter: max(head_epochs, (last - numbers[parameter]) * unfreeze_epochs) for parameter in body}
+    return {parameter: epoch for parameter, epoch in first.items() if epoch}

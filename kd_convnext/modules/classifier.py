@@ -17,7 +17,7 @@ from kd_convnext.data.loading.dataset import Batch
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation.answers import EvaluatedPart, Evaluation, PredictionStore
 from kd_convnext.models.backbones import Backbone
-from kd_convnext.models.layers import layer_scales
+from kd_convnext.models.layers import first_epochs, layer_scales
 from kd_convnext.modules.batches import ForeignBatch, check_foreign, understood
 from kd_convnext.modules.checkpointed import CheckpointedModule
 from kd_convnext.modules.choosing import SmoothedScore, mean_logits
@@ -81,6 +81,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         self.mixing = MixSpec()
         self.mirrored_validation = False
         self._smooth = SmoothedScore()
+        self._first_epochs: dict[nn.Parameter, int] = {}
 
     @property
     def classifier(self) -> Backbone:
@@ -129,22 +130,21 @@ class ClassifierModule(CheckpointedModule, ABC):
             self.card = self.card.having_seen(earlier, leak or earlier.leak_allowed)
 
     def on_train_epoch_start(self) -> None:
-        """Unfreezes the backbone after ``head_epochs`` epochs."""
+        """Unfreezes the parameters whose first epoch has come."""
         self._tally.clear()  # an interrupted fit may have left some
-        # Under DDP every parameter must get a gradient; `on_before_optimizer_step` drops the body's there.
-        if self.head_epochs and self.trainer.world_size == 1:
-            learns = self.current_epoch >= self.head_epochs
-            for parameter in self.classifier.body_parameters():
-                parameter.requires_grad_(learns)
+        # Under DDP every parameter must get a gradient; `on_before_optimizer_step` drops those there.
+        if self.trainer.world_size == 1:
+            for parameter, first in self._first_epochs.items():
+                parameter.requires_grad_(self.current_epoch >= first)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Drops the backbone's gradients while only the head is trained.
+        """Drops the gradients of parameters whose first epoch has not come.
 
         So that under DDP, as on one device, they neither count when gradients are clipped nor fill the optimiser's
         moments: Lightning calls this before clipping, and optimisers skip parameters without a gradient.
         """
-        if self.current_epoch < self.head_epochs:
-            for parameter in self.classifier.body_parameters():
+        for parameter, first in self._first_epochs.items():
+            if self.current_epoch < first:
                 parameter.grad = None
 
     def on_train_batch_start(self, batch: ForeignBatch, batch_idx: int) -> None:
@@ -228,14 +228,15 @@ class ClassifierModule(CheckpointedModule, ABC):
         mixed = str(self.trainer.precision).endswith("-mixed")
         fused = not (mixed and self.trainer.gradient_clip_val)
         scales = layer_scales(network, self.optim.layer_decay) if self.optim.layer_decay < 1 else None
-        optimizer = build_optimizer(self.optim, network.body_parameters(), head, scales=scales, fused=fused)
+        self._first_epochs = firsts = first_epochs(network, self.head_epochs, self.optim.unfreeze_epochs)
+        optimizer = build_optimizer(
+            self.optim, network.body_parameters(), head, scales=scales, first_epochs=firsts, fused=fused
+        )
         steps = float(self.trainer.estimated_stepping_batches)
         # With max_steps alone the line above does not count the batches of an epoch.
         self.trainer.fit_loop.setup_data()
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        schedule = build_schedule(
-            self.optim, optimizer, steps=steps, steps_per_epoch=per_epoch, head_epochs=self.head_epochs
-        )
+        schedule = build_schedule(self.optim, optimizer, steps=steps, steps_per_epoch=per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ---- validation, test, prediction

@@ -6,7 +6,7 @@ with a warm-up of its own, which no schedule for all groups can do, and checkpoi
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,12 +34,14 @@ class OptimSpec:
         body_lr_fraction: Learning rate of everything but the head, as a fraction of ``lr``.
         layer_decay: Factor on the learning rate from each layer of the body to the one before it, above 0 and at most
             1; 1 treats all alike. About 0.65 to 0.8 suits a pretrained transformer.
+        unfreeze_epochs: Epochs after which the next stage of the body (of a plain transformer the next block) begins to
+            learn, from the head to the stem (Howard and Ruder, 2018); 0 for all at once.
 
     Examples:
         >>> layer = nn.Linear(4, 2)
         >>> spec = OptimSpec(lr=0.1, schedule="cosine", warmup_epochs=1)
         >>> optimizer = build_optimizer(spec, [], layer.parameters())
-        >>> schedule = build_schedule(spec, optimizer, steps=10, steps_per_epoch=1, head_epochs=0)
+        >>> schedule = build_schedule(spec, optimizer, steps=10, steps_per_epoch=1)
         >>> optimizer.param_groups[0]["lr"]
         0.05
     """
@@ -55,6 +57,7 @@ class OptimSpec:
     final_lr_fraction: float = 0.0
     body_lr_fraction: float = 1.0
     layer_decay: float = 1.0
+    unfreeze_epochs: int = 0
 
     def __post_init__(self) -> None:
         """Refuses values that cannot work, all together."""
@@ -67,6 +70,7 @@ class OptimSpec:
                 ("final_lr_fraction", self.final_lr_fraction, 0 <= self.final_lr_fraction <= 1, "0 to 1"),
                 ("body_lr_fraction", self.body_lr_fraction, 0 <= self.body_lr_fraction <= 1, "0 to 1"),
                 ("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "above 0 and at most 1, such as 0.75"),
+                ("unfreeze_epochs", self.unfreeze_epochs, self.unfreeze_epochs >= 0, "0 for all at once, or such as 1"),
                 ("momentum", self.momentum, 0 <= self.momentum < 1, "0 to below 1"),
             )
             if not good
@@ -91,7 +95,7 @@ def check_resumed(asked: OptimSpec, stored: Mapping[str, Any]) -> None:
     """
     remedy = "Leave it as it was, or begin anew from the weights of its best.ckpt."
     findings = []
-    for name in ("name", "decay_all", "layer_decay"):
+    for name in ("name", "decay_all", "layer_decay", "unfreeze_epochs"):
         now = getattr(asked, name)
         was = stored.get(name, now)
         if was != now:
@@ -118,6 +122,7 @@ def build_optimizer(
     head: Iterable[nn.Parameter],
     *,
     scales: Mapping[nn.Parameter, float] | None = None,
+    first_epochs: Mapping[nn.Parameter, int] | None = None,
     fused: bool = True,
 ) -> torch.optim.Optimizer:
     """Builds the optimiser with groups ``body`` and ``head``, each with and without weight decay.
@@ -127,19 +132,21 @@ def build_optimizer(
         body: Parameters of the body; those without gradient are left out.
         head: Parameters of the head and whatever else starts afresh.
         scales: Factors on the body's learning rate, by parameter; a group for each.
+        first_epochs: First epoch in which a parameter of the body learns; a group for each.
         fused: Use torch's fused update where the parameters' device has one; equal to the plain one but for rounding.
     """
     groups: list[dict[str, Any]] = []
     for name, parameters, fraction in (("body", body, spec.body_lr_fraction), ("head", head, 1.0)):
-        members: dict[tuple[float, float], list[nn.Parameter]] = {}
+        members: dict[tuple[float, float, int], list[nn.Parameter]] = {}
         decayed, plain = _by_decay(spec, parameters)
         for decay, given in ((spec.weight_decay, decayed), (0.0, plain)):
             for parameter in given:
                 scale = (scales or {}).get(parameter, 1.0) if name == "body" else 1.0
-                members.setdefault((fraction * scale, decay), []).append(parameter)
+                first = (first_epochs or {}).get(parameter, 0)
+                members.setdefault((fraction * scale, decay, first), []).append(parameter)
         groups += [
-            {"params": alike, "lr": spec.lr * factor, "weight_decay": decay, "name": name}
-            for (factor, decay), alike in members.items()
+            {"params": alike, "lr": spec.lr * factor, "weight_decay": decay, "name": name, "first_epoch": first}
+            for (factor, decay, first), alike in members.items()
         ]
     able = all(p.device.type in FUSED_ON for group in groups for p in group["params"])
     # None leaves torch its own choice; False would forbid its second best.
@@ -162,16 +169,14 @@ def build_schedule(
     *,
     steps: float,
     steps_per_epoch: float,
-    head_epochs: int,
 ) -> LambdaLR:
-    """Builds the schedule, stepped after every optimiser step.
+    """Builds the schedule, stepped after every optimiser step; before its first epoch a group's learning rate is 0.
 
     Args:
         spec: What to build.
         optimizer: From :func:`build_optimizer`.
         steps: Optimiser steps of the whole fit; may be infinite, which suits only ``constant``.
         steps_per_epoch: Optimiser steps of an epoch.
-        head_epochs: For so many epochs the body's learning rate is 0.
 
     Raises:
         ConfigError: A cosine without an end.
@@ -195,7 +200,5 @@ def build_schedule(
 
         return at
 
-    starts: Sequence[float] = [
-        head_epochs * steps_per_epoch if group["name"] == "body" else 0.0 for group in optimizer.param_groups
-    ]
+    starts = [group["first_epoch"] * steps_per_epoch for group in optimizer.param_groups]
     return LambdaLR(optimizer, [factor(start) for start in starts])

@@ -70,8 +70,8 @@ def test_gradients_can_be_clipped_at_any_precision(source, tmp_path, precision, 
 def rates(spec, *, steps, per_epoch, head_epochs=0, count=None):
     """Returns the learning rates of body and head at every optimiser step, without training anything."""
     body, head = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2, 2))
-    optimizer = build_optimizer(spec, [body], [head])
-    schedule = build_schedule(spec, optimizer, steps=steps, steps_per_epoch=per_epoch, head_epochs=head_epochs)
+    optimizer = build_optimizer(spec, [body], [head], first_epochs={body: head_epochs})
+    schedule = build_schedule(spec, optimizer, steps=steps, steps_per_epoch=per_epoch)
     table = []
     for _ in range(steps if count is None else count):
         table.append([group["lr"] for group in optimizer.param_groups])
@@ -216,7 +216,9 @@ def test_all_refusals_come_together():
     assert len(caught.value.findings) == 3
 
 
-@pytest.mark.parametrize(("option", "other"), [("layer_decay", 0.5), ("decay_all", True), ("name", "sgd")])
+@pytest.mark.parametrize(
+    ("option", "other"), [("layer_decay", 0.5), ("unfreeze_epochs", 1), ("decay_all", True), ("name", "sgd")]
+)
 def test_a_resume_with_other_groups_of_parameters_is_refused(source, tmp_path, option, other):
     fit = trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
     fit.fit(teacher(source), datamodule=source)
