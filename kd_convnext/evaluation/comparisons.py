@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from kd_convnext.evaluation.proportions import LEVEL, Interval, difference_interval
+from kd_convnext.evaluation.proportions import FEW, LEVEL, Interval, difference_interval
 from kd_convnext.evaluation.statistics import (
     METRICS,
     LesionCounts,
@@ -161,20 +161,26 @@ def compare_pairs(pairs: Sequence[Pair], resamples: int, seed: int) -> list[Comp
 
 
 def _difference_intervals(pair: Pair, level: float, resamples: int, seed: int) -> dict[Metric, Interval]:
-    """Bootstraps the differences; where all resamples are equal, it combines the intervals of both sides instead."""
+    """Bootstraps the differences; where resamples say little, it combines the intervals of both sides.
+
+    Of fewer than ten lesions the bootstrap's intervals are too narrow (with six they held the true difference of
+    accuracy in 75 to 91 of 100 simulated pairs): they are widened. Where all resamples are equal they are replaced.
+    """
     sides = (pair.first, pair.second)
     weights = draw_weights(pair.first.strata, resamples, seed)
     first, second = (scores(resampled(weights, side.counts)) for side in sides)
     found = {metric: percentile_interval(first[metric] - second[metric], level) for metric in METRICS}
     mute = [metric for metric in METRICS if np.ptp(first[metric] - second[metric]) < _NOTHING]
-    if mute:
+    few = list(METRICS) if len(pair.first.lesions) < FEW else mute
+    if few:
         whole = [scores(side.total) for side in sides]
         own = [intervals(side, resamples, seed, level) for side in sides]
         # Answers that are the same in every lesion go together; of others nothing is known here.
         together = 1.0 if np.array_equal(pair.first.counts, pair.second.counts) else 0.0
-        for metric in mute:
+        for metric in few:
             values = (float(whole[0][metric]), float(whole[1][metric]))
-            found[metric] = difference_interval(values, (own[0][metric], own[1][metric]), together)
+            both = difference_interval(values, (own[0][metric], own[1][metric]), together)
+            found[metric] = both if metric in mute else found[metric].joined(both)
     return found
 
 

@@ -253,6 +253,15 @@ def test_a_clear_difference_is_called_better_and_the_other_way_round_worse():
     assert found.differences["accuracy"].verdict == found.differences["f1_macro"].verdict == "worse"
 
 
+def test_an_interval_of_few_lesions_says_no_more_than_their_test():
+    """Two of six gained, p = 0.5: a bootstrap of them alone leaves no difference out."""
+    ours, theirs = np.array([1, 1, 1, 0, 0, 1], bool), np.array([1, 1, 0, 0, 0, 0], bool)
+    (found,) = compare_pairs([pair_of(ours, theirs)], 1000, seed=0)
+    assert found.differences["accuracy"].p_value == 0.5 and (found.gained, found.lost) == (2, 0)
+    for difference in found.differences.values():
+        assert difference.interval.low < 0 < difference.interval.high and difference.value >= 0
+
+
 def test_three_lesions_prove_nothing_and_their_interval_is_no_point():
     (found,) = compare_pairs([pair_of(np.ones(3, bool), np.zeros(3, bool))], 1000, seed=0)
     interval = found.differences["accuracy"].interval

@@ -7,6 +7,7 @@ from typing import Any
 from kd_convnext.checkpoints.flat_arguments import TERMS, modern_arguments
 from kd_convnext.common.files import read_bytes
 from kd_convnext.common.reading import json_of, yaml_of
+from kd_convnext.data.crops.upscaling.upscaler import NETWORKS
 from kd_convnext.experiment.report.results import Arm, CellResult
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.naming import count_words, network_name
@@ -140,8 +141,9 @@ def _crops(config: Config | None) -> str:
     weights, upscaler = look(config, "data.sr_weights"), look(config, "data.upscaler", "auto")
     if upscaler == "auto":
         upscaler = "spandrel" if weights else "bicubic"
-    named = f" ({Path(str(weights)).name})" if weights and upscaler in ("spandrel", "ncnn", "realesrgan") else ""
-    return f"{upscaler}{named}, {look(config, 'data.resize', 'stretch')}"
+    if upscaler in NETWORKS:
+        upscaler = f"super-resolved by {Path(str(weights)).name}"
+    return f"{upscaler}, {look(config, 'data.resize', 'stretch')}"
 
 
 def _loss(config: Config | None) -> str:

@@ -1,6 +1,7 @@
 """Tabulates an experiment: the paper's values beside ours, intervals, comparisons."""
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -256,9 +257,8 @@ def markdown(table: Table) -> str:
 
 def plain(text: str) -> str:
     """Returns a text that Markdown shows as it is, in a table too."""
-    for mark, instead in (("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
-        text = text.replace(mark, instead)
-    return text
+    # A sign "less than" before anything but a letter opens no tag.
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("|", "\\|").replace("\n", " ")
 
 
 def _beside_the_paper(arms: Sequence[Arm], title: str) -> Table:
@@ -321,12 +321,12 @@ def _comparison_table(comparisons: Sequence[Comparison], title: str, resamples: 
         together = "one comparison alone: nothing is corrected"
     note = (
         "Differences on the photographs that both methods were tested on, all repeats together; 95 % intervals by "
-        f"paired bootstrap over lesions ({resamples} resamples; where none differs from another, by both "
-        f"sides' own intervals, Newcombe 1998), {together}. p: lesions exchanged between the methods; exact "
-        "for accuracy (McNemar's exact test where every lesion has one photograph), "
-        f"{resamples} random exchanges for macro F1; then corrected by Holm. Better or worse is said only where the "
-        "corrected interval excludes 0 and the corrected p is below 0.05. Gained / lost: lesions with more / fewer "
-        "right answers than the other method gave."
+        f"paired bootstrap over lesions ({resamples} resamples; where none differs from another, by both sides' own "
+        f"intervals, Newcombe 1998, which also widen those of fewer than {FEW} lesions), {together}. p: lesions "
+        "exchanged between the methods; exact for accuracy (McNemar's exact test where every lesion has one "
+        f"photograph), {resamples} random exchanges for macro F1; then corrected by Holm. Better or worse is said only "
+        "where the corrected interval excludes 0 and the corrected p is below 0.05. Gained / lost: lesions with more / "
+        "fewer right answers than the other method gave."
     )
     heads = ("Method", "Metric", "Verdict", "Difference", "95 % interval", "corrected interval", "p", "corrected p")
     return Table(title, (*heads, "Gained / lost", "Lesions", "Photographs"), tuple(rows), note)

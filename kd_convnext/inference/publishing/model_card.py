@@ -283,8 +283,10 @@ def _leak_words(run: "RunFolder") -> str:
 def _crop_words(data: "DataCard") -> str:
     upscaler = data.crop_identity["upscaler"]
     weights = upscaler["weights_sha256"]
-    made = f"{upscaler['name']} x{upscaler['scale']}" + (f" (weights sha256 `{weights[:16]}`)" if weights else "")
-    return f"enlarged by {made}, {data.crop['resize']} to a square of {data.crop['store_size']} px"
+    made = f"enlarged by {upscaler['name']} x{upscaler['scale']}"
+    if weights:
+        made = f"super-resolved x{upscaler['scale']} ({upscaler['architecture']}, weights sha256 `{weights[:16]}`)"
+    return f"{made}, {data.crop['resize']} to a square of {data.crop['store_size']} px"
 
 
 def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | None:

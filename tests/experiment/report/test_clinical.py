@@ -228,8 +228,8 @@ def test_a_student_finds_its_teacher_in_a_moved_experiment(tmp_path):
 
 
 def test_nothing_is_claimed_of_leaks_without_ids(tmp_path):
-    names = ("a & b", "c")
-    frame = answers(["a & b"] * 6 + ["c"] * 6, ["a & b"] * 12, names)
+    names = ("a & b", "<5 mm")
+    frame = answers(["a & b"] * 6 + ["<5 mm"] * 6, ["a & b"] * 12, names)
     cell = fake_cell(tmp_path / "run", frame, names=names)
     split = pd.read_csv(cell.folder / "split.csv", keep_default_na=False).assign(lesion_id="")
     split.to_csv(cell.folder / "split.csv", index=False)
@@ -238,4 +238,4 @@ def test_nothing_is_claimed_of_leaks_without_ids(tmp_path):
     assert "no photograph names its lesion, so a leak could not be seen" in page
     assert "no lesion, patient or photograph is in two parts" not in page
     assert "One division into training" in page
-    assert "a & b" in text and "&amp;" not in text
+    assert "a & b" in text and "<5 mm" in text and "&amp;" not in text and "&lt;" not in text
