@@ -39,18 +39,28 @@ def parsing(command: str, known: Iterable[str] = ()) -> Iterator[None]:
         yield
     except (ArgumentError, ArgumentTypeError) as error:
         helped = f"See kd-convnext {command} --help."
-        if wrong := _wrong_choice(str(error)):
+        if wrong := _wrong_choice(str(error)) or _no_number(str(error)):
             raise ConfigError(replace(wrong, remedy=wrong.remedy + helped)) from error
         told = " ".join(str(error).split())
         told = _LACKING.sub(lambda found: found[0].replace(found[1], _as_options(found[1], known)), told)
         remedy = f"{_meant(told, known)}{_hint(told)}{helped}"
-        raise ConfigError(Finding(f"kd-convnext {command}", _UNION.sub("", told)[:_LONGEST], remedy)) from error
+        raise ConfigError(Finding(f"kd-convnext {command}", _readable(told)[:_LONGEST], remedy)) from error
 
 
 _UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: ")
 """How the parser begins where several types are allowed; what follows says why none fits."""
 
 _LONGEST = 400
+
+
+def _readable(told: str) -> str:
+    """Writes what a parser says of types and keys in words."""
+    told = re.sub(r"Given value type: <class '[\w.]+'> ", "", _UNION.sub("", told))
+    told = re.sub(r"<class '(?:\w+\.)*(\w+)'>", lambda found: _TYPES.get(found[1], found[1]), told)
+    return re.sub(_KEY, r"--\1", told)
+
+
+_TYPES = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "NoneType": "null"}
 
 _LACKING = re.compile(r"arguments are required: ([\w., ]+)")
 
@@ -101,6 +111,21 @@ def _wrong_choice(text: str) -> Finding | None:
     where = "--" + ".".join(re.findall(_KEY, text))
     what = f"{value!r} is none of {', '.join(choices)}"
     return Finding(where, what, f"Did you mean {close[0]}? " if close else "")
+
+
+def _no_number(text: str) -> Finding | None:
+    """Finds the option and its value, where the parser says that a value is no number, and only that."""
+    kinds, given = re.findall(_EXPECTED, text), re.search(_GIVEN, text)
+    wanted = [_TYPES[name] for name in ("int", "float") for kind in kinds if kind == f"<class '{name}'>"]
+    nothing = kinds.count("<class 'NoneType'>")
+    if not wanted or len(wanted) + nothing != text.count("Expected a") or given is None:
+        return None
+    value = next(found for found in given.groups() if found is not None).strip()
+    return Finding(
+        "--" + ".".join(re.findall(_KEY, text)),
+        f"{value!r} is no {min(wanted, key=len)}",
+        _hint(text) if nothing else "",
+    )
 
 
 def _hint(text: str) -> str:

@@ -31,7 +31,7 @@ def test_a_value_of_another_type_comes_with_what_is_meant(word, hint):
     with pytest.raises(ConfigError) as caught, parsing("fit"):
         parser.parse_args([word])
     said = str(caught.value)
-    assert "Subtypes" not in said and "Expected" in said
+    assert "Subtypes" not in said and "<class" not in said and "Parser" not in said
     assert (hint in said) if hint else ("null" not in said and "quotes" not in said)
 
 
@@ -52,6 +52,24 @@ def test_a_wrong_choice_comes_with_all_and_the_one_that_was_meant(words, said, m
     error = capsys.readouterr().err
     assert said in error and f"Did you mean {meant}? See kd-convnext {words[0]} --help." in error
     assert "Literal" not in error and "Union" not in error
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["prepare", "photos", "--preview=true"], "--preview: 'True' is no whole number. See"),
+        (["prepare", "photos", "--crops.roi_margin=wide"], "--crops.roi_margin: 'wide' is no number. See"),
+        (
+            ["fit", TEACHER, "--data.crops.store_size=None"],
+            "--data.crops.store_size: 'None' is no whole number. Nothing",
+        ),
+        (["paper", "--manifest=a", "--repeats=x"], "--repeats: - Expected a whole number - Expected a list Given"),
+    ],
+)
+def test_what_is_no_number_is_told_without_the_parsers_own_words(words, said, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error and "<class" not in error and "Parser key" not in error
 
 
 @pytest.mark.parametrize("word", ["--data.veiws=2", "--data.clases=[a]", "--data.far_from_all=1"])
