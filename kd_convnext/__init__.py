@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from kd_convnext._version import __version__
 
 if TYPE_CHECKING:
+    from kd_convnext.common.process import quiet_libraries
     from kd_convnext.data.crops.spec import CropSpec
     from kd_convnext.data.loading.augment import AugmentSpec
     from kd_convnext.data.loading.datamodule import SpecimenDataModule
@@ -28,6 +29,7 @@ _LAZY = {
     "Eq5": "kd_convnext.losses",
     "Objective": "kd_convnext.losses",
     "Predictor": "kd_convnext.inference.predictor",
+    "quiet_libraries": "kd_convnext.common.process",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "SplitSpec",
     "TeacherModule",
     "__version__",
+    "quiet_libraries",
 ]
 
 

@@ -26,6 +26,7 @@ PUBLIC = {
         "SplitSpec",
         "TeacherModule",
         "__version__",
+        "quiet_libraries",
     },
     "kd_convnext.models": {"Backbone", "BackboneSpec", "FeatureTaps", "build_backbone"},
     "kd_convnext.losses": {

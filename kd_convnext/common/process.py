@@ -55,7 +55,8 @@ def is_stopped(process: int) -> bool:
 def quiet_libraries() -> None:
     """Silences advertisements, tips and warnings of libraries that a user can do nothing about.
 
-    Loggers and filters stay so until `process_state_kept` ends.
+    Commands do so for themselves; a script of one's own calls it before it makes a trainer. Loggers and filters stay so
+    until the process or a command ends.
     """
     for name in QUIETED:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -4,11 +4,13 @@ import errno
 import logging
 import os
 import signal
+import subprocess
+import sys
 import warnings
 
 import pytest
 from helpers.command_line import OFFLINE, SMALL_SWIN, TINY, convnext
-from helpers.paths import CONFIGS
+from helpers.paths import CONFIGS, REPOSITORY
 from lightning.pytorch.loggers import CSVLogger
 
 from kd_convnext.cli import main
@@ -75,3 +77,24 @@ def test_a_fit_and_a_test_call_nothing_that_will_stop_working(tiny_manifest, tin
     words = ["--config", str(CONFIGS / "small_cpu" / "convnext.yaml"), *TINY, *convnext("backbone"), *data]
     assert main(["fit", *words, f"--trainer.default_root_dir={run.path}"]) == 0
     assert main(["test", "--config", str(run.config), "--ckpt_path", str(run.best)]) == 0
+
+
+@pytest.mark.slow
+def test_a_script_of_ones_own_is_as_quiet_as_a_command(tiny_manifest, tmp_path):
+    """In a process of its own: what a trainer prints goes by its first import."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import kd_convnext\n"
+        "if sys.argv[4] == 'quiet': kd_convnext.quiet_libraries()\n"
+        "from helpers import tiny\n"
+        "source = tiny.data(sys.argv[2], sys.argv[3])\n"
+        "tiny.trainer(sys.argv[3]).fit(tiny.teacher(source), datamodule=source)\n"
+    )
+    printed = {}
+    for way in ("loud", "quiet"):
+        words = [sys.executable, "-c", script, str(REPOSITORY / "tests"), str(tiny_manifest), str(tmp_path), way]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        printed[way] = done.stdout + done.stderr
+    noise = ("GPU available", "litlogger", "LeafSpec", "Loading `train_dataloader`", "`Trainer.fit` stopped")
+    assert "GPU available" in printed["loud"]
+    assert not [word for word in noise if word in printed["quiet"]]
