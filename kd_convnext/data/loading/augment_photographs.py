@@ -1,4 +1,4 @@
-"""Augments photographs of specimens: turning, illumination, white balance, sharpness, occlusion."""
+"""Augments photographs of specimens: turning, scale, illumination, white balance, sharpness, occlusion."""
 
 from dataclasses import dataclass, fields
 from typing import cast
@@ -28,6 +28,7 @@ class PhotographSpec:
         blur: Probability of an unsharp picture, 0..1.
         jpeg: Probability of a strong JPEG compression, 0..1.
         dropout: Probability of a grey rectangle over up to a third of each side, 0..1.
+        scale: The crop grows or shrinks by a factor of up to ``exp(scale)``, 0..1.
     """
 
     rotate: float = 180.0
@@ -39,6 +40,7 @@ class PhotographSpec:
     blur: float = 0.1
     jpeg: float = 0.1
     dropout: float = 0.0
+    scale: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses values that cannot work, all together."""
@@ -81,13 +83,17 @@ def photographed(crop: Pixels, spec: PhotographSpec, seed: int) -> Pixels:
 
 
 def _turned(crop: Pixels, spec: PhotographSpec, draw: np.random.Generator) -> Pixels:
-    """Turns and stretches about the middle, in one resampling."""
+    """Turns, stretches and scales about the middle, in one resampling."""
     angle = np.deg2rad(draw.uniform(-spec.rotate, spec.rotate))
     ratio = np.exp(draw.uniform(-spec.stretch, spec.stretch) / 2)
-    if angle == 0 and ratio == 1:
+    # Drawn only where it is asked for: other views stay as they were.
+    size = np.exp(draw.uniform(-spec.scale, spec.scale)) if spec.scale else 1.0
+    if angle == 0 and ratio == 1 and size == 1:
         return crop
     side = crop.shape[0]
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag([ratio, 1 / ratio])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag(
+        [size * ratio, size / ratio]
+    )
     middle = np.full(2, (side - 1) / 2)
     matrix = np.column_stack([turn, middle - turn @ middle])
     view = cv2.warpAffine(crop, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)

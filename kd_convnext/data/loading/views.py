@@ -55,6 +55,8 @@ class Views:
         for name in ("photograph", "transforms"):
             if augment and augment[name] is None:
                 del augment[name]  # named as before there were any: what is stored stays valid
+        if augment and "photograph" in augment and not augment["photograph"]["scale"]:
+            del augment["photograph"]["scale"]
         sizes = {"image_size": self.image_size, "in_chans": self.in_chans, "resize": self.resize}
         return {**sizes, "augment": augment, "drawn_by": drawn_by}
 

@@ -7,7 +7,8 @@ from kd_convnext.data.loading.views import Views
 from kd_convnext.errors import ConfigError
 
 NOTHING = dict.fromkeys(
-    ["rotate", "stretch", "brightness", "contrast", "saturation", "white_balance", "blur", "jpeg", "dropout"], 0.0
+    ["rotate", "stretch", "scale", "brightness", "contrast", "saturation", "white_balance", "blur", "jpeg", "dropout"],
+    0.0,
 )
 PICTURE = np.random.default_rng(0).integers(60, 190, (48, 48, 3), np.uint8)
 
@@ -38,6 +39,25 @@ def test_a_turn_keeps_the_distance_to_the_middle():
     np.testing.assert_allclose(radii, 6, atol=0.6)
     angles = np.arctan2([row - 20 for row, _ in places], [column - 20 for _, column in places])
     assert np.histogram(angles, 4, (-np.pi, np.pi))[0].min() > 5  # to all sides
+
+
+def test_a_scale_changes_distances_alike_up_and_down():
+    bright = np.zeros((81, 81, 3), np.uint8)
+    bright[39:42, 59:62] = bright[59:62, 39:42] = 255  # 20 pixels right of the middle, and below it
+    spec, ratios = only(scale=0.3), []
+    for seed in range(40):
+        rows, columns = np.nonzero(photographed(bright, spec, seed)[..., 0] > 99)
+        right, below = columns[np.abs(rows - 40) < 9].mean() - 40, rows[np.abs(columns - 40) < 9].mean() - 40
+        assert abs(right - below) < 1
+        ratios.append(right / 20)
+    assert np.exp(-0.3) - 0.05 < min(ratios) < 0.85 and 1.15 < max(ratios) < np.exp(0.3) + 0.05
+
+
+def test_without_a_scale_views_and_their_names_are_those_of_before():
+    known = Views(32, 3, AugmentSpec(photograph=only(rotate=30.0), engine="opencv")).identity()["augment"]["photograph"]
+    assert "scale" not in known
+    moved = Views(32, 3, AugmentSpec(photograph=only(scale=0.1), engine="opencv")).identity()["augment"]["photograph"]
+    assert moved["scale"] == 0.1
 
 
 def test_white_balance_changes_channels_and_brightness_all_alike():
