@@ -1,7 +1,7 @@
 """Begins averages of weights anew, where a module gets parameters after they were begun."""
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 
 
 def average_again(module: pl.LightningModule) -> None:
@@ -13,5 +13,5 @@ def average_again(module: pl.LightningModule) -> None:
         module: Within its `setup` for a fit.
     """
     for callback in module.trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
+        if isinstance(callback, WeightAveraging):
             callback.setup(module.trainer, module, "fit")

@@ -134,6 +134,9 @@ def build_optimizer(
         scales: Factors on the body's learning rate, by parameter; a group for each.
         first_epochs: First epoch in which a parameter of the body learns; a group for each.
         fused: Use torch's fused update where the parameters' device has one; equal to the plain one but for rounding.
+
+    Raises:
+        ConfigError: Nothing learns.
     """
     groups: list[dict[str, Any]] = []
     for name, parameters, fraction in (("body", body, spec.body_lr_fraction), ("head", head, 1.0)):
@@ -148,6 +151,10 @@ def build_optimizer(
             {"params": alike, "lr": spec.lr * factor, "weight_decay": decay, "name": name, "first_epoch": first}
             for (factor, decay, first), alike in members.items()
         ]
+    if not groups:
+        what = "no parameter learns: something has frozen the whole network, such as BackboneFinetuning"
+        remedy = "Use --model.optim.unfreeze_epochs, or --model.finetune head_first of a teacher."
+        raise ConfigError(Finding("--trainer.callbacks", what, remedy))
     able = all(p.device.type in FUSED_ON for group in groups for p in group["params"])
     # None leaves torch its own choice; False would forbid its second best.
     chosen = True if fused and able else None

@@ -38,6 +38,10 @@ def require_possible(command: str, config: Mapping[str, Any]) -> None:
     """
     trainer = config.get("trainer") or {}
     findings = [*_numbers(trainer, fitting=command == "fit"), *_seeds(config)]
+    if command == "fit" and "StochasticWeightAveraging" in _callbacks(trainer):
+        what = "averages when all is over: no epoch is judged by the average, and no checkpoint holds it"
+        remedy = "Use kd_convnext.training.epoch_averaging.EpochAveraging, or EMAWeightAveraging."
+        findings.append(Finding("--trainer.callbacks StochasticWeightAveraging", what, remedy))
     if trainer.get("barebones"):
         what = "leaves no record of a training, neither scores nor checkpoints"
         findings.append(Finding("--trainer.barebones", what, "Leave it out."))
@@ -50,6 +54,13 @@ def require_possible(command: str, config: Mapping[str, Any]) -> None:
         findings.append(lacking)
     if findings:
         raise ConfigError(findings)
+
+
+def _callbacks(trainer: Mapping[str, Any]) -> set[str]:
+    """Returns the class names of the callbacks."""
+    given = trainer.get("callbacks") or []
+    named = [one.get("class_path", "") for one in (given if isinstance(given, list) else [given]) if one]
+    return {str(name).rpartition(".")[2] for name in named}
 
 
 def _numbers(trainer: Mapping[str, Any], *, fitting: bool) -> Iterator[Finding]:

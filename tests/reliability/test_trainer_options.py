@@ -33,7 +33,8 @@ OBJECTS = [
         marks=pytest.mark.skipif(find_spec("deepspeed") is not None, reason="has DeepSpeed"),
     ),
     ("callbacks", "callbacks.EarlyStopping", {"monitor": "val/loss", "mode": "best"}, "EarlyStopping: `mode` can be"),
-    ("callbacks", "callbacks.StochasticWeightAveraging", {"swa_lrs": -1.0}, "swa_lrs"),
+    ("callbacks", "callbacks.StochasticWeightAveraging", {"swa_lrs": 1.0}, "EpochAveraging"),
+    ("callbacks", "callbacks.BackboneFinetuning", {}, "unfreeze_epochs"),
     ("logger", "loggers.WandbLogger", {"offline": True, "log_model": True}, "log_model=True"),
 ]
 """Objects that a file names by their class, two processes for a strategy, and what of their refusal is to be read."""
