@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kd_convnext.common.figures import PALETTE, grid_shape, label_ticks, line_look, put_caption, wrapped
-from kd_convnext.evaluation.proportions import FEW, Interval
+from kd_convnext.evaluation.proportions import FEW, Interval, digits
 from kd_convnext.runs.tables import class_table
 
 if TYPE_CHECKING:
@@ -312,9 +312,9 @@ def reliability_diagram(evaluation: "Evaluation", bins: int = 15, caption: str =
     filled = counts > 0
     upper.bar(centres[filled], accuracy[filled], width=0.9 / bins, color=PALETTE[0], label="this model")
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    upper.set_title(f"expected calibration error {evaluation.metrics()['ece']:.3f}")
-    upper.legend(loc="upper left")
+    upper.set_title(f"expected calibration error {evaluation.metrics()['ece']:.{digits(int(counts.sum()))}f}")
+    upper.legend(loc="best")
     lower.bar(centres, counts, width=0.9 / bins, color="grey")
-    lower.set(xlabel="confidence (highest probability)", ylabel="samples")
+    lower.set(xlabel="confidence (highest probability)", ylabel="answers")
     put_caption(figure, caption)
     return figure

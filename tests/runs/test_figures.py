@@ -130,6 +130,15 @@ def test_reliability_diagram_places_accuracy_over_confidence():
     assert figure.axes[0].get_title().endswith(f"{abs(179 / 209 - 0.81):.3f}")
 
 
+def test_reliability_diagram_of_few_answers_has_two_digits_and_a_legend_beside_its_bars():
+    figure = plotting.reliability_diagram(evaluation_of(np.diag([3] * 5), confidence=0.3))
+    assert figure.axes[0].get_title() == "expected calibration error 0.70"
+    assert_readable(figure)
+    legend = figure.axes[0].get_legend().get_window_extent()
+    (bar,) = (bar.get_window_extent() for bar in figure.axes[0].patches if bar.get_height() > 0)
+    assert not legend.overlaps(bar)
+
+
 def test_reliability_diagram_leaves_out_unlabelled_samples():
     known = evaluation_of(np.array([[2, 1], [0, 3]]))
     labels = known.labels.copy()
