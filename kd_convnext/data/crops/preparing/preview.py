@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kd_convnext.common.arrays import Pixels
+from kd_convnext.common.figures import put_caption, save_figure, wrapped
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.fidelity import Fidelity, consistent, fidelity
 from kd_convnext.data.crops.resize import reduced_size, resize_to
@@ -19,6 +20,7 @@ from kd_convnext.errors import KDConvNeXtError
 
 _SHOWN = 96  # pixels of a crop's middle that are drawn
 _CONTEXT = 64  # pixels around it that the upscaler sees as well
+_WIDTH, _LETTERS = 9.0, 9.0  # of the figure in inches, of its titles in points
 
 
 class Comparison(NamedTuple):
@@ -49,8 +51,6 @@ def write_preview(cache: CropCache, manifest: Manifest, count: int, worst: Seque
     Raises:
         ConfigError: The file cannot be written.
     """
-    from kd_convnext.common.figures import save_figure
-
     first = list(worst[: -(-count // 4)])
     others = [row for row in _readable(cache, manifest, count) if row not in first]
     comparisons = [compare(cache, manifest, row) for row in [*first, *others][:count]]
@@ -96,7 +96,7 @@ def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
     Returns:
         The figure; pixels of the crop are shown as squares.
     """
-    figure = Figure(figsize=(9.0, 3.1 * max(1, len(comparisons))), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 3.3 * max(1, len(comparisons))), layout="constrained")
     panels = figure.subplots(max(1, len(comparisons)), 3, squeeze=False)
     for panel in panels.ravel():
         panel.set_axis_off()
@@ -105,7 +105,8 @@ def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
         titles = (comparison.title, "bicubic x4", f"{upscaler}\nreduced again: {comparison.kept}")
         for panel, picture, title in zip(row, comparison[1:4], titles, strict=True):
             panel.imshow(picture, interpolation="nearest")
-            panel.set_title(title, fontsize=9)
+            panel.set_title(wrapped(title, _WIDTH / 3.2, _LETTERS), fontsize=_LETTERS, parse_math=False)
+    put_caption(figure, f"The middle of crops, {_SHOWN} px at most: as cut, and enlarged in two ways.")
     return figure
 
 
