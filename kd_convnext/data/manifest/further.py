@@ -47,7 +47,7 @@ def read_further(path: Path, names: Sequence[str], columns: str | None, where: s
     found = found.reset_index().drop_duplicates().set_index("image")
     several = found.index[found.index.duplicated()].unique()
     if len(several):
-        what = f"{len(several)} photographs have several values in {', '.join(names)} (first {several[0]})"
+        what = f"photographs with several values in {', '.join(names)}: {len(several)} (first {several[0]})"
         raise ConfigError(Finding(where, what, "Give all regions of a photograph one value."))
     return found
 

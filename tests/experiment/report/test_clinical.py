@@ -63,7 +63,7 @@ def test_predictive_values_stand_at_the_asked_prevalence_and_subgroups_in_their_
     assert "has no column device" in error and "has no column sites. Did you mean 'Site'?" in error
     pd.concat([table, table[:1].assign(Site="Wien")]).to_csv(tmp_path / "manifest.csv", index=False)
     assert main([*words, "--by", "site", "--out", str(tmp_path / "several")]) == 2
-    assert f"1 photographs have several values in site (first {frame['image'][0]})" in capsys.readouterr().err
+    assert f"photographs with several values in site: 1 (first {frame['image'][0]})" in capsys.readouterr().err
     table.to_csv(tmp_path / "manifest.csv", index=False, sep=";", encoding="utf-16")
     words.append("--overwrite=true")
     assert main([*words, "--by", "site", "--prevalence", "AIS=0.01"]) == 0
