@@ -63,6 +63,7 @@ def against_the_reference(
     loaded = _load(weights)
     winograd = ncnn_forward(_describe(weights, loaded.tensors), loaded.tensors, threads)
     ours, theirs = build_upscaler("spandrel", weights), build_upscaler("realesrgan", weights)
+    narrow = build_upscaler("spandrel", weights, precision="bfloat16")
     work = 2 * 9 * side**2 * (3 * CHANNELS + LAYERS * CHANNELS**2 + CHANNELS * 48)
     product = torch.randn(1024, 1024)
     products = max(1, round(work / (2 * 1024**3)))
@@ -79,8 +80,13 @@ def against_the_reference(
         with memory_kept():
             winograd(crop)
 
+    def in_bfloat16() -> None:
+        with memory_kept():
+            narrow(crop)
+
     sides = {
         "torch": as_prepare_does,
+        "torch in bfloat16": in_bfloat16,
         "ncnn": by_ncnn,
         "RealESRGANer": lambda: theirs(crop),
         "matrix product": multiply,
@@ -91,13 +97,14 @@ def against_the_reference(
     rate = work / float(np.median(share)) / 1e9
     seconds["matrix product"] = share
     difference = int(np.abs(ours(crop).astype(int) - theirs(crop)).max())
-    apart = int(cv2.absdiff(ours(crop), winograd(crop)).max())
-    levels = f"torch is {difference} level of 255 from RealESRGANer, {apart} from ncnn"
+    apart, further = (int(cv2.absdiff(ours(crop), other(crop)).max()) for other in (winograd, narrow))
+    levels = f"torch is {difference} level of 255 from RealESRGANer, {apart} from ncnn, {further} from bfloat16"
     note = f"{name}: {levels}; matrix product at {rate:.0f} GFLOP/s"
     found = [
         compared(name, seconds, "ncnn", "torch", 1.7),
         compared(name, seconds, "ncnn", "RealESRGANer", 1.9),
         compared(name, seconds, "torch", "RealESRGANer"),
+        compared(name, seconds, "torch in bfloat16", "torch"),
         compared(f"{name}: share of the fp32 rate", seconds, "torch", "matrix product", 0.85),
     ]
     return found, note

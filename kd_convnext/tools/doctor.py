@@ -143,7 +143,8 @@ def _torch(device: str | None) -> Iterator[Check]:
         remedy = "Small networks train on a CPU (configs/small_cpu/); the paper's sizes want a GPU and its driver."
         yield Check("gpu", verdict, "none that torch can use", remedy)
         best = best_precision("cpu")
-        yield Check("precision", "PASS", f"{best.value} on the CPU ({best.reason})")
+        hint = "; --crops.sr_precision bfloat16 speeds super-resolution up too" if best.value != "32-true" else ""
+        yield Check("precision", "PASS", f"{best.value} on the CPU ({best.reason}){hint}")
         return
     name = torch.cuda.get_device_name(device or 0)
     memory = torch.cuda.get_device_properties(device or 0).total_memory / 1e9

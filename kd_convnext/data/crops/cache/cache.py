@@ -274,7 +274,8 @@ def _chosen(root: Path, spec: CropSpec, device: str) -> CropSpec:
     chosen = spec.resolved(device)
     if spec.upscaler != "auto" or chosen.upscaler not in NETWORKS:
         return chosen
-    able = [replace(chosen, upscaler=name) for name in automatic_networks(locate(chosen.weights()[0]), device)]
+    networks = automatic_networks(locate(chosen.weights()[0]), device, spec.sr_precision)
+    able = [replace(chosen, upscaler=name) for name in networks]
     found = [(one, place(root, one.identity())[1] / "config.json") for one in able]
     return next((one for one, record in found if record.is_file()), chosen)
 

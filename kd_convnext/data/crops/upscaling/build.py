@@ -3,23 +3,24 @@
 from pathlib import Path
 
 from kd_convnext.data.crops.upscaling.ncnn import ncnn_installed
-from kd_convnext.data.crops.upscaling.upscaler import BicubicUpscaler, NoUpscaler, Upscaler, UpscalerName
+from kd_convnext.data.crops.upscaling.upscaler import BicubicUpscaler, NoUpscaler, SrPrecision, Upscaler, UpscalerName
 from kd_convnext.data.crops.upscaling.weights import is_rrdb, locate
 from kd_convnext.errors import Finding, UpscalerError
 
 
-def automatic_networks(weights: Path, device: str) -> tuple[UpscalerName, ...]:
+def automatic_networks(weights: Path, device: str, precision: SrPrecision = "float32") -> tuple[UpscalerName, ...]:
     """Names what ``auto`` may run weights with, the first choice first.
 
     Args:
         weights: A file.
         device: Where the network runs, as torch names it.
+        precision: Arithmetic of the network.
 
     Returns:
-        ``spandrel``, and on a CPU with ncnn installed ``ncnn``: before it for SRVGG, behind it for RRDB, where it
-        is no faster and takes more memory (``benchmarks/data/upscaler_memory.py``).
+        ``spandrel``, and in float32 on a CPU with ncnn installed ``ncnn``: before it for SRVGG, behind it for RRDB,
+        where it is no faster and takes more memory (``benchmarks/data/upscaler_memory.py``).
     """
-    if device != "cpu" or not ncnn_installed():
+    if device != "cpu" or precision != "float32" or not ncnn_installed():
         return ("spandrel",)
     return ("spandrel", "ncnn") if is_rrdb(weights) else ("ncnn", "spandrel")
 
@@ -31,6 +32,7 @@ def build_upscaler(
     device: str = "cpu",
     weak: Path | str | None = None,
     strength: float = 1.0,
+    precision: SrPrecision = "float32",
 ) -> Upscaler:
     """Builds an upscaler.
 
@@ -41,6 +43,7 @@ def build_upscaler(
         device: Where a network runs, as torch names it.
         weak: Weights of the same network that denoise less, a file or a name, to blend with.
         strength: Denoising strength: share of ``weights`` in the blend, 0 to 1.
+        precision: Arithmetic of the network; ``bfloat16`` is for ``spandrel`` alone.
 
     Returns:
         The upscaler, ready.
@@ -64,4 +67,5 @@ def build_upscaler(
         )
     from kd_convnext.data.crops.upscaling.real_esrgan import build_network
 
-    return build_network(name, locate(str(weights)), device, None if weak is None else locate(str(weak)), strength)
+    other = None if weak is None else locate(str(weak))
+    return build_network(name, locate(str(weights)), device, other, strength, precision)

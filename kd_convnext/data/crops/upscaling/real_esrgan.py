@@ -17,7 +17,7 @@ from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.files import read_bytes
 from kd_convnext.data.crops.upscaling.ncnn import WINOGRAD_SIDE, ncnn_forward
 from kd_convnext.data.crops.upscaling.network import NetworkUpscaler
-from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Blend, UpscalerIdentity, UpscalerName
+from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Blend, SrPrecision, UpscalerIdentity, UpscalerName
 from kd_convnext.errors import Finding, UpscalerError
 
 # RRDB reaches about 350 px, too far to tile exactly within the budget; 64 px keeps seams small. Budget and
@@ -70,7 +70,12 @@ def load_network(path: Path, weak: Path | None = None, strength: float = 1.0) ->
 
 
 def build_network(
-    name: UpscalerName, path: Path, device: str, weak: Path | None = None, strength: float = 1.0
+    name: UpscalerName,
+    path: Path,
+    device: str,
+    weak: Path | None = None,
+    strength: float = 1.0,
+    precision: SrPrecision = "float32",
 ) -> NetworkUpscaler:
     """Builds an upscaler around a network.
 
@@ -80,6 +85,7 @@ def build_network(
         device: Where the network runs, as torch names it.
         weak: Weights of weak denoising to blend with.
         strength: Share of ``path`` in the blend, 0 to 1.
+        precision: Arithmetic of ``spandrel``.
 
     Raises:
         UpscalerError: As `build_upscaler` says.
@@ -92,13 +98,14 @@ def build_network(
         architecture=descriptor.architecture.id,
         scale=descriptor.scale,
         weights_sha256=sha256,
+        precision="fp32" if precision == "float32" else "bf16",
         pixel_budget=PIXEL_BUDGET,
         tile_pad=_tile_pad(name, options["num_conv"] + 2) if compact else _RRDB_TILE_PAD,
         blend=blend,
     )
     try:
         if name == "spandrel":
-            forward = _spandrel_forward(descriptor.model, device)
+            forward = _spandrel_forward(descriptor.model, device, precision == "bfloat16")
         elif name == "ncnn":
             forward = _ncnn_forward(descriptor, state, device)
         else:
@@ -191,7 +198,7 @@ def _describe(path: Path, state: dict[str, Any]) -> Any:
     return descriptor
 
 
-def _spandrel_forward(model: Any, device: str) -> Callable[[Pixels], Pixels]:
+def _spandrel_forward(model: Any, device: str, mixed: bool = False) -> Callable[[Pixels], Pixels]:
     import torch
 
     model = model.to(device, memory_format=torch.channels_last).eval()
@@ -201,7 +208,9 @@ def _spandrel_forward(model: Any, device: str) -> Callable[[Pixels], Pixels]:
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             # A copy of [h, w, 3] seen as [1, 3, h, w] is channels_last already.
             images = torch.tensor(crop, device=device).permute(2, 0, 1).unsqueeze(0).float().div_(255)
-            pixels = model(images).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
+                enlarged = model(images)
+            pixels = enlarged.float().clamp_(0, 1).mul_(255).round_().to(torch.uint8)
             return np.ascontiguousarray(pixels[0].permute(1, 2, 0).cpu().numpy())
 
     return forward

@@ -15,6 +15,8 @@ from kd_convnext.common.arrays import Pixels
 
 UpscalerName = Literal["spandrel", "ncnn", "realesrgan", "bicubic", "none"]
 
+SrPrecision = Literal["float32", "bfloat16"]
+
 NETWORKS: tuple[UpscalerName, ...] = ("spandrel", "ncnn", "realesrgan")
 """Upscalers that need weights."""
 
@@ -54,7 +56,7 @@ class UpscalerIdentity:
         architecture: ``Compact`` (SRVGG), ``ESRGAN`` (RRDB), or the name again where there is no network.
         scale: Enlargement of each side.
         weights_sha256: Hash of the weights' file, None where there is none.
-        precision: Arithmetic of the network.
+        precision: Arithmetic of the network, ``fp32`` or ``bf16``.
         pixel_budget: Crops above so many pixels are tiled; 0 means never.
         tile_pad: Context on each side of a tile, in input pixels; exact for Compact.
         blend: What was mixed into the weights, None for nothing.
