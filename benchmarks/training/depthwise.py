@@ -35,7 +35,7 @@ def main() -> None:
             for precision in ("float32", "bf16")
             for way in ("ours", "torch's")
         }
-        seconds = interleaved(sides, 9 if options.full else 3, clock)
+        seconds = interleaved(sides, 5 if options.full else 3, clock)
         for better, other in [("ours, float32", "torch's, float32"), ("ours, bf16", "torch's, bf16")]:
             ratios.append(compared(name, seconds, better, other))
         ratios.append(compared(name, seconds, "ours, bf16", "ours, float32"))

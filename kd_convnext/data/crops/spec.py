@@ -65,7 +65,7 @@ class CropSpec:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot work."""
-        findings = []
+        findings: list[tuple[str, object, str]] = []
         if not 0 <= self.roi_margin <= 10:
             findings.append(("roi_margin", self.roi_margin, "Give a fraction of the box from 0 to 10."))
         if self.sr_denoise is not None and not 0 <= self.sr_denoise <= 1:
