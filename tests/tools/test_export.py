@@ -296,6 +296,10 @@ def test_crops_that_a_network_enlarges_are_enlarged_by_a_graph(super_resolved, t
             {"sr_max_side": 60, "sr_consistent": True},
             "its enlarged crops are corrected to agree with what they were made from (sr_consistent)",
         ),
+        (
+            SUPER_RESOLVED | {"sr_precision": "bfloat16"},
+            "its crops are enlarged in bfloat16 (sr_precision), which other programs round otherwise",
+        ),
     ],
 )
 def test_crops_that_have_no_graph(tiny_manifest, tiny_cache, tmp_path, capsys, options, reason):

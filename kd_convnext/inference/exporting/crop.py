@@ -42,6 +42,8 @@ def why_no_crop(predictor: Predictor) -> str | None:
         return f"its crops are not stored as squares of {card.image_size} px or more (store_size)"
     if spec.sr_consistent:
         return "its enlarged crops are corrected to agree with what they were made from (sr_consistent)"
+    if upscaler["precision"] == "bf16":
+        return "its crops are enlarged in bfloat16 (sr_precision), which other programs round otherwise"
     return why_not_enlarged(spec, upscaler["architecture"], upscaler["scale"]) if _by_network(predictor) else None
 
 
