@@ -283,3 +283,10 @@ def test_a_full_disk_is_one_line(tiny_manifest, tiny_cache, at, capsys, monkeypa
     assert main(["fit", "--config", str(CONFIGS / "small_cpu" / "convnext.yaml"), *words]) == 2
     err = capsys.readouterr().err
     assert "last.ckpt" in err and "space" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_short_names_of_modules_are_known_to_a_new_process(tmp_path):
+    words = ["-m", "kd_convnext.cli", "fit", "--model=TeacherModule", "--data.manifest=m.csv", "--print_config"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "class_path: kd_convnext.TeacherModule" in done.stdout, done.stderr
