@@ -121,11 +121,8 @@ def _no_number(text: str) -> Finding | None:
     if not wanted or len(wanted) + nothing != text.count("Expected a") or given is None:
         return None
     value = next(found for found in given.groups() if found is not None).strip()
-    return Finding(
-        "--" + ".".join(re.findall(_KEY, text)),
-        f"{value!r} is no {min(wanted, key=len)}",
-        _hint(text) if nothing else "",
-    )
+    hint = "" if value == "None" and not nothing else _hint(text)
+    return Finding("--" + ".".join(re.findall(_KEY, text)), f"{value!r} is no {min(wanted, key=len)}", hint)
 
 
 def _hint(text: str) -> str:

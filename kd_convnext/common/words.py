@@ -54,7 +54,7 @@ def files_first(words: Sequence[str]) -> list[str]:
     return [*files, *sections, *rest]
 
 
-def typed(words: Sequence[str], **options: object) -> str:
+def command_line(words: Sequence[str], **options: object) -> str:
     """Writes a command line as it can be pasted into a shell.
 
     Args:

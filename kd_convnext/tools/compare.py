@@ -12,7 +12,7 @@ from pathlib import Path
 from kd_convnext.common.files import read_bytes
 from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.reading import yaml_of
-from kd_convnext.common.words import typed
+from kd_convnext.common.words import command_line
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell
@@ -69,7 +69,7 @@ def compare(
 
     wished = wishes(prevalence, by, thresholds)
     shared = {"seed": seed, "bootstrap": bootstrap, "by": by, "prevalence": prevalence, "thresholds": thresholds}
-    command = typed(["compare", *runs], out=out, baseline=chosen, show=show, **shared)
+    command = command_line(["compare", *runs], out=out, baseline=chosen, show=show, **shared)
     write_outputs(
         Path(out),
         cells,
@@ -119,7 +119,7 @@ def report(
     from kd_convnext.experiment.report.wishes import wishes
 
     words = {"by": by, "prevalence": prevalence, "thresholds": thresholds}
-    command = typed(["report", run], seed=seed, bootstrap=bootstrap, **words)
+    command = command_line(["report", run], seed=seed, bootstrap=bootstrap, **words)
     settings = AnalysisOptions(
         f"Run {cell.title}", cell.method, seed, bootstrap, command, wishes(prevalence, by, thresholds)
     )

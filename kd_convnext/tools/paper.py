@@ -11,7 +11,7 @@ import yaml
 from kd_convnext.common.console import duration
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.parsing import require_at_least
-from kd_convnext.common.words import typed
+from kd_convnext.common.words import command_line
 from kd_convnext.errors import CellError, ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell, Choice, counted, plan_cells, selected, whole
 from kd_convnext.experiment.plan.grid import Grid
@@ -252,7 +252,7 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[st
         seed=choice.seed,
         bootstrap=bootstrap,
         title=grid.title,
-        command=typed(["paper"], config=choice.out / EXPERIMENT, out="NEW_FOLDER", **shown),
+        command=command_line(["paper"], config=choice.out / EXPERIMENT, out="NEW_FOLDER", **shown),
         wishes=wishes(**shown),
     )
     for line in crop_lines(analysis):
