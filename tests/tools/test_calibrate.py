@@ -22,7 +22,7 @@ from kd_convnext.inference.calibrating.fit import _limits
 from kd_convnext.inference.calibrating.foreign import KINDS
 from kd_convnext.inference.prediction import Photograph
 from kd_convnext.inference.trust.appearance import appearance_of
-from kd_convnext.inference.trust.gate import Distances, fit_gate
+from kd_convnext.inference.trust.gate import Distances, Gate, fit_gate
 from kd_convnext.inference.trust.temperature import cross_fitted, fit_temperature
 from kd_convnext.tools.calibrate import calibrate
 
@@ -264,6 +264,48 @@ class TestGate:
         for name, picture in others.items():
             found = gate.distances(appearance_of(picture), np.zeros(8, np.float32)).detail
             assert found > 1.5 * max(far), name
+
+    def test_what_lies_between_two_kinds_of_photographs_is_far(self):
+        rng = np.random.default_rng(0)
+        kind = rng.choice([-8.0, 8.0], (2000, 1))
+        values = rng.normal(0, 1, (2000, 21))
+        values[:, [0, -1]] += kind
+        gate = fit_gate(values[:1900], rng.normal(0, 1, (1900, 8)).astype(np.float32))
+        none = np.zeros(8, np.float32)
+        usual = np.array([gate.distances(row, none) for row in values[1900:]])
+        values[:, [0, -1]] -= kind  # nearer to the mean of all, where no photograph is
+        between = np.array([gate.distances(row, none) for row in values[1900:]])
+        assert (between > usual)[:, [0, 2]].mean() > 0.9
+
+    def test_a_mixture_measures_its_density(self):
+        from scipy.stats import multivariate_normal
+
+        rng = np.random.default_rng(0)
+        values = np.concatenate([rng.normal(0, 1, (300, 42)), rng.normal(3, 2, (300, 42))])
+        gate = fit_gate(values, rng.normal(0, 1, (600, 8)).astype(np.float32))
+        mixture = gate.appearance
+        assert len(mixture.mean) == 6
+        spreads = [np.linalg.inv(whitening @ whitening.T) for whitening in mixture.whitening]
+        heights = np.array([multivariate_normal(cov=cov).pdf(np.zeros(42)) for cov in spreads])
+        weights = np.exp(mixture.logs) / heights
+        parts = zip(weights / weights.sum(), mixture.mean, spreads, strict=True)
+        density = sum(weight * multivariate_normal(mean, cov).pdf(values[::50]) for weight, mean, cov in parts)
+        found = np.array([mixture.distance(row) for row in values[::50]])
+        assert np.diff(found**2 / 2 + np.log(density)) == pytest.approx(0, abs=1e-6)
+
+    def test_gates_of_earlier_versions_measure_as_they_did(self):
+        rng = np.random.default_rng(0)
+        arrays = {
+            "mean": rng.normal(size=42),
+            "whitening": rng.normal(size=(42, 42)),
+            "bank": np.ones((1, 8), np.float32),
+        }
+        arrays |= {"detail_mean": rng.normal(size=6), "detail_whitening": rng.normal(size=(6, 6))}
+        row = rng.normal(size=42)
+        found = Gate.of(arrays).distances(row, np.ones(8, np.float32))
+        assert found.appearance == pytest.approx(np.linalg.norm((row - arrays["mean"]) @ arrays["whitening"]))
+        expected = np.linalg.norm((row[-6:] - arrays["detail_mean"]) @ arrays["detail_whitening"])
+        assert found.detail == pytest.approx(expected)
 
     def test_all_distances_together_stop_the_share_that_is_asked_for(self):
         rng = np.random.default_rng(0)

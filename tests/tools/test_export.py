@@ -199,14 +199,17 @@ class TestGate:
         found = formats.load(file_in(tmp_path / "out"))(np.float32(pictures / 255))
         assert found[2] == pytest.approx(gated(Predictor.from_checkpoint(checkpoint), pictures)[1], rel=1e-4)
 
-    @pytest.mark.parametrize(("side", "channels"), [(16, 3), (32, 3), (50, 3), (224, 3), (48, 1)])
-    def test_distances_in_operations_of_a_graph(self, side, channels):
+    @pytest.mark.parametrize(
+        ("side", "channels", "count"),
+        [(16, 3, 30), (32, 3, 30), (50, 3, 30), (224, 3, 30), (48, 1, 30), (32, 3, 800), (32, 1, 400)],
+    )
+    def test_distances_in_operations_of_a_graph(self, side, channels, count):
         rng = np.random.default_rng(side)
-        coarse = rng.integers(0, 256, (40, 9, 9, channels), np.uint8)
+        coarse = rng.integers(0, 256, (count + 10, 9, 9, channels), np.uint8)
         seen = np.stack([cv2.resize(picture, (side, side)).reshape(side, side, channels) for picture in coarse])
-        features = rng.gamma(2.0, 1.0, (40, 24)).astype(np.float32)
+        features = rng.gamma(2.0, 1.0, (count + 10, 24)).astype(np.float32)
         appearances = np.stack([appearance_of(picture) for picture in seen])
-        gate = fit_gate(appearances[:30], features[:30])
+        gate = fit_gate(appearances[:count], features[:count])
         expected = [gate.distances(*pair) for pair in zip(appearances, features, strict=True)]
         images = torch.from_numpy(np.ascontiguousarray(seen.transpose(0, 3, 1, 2)))
         for given in (images, images / 255):

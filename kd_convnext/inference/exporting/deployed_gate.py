@@ -37,21 +37,24 @@ class DeployedGate(nn.Module):
         wanted = np.ceil(QUANTILES * image_size**2)
         shrinking = cv2.resize(np.eye(image_size, dtype=np.float32), (image_size, SIDE), interpolation=cv2.INTER_AREA)
         constants = {
-            "mean": gate.mean,
-            "whitening": gate.whitening,
+            **{name: values for name, values in gate.tensors().items() if name != "bank"},
             "bank": gate.bank[:, :, None],
             "wanted": wanted.astype(np.float32),
             "shrinking": shrinking[:, :, None],
             "gamma": _gamma(),
             "cube_root": _cube_root(),
-            # Of no length in an older gate, which has no such distance.
-            "detail_mean": np.zeros(0) if gate.detail_mean is None else gate.detail_mean,
-            "detail_whitening": np.zeros((0, 0)) if gate.detail_whitening is None else gate.detail_whitening,
         }
+        if gate.detail is None:  # an older gate, which has no such distance
+            constants |= {
+                "detail_mean": np.zeros((1, 0)),
+                "detail_whitening": np.zeros((1, 0, 0)),
+                "detail_logs": np.zeros(1),
+            }
         for name, values in constants.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)))
         self.mean: Tensor
         self.whitening: Tensor
+        self.logs: Tensor
         self.bank: Tensor
         self.wanted: Tensor
         self.shrinking: Tensor
@@ -59,6 +62,7 @@ class DeployedGate(nn.Module):
         self.cube_root: Tensor
         self.detail_mean: Tensor
         self.detail_whitening: Tensor
+        self.detail_logs: Tensor
 
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
         """Measures.
@@ -73,14 +77,15 @@ class DeployedGate(nn.Module):
         levels = images.to(torch.float32) if images.dtype == torch.uint8 else (images * 255).round()
         colours = self.lab(levels) if levels.shape[1] == 3 else levels
         parts = [self._quantiles(colours), *self._contrasts(levels / 255)]
-        if len(self.detail_mean):
+        entries = self.detail_mean.shape[1]
+        if entries:
             parts += _differences(levels)
         appearance = torch.cat(parts, dim=1)
-        far = _whitened(appearance, self.mean, self.whitening)
+        far = _distance(appearance, self.mean, self.whitening, self.logs)
         nearest = self._nearest(features)
-        if not len(self.detail_mean):
+        if not entries:
             return torch.stack([far, nearest, torch.zeros_like(nearest)], dim=1)
-        detail = _whitened(appearance[:, -len(self.detail_mean) :], self.detail_mean, self.detail_whitening)
+        detail = _distance(appearance[:, -entries:], self.detail_mean, self.detail_whitening, self.detail_logs)
         return torch.stack([far, nearest, detail], dim=1)
 
     def _nearest(self, features: Tensor) -> Tensor:
@@ -147,9 +152,14 @@ def _mean(parts: list[Tensor]) -> Tensor:
     return (first + second) / 2
 
 
-def _whitened(values: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
-    """Returns how many standard deviations from the mean, [B] float32."""
-    return _length(((values - mean)[:, :, None] * whitening).sum(dim=1)).to(torch.float32)
+def _distance(values: Tensor, mean: Tensor, whitening: Tensor, logs: Tensor) -> Tensor:
+    """Returns the distance of values [B, M] to a `Mixture`, [B] float32."""
+    parts = zip(mean, whitening, strict=True)  # one after the other: OpenVINO loses all pictures but the first in 4D
+    apart = [((values - centre)[:, :, None] * factors).sum(dim=1) for centre, factors in parts]
+    exponents = torch.stack([each.square().sum(dim=1) for each in apart], dim=1) / 2 - logs
+    nearest = exponents.amin(dim=1)
+    density = (nearest[:, None] - exponents).exp().sum(dim=1).log()
+    return (2 * (nearest - density).clamp_min(0)).sqrt().to(torch.float32)
 
 
 def _product(matrix: Tensor, values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from kd_convnext.inference.trust.prediction_sets import ClassThresholds, Few
 
 NOT_CALIBRATED = "not calibrated: nothing says when to trust this model"
 FILE = "calibration.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _DAMAGE = (AttributeError, LookupError, OSError, TypeError, ValueError, KDConvNeXtError)
 """What reading a file raises whose entries are missing, of other types, or out of range."""
@@ -117,7 +117,7 @@ class Calibration:
         return {
             "appearance": "unlike the training photographs in colour and texture",
             "features": "unlike the training photographs in the network's features",
-            "detail": "unlike the training photographs in fine detail: sharpness, noise or white balance",
+            "detail": "unlike the training photographs in fine detail: texture, sharpness, noise or white balance",
             "none": f"no class is plausible at {self.coverage:.0%} coverage",
             "several": f"{{count}} classes cannot be ruled out at {self.coverage:.0%} coverage",
             "few": "too few lesions to calibrate on: {classes} can never be ruled out",
@@ -201,7 +201,7 @@ def _read_gate(path: Path, digest: str) -> Gate:
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{path.name} is of another calibration")
     try:
-        return Gate(**load(content))
+        return Gate.of(load(content))
     except SafetensorError as error:
         raise ValueError(str(error)) from error
 
@@ -214,7 +214,7 @@ def _from_state(state: dict[str, Any], gate: Gate) -> Calibration:
         classes = {key: tuple(value) for key, value in level["classes"].items()}
         classes["values"] = tuple(_number(value) for value in classes["values"])
         classes["merged"] = tuple(tuple(group) for group in classes["merged"])
-        limits = [_number(limit) for limit in level["gate"]] + [NO_DISTANCE] * (gate.detail_mean is None)
+        limits = [_number(limit) for limit in level["gate"]] + [NO_DISTANCE] * (gate.detail is None)
         values[name] = Level(ClassThresholds(**classes), Distances(*limits))
     found = Calibration(gate=gate, **values)
     _require_possible(found)
