@@ -3,10 +3,12 @@ VENV := .venv/bin
 INSTALLED := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test test-slow fuzz audit notebooks docs lint types bench format lock clean
+QUICK := tests/modules tests/data tests/losses tests/training tests/test_cli.py
+
+.PHONY: help install demo test test-slow test-lowest fuzz audit notebooks docs lint types bench format lock clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## make .venv from the locks and install the project into it (PYTHON=... chooses the Python)
 
@@ -24,6 +26,15 @@ test: lint types ## lint, types and the suite without its slow part, with covera
 
 test-slow: $(INSTALLED) ## notebooks, other processes, long runs
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
+
+test-lowest: build/lowest/.installed ## quick tests on the lowest versions that pyproject.toml allows (needs uv)
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile \
+		-W ignore::DeprecationWarning -W ignore::FutureWarning $(QUICK)
+
+build/lowest/.installed: pyproject.toml
+	uv venv --clear --python 3.11 build/lowest
+	uv pip install --python build/lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	@touch $@
 
 fuzz: $(INSTALLED) ## read ten thousand manifests and photographs made at random (COUNT=10000, SEED=0)
 	OMP_NUM_THREADS=1 $(VENV)/python tests/helpers/fuzz.py --count $(or $(COUNT),10000) --seed $(or $(SEED),0)
