@@ -18,11 +18,15 @@ UNKNOWN = frozenset(
 
 _ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 _WHOLE = re.compile(r"^([0-9]+)\.0+$")
+_APART = re.compile(r"[-_ ./]+")
 _NAMED = 3
 
 
 def normal_id(text: str) -> str:
-    """Normalises an id for comparison: Unicode form, capitals, outer blanks, leading zeros, a trailing ".0".
+    """Normalises an id for comparison: what a person reads as one.
+
+    That is Unicode form, capitals, blanks, invisible characters, kinds of dashes and of digits, leading zeros and a
+    trailing ".0".
 
     Args:
         text: As written: "Läsion 007", "12.0".
@@ -30,8 +34,15 @@ def normal_id(text: str) -> str:
     Returns:
         The same for all spellings of one id: "läsion 7", "12".
     """
-    text = unicodedata.normalize("NFKC", text).casefold().strip()
+    text = "".join(map(_read, unicodedata.normalize("NFKC", text).casefold()))
+    text = " ".join(text.split())
     return _ZEROS.sub("", _WHOLE.sub(r"\1", unicodedata.normalize("NFC", text)))
+
+
+def _read(mark: str) -> str:
+    """Returns a character as a person reads it: nothing of an invisible one, any dash as "-", any digit as 0 to 9."""
+    kind = unicodedata.category(mark)
+    return "" if kind == "Cf" else "-" if kind == "Pd" else str(unicodedata.decimal(mark)) if kind == "Nd" else mark
 
 
 def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
@@ -64,6 +75,12 @@ def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
             message = (
                 f"{place}: {len(several)} {word} ids are spelt in several ways and taken for one: {examples}{more}"
             )
+            warnings.warn(message, stacklevel=4)
+        alike = written[~unknown].groupby(normal[~unknown].map(lambda name: _APART.sub(" ", name))).agg(list)
+        alike = alike[alike.map(lambda names: len({normal_id(name) for name in names}) > 1)]
+        if len(alike):
+            examples = ", ".join(" and ".join(repr(name) for name in names) for names in alike.iloc[:_NAMED])
+            message = f"{place}: {word} ids that differ in a separator alone are taken for different ones: {examples}"
             warnings.warn(message, stacklevel=4)
     return tidied
 

@@ -197,6 +197,11 @@ def test_patients_are_kept_together_unless_chosen_otherwise(tmp_path):
         ("12", "12.0"),
         ("P-03", "p-3"),
         ("\uff11\uff12", "12"),
+        ("L\u200b7", "L7"),
+        ("L\u00ad7", "L7"),
+        ("L\u20137", "L-7"),
+        ("\u0661\u0662", "12"),
+        ("L  7", "L 7"),
     ],
 )
 def test_spellings_of_one_id_are_one_lesion_and_said(tmp_path, one, other):
@@ -208,6 +213,14 @@ def test_spellings_of_one_id_are_one_lesion_and_said(tmp_path, one, other):
     assert groups[0] == groups[1] != groups[2]
     there = manifest_of(["AIS"], [other], images=["elsewhere.png"])
     assert len(np.intersect1d(group_hashes(manifest.table, np.arange(1)), group_hashes(there.table, np.arange(1)))) == 1
+
+
+def test_ids_that_differ_in_a_separator_stay_apart_and_are_said(tmp_path):
+    rows = [{**GOOD[0], "lesion_id": "L-7"}, {**GOOD[1], "label": "AIS", "lesion_id": "L_7"}]
+    rows.append({"image": "c.png", "label": "MIA", "lesion_id": "else"})
+    with pytest.warns(UserWarning, match="differ in a separator alone are taken for different ones: 'L-7' and 'L_7'"):
+        groups = read_manifest(write_manifest(tmp_path, rows)).groups("lesion")
+    assert groups[0] != groups[1]
 
 
 @pytest.mark.parametrize("unknown", ["NA", "n/a", "None", "nan", "NULL", "?", "unknown"])
