@@ -103,6 +103,12 @@ def as_written(text: str) -> str:
     return text[1:] if _GUARDED.match(text) else text
 
 
+def markdown_text(text: str) -> str:
+    """Returns a text that Markdown shows as it is, in a table too."""
+    # A sign "less than" before anything but a letter opens no tag.
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("|", "\\|").replace("\n", " ")
+
+
 def read_records(path: Path) -> Records:
     """Reads a table as people have them: CSV with comma, semicolon or tab, in UTF-8 or UTF-16, or .xlsx.
 

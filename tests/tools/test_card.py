@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers import tiny
-from helpers.inference import copy_run
+from helpers.inference import changed, copy_run
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
@@ -77,9 +77,17 @@ def test_what_is_unknown_is_said_to_be(tiny_run, tmp_path):
     assert not card.data.eval_results
 
 
-def test_a_leak_is_on_the_card(tested_run, tmp_path):
-    from helpers.inference import changed
+def test_markup_in_names_of_classes_is_shown_as_it_is(tiny_run, tmp_path):
+    checkpoint = changed(
+        tiny_run, tmp_path / "run" / "checkpoints" / "best.ckpt", class_names=["<b>A</b>", "B|C", "D", "E", "F"]
+    )
+    assert main(["card", "--ckpt_path", str(checkpoint)]) == 0
+    text = (checkpoint.parent.parent / "MODEL_CARD.md").read_text().split("\n---", 1)[1]
+    assert "&lt;b>A" in text and "B\\|C" in text
+    assert "<b>" not in text and "B|C" not in text
 
+
+def test_a_leak_is_on_the_card(tested_run, tmp_path):
     leaky = changed(tested_run, tmp_path / "leaky.ckpt", leak_allowed=True)
     assert main(["card", "--ckpt_path", str(leaky), "--out", str(tmp_path / "card.md")]) == 0
     assert "were in its training" in (tmp_path / "card.md").read_text()

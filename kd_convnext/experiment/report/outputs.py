@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.files import write_text
+from kd_convnext.common.tables import markdown_text
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.experiment.report.analysis import Analysis, AnalysisOptions, analyse, cell_name
 from kd_convnext.experiment.report.contents import tables_of_file
@@ -12,7 +13,7 @@ from kd_convnext.experiment.report.figures import NamedFigure, all_figures
 from kd_convnext.experiment.report.page import write_report
 from kd_convnext.experiment.report.paper_values import REMARKS
 from kd_convnext.experiment.report.results import results_table
-from kd_convnext.experiment.report.tables import markdown, plain, verdicts
+from kd_convnext.experiment.report.tables import markdown, verdicts
 from kd_convnext.experiment.report.wishes import NO_WISHES, Wishes
 from kd_convnext.runs.tables import write_table
 
@@ -75,13 +76,13 @@ def write_figures(folder: Path, figures: Sequence[NamedFigure]) -> None:
 
 def tables_text(analysis: Analysis) -> str:
     """Returns all tables as Markdown, with verdicts and remarks."""
-    found = [f"# {plain(analysis.settings.title)}", ""]
+    found = [f"# {markdown_text(analysis.settings.title)}", ""]
     sentences = verdicts([*analysis.teachers, *analysis.comparisons, *analysis.resolution])
-    found += [*(f"- {plain(text)}" for text in sentences), ""] if sentences else []
+    found += [*(f"- {markdown_text(text)}" for text in sentences), ""] if sentences else []
     found += [markdown(table) for table in tables_of_file(analysis)] or ["No cell has a result yet.", ""]
     failed = [f"{cell_name(record)} failed: {record.error}" for record in analysis.failed]
     if analysis.remarks or failed:
-        found += ["## Remarks", "", *(f"- {plain(text)}" for text in (*analysis.remarks, *failed)), ""]
+        found += ["## Remarks", "", *(f"- {markdown_text(text)}" for text in (*analysis.remarks, *failed)), ""]
     if analysis.of_family("ablation", "rival"):
         found += ["## About the paper's values", "", *(f"- {text}" for text in REMARKS), ""]
     return "\n".join(found)

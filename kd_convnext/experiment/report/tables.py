@@ -1,13 +1,13 @@
 """Tabulates an experiment: the paper's values beside ours, intervals, comparisons."""
 
 import math
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from kd_convnext.common.tables import markdown_text
 from kd_convnext.evaluation.comparisons import Comparison, Difference
 from kd_convnext.evaluation.proportions import FEW, Interval, digits
 from kd_convnext.evaluation.statistics import METRICS, Metric, class_intervals, class_scores, scores
@@ -248,17 +248,12 @@ def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
 
 def markdown(table: Table) -> str:
     """Writes a table as GitHub's Markdown, with names escaped."""
-    lines = [f"## {plain(table.title)}", ""]
+    lines = [f"## {markdown_text(table.title)}", ""]
     lines += [
-        f"| {' | '.join(map(plain, row))} |" for row in (table.columns, ("---",) * len(table.columns), *table.rows)
+        f"| {' | '.join(map(markdown_text, row))} |"
+        for row in (table.columns, ("---",) * len(table.columns), *table.rows)
     ]
-    return "\n".join([*lines, "", plain(table.note), ""])
-
-
-def plain(text: str) -> str:
-    """Returns a text that Markdown shows as it is, in a table too."""
-    # A sign "less than" before anything but a letter opens no tag.
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("|", "\\|").replace("\n", " ")
+    return "\n".join([*lines, "", markdown_text(table.note), ""])
 
 
 def _beside_the_paper(arms: Sequence[Arm], title: str) -> Table:

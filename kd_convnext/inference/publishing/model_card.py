@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd_convnext.common.files import read_bytes
 from kd_convnext.common.reading import read_json, yaml_of
+from kd_convnext.common.tables import markdown_text
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.naming import network_name
 from kd_convnext.runs.tables import read_metrics
@@ -79,11 +80,21 @@ def model_card(
             "The run's test results are of another checkpoint or were not written to their end, and are left out here."
         )
         words["limits"].append(what)
+    words = {name: _as_read(value) for name, value in words.items()}
     template = Path(__file__).with_name("model_card.md.j2")
     made: ModelCard = ModelCard.from_template(
-        front, template_path=str(template), name=name, repo_id=repo_id, resamples=resamples, **words
+        front, template_path=str(template), name=_as_read(name), repo_id=repo_id, resamples=resamples, **words
     )
     return made
+
+
+def _as_read(value: Any) -> Any:
+    """Returns plain values whose texts Markdown shows as they are: names of classes come from a stranger's table."""
+    if isinstance(value, Mapping):
+        return {name: _as_read(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_read(inner) for inner in value]
+    return markdown_text(value) if isinstance(value, str) else value
 
 
 def _network_words(run: "RunFolder", name: str) -> str:
