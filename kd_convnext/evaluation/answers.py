@@ -91,12 +91,14 @@ class Evaluation:
         known = self.labels != UNKNOWN
         if not known.any():
             return {}
-        collection = _counting(len(self.class_names))
-        try:
-            collection.update(torch.from_numpy(self.probabilities[known]), torch.from_numpy(self.labels[known]))
-            values = collection.compute()
-        finally:
-            collection.reset()
+        # Its counts outlive a test, under whose inference mode they could be changed nowhere else.
+        with torch.inference_mode(False):
+            collection = _counting(len(self.class_names))
+            try:
+                collection.update(torch.from_numpy(self.probabilities[known]), torch.from_numpy(self.labels[known]))
+                values = collection.compute()
+            finally:
+                collection.reset()
         found = {name: float(values[name]) for name in METRIC_NAMES}
         if not per_class:
             return found

@@ -272,3 +272,13 @@ def test_processes_agree_whatever_each_of_them_saw(tmp_path: Path):
             found = np.load(tmp_path / f"{number}-{rank}.npz")
             assert found["index"].tolist() == sorted({*plan[0], *plan[1]})
             assert (found["labels"] == found["index"] % 3).all()
+
+
+def test_metrics_of_a_test_do_not_spoil_those_of_a_fit():
+    """A test is judged under inference mode, a fit's validation in the same process is not."""
+    labels = np.array([0, 1, 0, 1])
+    probabilities = np.array([[0.6, 0.4], [0.3, 0.7], [0.2, 0.8], [0.1, 0.9]])
+    found = Evaluation("test", np.arange(4), labels, probabilities, ("one", "other"))
+    with torch.inference_mode():
+        tested = found.metrics()
+    assert found.metrics() == tested
