@@ -60,7 +60,9 @@ def begin_files(trainer: Trainer, files: Mapping[Path, bytes]) -> None:
     """
     contents = dict(files)
     for each in (*trainer.callbacks, *trainer.loggers):  # type: ignore[attr-defined]
-        contents |= getattr(each, "begins", {})
+        begins = getattr(each, "begins", None)
+        if isinstance(begins, dict):  # a logger of Lightning's, which does nothing, has a function of any name
+            contents |= begins
     atomic_write_all({path: partial(_put, content) for path, content in contents.items()})
 
 

@@ -4,6 +4,8 @@ Everything is found from what the network is given. Levels and their counts are 
 exactly; what is small beside what it is subtracted from is computed in float64 where the runtime has it.
 """
 
+from functools import reduce
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -156,9 +158,9 @@ def _distance(values: Tensor, mean: Tensor, whitening: Tensor, logs: Tensor) -> 
     """Returns the distance of values [B, M] to a `Mixture`, [B] float32."""
     parts = zip(mean, whitening, strict=True)  # one after the other: OpenVINO loses all pictures but the first in 4D
     apart = [((values - centre)[:, :, None] * factors).sum(dim=1) for centre, factors in parts]
-    exponents = torch.stack([each.square().sum(dim=1) for each in apart], dim=1) / 2 - logs
-    nearest = exponents.amin(dim=1)
-    density = (nearest[:, None] - exponents).exp().sum(dim=1).log()
+    exponents = [each.square().sum(dim=1) / 2 - log for each, log in zip(apart, logs, strict=True)]
+    nearest = reduce(torch.minimum, exponents)  # not amin: the quantiser's inference of shapes does not know it
+    density = torch.stack([nearest - each for each in exponents]).exp().sum(dim=0).log()
     return (2 * (nearest - density).clamp_min(0)).sqrt().to(torch.float32)
 
 
