@@ -161,7 +161,8 @@ def _distance(values: Tensor, mean: Tensor, whitening: Tensor, logs: Tensor) -> 
     exponents = [each.square().sum(dim=1) / 2 - log for each, log in zip(apart, logs, strict=True)]
     nearest = reduce(torch.minimum, exponents)  # not amin: the quantiser's inference of shapes does not know it
     density = torch.stack([nearest - each for each in exponents]).exp().sum(dim=0).log()
-    return (2 * (nearest - density).clamp_min(0)).sqrt().to(torch.float32)
+    found: Tensor = (2 * (nearest - density).clamp_min(0)).sqrt().to(torch.float32)
+    return found
 
 
 def _product(matrix: Tensor, values: Tensor) -> Tensor:
