@@ -34,6 +34,7 @@ from kd_convnext.training.foreign_errors import building_trainer, in_words, refu
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.loader_tuning import LoaderTuning
 from kd_convnext.training.old_spelling import modern_words
+from kd_convnext.training.outputs import HoldsFiles
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.ranks import RankWatch
@@ -60,7 +61,7 @@ CHECKPOINT_DEFAULTS: dict[str, Any] = {
 }
 
 
-class ConfigRecord(Callback):
+class ConfigRecord(Callback, HoldsFiles):
     """Gives the resolved configuration to the run's record and to the loggers.
 
     Attributes:

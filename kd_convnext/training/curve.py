@@ -7,11 +7,12 @@ from lightning.pytorch.loggers import CSVLogger
 
 from kd_convnext.common.files import atomic_write, read_bytes
 from kd_convnext.common.tables import read_table
+from kd_convnext.training.outputs import HoldsFiles
 
 _UNTIL = "metrics_until_resume_"
 
 
-class Curve(CSVLogger):
+class Curve(CSVLogger, HoldsFiles):
     """Writes ``metrics.csv`` in the run's folder, after the rows of earlier fits that stay.
 
     Attributes:
@@ -25,7 +26,7 @@ class Curve(CSVLogger):
             folder: The run's folder.
         """
         super().__init__(str(folder), name="", version="")
-        self.begins: dict[Path, bytes] = {}
+        self.begins = {}
 
 
 def begin_curve(folder: Path, resumed_at: int | None, *, first_process: bool) -> Curve:

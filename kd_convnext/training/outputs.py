@@ -48,11 +48,21 @@ def judges_others(trainer: Trainer) -> bool:
     return card is not None and isinstance(data, SpecimenDataModule) and data.split.hash != card.split_hash
 
 
+class HoldsFiles:
+    """Holds files that a fit begins with until it is sure to begin; callbacks and loggers inherit from it.
+
+    Attributes:
+        begins: Contents by path.
+    """
+
+    begins: dict[Path, bytes]
+
+
 def begin_files(trainer: Trainer, files: Mapping[Path, bytes]) -> None:
     """Writes the files that a fit begins with, all of them or none.
 
     Args:
-        trainer: At the start of a fit. Its callbacks and loggers add what they hold as ``begins``.
+        trainer: At the start of a fit. Its callbacks and loggers add what they hold (`HoldsFiles`).
         files: Contents by path.
 
     Raises:
@@ -60,9 +70,8 @@ def begin_files(trainer: Trainer, files: Mapping[Path, bytes]) -> None:
     """
     contents = dict(files)
     for each in (*trainer.callbacks, *trainer.loggers):  # type: ignore[attr-defined]
-        begins = getattr(each, "begins", None)
-        if isinstance(begins, dict):  # a logger of Lightning's, which does nothing, has a function of any name
-            contents |= begins
+        if isinstance(each, HoldsFiles):
+            contents |= each.begins
     atomic_write_all({path: partial(_put, content) for path, content in contents.items()})
 
 
