@@ -28,14 +28,6 @@ def crop():
     return np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
 
-@pytest.fixture
-def few(tiny_manifest, tmp_path):
-    head, *rows = tiny_manifest.read_text().splitlines()
-    manifest = tmp_path / "few.csv"
-    manifest.write_text("\n".join([head, *(f"{tiny_manifest.parent}/{row}" for row in rows[::20])]) + "\n")
-    return manifest
-
-
 def test_a_faithful_enlargement_differs_nowhere(crop):
     found = fidelity(crop, crop.repeat(4, axis=0).repeat(4, axis=1))
     assert found == Fidelity(math.inf, 0.0)

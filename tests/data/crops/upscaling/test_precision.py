@@ -53,14 +53,6 @@ def test_threads_change_no_pixel(weights, size):
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
-@pytest.fixture
-def few(tiny_manifest, tmp_path):
-    head, *rows = tiny_manifest.read_text().splitlines()
-    manifest = tmp_path / "few.csv"
-    manifest.write_text("\n".join([head, *(f"{tiny_manifest.parent}/{row}" for row in rows[::20])]) + "\n")
-    return manifest
-
-
 def words_for(manifest, weights, cache):
     return ["prepare", str(manifest), f"--cache_dir={cache}", f"--sr_weights={weights / 'srvgg.pth'}"]
 
