@@ -29,6 +29,9 @@ class LoraSpec:
         dropout: Share of a layer's inputs that its update does not see in training, 0 to below 1.
         targets: Ends of the names of layers that learn, such as ``mlp.fc1``; by default the linear layers and 1x1
             convolutions of attention, in networks without it all of them.
+
+    Raises:
+        ConfigError: Values that cannot work; all of them together.
     """
 
     rank: int = 8

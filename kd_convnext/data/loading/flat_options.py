@@ -6,8 +6,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 _CROPS = (
-    *("sr_denoise", "sr_wdn_weights", "sr_consistent", "sr_precision"),
-    *("sr_max_side", "store_size", "resize", "roi_margin"),
+    "sr_denoise",
+    "sr_wdn_weights",
+    "sr_consistent",
+    "sr_precision",
+    "sr_max_side",
+    "store_size",
+    "resize",
+    "roi_margin",
 )
 _LOADER = ("num_workers", "views", "sampling", "unlabelled_ratio", "packed", "on_miss")
 

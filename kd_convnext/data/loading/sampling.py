@@ -34,7 +34,10 @@ class ByFrequency(ClassSampling):
     """Draws a class by a power of its number of crops: 1 is natural, 0.5 the square root, 0 all classes alike.
 
     Attributes:
-        power: 0 to 1; below 0 rare classes are drawn more often than others.
+        power: -1 to 1; below 0 rare classes are drawn more often than others.
+
+    Raises:
+        ConfigError: The power is outside.
 
     Examples:
         >>> ByFrequency(0.0).weights(np.array([0, 0, 0, 1])).round(2).tolist()

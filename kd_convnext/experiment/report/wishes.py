@@ -1,4 +1,4 @@
-"""Reads what a reader wants to see of a report beside the usual: subgroups, prevalence, thresholds."""
+"""Reads the options of a report: columns for subgroups, prevalence, thresholds."""
 
 import difflib
 import math
