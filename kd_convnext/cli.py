@@ -5,7 +5,6 @@ each the Python function of the same name. This module and the tools' ``--help``
 """
 
 import contextlib
-import difflib
 import inspect
 import os
 import sys
@@ -18,6 +17,7 @@ from typing import Any, get_origin
 from kd_convnext._version import __version__
 from kd_convnext.common.configs import require_files, with_shipped_files
 from kd_convnext.common.help import all_options, daily_options, wanted_help
+from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.parsing import PARSER, exit_code, parsing
 from kd_convnext.common.process import process_state_kept, stopping_cleanly
 from kd_convnext.common.trust import require_trusted_words, trusting
@@ -125,8 +125,7 @@ def _run_command(command: str, rest: list[str]) -> int:
             _run_tool(command, rest)
         return 0
     names = [*TRAINING, *TOOLS]
-    close = difflib.get_close_matches(command, names, n=1)
-    remedy = f"Did you mean {close[0]}?" if close else f"Commands: {', '.join(names)}."
+    remedy = did_you_mean(command, names).strip() or f"Commands: {', '.join(names)}."
     raise ConfigError(Finding("kd-convnext", f"there is no command {command!r}", remedy))
 
 

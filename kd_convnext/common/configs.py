@@ -1,6 +1,5 @@
 """Finds the configurations shipped with the package: ``configs/...`` from any folder."""
 
-import difflib
 from collections.abc import Callable, Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from kd_convnext.common.files import is_special, read_bytes
+from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.reading import yaml_of
 from kd_convnext.errors import ConfigError, Finding
 
@@ -103,8 +103,8 @@ def _refuse_misspelt(file: str, options: Collection[str], known: Collection[str]
     findings = []
     for name in options:
         lacking = [] if name in known else [one for one in known if one not in options]
-        for meant in difflib.get_close_matches(name, lacking, n=1, cutoff=0.85):
-            findings.append(Finding(f"{file}, data.{name}", "there is no such option", f"Did you mean {meant}?"))
+        if meant := did_you_mean(name, lacking, cutoff=0.85):
+            findings.append(Finding(f"{file}, data.{name}", "there is no such option", meant.strip()))
     if findings:
         raise ConfigError(findings)
 

@@ -1,7 +1,6 @@
 """Turns errors of argument parsers and file systems into exit codes and one clear line."""
 
 import contextlib
-import difflib
 import errno
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_convnext.common.files import write_finding
+from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.process import Stopped
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 
@@ -87,8 +87,7 @@ def _meant(text: str, known: Iterable[str]) -> str:
             group = found.groupdict().get("group")
             name = f"--{group}.{found['name']}" if group else f"--{found['name']}"
             begun = [option for option in known if option.startswith(name)]
-            close = begun if len(begun) == 1 else difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
-            return f"Did you mean {close[0]}? " if close else ""
+            return f"Did you mean {begun[0]}? " if len(begun) == 1 else did_you_mean(name, known, cutoff=0.75)
     return ""
 
 
@@ -107,10 +106,9 @@ def _wrong_choice(text: str) -> Finding | None:
     if not choices or others or given is None:
         return None
     value = next(found for found in given.groups() if found is not None).strip()
-    close = difflib.get_close_matches(value.lower(), choices, n=1)
     where = "--" + ".".join(re.findall(_KEY, text))
     what = f"{value!r} is none of {', '.join(choices)}"
-    return Finding(where, what, f"Did you mean {close[0]}? " if close else "")
+    return Finding(where, what, did_you_mean(value, choices))
 
 
 def _no_number(text: str) -> Finding | None:

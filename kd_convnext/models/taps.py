@@ -1,6 +1,5 @@
 """Taps feature maps and the embedding of any backbone by forward hooks."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor, nn
 
+from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.models.backbones import STAGE_REDUCTIONS, Backbone, blank_pass
 from kd_convnext.models.foreign import ForeignNetwork
@@ -216,14 +216,12 @@ def _checked_names(backbone: Backbone, names: Sequence[str] | None) -> tuple[str
         if name in names[:position]:
             findings.append(Finding("taps", f"{name!r} is named twice", "Name each module once."))
         elif name not in valid:
-            close = difflib.get_close_matches(name, valid, n=1)
-            hint = f"Did you mean {close[0]!r}? " if close else ""
             listed = ", ".join(stages + [n for n in modules if "." not in n and n not in stages])
             findings.append(
                 Finding(
                     "taps",
                     f"{backbone.name} has no module {name!r}",
-                    f"{hint}Valid are {listed}, or any of the {len(valid)} modules inside them.",
+                    f"{did_you_mean(name, valid)}Valid are {listed}, or any of the {len(valid)} modules inside them.",
                 )
             )
     if not names:

@@ -239,7 +239,7 @@ def test_bad_data_is_found_before_the_first_cell(options, tmp_path, capsys):
     words = [f"--config={write(tmp_path, description())}", *options, f"--out={tmp_path / 'out'}"]
     assert main(["paper", *words, "--by=site", "--thresholds=AlS=0.2", "--prevalence=MIA=0.1"]) == 2
     error = capsys.readouterr().err
-    assert "--thresholds: no class is called 'AlS'. Did you mean 'AIS'?" in error
+    assert "--thresholds: no class is called 'AlS'. Did you mean AIS?" in error
     assert "manifest.csv has no column site" in error and "--prevalence" not in error
     assert not (tmp_path / "out").exists()
 

@@ -1,10 +1,10 @@
 """Finds the columns of a manifest by name or by the ``columns`` option; otherwise an error shows how to name them."""
 
-import difflib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 
+from kd_convnext.common.nearest import did_you_mean, nearest
 from kd_convnext.errors import ConfigError, Finding
 
 BOX_COLUMNS = ("x", "y", "width", "height")
@@ -76,11 +76,9 @@ def parse_columns(text: str | None) -> dict[str, str]:
             continue
         known = (*TEXT_COLUMNS, *CORNERS, IGNORE)
         if not (mark and theirs) or ours not in known:
-            close = difflib.get_close_matches(ours, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            remedy = f"Write OURS=THEIRS with ours of {', '.join(known)}: image=file,label=diagnosis."
             what = f"{pair.strip()!r} names no column"
-            remedy = f"{hint}Write OURS=THEIRS with ours of {', '.join(known)}: image=file,label=diagnosis."
-            findings.append(Finding(_OPTION, what, remedy[0].upper() + remedy[1:]))
+            findings.append(Finding(_OPTION, what, f"{did_you_mean(ours, known)}{remedy}"))
         elif theirs.lower() in found or (ours != IGNORE and ours in found.values()):
             findings.append(Finding(_OPTION, f"{pair.strip()!r} names a column twice", "Give each once."))
         else:
@@ -104,10 +102,8 @@ def rename(header: Sequence[str], chosen: Mapping[str, str], where: str) -> tupl
     findings = []
     for name in chosen:
         if name not in header:
-            close = difflib.get_close_matches(name, header, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            remedy = f"{hint}the columns are {', '.join(header)}."
-            findings.append(Finding(where, f"--columns names {name!r}, which is not there", remedy.capitalize()))
+            remedy = f"{did_you_mean(name, header)}The columns are {', '.join(header)}."
+            findings.append(Finding(where, f"--columns names {name!r}, which is not there", remedy))
     taken = set(chosen.values())
     return [chosen.get(name, f"({name})" if name in taken else name) for name in header], findings
 
@@ -126,8 +122,9 @@ def lacking(header: Sequence[str], names: Sequence[str], where: str) -> list[Fin
     for name in names:
         what = f"there is no column '{name}' (columns: {', '.join(header)})"
         holds = "the photographs' paths" if name == "image" else "the classes"
-        hint = f"Did you mean {meant[name]!r}? " if name in meant else ""
-        hint += f'Then give --columns "{option}" (--data.columns in a fit). ' if name in meant else ""
+        hint = ""
+        if name in meant:
+            hint = f'Did you mean {meant[name]}? Then give --columns "{option}" (--data.columns in a fit). '
         findings.append(Finding(where, what, f"{hint}Name the column that holds {holds} '{name}'."))
     return findings
 
@@ -135,8 +132,7 @@ def lacking(header: Sequence[str], names: Sequence[str], where: str) -> list[Fin
 def _meant(header: Sequence[str], name: str) -> str | None:
     """Finds the column that may be meant by one of ours."""
     plain = {_plain(column): column for column in header}
-    close = difflib.get_close_matches(name, header, n=1, cutoff=0.6)
-    return next((plain[alias] for alias in _ALIASES[name] if alias in plain), close[0] if close else None)
+    return next((plain[alias] for alias in _ALIASES[name] if alias in plain), nearest(name, header))
 
 
 def unused(header: Sequence[str], where: str, *, strict: bool) -> list[Finding]:
@@ -161,8 +157,8 @@ def unused(header: Sequence[str], where: str, *, strict: bool) -> list[Finding]:
         return findings
     hints = []
     for name in rest:
-        close = difflib.get_close_matches(name, [ours for ours in TEXT_COLUMNS if ours not in header], n=1, cutoff=0.75)
-        hints.append(f"'{name}'" + (f" (did you mean '{close[0]}'?)" if close else ""))
+        close = nearest(name, [ours for ours in TEXT_COLUMNS if ours not in header], cutoff=0.75)
+        hints.append(f"'{name}'" + (f" (did you mean '{close}'?)" if close else ""))
     warnings.warn(f"{where}: columns that are not used: {', '.join(hints)}", stacklevel=4)
     return []
 

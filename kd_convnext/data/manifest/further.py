@@ -1,11 +1,11 @@
 """Reads columns of a manifest that training has no use for, such as the site or device of a photograph."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.tables import read_records
 from kd_convnext.data.manifest.columns import parse_columns, rename
 from kd_convnext.data.manifest.source import image_name
@@ -53,6 +53,5 @@ def read_further(path: Path, names: Sequence[str], columns: str | None, where: s
 
 
 def _no_column(name: str, header: Sequence[str], path: Path, where: str) -> Finding:
-    close = difflib.get_close_matches(name.lower(), [one.lower() for one in header], n=1)
-    meant = f"Did you mean {next(one for one in header if one.lower() == close[0])!r}? " if close else ""
-    return Finding(where, f"{path} has no column {name}", f"{meant}Its columns are {', '.join(header)}.")
+    remedy = f"{did_you_mean(name, header)}Its columns are {', '.join(header)}."
+    return Finding(where, f"{path} has no column {name}", remedy)

@@ -1,11 +1,11 @@
 """Reads the options of a report: columns for subgroups, prevalence, thresholds."""
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.data.manifest.further import read_further
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.experiment.report.strata import SHARPNESS, SIZE
@@ -58,9 +58,8 @@ def class_findings(wished: Wishes, names: Sequence[str]) -> list[Finding]:
     findings = []
     for option, name in [(option, name) for option, given in asked.items() for name in given]:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            meant = f"Did you mean {close[0]!r}? " if close else ""
-            findings.append(Finding(option, f"no class is called {name!r}", f"{meant}Classes: {', '.join(names)}."))
+            remedy = f"{did_you_mean(name, names)}Classes: {', '.join(names)}."
+            findings.append(Finding(option, f"no class is called {name!r}", remedy))
     return findings
 
 
