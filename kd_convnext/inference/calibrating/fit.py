@@ -21,7 +21,7 @@ RANKED = ("appearance", "detail")
 
 
 @dataclass(frozen=True)
-class Wishes:
+class CalibrationOptions:
     """Options of a calibration.
 
     Attributes:
@@ -38,7 +38,7 @@ class Wishes:
 
 
 def fit_calibration(
-    data: CalibrationData, answers: LabelledAnswers, wishes: Wishes, others: Sequence[LabelledAnswers] = ()
+    data: CalibrationData, answers: LabelledAnswers, options: CalibrationOptions, others: Sequence[LabelledAnswers] = ()
 ) -> Calibration:
     """Fits temperature, thresholds and gate.
 
@@ -48,7 +48,7 @@ def fit_calibration(
     Args:
         data: The checkpoint's data; the gate is built from its training part.
         answers: Of labelled photographs whose lesions the training has not seen.
-        wishes: Options of a calibration.
+        options: Options of a calibration.
         others: Of other networks, each for lesions that it has held out; see `cross`. Only thresholds of classes with
             too few lesions use them; temperature and gate are the network's own.
     """
@@ -58,7 +58,7 @@ def fit_calibration(
     lesions = lesions_of(answers, softmax(answers.logits), distances)
     network = data.predictor.network
     names = network.card.class_names
-    options: dict[str, Any] = {"coverage": wishes.coverage, "merged": wishes.merged, "few": wishes.few}
+    thresholds: dict[str, Any] = {"coverage": options.coverage, "merged": options.merged, "few": options.few}
     further = Held.of([photographs(each) for each in others]) if others else None
     further_lesions = Held.of([whole(each) for each in others]) if others else None
     return Calibration(
@@ -66,16 +66,16 @@ def fit_calibration(
         class_names=names,
         temperature=helpful_temperature(answers.logits, answers.labels, answers.groups),
         tta=data.predictor.tta,
-        coverage=wishes.coverage,
-        few=wishes.few,
-        gate_false_alarms=wishes.false_alarms,
+        coverage=options.coverage,
+        few=options.few,
+        gate_false_alarms=options.false_alarms,
         photograph=Level(
-            fit_thresholds(*photographs(answers), names, **options, others=further),
-            _limits(distances, answers.groups, wishes.false_alarms),
+            fit_thresholds(*photographs(answers), names, **thresholds, others=further),
+            _limits(distances, answers.groups, options.false_alarms),
         ),
         lesion=Level(
-            fit_thresholds(*lesions.held(), names, **options, others=further_lesions),
-            _limits(lesions.distances, lesions.names, wishes.false_alarms),
+            fit_thresholds(*lesions.held(), names, **thresholds, others=further_lesions),
+            _limits(lesions.distances, lesions.names, options.false_alarms),
         ),
         gate=gate,
         record={"manifest": data.manifest.name, "split_hash": network.card.split_hash},
