@@ -1,5 +1,6 @@
 """Numbers the layers of a backbone from its input to its head, as timm groups them."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from timm.models import group_parameters
@@ -50,6 +51,22 @@ def freeze_all_but_last(backbone: Backbone, blocks: int) -> None:
         raise ConfigError(Finding("--model.blocks", what, f"Use 1 to {last - 1}; all of them are finetune: full."))
     for parameter, number in numbers.items():
         parameter.requires_grad_(number >= last - blocks)
+
+
+def set_modes(network: nn.Module, learns: Callable[[nn.Parameter], bool]) -> None:
+    """Sets a network's modules that learn to training mode, and its frozen ones to evaluation mode.
+
+    Frozen is what has parameters of which none learns: its batch norms keep their statistics, and it drops nothing out.
+
+    Args:
+        network: The network.
+        learns: Whether a parameter learns at present.
+    """
+    network.train()
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(learns(parameter) for parameter in parameters):
+            module.eval()
 
 
 def layer_scales(backbone: Backbone, decay: float) -> dict[nn.Parameter, float]:

@@ -12,19 +12,20 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from kd_convnext.checkpoints.format import KEY
+from kd_convnext.common.counting import counted
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import Batch
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation.answers import EvaluatedPart, Evaluation, PredictionStore
 from kd_convnext.models.backbones import Backbone
-from kd_convnext.models.layers import first_epochs, layer_scales
+from kd_convnext.models.layers import first_epochs, layer_scales, set_modes
 from kd_convnext.modules.batches import ForeignBatch, check_foreign, understood
 from kd_convnext.modules.checkpointed import CheckpointedModule
 from kd_convnext.modules.choosing import SmoothedScore, mean_logits
 from kd_convnext.modules.compiled_step import Compile, FastPath, plan_compile
 from kd_convnext.modules.divergence import FINITE_EVERY, require_finite
 from kd_convnext.modules.epoch_tally import EpochTally
-from kd_convnext.modules.guard import check_classes, check_crops, leaks
+from kd_convnext.modules.guard import check_classes, check_crops, check_labels, leaks, require_labels
 from kd_convnext.modules.mixing import MixSpec, mixed
 from kd_convnext.modules.optim import OptimSpec, build_optimizer, build_schedule, check_resumed
 
@@ -65,7 +66,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         """
         super().__init__()
         if class_names and len(class_names) != num_classes:
-            what = f"{len(class_names)} names for {num_classes} classes"
+            what = f"{counted(len(class_names), 'name')} for {counted(num_classes, 'class')}"
             raise ConfigError(Finding("model.class_names", what, "Leave both to the data."))
         self.class_names = tuple(class_names or ())
         self.num_classes = num_classes
@@ -130,12 +131,14 @@ class ClassifierModule(CheckpointedModule, ABC):
             self.card = self.card.having_seen(earlier, leak or earlier.leak_allowed)
 
     def on_train_epoch_start(self) -> None:
-        """Unfreezes the parameters whose first epoch has come."""
+        """Unfreezes the parameters whose first epoch has come; what is frozen keeps its statistics."""
         self._tally.clear()  # an interrupted fit may have left some
         # Under DDP every parameter must get a gradient; `on_before_optimizer_step` drops those there.
         if self.trainer.world_size == 1:
             for parameter, first in self._first_epochs.items():
                 parameter.requires_grad_(self.current_epoch >= first)
+        firsts, epoch = self._first_epochs, self.current_epoch
+        set_modes(self.classifier, lambda one: one.requires_grad and epoch >= firsts.get(one, 0))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drops the gradients of parameters whose first epoch has not come.
@@ -216,7 +219,8 @@ class ClassifierModule(CheckpointedModule, ABC):
             return  # resumed at the very end of an epoch
         require_finite(self, self._tally, weights=True)
         self.log_dict(self._tally.means(), batch_size=self._tally.samples, sync_dist=True)
-        self.log_dict(self._tally.metrics(), sync_dist=True)
+        if self.specimens is None or not self.specimens.ignores_labels:
+            self.log_dict(self._tally.metrics(), sync_dist=True)
         self.log("train/lr", float(self.trainer.optimizers[0].param_groups[-1]["lr"]))
         self._tally.clear()
 
@@ -311,6 +315,9 @@ class ClassifierModule(CheckpointedModule, ABC):
         found = self._keep(part)
         per_class = part == "test"
         metrics = {f"{part}/{name}": value for name, value in found.metrics(per_class=per_class).items()}
+        if not metrics:
+            require_labels(part, fitting=self.trainer.state.fn == "fit")
+            return
         if self.lesion_evaluation is not None:
             of_lesions = self.lesion_evaluation.metrics(per_class=per_class)
             metrics |= {f"{part}/lesion/{name}": value for name, value in of_lesions.items()}
@@ -366,6 +373,7 @@ class ClassifierModule(CheckpointedModule, ABC):
 
     def _check_judged(self, part: EvaluatedPart) -> None:
         data = self.specimens
+        check_labels(data)
         self._check_classes(data)
         check_crops(self.card, data)
         if data is not None and self._leaks("this checkpoint", self.card, data, (part,)):

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from kd_convnext.common.counting import counted
 from kd_convnext.data.crops.spec import comparable
 from kd_convnext.data.loading.card import DataCard, check_leak
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
-from kd_convnext.errors import CheckpointError, Finding
+from kd_convnext.errors import CheckpointError, ConfigError, Finding
 from kd_convnext.evaluation.answers import EvaluatedPart
 
 _OF_CROPS = ("crop_identity", "image_size", "in_chans")
@@ -29,8 +30,39 @@ def check_classes(class_names: Sequence[str], num_classes: int, data: SpecimenDa
         remedy = "Use data of the same classes, or give --data.classes in this order."
         raise CheckpointError(Finding("this model", what, remedy))
     if num_classes != data.num_classes:
-        what = f"it has {num_classes} outputs, the data has {data.num_classes} classes"
+        what = f"it has {counted(num_classes, 'output')}, the data has {counted(data.num_classes, 'class')}"
         raise CheckpointError(Finding("this model", what, "Use data of the same classes."))
+
+
+def check_labels(data: SpecimenDataModule | None) -> None:
+    """Refuses to judge answers for data whose labels are ignored.
+
+    Args:
+        data: The data; None passes.
+
+    Raises:
+        ConfigError: Its labels are ignored.
+    """
+    if data is not None and data.ignores_labels:
+        remedy = "Give --data.labels read, and photographs with labels."
+        raise ConfigError(Finding("--data.labels", "answers are judged by labels, which are ignored", remedy))
+
+
+def require_labels(part: EvaluatedPart, *, fitting: bool) -> None:
+    """Refuses to choose the best epoch of a fit by a part without a label.
+
+    Args:
+        part: A part in which no photograph has a label.
+        fitting: Whether a fit is judged by it.
+
+    Raises:
+        ConfigError: One is.
+    """
+    if fitting:
+        remedy = "Fill in labels, or give --trainer.limit_val_batches 0: then the network of the last epoch is kept."
+        raise ConfigError(
+            Finding(f"the {part} part", "none of its photographs has a label to choose an epoch by", remedy)
+        )
 
 
 def check_crops(card: DataCard | None, data: SpecimenDataModule | None) -> None:

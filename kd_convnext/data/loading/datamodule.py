@@ -282,8 +282,10 @@ class SpecimenDataModule(pl.LightningDataModule):
             self.workers, self._measure = self._measure(sampler), None
         return self._loader(part, self.workers, size, sampler=sampler, drop_last=len(sampler) % size == 1)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Returns the validation part in order."""
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Returns the validation part in order; nothing where labels are ignored, by which it would be judged."""
+        if self.ignores_labels:
+            return []
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         return self._loader(self.val_set, self.workers if fitting else None)
 

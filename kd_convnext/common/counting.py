@@ -1,0 +1,21 @@
+"""Writes numbers for people: with the noun they count, or with a unit of thousands."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Writes a number with what it counts: ``1 lesion``, ``2,221 photographs``, ``3 classes``.
+
+    Args:
+        number: How many.
+        noun: In the singular, with an ordinary plural.
+    """
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
+def count_words(count: float) -> str:
+    """Writes a large number for people, three digits and a unit: ``28.6 M``, ``4.45 G``, ``7.12 k``, ``812``."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}{unit}"
+    return f"{count:.0f}"
