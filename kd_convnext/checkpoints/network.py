@@ -1,7 +1,7 @@
 """Loads the deployable network of a checkpoint, and nothing else of its training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kd_convnext._version import __version__
 from kd_convnext.checkpoints.format import KEY, deployable_part, is_distilled, read_checkpoint
+from kd_convnext.checkpoints.naming import network_name
 from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.common.files import sha256_of
 from kd_convnext.data.loading.card import DataCard
@@ -23,7 +24,7 @@ class ModelInfo:
     """Names the model behind a prediction: its checkpoint, kind and backbone.
 
     Attributes:
-        name: The network's timm name.
+        name: The network's timm name, with what was changed of the published one.
         kind: Class name of the module it was trained as, such as ``TeacherModule``.
         checkpoint: The checkpoint's file name.
         checkpoint_sha256: Hash of its bytes.
@@ -107,7 +108,7 @@ def load_network(path: str | Path, device: str = "cpu") -> Network:
     card = DataCard.from_state(own["card"])
     backbone = load_backbone(checkpoint, part, path)
     info = ModelInfo(
-        name=spec_of(BackboneSpec, checkpoint["hyper_parameters"][part]).name,
+        name=network_name(asdict(spec_of(BackboneSpec, checkpoint["hyper_parameters"][part]))),
         kind=kind,
         checkpoint=Path(path).name,
         checkpoint_sha256=sha256_of(Path(path).expanduser()),

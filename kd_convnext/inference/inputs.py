@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from kd_convnext.common.counting import counted
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES
@@ -55,7 +56,7 @@ def photographs_of(
             found.append(Photograph(path))
     if box is not None:
         if len(found) != 1 or found[0].box is not None:
-            what = f"one box for {len(found)} photographs"
+            what = f"one box for {counted(len(found), 'photograph')}"
             raise ConfigError(Finding("--box", what, "Write a manifest with the columns image,x,y,width,height."))
         found = [replace(found[0], box=_box(box))]
     if lesion_by != "manifest":
@@ -119,8 +120,8 @@ def region_warnings(card: DataCard, photographs: Sequence[Photograph]) -> list[s
     whole = [photograph for photograph in photographs if photograph.box is None]
     if whole and share > 0.5:
         found.append(
-            f"{len(whole)} of {len(photographs)} photographs are judged whole ({whole[0]}); the network was trained on "
-            "regions of photographs, and answers otherwise for the whole: give boxes (--box, or a manifest)"
+            f"judged whole: {len(whole)} of {counted(len(photographs), 'photograph')} ({whole[0]}); the network was "
+            "trained on regions of photographs, and answers otherwise for the whole: give boxes (--box, or a manifest)"
         )
     smallest, largest = card.regions.get("smallest"), card.regions.get("largest")
     if smallest is not None and largest is not None:
@@ -132,11 +133,11 @@ def region_warnings(card: DataCard, photographs: Sequence[Photograph]) -> list[s
         ]
         if far:
             found.append(
-                f"{len(far)} regions are far larger or smaller than those of the training ({far[0]}; there "
-                f"{smallest:.0f} to {largest:.0f} pixels): their answers are worth little"
+                f"{counted(len(far), 'region')} far larger or smaller than those of the training ({far[0]}; there "
+                f"{smallest:.0f} to {largest:.0f} pixels): such answers are worth little"
             )
     if whole and 0 < len(whole) < len(photographs) and share <= 0.5:
-        found.append(f"{len(whole)} of {len(photographs)} photographs have no box and are judged whole")
+        found.append(f"judged whole, without a box: {len(whole)} of {counted(len(photographs), 'photograph')}")
     return found
 
 

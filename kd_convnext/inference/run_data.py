@@ -210,7 +210,7 @@ def refuse_leak(data: CalibrationData, part: Part) -> None:
 def _refuse(shared: npt.NDArray[np.int64], where: str) -> None:
     if len(shared):
         what = (
-            f"{len(shared)} lesions, patients or photographs of {where} were seen before, in training or in the split"
+            f"it has seen {len(shared)} of the lesions, patients or photographs of {where}, in training or in the split"
         )
         remedy = "A model is sure of what it was trained on: calibrate on other lesions."
         raise LeakError(Finding("--ckpt_path", what, remedy))

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import PALETTE, grid_shape, label_ticks, line_look, put_caption, wrapped
 from kd_convnext.evaluation.proportions import FEW, Interval, digits
 from kd_convnext.runs.tables import class_table
@@ -60,13 +61,9 @@ class Subject:
 
     def says(self, what: str) -> str:
         """Returns a caption: what is drawn, of which part, by which unit, of how many, by which model."""
-        of = "" if self.lesions is None else f" of {_many(self.lesions, 'lesion')}"
-        counted = f"{_many(self.photographs, 'photograph')}{of}"
-        return f"{what}. {_PARTS[self.part]}, judged per {self.unit}: {counted}. {self.model}."
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+        of = "" if self.lesions is None else f" of {counted(self.lesions, 'lesion')}"
+        behind = f"{counted(self.photographs, 'photograph')}{of}"
+        return f"{what}. {_PARTS[self.part]}, judged per {self.unit}: {behind}. {self.model}."
 
 
 def confusion_matrix(
@@ -248,7 +245,7 @@ def per_class_bars(
     labels = [f"{name}\n(n = {count})" for name, count in zip(table["class"], table["support"], strict=True)]
     if lesions is not None:
         labels = [
-            f"{label[:-1]}, {_many(count, 'lesion')}{' †' if count < FEW else ''})"
+            f"{label[:-1]}, {counted(count, 'lesion')}{' †' if count < FEW else ''})"
             for label, count in zip(labels, lesions, strict=True)
         ]
     figure.set_figheight(4.2 + label_ticks(axes.xaxis, labels, each, 8))

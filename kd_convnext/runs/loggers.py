@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import as_picture, save_figure
 from kd_convnext.runs.figures import confusion_matrix
 from kd_convnext.runs.folder import RunFolder
@@ -187,5 +188,5 @@ def _markdown(frame: pd.DataFrame) -> str:
     header = [[str(column) for column in frame.columns], ["---"] * frame.shape[1]]
     lines = [f"| {' | '.join(row)} |" for row in header + shown.to_numpy().tolist()]
     if len(frame) > _MARKDOWN_ROWS:
-        lines += ["", f"... and {len(frame) - _MARKDOWN_ROWS} more rows"]
+        lines += ["", f"... and {counted(len(frame) - _MARKDOWN_ROWS, 'more row')}"]
     return "\n".join(lines)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kd_convnext.common.counting import counted
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.trust.prediction_sets import Few, check_options, lesions_needed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from kd_convnext.inference.calibrating.fit import Wishes
+    from kd_convnext.inference.calibrating.fit import CalibrationOptions
     from kd_convnext.inference.calibrating.foreign import Stopped
     from kd_convnext.inference.calibrating.judgement import Judgement
     from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers, RunSource
@@ -72,7 +73,7 @@ def calibrate(
         KDConvNeXtError: The checkpoint, its data or an option cannot be used, or there would be a leak.
     """
     from kd_convnext.inference.calibrating.cross_conformal import held_out_by
-    from kd_convnext.inference.calibrating.fit import Wishes, checked_transfer, fit_calibration, judge_fit
+    from kd_convnext.inference.calibrating.fit import CalibrationOptions, checked_transfer, fit_calibration, judge_fit
     from kd_convnext.inference.calibrating.judgement import judge
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.inference.run_data import own_data, refuse_leak, source_of
@@ -85,12 +86,12 @@ def calibrate(
     predictor = Predictor.from_checkpoint(
         ckpt_path, sr_weights=source.sr_weights, device=device, calibration="none", tta=tta, per_pass=16
     )
-    wishes = Wishes(coverage, _mergers(merge), few, gate_false_alarms)
-    _check(predictor.network.card.class_names, wishes)
+    options = CalibrationOptions(coverage, _mergers(merge), few, gate_false_alarms)
+    _check(predictor.network.card.class_names, options)
     data = own_data(predictor, source, run)
     answers = _held_out_answers(data, source, extra_manifest)
     others = held_out_by([path.strip() for path in also.split(",")], data, source) if also else []
-    calibration = fit_calibration(data, answers, wishes, others)
+    calibration = fit_calibration(data, answers, options, others)
     transfer = checked_transfer(calibration, answers, others)
     judgements = {"val": judge_fit(calibration, answers)}
     if test:
@@ -157,10 +158,10 @@ def _mergers(merge: str | None) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(name.strip() for name in group.split("+")) for group in groups)
 
 
-def _check(class_names: Sequence[str], wishes: "Wishes") -> None:
-    check_options(class_names, wishes.coverage, wishes.merged)
-    if not 0 < wishes.false_alarms < 1:
-        what = f"{wishes.false_alarms} is not between 0 and 1"
+def _check(class_names: Sequence[str], options: "CalibrationOptions") -> None:
+    check_options(class_names, options.coverage, options.merged)
+    if not 0 < options.false_alarms < 1:
+        what = f"{options.false_alarms} is not between 0 and 1"
         raise ConfigError(Finding("--gate_false_alarms", what, "Give for example 0.05."))
 
 
@@ -192,7 +193,7 @@ def _report(
 def _report_sets(calibration: "Calibration") -> None:
     classes = calibration.lesion.classes
     needed = lesions_needed(calibration.coverage)
-    print(f"Prediction sets at {calibration.coverage:.0%} coverage of each class ({needed} lesions needed)")
+    print(f"Prediction sets at {calibration.coverage:.0%} coverage of each class ({counted(needed, 'lesion')} needed)")
     crossed = classes.crossed or (0,) * len(classes.class_names)
     columns = (classes.class_names, classes.lesions, classes.guaranteed, crossed)
     for name, count, promised, with_others in zip(*columns, strict=True):
@@ -201,8 +202,10 @@ def _report_sets(calibration: "Calibration") -> None:
         without = "judged with all classes" if calibration.few == "pooled" else "in every set"
         verdict = f"promised{' of the merger alone' if group else ''}" if promised else f"NO guarantee: {without}"
         if with_others:
-            verdict = f"NO guarantee: about, by {with_others} lesions with those that other networks have held out"
-        print(f"  {name:<20} {count:>4} lesions: {verdict}{together}")
+            verdict = (
+                f"NO guarantee: about, by {counted(with_others, 'lesion')} with those that other networks have held out"
+            )
+        print(f"  {name:<20} {counted(count, 'lesion'):>12}: {verdict}{together}")
     if calibration.few == "include" and not all(np.isfinite(classes.values)):
         print(
             "  A class in every set leaves hardly an answer without abstaining. Ways out: more labelled lesions "
@@ -224,7 +227,7 @@ def _report_judgement(part: str, found: "Judgement") -> None:
     summary = found.summary()
     answered = summary["accuracy_answered"]
     print(
-        f"{part}: {summary['lesions']} lesions, answers {summary['answered']:.0%} of them"
+        f"{part}: {counted(summary['lesions'], 'lesion')}, answers {summary['answered']:.0%} of them"
         + (f", right in {answered:.1%}" if answered is not None else "")
         + f" (of all: {summary['accuracy']:.1%}); the gate stops {summary['stopped_by_gate']:.1%}"
     )
@@ -233,7 +236,7 @@ def _report_judgement(part: str, found: "Judgement") -> None:
         return
     for item in found.coverage:
         interval = f"95 % interval {item.low:.2f} to {item.high:.2f}, for all classes together"
-        print(f"  {item.class_name:<20} true class in {item.covered} of {item.lesions} sets ({interval})")
+        print(f"  {item.class_name:<20} true class in {item.covered} of {counted(item.lesions, 'set')} ({interval})")
 
 
 def _report_gate(stopped: "Sequence[Stopped]") -> None:
@@ -249,17 +252,17 @@ def _figures(judgements: Mapping[str, "Judgement"]) -> "dict[str, Figure]":
 
     figures = {}
     for part, found in judgements.items():
-        counted = f"{len(found.before):,} photographs of {len(found.lesions):,} lesions"
+        behind = f"{counted(len(found.before), 'photograph')} of {counted(len(found.lesions), 'lesion')}"
         title = "Calibration: how often answers are right against how sure they are"
         for when, judged in (("before", found.before), ("after", found.after)):
-            caption = f"{title}, {when} temperature scaling. {part} part: {counted}."
+            caption = f"{title}, {when} temperature scaling. {part} part: {behind}."
             figures[f"{part}_{when}"] = reliability_diagram(judged, caption=caption)
         confidence = found.lesions.probabilities.max(axis=1)
         figures[f"{part}_risk_coverage"] = risk_coverage(
             confidence,
             found.right,
             found.answered,
-            f"Error among the answers given. {part} part, {len(confidence):,} lesions.",
+            f"Error among the answers given. {part} part, {counted(len(confidence), 'lesion')}.",
         )
     return figures
 

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kd_convnext.common.counting import counted
+
 if TYPE_CHECKING:
     from kd_convnext.inference.prediction import Failure, Prediction
     from kd_convnext.inference.predictor import Predictor
@@ -116,6 +118,6 @@ def _summarise(
         print(f"... and {len(answers) - LISTED} more")
     abstained = sum(answer.abstain for answer in answers)
     print(
-        f"{len(answers)} photographs answered ({abstained} abstained), {len(lesions)} lesions, "
+        f"{counted(len(answers), 'photograph')} answered ({abstained} abstained), {counted(len(lesions), 'lesion')}, "
         f"{len(failures)} without an answer; {folder}"
     )

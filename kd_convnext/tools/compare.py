@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import read_bytes
 from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.reading import yaml_of
@@ -77,11 +78,12 @@ def compare(
         best=show,
         seed=seed,
         bootstrap=bootstrap,
-        title=f"Comparison of {len(cells)} runs",
+        title=f"Comparison of {counted(len(cells), 'run')}",
         command=command,
         wishes=wished,
     )
-    print(f"{len(cells)} runs compared with {chosen}: {Path(out) / 'report.html'}, tables.md, results.csv, figures/")
+    page = Path(out) / "report.html"
+    print(f"{counted(len(cells), 'run')} compared with {chosen}: {page}, tables.md, results.csv, figures/")
     return Path(out)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from kd_convnext._version import __version__
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write, write_finding
 from kd_convnext.common.machine import available_cores, best_precision
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
@@ -137,7 +138,11 @@ def _torch(device: str | None) -> Iterator[Check]:
     import torch
 
     cores = available_cores()
-    yield Check("torch", "PASS", f"{torch.__version__}, {torch.get_num_threads()} threads on {cores} cores")
+    yield Check(
+        "torch",
+        "PASS",
+        f"{torch.__version__}, {counted(torch.get_num_threads(), 'thread')} on {counted(cores, 'core')}",
+    )
     if not torch.cuda.is_available():
         verdict: Verdict = "FAIL" if device and device != "cpu" else "WARN"
         remedy = "Small networks train on a CPU (configs/small_cpu/); the paper's sizes want a GPU and its driver."
@@ -223,7 +228,7 @@ def _manifest(path: str) -> Iterator[Check]:
     for warning in caught:
         yield Check("manifest", "WARN", str(warning.message))
     counts = ", ".join(f"{name} {count}" for name, count in manifest.class_counts().items())
-    yield Check("manifest", "PASS", f"{len(manifest)} regions of interest: {counts}")
+    yield Check("manifest", "PASS", f"{counted(len(manifest), 'region')} of interest: {counts}")
     if not (manifest.table["lesion_id"] != "").any() and not (manifest.table["patient_id"] != "").any():
         remedy = "Fill in lesion_id or patient_id: photographs of one lesion in two parts make metrics too good."
         yield Check("lesions", "WARN", "no lesion_id and no patient_id", remedy)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.reading import json_text
 from kd_convnext.errors import KDConvNeXtError
@@ -84,7 +85,7 @@ def explain(
         entries.append({**found.to_dict(predictor.network.card.class_names), "figure": figure})
         print(f"{found.photograph}: {_line(found)} ({figure})")
     _write(folder, predictor, entries)
-    print(f"{len(entries)} photographs explained, {len(failures)} not; {folder}")
+    print(f"{counted(len(entries), 'photograph')} explained, {len(failures)} not; {folder}")
     refuse_failures(failures, on_error)
     return folder
 

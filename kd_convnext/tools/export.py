@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import sha256_of, write_finding
 from kd_convnext.errors import ConfigError, ExportError, Finding
 
@@ -115,7 +116,7 @@ def _check(wish: _Wish, samples: int) -> None:
     if wish.int8 and wish.format == "torch":
         findings.append(Finding("--int8", "there is no int8 form for torch", "Choose --format onnx or openvino."))
     if samples < 1:
-        findings.append(Finding("--samples", f"{samples} photographs", "Compare on one at least."))
+        findings.append(Finding("--samples", counted(samples, "photograph"), "Compare on one at least."))
     if findings:
         raise ConfigError(findings)
 
@@ -204,4 +205,4 @@ def _report(files: list[Path], found: "Compared", shown: "ExportSamples") -> Non
     if found.labelled:
         pairs = ((found.accuracy, found.accuracy_checkpoint), (found.f1_macro, found.f1_macro_checkpoint))
         (accuracy, f1) = (f"{own:.3f} (checkpoint {before:.3f})" for own, before in pairs)
-        print(f"On {found.labelled} labelled ones: accuracy {accuracy}, macro F1 {f1}")
+        print(f"On {counted(found.labelled, 'labelled photograph')}: accuracy {accuracy}, macro F1 {f1}")

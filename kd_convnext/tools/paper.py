@@ -9,11 +9,12 @@ from typing import Literal
 import yaml
 
 from kd_convnext.common.console import duration
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.words import command_line
 from kd_convnext.errors import CellError, ConfigError, Finding
-from kd_convnext.experiment.plan.cells import Cell, Choice, counted, plan_cells, selected, whole
+from kd_convnext.experiment.plan.cells import Cell, Choice, chosen_repeats, plan_cells, selected, whole
 from kd_convnext.experiment.plan.grid import Grid
 from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell
 from kd_convnext.experiment.running.cell import Workplace, finished, run_cell
@@ -101,7 +102,7 @@ def paper(
         out=Path(out),
         data=_given(manifest=manifest, cache_dir=cache_dir, sr_weights=sr_weights),
         seed=seed,
-        repeats=counted(repeats),
+        repeats=chosen_repeats(repeats),
         methods=selected(methods, grid),
         super_resolution=super_resolution,
         sweep=sweep,
@@ -145,7 +146,7 @@ def _estimate(cells: Sequence[Cell], out: Path, workers: int) -> PaperSummary:
 
 def _launch(cells: Sequence[Cell], place: Workplace, launcher: str, workers: int) -> list[CellRecord]:
     kept = sum(finished(cell, place.out) is not None for cell in cells)
-    print(f"{len(cells)} cells, {kept} of them finished already; folder {place.out}", flush=True)
+    print(f"{counted(len(cells), 'cell')}, {kept} of them finished already; folder {place.out}", flush=True)
     clock = _Clock(len(cells))
     if launcher == "ray":
         return run_on_ray(cells, place, workers, clock.told)
@@ -241,7 +242,7 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[st
     # A copy that somebody made beside a cell ("repeat0_old") is none.
     stale = sum(repeat in wanted for repeat in there) - len(records)
     if stale:
-        print(f"{stale} cells of another configuration are left out of the tables", file=sys.stderr)
+        print(f"{counted(stale, 'cell')} of another configuration left out of the tables", file=sys.stderr)
     if not any(record.status == "finished" for record in records):
         print("No cell is finished: no tables are written", file=sys.stderr)
         return

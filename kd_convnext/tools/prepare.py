@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from kd_convnext.common.console import duration, megabytes
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import default_cache_dir
 from kd_convnext.data.crops.cache.cache import CropCache, OnError
 from kd_convnext.data.crops.cache.index import compact
@@ -131,7 +132,9 @@ def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> Crop
     """Opens the cache and prints crops, upscaler and folder."""
     cache = CropCache(root, spec, device)
     name = cache.upscaler.identity
-    print(f"{len(manifest)} crops, upscaler {name.name} ({name.architecture}, x{name.scale}), {cache.folder}")
+    print(
+        f"{counted(len(manifest), 'crop')}, upscaler {name.name} ({name.architecture}, x{name.scale}), {cache.folder}"
+    )
     _list_left_out("photographs of the manifest", manifest.skipped)
     return cache
 
@@ -160,13 +163,14 @@ def _prune(cache: CropCache, manifests: Sequence[Manifest], yes: bool) -> None:
         print(f"  {path.relative_to(cache.folder.parent)}")
     if len(unused.files) > _LISTED:
         print(f"  ... and {len(unused.files) - _LISTED} more")
-    print(f"prune: {len(unused.files)} files of no manifest given, {megabytes(unused.bytes)} in {cache.folder.parent}")
+    number = counted(len(unused.files), "file")
+    print(f"prune: {number} of no manifest given, {megabytes(unused.bytes)} in {cache.folder.parent}")
     if unused.files and not yes:
         print("nothing is removed without --yes true; --also MANIFEST keeps another manifest's entries")
     elif unused.files:
         print(f"{remove(unused)} removed")
     if yes and (joined := compact(cache.folder / "index")):
-        print(f"{joined} old files of the index joined")
+        print(f"{counted(joined, 'old file')} of the index joined")
 
 
 def _list_left_out(what: str, findings: Sequence[Finding]) -> None:

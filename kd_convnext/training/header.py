@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kd_convnext.common.console import duration, say, shown
+from kd_convnext.common.counting import counted
 from kd_convnext.common.machine import best_precision, bf16_gain
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def device_name(trainer: Trainer) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     elif device.type == "cpu":
-        name = f"CPU ({torch.get_num_threads()} threads)"
+        name = f"CPU ({counted(torch.get_num_threads(), 'thread')})"
     else:
         name = device.type.upper()
     return name if trainer.world_size == 1 else f"{name} x {trainer.world_size}"
@@ -279,7 +280,7 @@ def machine_line(trainer: "Trainer", module: "LightningModule") -> str:
             parts.append(
                 "steps will wait: --data.loader.packed true --data.augment.engine opencv loads several times faster"
             )
-    return f"Machine: {cores} core{'' if cores == 1 else 's'}, {gpu}: {', '.join(parts)}"
+    return f"Machine: {counted(cores, 'core')}, {gpu}: {', '.join(parts)}"
 
 
 def precision_reason(precision: str, device: str) -> str:

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from kd_convnext.common.counting import counted
 from kd_convnext.runs.figures import crop_grid, training_curves
 from kd_convnext.training.outputs import _data, show_figure
 
@@ -37,8 +38,8 @@ class AugmentationPreview(Callback):
             samples = [data.train_set[int(place)] for place in places]
         titles = [data.class_names[int(sample["label"])] for sample in samples]
         caption = (
-            f"{len(samples)} of {len(data.train_set):,} training crops as the network sees them: turned, shifted and "
-            f"cut at random; what lies beyond a crop's border is {_BEYOND[data.augment.border]}."
+            f"{len(samples)} of {counted(len(data.train_set), 'training crop')} as the network sees them: turned, "
+            f"shifted and cut at random; what lies beyond a crop's border is {_BEYOND[data.augment.border]}."
         )
         images = [_picture(np.asarray(sample["image"])) for sample in samples]
         show_figure(trainer, "train/augmented_crops", crop_grid(images, titles, caption=caption), photographs=True)

@@ -19,7 +19,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
+from kd_convnext.checkpoints.naming import network_name
 from kd_convnext.common.console import say, shown
+from kd_convnext.common.counting import count_words, counted
 from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.reading import json_text
 from kd_convnext.common.tables import read_table
@@ -34,7 +36,6 @@ from kd_convnext.runs.figures import Subject, confusion_matrix, crop_grid, per_c
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.judged import Judged, results_recorded
 from kd_convnext.runs.loggers import log_confusion, log_files, log_table
-from kd_convnext.runs.naming import count_words, network_name
 from kd_convnext.runs.tables import (
     FIDELITY,
     class_table,
@@ -207,7 +208,7 @@ class RunRecord(Callback):
         path = folder.predictions_of(data.predict_part)
         with results_recorded(folder, f"predict_{data.predict_part}", self._judged):
             write_table(path, prediction_table(found, data.manifest))
-        say(trainer, f"Answers for {len(found)} regions of interest: {shown(path)}")
+        say(trainer, f"Answers for {counted(len(found), 'region')} of interest: {shown(path)}")
 
     def _record(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
         """Writes metrics and figures of the images and, where there are lesions, of those."""
@@ -223,8 +224,8 @@ class RunRecord(Callback):
                 continue
             write_metrics(run_folder(trainer), {f"{prefix}/{name}": value for name, value in metrics.items()})
             subject = _subject(found, lesions, module, "photograph" if evaluation is found else "lesion")
-            counted = _lesion_counts(trainer, evaluation)
-            self._draw(trainer, prefix, evaluation, subject, counted)
+            behind = _lesion_counts(trainer, evaluation)
+            self._draw(trainer, prefix, evaluation, subject, behind)
             log_table(trainer.loggers, f"{prefix}/per_class_table", class_table(evaluation), trainer.global_step)
         self._say_scores(trainer, found, lesions)
 
@@ -278,7 +279,9 @@ class RunRecord(Callback):
             shown_ones = wrong.head(_GRID)
             subject = _subject(found, _evaluation(trainer, module, "lesion_evaluation"), module, "photograph")
             mistakes = int(((found.labels >= 0) & (found.labels != found.predictions)).sum())
-            caption = subject.says(f"{len(shown_ones)} of {mistakes} wrong answers, the most confident first")
+            caption = subject.says(
+                f"{len(shown_ones)} of {counted(mistakes, 'wrong answer')}, the most confident first"
+            )
             titles = [_mistake(row) for _, row in shown_ones.iterrows()]
             grid = crop_grid(pictures[: len(titles)], titles, caption=caption)
             show_figure(trainer, "test/misclassified", grid, photographs=True)

@@ -1,6 +1,7 @@
 """Prints what a test or a fit has found: a table of a dozen lines, and the best epoch with its interval."""
 
 from kd_convnext.common.console import duration
+from kd_convnext.common.counting import counted
 from kd_convnext.evaluation.proportions import FEW, Interval, digits
 from kd_convnext.evaluation.statistics import LesionCounts, Metric, class_scores, intervals, scores
 
@@ -32,8 +33,8 @@ def score_lines(
         each class; three digits at most, classes with fewer than ten lesions marked.
     """
     number = len(photographs.lesions)
-    counted = f"{photographs.photographs:,} photographs of {number:,} lesions"
-    lines = [f"{part.capitalize()} part: {counted}, 95 % intervals by lesion"]
+    behind = f"{counted(photographs.photographs, 'photograph')} of {counted(number, 'lesion')}"
+    lines = [f"{part.capitalize()} part: {behind}, 95 % intervals by lesion"]
     columns = [photographs] if lesions is None else [photographs, lesions]
     heads = ["per photograph", "per lesion"][: len(columns)]
     lines.append(f"  {'':<16}" + "".join(f"{head:<24}" for head in heads).rstrip())
@@ -68,7 +69,7 @@ def best_epoch_line(epoch: int, best: LesionCounts, seconds: float) -> str:
     value = with_interval(
         float(scores(best.total)["f1_macro"]), intervals(best, RESAMPLES, 0)["f1_macro"], len(best.lesions)
     )
-    lesions = f"{len(best.lesions):,} validation lesions"
+    lesions = counted(len(best.lesions), "validation lesion")
     return f"Best epoch {epoch}: macro F1 {value}, 95 % by lesion, {lesions}. The fit took {duration(seconds)}."
 
 

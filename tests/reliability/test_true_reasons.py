@@ -71,7 +71,7 @@ def test_strange_regions_are_named():
     assert region_warnings(card, photographs(Box(0, 0, 100, 90), Box(0, 0, 250, 10))) == []
     assert "judged whole" in region_warnings(card, photographs(None))[0]
     (said,) = region_warnings(card, photographs(Box(0, 0, 10, 10), Box(0, 0, 2000, 10), Box(0, 0, 100, 90)))
-    assert said.startswith("2 regions are far larger or smaller")
+    assert said.startswith("2 regions far larger or smaller")
     nothing_known = SimpleNamespace(regions={})
     assert region_warnings(nothing_known, photographs(None)) == []
 

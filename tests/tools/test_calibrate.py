@@ -163,7 +163,7 @@ def test_further_lesions_count(run, tiny_manifest, tmp_path, capsys):
     found = json.loads((run.parent / "calibration.json").read_text())["lesion"]["classes"]
     assert all(found["guaranteed"]) and min(found["lesions"]) >= 7
     assert main([*words, "--extra_manifest", str(tiny_manifest)]) == 2
-    assert "were seen before" in capsys.readouterr().err
+    assert "it has seen" in capsys.readouterr().err
 
 
 class TestRefused:
@@ -171,7 +171,7 @@ class TestRefused:
         manifest = read_manifest(tiny_manifest)
         seen = group_hashes(manifest.table, np.arange(len(manifest)))
         leaky = changed(run, run, seen_groups=torch.from_numpy(seen), salt="")
-        with pytest.raises(LeakError, match="val part were seen before"):
+        with pytest.raises(LeakError, match="photographs of the val part, in training"):
             calibrate(str(leaky))
 
     def test_another_split(self, run):

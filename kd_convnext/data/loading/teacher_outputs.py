@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write, require_space, write_finding
 from kd_convnext.errors import CacheError, Finding
 
@@ -222,8 +223,8 @@ class TeacherAnswers:
         """
         size = self.kind.record.itemsize
         remedy = "Lower --data.loader.views, tap fewer stages (--model.teacher_taps), or name another --data.cache_dir."
-        need = require_space(self.path, size * views, f"the teacher's answers for {views} views", remedy)
-        return f"The teacher answers {views} views once, {size} bytes each, {need}: {self.path}"
+        need = require_space(self.path, size * views, f"the teacher's answers for {counted(views, 'view')}", remedy)
+        return f"The teacher answers {counted(views, 'view')} once, {size} bytes each, {need}: {self.path}"
 
     def _open(self) -> None:
         if self._shards is not None:

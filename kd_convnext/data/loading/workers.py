@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.machine import available_cores
 
 MOST = 16
@@ -32,7 +33,7 @@ class Workers:
 
     def __str__(self) -> str:
         """Formats the choice for the header of a run."""
-        number = "no loader worker" if not self.count else f"{self.count} loader worker{'s' if self.count > 1 else ''}"
+        number = counted(self.count, "loader worker") if self.count else "no loader worker"
         return f"{number} ({self.reason})"
 
 

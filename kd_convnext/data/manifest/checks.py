@@ -1,6 +1,5 @@
 """Checks the rows of a manifest. Each check returns its findings; none stops at the first."""
 
-import difflib
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kd_convnext.common.counting import counted
+from kd_convnext.common.nearest import nearest
 from kd_convnext.data.manifest.columns import BOX_COLUMNS
 from kd_convnext.data.manifest.ids import normal_id
 from kd_convnext.data.manifest.inspection import PhotographFile, first_of_same_bytes, inspect_files
@@ -64,11 +65,10 @@ def _warn_of_spellings(counts: "pd.Series[int]", place: str) -> None:
         warnings.warn(f"{place}: {what}: {same}: is it a slip?", stacklevel=4)
     for rare in present:
         frequent = [name for name in present if counts[name] >= _FREQUENT * counts[rare] and read[name] != read[rare]]
-        close = difflib.get_close_matches(rare.casefold(), [name.casefold() for name in frequent], n=1, cutoff=0.75)
-        match = [name for name in frequent if close and name.casefold() == close[0]]
+        close = nearest(rare, frequent, cutoff=0.75)
         # "Grade 1" beside "Grade 2" is no slip.
-        if match and counts[rare] <= _RARE and re.sub(r"[0-9]", "", rare) != re.sub(r"[0-9]", "", match[0]):
-            what = f"the label {rare!r} stands {counts[rare]} times, {match[0]!r} {counts[match[0]]} times"
+        if close and counts[rare] <= _RARE and re.sub(r"[0-9]", "", rare) != re.sub(r"[0-9]", "", close):
+            what = f"the label {rare!r} stands in {counted(counts[rare], 'row')}, {close!r} in {counts[close]}"
             warnings.warn(f"{place}: {what}: is it a slip? It counts as a class of its own", stacklevel=4)
 
 
@@ -130,9 +130,8 @@ def _outward(numbers: NDArray[np.floating[Any]], sound: NDArray[np.bool_], table
     boxes[fractional] = np.concatenate([low, np.ceil(part[:, :2] + part[:, 2:] - _ROUNDING) - low], axis=1)
     if fractional.any():
         first = table[fractional].iloc[0]
-        said = (
-            f"{int(fractional.sum())} boxes have fractions of pixels and are rounded outward (first: {first['where']}"
-        )
+        number = counted(int(fractional.sum()), "box")
+        said = f"{number} with fractions of pixels, rounded outward (first: {first['where']}"
         warnings.warn(f"{said}, {_box_text(first)})", stacklevel=4)
     return boxes
 
@@ -198,7 +197,7 @@ def split_findings(table: pd.DataFrame) -> list[Finding]:
     findings = _per_row(table[bad], lambda row: f"{row.split!r} is not a part of a split", "Write train, val or test.")
     if filled.any() and not filled.all():
         empty = table[~filled]
-        more = f" (and {len(empty) - 1} more rows)" if len(empty) > 1 else ""
+        more = f" (and {counted(len(empty) - 1, 'more row')})" if len(empty) > 1 else ""
         what = f"the split is empty{more}, elsewhere it is given"
         findings.append(Finding(empty["where"].iloc[0], what, "Fill in every row, or empty the whole column."))
     return findings
@@ -248,7 +247,7 @@ def warn_of_mixed_ids(table: pd.DataFrame, place: str) -> None:
             word = "labels" if column == "label" else "patients"
             first = known.loc[lesion[known.index] == mixed.index[0], column].unique()
             example = f"{mixed.index[0]!r}: {', '.join(first)}"
-            message = f"{place}: {len(mixed)} of {len(kinds)} lesions have several {word} (first {example})"
+            message = f"{place}: several {word} in {len(mixed)} of {counted(len(kinds), 'lesion')} (first {example})"
             warnings.warn(f"{message}. {hint}.", stacklevel=3)
 
 
@@ -315,7 +314,7 @@ def warn_of_twins(table: pd.DataFrame, place: str) -> None:
         examples = "; ".join(" and ".join(names[:_NAMED]) for names in sets[:_NAMED]) + (
             "; ..." if sets[_NAMED:] else ""
         )
-        what = f"{place}: {int(new.sum())} photographs in {len(sets)} sets are near-identical and kept in one part"
+        what = f"{place}: near-identical photographs, kept in one part: {int(new.sum())} in {counted(len(sets), 'set')}"
         hint = "Look at them: give them one lesion_id, delete copies, or let --data.split.group_by patient not compare"
         warnings.warn(f"{what} ({examples}). {hint}.", stacklevel=3)
 
@@ -328,7 +327,8 @@ def _unreadable(table: pd.DataFrame, files: dict[str, PhotographFile]) -> dict[s
     found = {}
     for image, where in zip(first["image"], first["where"], strict=True):
         problem, others = bad[image], counts[image] - 1
-        what = f"{problem.what}: {problem.where}" + (f", and {others} more rows use it" if others else "")
+        more = f" (and {counted(others, 'more row')} of this photograph)" if others else ""
+        what = f"{problem.what}: {problem.where}{more}"
         found[image] = Finding(where, what, problem.remedy)
     return found
 

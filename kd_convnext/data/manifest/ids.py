@@ -7,6 +7,8 @@ import warnings
 
 import pandas as pd
 
+from kd_convnext.common.counting import counted
+
 ID_COLUMNS = {"lesion_id": "lesion", "patient_id": "patient"}
 """Columns of ids, and what each id names."""
 
@@ -66,14 +68,14 @@ def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
         if unknown.any():
             rows = int(table[column].isin(list(written[unknown])).sum())
             names = ", ".join(repr(name) for name in written[unknown])
-            warnings.warn(f"{place}: {rows} rows have {names} as {column}: taken as unknown", stacklevel=4)
+            warnings.warn(f"{place}: {names} as {column} in {counted(rows, 'row')}: taken as unknown", stacklevel=4)
         several = written[~unknown].groupby(normal[~unknown]).agg(list)
         several = several[several.map(len) > 1]
         if len(several):
             examples = "; ".join(" = ".join(repr(name) for name in names) for names in several.iloc[:_NAMED])
             more = "; ..." if len(several) > _NAMED else ""
             message = (
-                f"{place}: {len(several)} {word} ids are spelt in several ways and taken for one: {examples}{more}"
+                f"{place}: {counted(len(several), f'{word} id')} spelt in several ways, taken for one: {examples}{more}"
             )
             warnings.warn(message, stacklevel=4)
         alike = written[~unknown].groupby(normal[~unknown].map(lambda name: _APART.sub(" ", name))).agg(list)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kd_convnext.common.counting import counted
 from kd_convnext.data.manifest import checks
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.columns import BOX_COLUMNS
@@ -218,19 +219,21 @@ def _lost(kept: pd.DataFrame, class_names: Sequence[str], place: str, unreadable
 
 def _warn_of_skipped(rows: int, unreadable: dict[str, Finding], place: str) -> None:
     first = next(iter(unreadable.values()))
-    message = f"{place}: {len(unreadable)} unreadable photographs ({rows} rows) left out; the first: {first}"
-    warnings.warn(message, stacklevel=3)
+    number = f"{counted(len(unreadable), 'unreadable photograph')} ({counted(rows, 'row')})"
+    warnings.warn(f"{place}: {number} left out; the first: {first}", stacklevel=3)
 
 
 def _warn_of_divided(table: pd.DataFrame, place: str, group_by: GroupBy) -> None:
     for column, word, allowing in (("lesion_id", "lesion", ("image",)), ("patient_id", "patient", ("image", "lesion"))):
         divided = checks.crossing_findings(table, [(column, word)]) if group_by in allowing else []
         if divided:
-            message = f"{place}: {len(divided)} {word}s are in more than one part, as grouping by {group_by} allows"
+            message = f"{place}: {counted(len(divided), word)} in more than one part, as grouping by {group_by} allows"
             warnings.warn(f"{message}; metrics will be too good.", stacklevel=3)
     twins = checks.crossing_findings(table, [("alike", "near-identical photograph")])
     if twins:
-        message = f"{place}: {len(twins)} near-identical photographs are in more than one part of its split column"
+        message = (
+            f"{place}: {counted(len(twins), 'near-identical photograph')} in more than one part of its split column"
+        )
         warnings.warn(f"{message} (first: {twins[0].what}); metrics may be too good.", stacklevel=3)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write
 from kd_convnext.common.tables import guarded
 from kd_convnext.data.manifest.grouping import GroupBy, Part, kept_together
@@ -255,11 +256,11 @@ def _checked(
         remedy = "Fill in the column patient_id, or group by lesion."
         findings.append(Finding(place, "there is no patient_id to group by", remedy))
     elif group_by == "patient" and not patients.all():
-        message = f"{place}: {(~patients).sum()} rows have no patient_id and are grouped by lesion"
+        message = f"{place}: {counted(int((~patients).sum()), 'row')} without patient_id, grouped by lesion"
         warnings.warn(message, stacklevel=3)
     if (manifest.labels < 0).any() and (manifest.table["split"] == "").any():
         remedy = "Fill in the labels, or read the manifest for prediction only."
-        findings.append(Finding(place, f"{(manifest.labels < 0).sum()} rows have no label", remedy))
+        findings.append(Finding(place, f"{counted(int((manifest.labels < 0).sum()), 'row')} without a label", remedy))
     if findings:
         raise SplitError(findings)
     total = math.fsum(ratios)
@@ -317,7 +318,7 @@ def _report_few_groups(
         elif scarce[k]:
             number = int((counts[:, k] > 0).sum())
             kept = kept_together(group_by)
-            what = f"class {name!r} has {number} groups ({kept}), enough for training but not for {where}"
+            what = f"class {name!r} has {counted(number, 'group')} ({kept}), enough for training but not for {where}"
         else:
             what = f"class {name!r} is not in {where}: its groups also hold other classes, needed elsewhere"
         remedy = "Add photographs of other lesions of that class, or leave the class out."

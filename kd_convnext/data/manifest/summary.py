@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from kd_convnext.common.counting import counted
 from kd_convnext.data.manifest.grouping import GroupBy, kept_together
 from kd_convnext.data.manifest.manifest import Manifest
 from kd_convnext.data.manifest.splits import PARTS, Split, absent, missing_classes
@@ -60,7 +61,7 @@ def _remarks(table: pd.DataFrame, class_names: Sequence[str], parts: Sequence[st
         return remarks
     sizes = {name: int(table.loc[table["label"] == name, "group"].nunique()) for name in class_names}
     smallest = min(sizes, key=lambda name: sizes[name])
-    remarks.append(f"smallest class: {smallest}, {sizes[smallest]} groups")
+    remarks.append(f"smallest class: {smallest}, {counted(sizes[smallest], 'group')}")
     few = [f"{name} ({count})" for name, count in sizes.items() if count < len(PARTS)]
     if few:
         remarks.append(f"warning: too few groups for training, validation and test: {', '.join(few)}")

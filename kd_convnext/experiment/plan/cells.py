@@ -300,7 +300,7 @@ def selected(methods: Iterable[str] | str | None, grid: Grid) -> tuple[str, ...]
     return tuple(name.strip() for name in names)
 
 
-def counted(repeats: int | Sequence[int]) -> tuple[int, ...]:
+def chosen_repeats(repeats: int | Sequence[int]) -> tuple[int, ...]:
     """Reads ``--repeats``: so many from the first, or these."""
     return tuple(range(repeats)) if isinstance(repeats, int) else tuple(repeats)
 

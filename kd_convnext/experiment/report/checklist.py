@@ -7,6 +7,7 @@ doi:10.1136/bmj-2023-078378, items 1 to 27. The topics are in our own words; the
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kd_convnext.common.counting import counted
 from kd_convnext.data.manifest.grouping import kept_together
 from kd_convnext.evaluation.proportions import digits
 from kd_convnext.experiment.report.analysis import Analysis
@@ -69,7 +70,7 @@ def _sizes(analysis: Analysis) -> str | None:
         return None
     one = analysis.divisions[0]
     parts = (
-        f"{part} {one.photographs(part)} photographs of {one.lesions(part)} lesions"
+        f"{part} {counted(one.photographs(part), 'photograph')} of {counted(one.lesions(part), 'lesion')}"
         for part in ("train", "val", "test")
     )
     return f"Repeat {one.repeat}: {'; '.join(parts)} (each region of interest counts). All repeats in section 2."
@@ -81,7 +82,7 @@ def _partition(analysis: Analysis) -> str | None:
     number = len({division.repeat for division in analysis.divisions})
     ratios = look(analysis.results[0].config, "data.ratios")
     asked = f" with shares {', '.join(f'{share:g}' for share in ratios)}" if ratios else ""
-    many = "One division" if number == 1 else f"{number} divisions"
+    many = counted(number, "division")
     return f"{many} into training, validation and test, drawn by seed and stratified by class{asked}; split files kept."
 
 
@@ -129,7 +130,11 @@ def _performance(analysis: Analysis) -> str | None:
 
 
 def _flow(analysis: Analysis) -> str | None:
-    return None if analysis.best is None else f"{len(analysis.best.lesions.lesions)} lesions were tested (section 4)."
+    return (
+        None
+        if analysis.best is None
+        else f"Lesions that were tested: {len(analysis.best.lesions.lesions)} (section 4)."
+    )
 
 
 def _external(analysis: Analysis) -> str | None:

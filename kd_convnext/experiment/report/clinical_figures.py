@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import PALETTE, grid_shape, wrapped
 from kd_convnext.evaluation.discrimination import (
     Ranking,
@@ -40,7 +41,7 @@ def class_panels(
         panel.set_axis_off()
     for panel, (name, ranking) in zip(panels, rankings, strict=False):
         lesions = ranking.lesions_of(True)
-        marked = f"{lesions} lesions{' †' if lesions < FEW else ''}"
+        marked = f"{counted(lesions, 'lesion')}{' †' if lesions < FEW else ''}"
         said = draw(panel, ranking) if ranking.mixed else "only one side occurs"
         title = f"{wrapped(name, _SIDE - 0.6, 8)}\n{marked}\n{said}"
         panel.set_title(title, fontsize=8, parse_math=False)

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from kd_convnext.checkpoints.flat_arguments import TERMS, modern_arguments
+from kd_convnext.checkpoints.naming import network_name
+from kd_convnext.common.counting import count_words
 from kd_convnext.common.files import read_bytes
 from kd_convnext.common.reading import json_of, yaml_of
 from kd_convnext.data.crops.upscaling.upscaler import NETWORKS
 from kd_convnext.experiment.report.results import Arm, CellResult
 from kd_convnext.runs.folder import RunFolder
-from kd_convnext.runs.naming import count_words, network_name
 from kd_convnext.runs.tables import read_cost
 
 Config = Mapping[str, Any]

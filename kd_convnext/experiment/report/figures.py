@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import PALETTE, label_ticks, put_caption, wrapped
 from kd_convnext.common.tables import read_numbers
 from kd_convnext.evaluation.comparisons import Comparison
@@ -100,8 +101,8 @@ def _difference(name: str, comparisons: tuple[Comparison, ...]) -> NamedFigure:
     caption = (
         f"Difference in {SHORT[metric]} from {other} on the same photographs, with 95 % intervals by paired bootstrap "
         "over lesions; the thin line is corrected for the number of comparisons. Test part, judged per photograph: "
-        f"{max(found.photographs for found in comparisons):,} answers about "
-        f"{max(found.lesions for found in comparisons):,} lesions at most."
+        f"{counted(max(found.photographs for found in comparisons), 'answer')} about "
+        f"{counted(max(found.lesions for found in comparisons), 'lesion')} at most."
     )
     return NamedFigure(name, caption, difference_plot(rows, f"difference in {SHORT[metric]} from {other}"))
 
@@ -122,8 +123,8 @@ def _tested(arm: Arm) -> str:
     repeats = len(arm.results)
     over = "" if repeats == 1 else f" in {repeats} repeats"
     return (
-        f"Test part, judged per photograph: {arm.lesions.photographs:,} answers{over} about "
-        f"{len(arm.lesions.lesions):,} lesions."
+        f"Test part, judged per photograph: {counted(arm.lesions.photographs, 'answer')}{over} about "
+        f"{counted(len(arm.lesions.lesions), 'lesion')}."
     )
 
 
@@ -139,7 +140,7 @@ def _classes(analysis: Analysis) -> list[NamedFigure]:
     found = class_intervals(arm.lesions)
     behind = arm.lesions.per_class()
     groups = {
-        f"{name}\n({behind[k]} lesions{f' {MARK}' if behind[k] < FEW else ''})": {
+        f"{name}\n({counted(behind[k], 'lesion')}{f' {MARK}' if behind[k] < FEW else ''})": {
             score.capitalize(): Bar(float(values[score][k]), _ends(found[score][k])) for score in values
         }
         for k, name in enumerate(arm.class_names)

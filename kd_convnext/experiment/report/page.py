@@ -144,8 +144,8 @@ def _limits(analysis: Analysis) -> list[str]:
     unnamed = max((division.unnamed for division in analysis.divisions), default=0)
     if unnamed:
         found.append(
-            f"{unnamed} photographs do not name their lesion. Each counts as a lesion of its own: leaks among them "
-            "cannot be seen, and intervals may be too narrow."
+            f"Photographs that do not name their lesion: {unnamed}. Each counts as a lesion of its own: leaks among "
+            "them cannot be seen, and intervals may be too narrow."
         )
     if any(sum(division.leaks.values()) for division in analysis.divisions):
         found.append("Lesions, patients or photographs are in more than one part: results are too good to be true.")

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import sha256_of
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.grouping import lesion_names
@@ -86,7 +87,7 @@ def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[
         stray = _strays(result, found[name])
         if stray:
             remarks.append(
-                f"{record.title}, repeat {record.repeat}: {stray} tested photographs are not of its test part"
+                f"{record.title}, repeat {record.repeat}: {counted(stray, 'tested photograph')} not of its test part"
             )
     for repeat, splits in sorted(users.items()):
         if len(splits) > 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kd_convnext.common.counting import count_words, counted
 from kd_convnext.common.tables import markdown_text
 from kd_convnext.evaluation.comparisons import Comparison, Difference
 from kd_convnext.evaluation.proportions import FEW, Interval, digits
@@ -15,7 +16,6 @@ from kd_convnext.experiment.report import paper_values as reference
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.descriptions import network_words
 from kd_convnext.experiment.report.results import Arm
-from kd_convnext.runs.naming import count_words
 from kd_convnext.runs.tables import read_cost
 
 NONE = "-"
@@ -148,11 +148,13 @@ def finding(analysis: Analysis) -> list[str]:
         if metric in spans
     ]
     repeats = len(arm.results)
-    number = f"{arm.lesions.photographs:,}"
-    behind = f"{number} photographs of" if repeats == 1 else f"{number} answers in {repeats} repeats about"
+    number = arm.lesions.photographs
+    behind = f"{counted(number, 'answer')} in {repeats} repeats about"
+    if repeats == 1:
+        behind = f"{counted(number, 'photograph')} of"
     first = (
-        f"{arm.title} ({network_words(arm)}) reaches {' and '.join(shown)} on the test part: {behind} {count:,} "
-        "lesions; 95 % intervals, the lesion is the unit."
+        f"{arm.title} ({network_words(arm)}) reaches {' and '.join(shown)} on the test part: {behind} "
+        f"{counted(count, 'lesion')}; 95 % intervals, the lesion is the unit."
     )
     mine = [one for one in (*analysis.teachers, *analysis.comparisons) if one.title == arm.title]
     said = list(dict.fromkeys(f"against {one.against}: {_verdict(one, 'f1_macro')}" for one in mine))

@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from kd_convnext.common.console import duration
+from kd_convnext.common.counting import counted
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell
 from kd_convnext.experiment.plan.configuration import merged
@@ -69,7 +70,7 @@ def print_estimate(cells: Sequence[Cell], out: Path, workers: int) -> None:
     from rich.table import Table
 
     costs = _costs(cells, out)
-    table = Table(title=f"{len(cells)} cells in {out}")
+    table = Table(title=f"{counted(len(cells), 'cell')} in {out}")
     for name in ("#", "method", "setting", "repeat", "judged on", "time", "memory", "known from"):
         table.add_column(name)
     left = 0.0
@@ -98,7 +99,7 @@ def _costs(cells: Sequence[Cell], out: Path) -> dict[str, Cost]:
         if record is not None:
             known[cell.method].append(record.seconds)
     costs = {
-        name: Cost(statistics.median(seconds), None, 0, f"{len(seconds)} finished cells")
+        name: Cost(statistics.median(seconds), None, 0, counted(len(seconds), "finished cell"))
         for name, seconds in known.items()
     }
     missing = {cell.method: cell for cell in reversed(cells) if cell.method not in costs}

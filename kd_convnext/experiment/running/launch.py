@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.machine import available_cores
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell, CellKey
@@ -124,7 +125,7 @@ def slurm_script(cells: Sequence[Cell], config: Path, out: Path, options: str) -
     logs = shlex.quote(str(out / "slurm"))
     lines = [
         "#!/bin/bash",
-        f"# Submits {len(cells)} cells to SLURM: bash THIS_FILE. Give the command again for what failed.",
+        f"# Submits {counted(len(cells), 'cell')} to SLURM: bash THIS_FILE. Give the command again for what failed.",
         "set -euo pipefail",
         f"cd {shlex.quote(str(Path.cwd()))}",
         f"mkdir -p {logs}",

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.common.arrays import Pixels
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.inference.run_data import CalibrationData, Rows
@@ -96,7 +97,7 @@ class TrainingCases:
 
     def _features(self) -> Features:
         predictor, found = self.data.predictor, []
-        print(f"The network sees its {len(self.rows)} training photographs once, to find the most alike")
+        print(f"The network sees its {counted(len(self.rows), 'training photograph')} once, to find the most alike")
         for start in range(0, len(self.rows), _CHUNK):
             pictures = [predictor.picture(self.crops.load(int(row))) for row in self.rows[start : start + _CHUNK]]
             found.append(predictor.outputs(pictures)[1])

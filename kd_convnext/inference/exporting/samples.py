@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.configs import data_options
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import default_cache_dir
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.drawn.specimens import draw_specimens
@@ -82,7 +83,7 @@ def _chosen(predictor: Predictor, manifest: Manifest, root: Path, count: int) ->
     labels = np.where(seen[judged], -1, manifest.labels[judged])
     kind = "not seen" if len(unseen) else "all seen"
     return ExportSamples(
-        source=f"{len(judged)} photographs of {manifest.name}, {kind} in training",
+        source=f"{counted(len(judged), 'photograph')} of {manifest.name}, {kind} in training",
         judged=_pictures(predictor, manifest, root, judged),
         labels=labels,
         learned=_pictures(predictor, manifest, root, learned),
@@ -99,7 +100,7 @@ def _drawn(predictor: Predictor, count: int) -> ExportSamples:
         manifest = read_manifest(drawn)
         rows = np.arange(min(len(manifest), count))
         pictures = _pictures(predictor, manifest, folder / "cache", rows)
-    return ExportSamples(f"{len(rows)} drawn specimens", pictures, np.full(len(rows), -1), pictures)
+    return ExportSamples(counted(len(rows), "drawn specimen"), pictures, np.full(len(rows), -1), pictures)
 
 
 def _seen(predictor: Predictor, manifest: Manifest) -> npt.NDArray[np.bool_]:

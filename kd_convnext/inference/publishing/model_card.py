@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_convnext.common.files import read_bytes
-from kd_convnext.common.reading import read_json, yaml_of
+from kd_convnext.common.counting import counted
+from kd_convnext.common.reading import read_json
 from kd_convnext.common.tables import markdown_text
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.runs.naming import network_name
 from kd_convnext.runs.tables import read_metrics
 
 if TYPE_CHECKING:
@@ -97,16 +96,6 @@ def _as_read(value: Any) -> Any:
     return markdown_text(value) if isinstance(value, str) else value
 
 
-def _network_words(run: "RunFolder", name: str) -> str:
-    """Names the network, with what its run has changed of the stock network; the stock name where no run is at hand."""
-    try:
-        arguments = yaml_of(read_bytes(run.config))["model"]["init_args"]
-        network = arguments.get("student") or arguments["backbone"]
-        return network_name(network) if network["name"] == name else name
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return name
-
-
 def _words(
     predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]], lesions: "LesionCounts | None"
 ) -> dict[str, Any]:
@@ -120,7 +109,7 @@ def _words(
     parameters = sum(parameter.numel() for parameter in predictor.network.backbone.parameters())
     return {
         "version": info.kd_convnext,
-        "model": _network_words(run, info.name),
+        "model": info.name,
         "image_size": data.image_size,
         "parameters": f"{parameters:,}",
         "origin": "distilled from a larger teacher" if info.distilled else "trained on labels alone",
@@ -278,14 +267,13 @@ def _leak_words(run: "RunFolder") -> str:
             "excluded**, and the results may be too good."
         )
     found = []
-    for column, word in (("lesion_id", "lesions"), ("patient_id", "patients")):
+    for column, word in (("lesion_id", "lesion"), ("patient_id", "patient")):
         divided = int((frame[frame[column] != ""].groupby(column)["split"].nunique() > 1).sum())
         if divided:
-            found.append(f"**{divided} {word} are in more than one part**: the results are too good.")
+            found.append(f"**{counted(divided, word)} in more than one part**: the results are too good.")
     if unnamed.any():
-        found.append(
-            f"{int(unnamed.sum())} photographs name neither lesion nor patient: leaks among them cannot be seen."
-        )
+        number = counted(int(unnamed.sum()), "photograph")
+        found.append(f"{number} without the name of a lesion or patient: leaks there cannot be seen.")
     if (frame["patient_id"] == "").all():
         found.append("Patients are not named: that one patient is in training and test cannot be excluded.")
     return " ".join(found)

@@ -25,13 +25,13 @@ def test_a_lesion_with_two_labels_is_one_warning(tmp_path):
     with pytest.warns(UserWarning) as caught:
         read_manifest(write_manifest(tmp_path, rows))
     assert len(caught) == 1
-    assert "2 of 3 lesions have several labels (first 'L0': AIS, MIA)" in str(caught[0].message)
+    assert "several labels in 2 of 3 lesions (first 'L0': AIS, MIA)" in str(caught[0].message)
 
 
 def test_a_lesion_of_two_patients_is_a_warning(tmp_path):
     rows = [{**GOOD[0], "patient_id": "P1"}, {**GOOD[1], "patient_id": "P2", "lesion_id": "L1", "label": "AIS"}]
     rows.append({"image": "c.png", "label": "MIA"})
-    with pytest.warns(UserWarning, match="1 of 1 lesions have several patients"):
+    with pytest.warns(UserWarning, match="several patients in 1 of 1 lesion"):
         read_manifest(write_manifest(tmp_path, rows))
 
 
@@ -49,7 +49,7 @@ def test_a_lesion_in_two_parts_is_refused(tmp_path):
     found = only_finding(tmp_path, rows)
     assert found.startswith("manifest.csv, row 4: the lesion 'L1' is in more than one part")
     assert "train (manifest.csv, row 2), val (manifest.csv, row 4)" in found
-    with pytest.warns(UserWarning, match="1 lesions are in more than one part, as grouping by image allows"):
+    with pytest.warns(UserWarning, match="1 lesion in more than one part, as grouping by image allows"):
         read_manifest(tmp_path / "manifest.csv", group_by="image")
 
 
@@ -62,7 +62,7 @@ def test_a_photograph_in_two_parts_is_refused(tmp_path, group_by):
 
 def test_a_patient_in_two_parts_is_refused_where_patients_count(tmp_path):
     path = write_manifest(tmp_path, [{**row, "patient_id": "P"} for row in SPLIT])
-    with pytest.warns(UserWarning, match="1 patients are in more than one part, as grouping by lesion allows"):
+    with pytest.warns(UserWarning, match="1 patient in more than one part, as grouping by lesion allows"):
         read_manifest(path, group_by="lesion")
     for group_by in ("known", "patient"):
         assert "the patient 'P' is in more than one part" in findings_of(path, group_by=group_by)[0]
@@ -151,7 +151,7 @@ def test_photographs_saved_again_stay_in_one_part_whatever_their_ids(tmp_path):
             small.save(tmp_path / f"again{k}.jpg", quality=60)
         rows.append({"image": f"again{k}.jpg", "label": "AB"[k % 2], "lesion_id": f"other{k}"})
     path = write_csv(tmp_path / "manifest.csv", rows)
-    with pytest.warns(UserWarning, match="40 photographs in 20 sets are near-identical and kept in one part") as said:
+    with pytest.warns(UserWarning, match="near-identical photographs, kept in one part: 40 in 20 sets") as said:
         manifest = read_manifest(path)
     assert "000.png and again0.jpg" in str(said[0].message)
     for index in range(5):
@@ -207,7 +207,7 @@ def test_patients_are_kept_together_unless_chosen_otherwise(tmp_path):
 def test_spellings_of_one_id_are_one_lesion_and_said(tmp_path, one, other):
     rows = [{**GOOD[0], "lesion_id": one}, {**GOOD[1], "label": "AIS", "lesion_id": other}]
     rows.append({"image": "c.png", "label": "MIA", "lesion_id": "else"})
-    with pytest.warns(UserWarning, match="1 lesion ids are spelt in several ways and taken for one"):
+    with pytest.warns(UserWarning, match="1 lesion id spelt in several ways, taken for one"):
         manifest = read_manifest(write_manifest(tmp_path, rows))
     groups = manifest.groups("lesion")
     assert groups[0] == groups[1] != groups[2]
@@ -226,7 +226,7 @@ def test_ids_that_differ_in_a_separator_stay_apart_and_are_said(tmp_path):
 @pytest.mark.parametrize("unknown", ["NA", "n/a", "None", "nan", "NULL", "?", "unknown"])
 def test_an_unknown_id_joins_no_strangers(tmp_path, unknown):
     rows = [{"image": f"{k}.png", "label": "AB"[k % 2], "lesion_id": unknown} for k in range(4)]
-    with pytest.warns(UserWarning, match=f"4 rows have .*{re.escape(unknown)}.* as lesion_id: taken as unknown"):
+    with pytest.warns(UserWarning, match=f"{re.escape(unknown)}.* as lesion_id in 4 rows: taken as unknown"):
         manifest = read_manifest(write_manifest(tmp_path, rows))
     assert len(set(manifest.groups("known"))) == 4
 

@@ -223,7 +223,7 @@ def test_wrong_arguments_are_named(options, expected):
 
 
 def test_rows_without_label_cannot_be_divided():
-    with pytest.raises(SplitError, match="1 rows have no label"):
+    with pytest.raises(SplitError, match="1 row without a label"):
         make_split(manifest_of(["A", "B", ""], class_names=["A", "B"]))
 
 
@@ -233,7 +233,7 @@ def test_patients_are_never_divided():
     labels = ["AB"[i // 4 % 2] for i in range(80)]
     split = make_split(manifest_of(labels, lesions, patients=patients), group_by="patient")
     assert len(set(zip(patients, split.parts, strict=True))) == 20
-    with pytest.warns(UserWarning, match="4 rows have no patient_id and are grouped by lesion"):
+    with pytest.warns(UserWarning, match="4 rows without patient_id, grouped by lesion"):
         make_split(manifest_of(labels, lesions, patients=["", "", "", "", *patients[4:]]), group_by="patient")
 
 

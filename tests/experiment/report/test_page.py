@@ -188,7 +188,7 @@ def test_report_of_one_run_lies_in_its_folder(tmp_path, capsys):
     assert "How well does this network answer" in page
     assert "85.6 79.9 74.6 0.772 0.751" in page
     assert "Nothing is compared here" in page
-    assert "209 photographs do not name their lesion." in page
+    assert "Photographs that do not name their lesion: 209." in page
     assert main(["report", str(run), "--out", str(tmp_path / "else"), "--bootstrap", "100"]) == 0
     assert (tmp_path / "else" / "report.html").is_file()
 

@@ -109,7 +109,7 @@ class TestRefused:
         seen = group_hashes(manifest.table, np.arange(len(manifest)))
         changed(other, other, seen_groups=torch.from_numpy(seen), salt="")
         assert calibrate(run, other) == 2
-        assert f"--also {other}" in (said := capsys.readouterr().err) and "were seen before" in said
+        assert f"--also {other}" in (said := capsys.readouterr().err) and "it has seen" in said
 
     def test_another_recipe(self, run, tiny_run, capsys):
         assert calibrate(run, tiny_run) == 2

@@ -1,6 +1,7 @@
 """Announces the crops that will be made, the reason, and the expected time."""
 
 from kd_convnext.common.console import duration
+from kd_convnext.common.counting import counted
 from kd_convnext.data.crops.cache.cache import CropCache, Survey
 from kd_convnext.data.crops.preparing.estimate import crop_sizes, measure
 from kd_convnext.data.crops.preparing.kept import kept_share
@@ -26,7 +27,8 @@ def announcement(cache: CropCache, manifest: Manifest, survey: Survey) -> str | 
     kept, seconds = kept_share(cache, survey)
     spec, name = cache.spec, cache.upscaler.identity
     form = f"store_size {spec.store_size}, resize {spec.resize}, roi_margin {spec.roi_margin:g}"
-    what = f"{len(rows)} of {len(rows) + len(survey.found)} crops to make: {cache.folder} has none of them ({form})"
+    number = counted(len(rows) + len(survey.found), "crop")
+    what = f"{len(rows)} of {number} to make: {cache.folder} has none of them ({form})"
     if kept == 1:
         return f"{what}; about {duration(seconds * len(rows))}, from enlarged crops that are kept, without the network"
     sizes = [reduced_size(*size, spec.sr_max_side) for size in crop_sizes(manifest, rows, spec.roi_margin)]

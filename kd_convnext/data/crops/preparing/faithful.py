@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from kd_convnext.common.counting import counted
 from kd_convnext.data.crops.cache.prepared import PreparedCrops
 from kd_convnext.data.crops.fidelity import LOW_PSNR, TOLERANCE
 from kd_convnext.data.manifest.manifest import Manifest
@@ -52,15 +53,15 @@ def fidelity_lines(prepared: PreparedCrops, manifest: Manifest) -> list[str]:
     figures = fidelity_figures(prepared, prepared.rows)
     low = sum(kept.psnr < LOW_PSNR for kept in found.values())
     lines = [
-        f"fidelity of {len(found)} enlarged crops, reduced again: median {figures['psnr_median']:.1f} dB, worst "
-        f"{figures['psnr_worst']:.1f} dB; {figures['changed']:.1%} of all pixels are off by more than "
+        f"fidelity of {counted(len(found), 'enlarged crop')}, reduced again: median {figures['psnr_median']:.1f} dB, "
+        f"worst {figures['psnr_worst']:.1f} dB; {figures['changed']:.1%} of all pixels are off by more than "
         f"{TOLERANCE} levels"
     ]
     if low:
         worst = least_faithful(prepared)[: min(low, _NAMED)]
         names = ", ".join(f"{manifest.where(row)} ({found[row].psnr:.1f} dB)" for row in worst)
         lines.append(
-            f"warning: {low} of them are below {LOW_PSNR:.0f} dB, so the network has changed what was there: {names}; "
+            f"warning: {low} of them below {LOW_PSNR:.0f} dB: there the network has changed what was there: {names}; "
             "look at --preview 12, or keep them true with --crops.sr_consistent true"
         )
     return lines
