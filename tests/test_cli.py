@@ -271,7 +271,9 @@ def test_skipped_photographs_are_counted_and_listed(tiny_manifest, at, capsys):
     assert "broken.png" in capsys.readouterr().err
     assert main([*words, "--on_error=skip"]) == 0
     printed = capsys.readouterr()
-    assert "broken.png" in printed.out + printed.err
+    assert "1 photograph left out:" in printed.err and "broken.png" in printed.err
+    # The fit that is named next leaves them out as well.
+    assert "--data.on_error skip" in printed.out
 
 
 def test_a_full_disk_is_one_line(tiny_manifest, tiny_cache, at, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Fills the crop cache from a manifest, or estimates its cost: the command ``prepare``."""
 
+import json
 import shlex
 import shutil
 import sys
@@ -108,7 +109,9 @@ def prepare(
         print(f"preview: {write_preview(cache, table, preview, least_faithful(prepared))}")
     if prune:
         _prune(cache, [table, *(read_manifest(path, columns=columns) for path in also)], yes)
-    print(f"Next:\n  {_fit_of(spec, fit_config, manifest=manifest, columns=columns, cache_dir=cache_dir)}")
+    same = {"manifest": manifest, "columns": columns, "cache_dir": cache_dir}
+    same |= {"classes": json.dumps(classes) if classes else None, "on_error": "skip" if on_error == "skip" else None}
+    print(f"Next:\n  {_fit_of(spec, fit_config, **same)}")
     return done
 
 
@@ -135,13 +138,13 @@ def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> Crop
     print(
         f"{counted(len(manifest), 'crop')}, upscaler {name.name} ({name.architecture}, x{name.scale}), {cache.folder}"
     )
-    _list_left_out("photographs of the manifest", manifest.skipped)
+    _list_left_out("photograph", manifest.skipped)
     return cache
 
 
 def _report(prepared: PreparedCrops, made: int) -> PrepareSummary:
     """Sums up; ``made`` counts what other ranks have made before."""
-    _list_left_out("crops", tuple(prepared.failed.values()))
+    _list_left_out("crop", tuple(prepared.failed.values()))
     before = prepared.summary
     done = replace(before, made=before.made + made, found=before.found - made)
     print(
@@ -175,6 +178,6 @@ def _prune(cache: CropCache, manifests: Sequence[Manifest], yes: bool) -> None:
 
 def _list_left_out(what: str, findings: Sequence[Finding]) -> None:
     if findings:
-        print(f"{len(findings)} {what} left out:", file=sys.stderr)
+        print(f"{counted(len(findings), what)} left out:", file=sys.stderr)
         for finding in findings:
             print(f"  - {finding}", file=sys.stderr)

@@ -1,10 +1,12 @@
 import json
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import tiny
+from helpers.figure_layout import assert_readable
 from helpers.inference import make_run
 from helpers.paths import REPOSITORY
 from PIL import Image
@@ -12,8 +14,11 @@ from scipy.stats import spearmanr
 
 from kd_convnext.checkpoints.network import load_network
 from kd_convnext.cli import main
+from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import ConfigError
-from kd_convnext.inference.explaining.explainer import Explainer
+from kd_convnext.inference.explaining.explainer import Explainer, Explanation, NetworkView
+from kd_convnext.inference.explaining.figure import explanation_figure
+from kd_convnext.inference.explaining.neighbours import Neighbour
 from kd_convnext.inference.prediction import Photograph
 from kd_convnext.inference.predictor import Predictor
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
@@ -180,6 +185,18 @@ def test_of_a_padded_square_the_crop_is_cut_out():
     assert place_on(Peak(0.5, 0.05), 20, 40, padded=True).y == 0
 
 
+def test_titles_of_long_names_stay_apart():
+    crop, label = np.full((30, 60, 3), 90, np.uint8), "Adenocarcinoma, lepidic & acinar"
+    network = "swin_tiny_patch4_window7_224, altered (embed_dim 16, depths 1-1-1-1, num_heads 1-2-2-4)"
+    view = NetworkView(network, "0", "stages.3", np.ones((1, 1)), np.array([0.4, 0.6]), label, (12, 8), crop)
+    case = Neighbour("b.jpg", None, "L", label, 0.93, crop)
+    name = Photograph(Path("2024-11-02_ward-7_specimen_photograph_0001_left_lower_lobe.jpg"))
+    for views, cases in (((view,), ()), ((view, view), (case,) * 5)):
+        figure = explanation_figure(Explanation(name, label, Box(0, 0, 60, 30), crop, views, cases))
+        assert_readable(figure)
+        assert f"Evidence for {label}" in " ".join(figure.get_suptitle().split())
+
+
 # ---- the tool
 
 
@@ -199,7 +216,9 @@ def test_student_teacher_and_training_cases(student_run, tiny_run, tiny_manifest
     for entry in found["explanations"]:
         assert (out / entry["figure"]).is_file()
         student, teacher = entry["networks"]
-        assert (student["model"], teacher["model"]) == ("convnext_tiny", "swin_tiny_patch4_window7_224")
+        # Both were made smaller than the networks of these names.
+        assert student["model"] == "convnext_tiny, altered (depths 1-1-1-1, dims 8-16-16-24)"
+        assert teacher["model"].startswith("swin_tiny_patch4_window7_224, altered (embed_dim 16, depths 1-1-1-1, ")
         assert entry["explained_class"] == student["predicted"]
         assert np.shape(student["map"]) == np.shape(teacher["map"]) == (8, 8)
         assert entry["region"] == {"x": 2, "y": 1, "width": 36, "height": 34}
@@ -243,7 +262,7 @@ def test_a_broken_photograph_stops_no_other(tiny_run, tiny_manifest, tmp_path, c
     words = [broken, tiny_manifest.parent / "2_0_0.png", "--ckpt_path", tiny_run, "--neighbours", 0]
     assert run([*words, "--out", tmp_path / "out"]) == 2
     printed = capsys.readouterr()
-    assert "broken.png" in printed.err and "1 photographs explained, 1 not" in printed.out
+    assert "broken.png" in printed.err and "1 photograph explained, 1 not" in printed.out
     assert run([*words, "--out", tmp_path / "out"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert run([*words, "--out", tmp_path / "out", "--overwrite", "true", "--on_error", "skip"]) == 0

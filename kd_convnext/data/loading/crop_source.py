@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.common.console import say
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import default_cache_dir
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.cache.packed import pack
@@ -71,6 +72,9 @@ def fill_crops(
         cache.fill(manifest, rows[trainer.global_rank :: trainer.world_size], on_error="skip")
         trainer.strategy.barrier("crops")
     crops = replace(cache.fill(manifest, rows, on_error=on_error), on_miss=on_miss)
+    if trainer and trainer.is_global_zero and crops.failed:
+        first = next(iter(crops.failed.values()))
+        say(trainer, f"Warning: {counted(len(crops.failed), 'crop')} left out; the first: {first}")
     if earlier is None:
         return crops
     return replace(

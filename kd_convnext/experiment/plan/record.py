@@ -46,6 +46,32 @@ class CellRecord:
     error: str | None
     seconds: float
 
+    @property
+    def name(self) -> str:
+        """Name of its method and setting in tables."""
+        return self.title if self.setting == "default" else f"{self.title}, {setting_words(self.setting)}"
+
+
+def setting_words(setting: str) -> str:
+    """Writes a setting as a reader would say it: ``upscaler=spandrel`` is ``super-resolved``; others stay.
+
+    Args:
+        setting: See :class:`CellRecord`.
+    """
+    key, _, value = setting.partition("=")
+    return _ENLARGED.get(value, setting) if key == "upscaler" else setting
+
+
+_ENLARGED = {
+    "auto": "enlarged by choice of the machine",
+    "spandrel": "super-resolved",
+    "ncnn": "super-resolved (ncnn)",
+    "realesrgan": "super-resolved (realesrgan)",
+    "bicubic": "enlarged bicubically",
+    "none": "not enlarged",
+}
+"""Upscalers in words."""
+
 
 def write_cell(record: CellRecord) -> None:
     """Writes ``cell.json`` into the cell's folder, whole or not at all. It is the last file of a cell.

@@ -142,8 +142,7 @@ def _paper_order(arm: Arm) -> int:
 
 def cell_name(record: CellRecord) -> str:
     """Names a cell in sentences."""
-    setting = "" if record.setting == "default" else f", {record.setting}"
-    return f"{record.title}{setting}, repeat {record.repeat}"
+    return f"{record.name}, repeat {record.repeat}"
 
 
 def _with_baseline(methods: Sequence[Arm], settings: AnalysisOptions, remarks: list[str]) -> list[Comparison]:

@@ -16,6 +16,7 @@ from kd_convnext.common.figures import as_svg
 from kd_convnext.common.files import sha256_of, write_text
 from kd_convnext.data.manifest.grouping import kept_together
 from kd_convnext.evaluation.proportions import FEW
+from kd_convnext.experiment.plan.record import setting_words
 from kd_convnext.experiment.report import checklist, tables
 from kd_convnext.experiment.report import paper_values as reference
 from kd_convnext.experiment.report.analysis import Analysis, cell_name
@@ -158,7 +159,8 @@ def _cell_table(analysis: Analysis) -> Table:
     rows = []
     for result in analysis.results:
         record = result.record
-        shared = (record.title, record.setting, str(record.repeat), str(record.seed), record.config_hash[:12])
+        named = (record.title, setting_words(record.setting))
+        shared = (*named, str(record.repeat), str(record.seed), record.config_hash[:12])
         minutes = f"{record.seconds / 60:.1f}" if math.isfinite(record.seconds) else tables.NONE
         split = sha256_of(result.run.split)[:16] if result.run.split.is_file() else tables.NONE
         rows.append((*shared, split, record.status, minutes))

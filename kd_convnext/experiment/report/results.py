@@ -87,8 +87,7 @@ class Arm:
     @property
     def title(self) -> str:
         """Its name in tables."""
-        record = self.record
-        return record.title if record.setting == "default" else f"{record.title}, {record.setting}"
+        return self.record.name
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class NetworkView:
     """Prediction and heat map of one network for a photograph.
 
     Attributes:
-        model: Its timm name.
+        model: Its timm name, with what was changed of the published network.
         checkpoint_sha256: Hash of its checkpoint.
         stage: Module whose map it is.
         heat: float32 [h, w], 0..1, evidence for the explained class; zeros where there is none.

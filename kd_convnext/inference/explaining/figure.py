@@ -1,13 +1,21 @@
 """Draws a heat map beside its photograph and the training cases like it."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kd_convnext.common.figures import put_caption, wrapped
 
 if TYPE_CHECKING:
     from kd_convnext.inference.explaining.explainer import Explanation
 
-from pathlib import Path
+_PANEL = 2.9
+"""Inches a picture."""
 
-from matplotlib.figure import Figure
+_SIZE = 8
+"""Points of the titles."""
 
 
 def explanation_figure(explanation: "Explanation") -> Figure:
@@ -19,23 +27,31 @@ def explanation_figure(explanation: "Explanation") -> Figure:
     Returns:
         The figure: crop and maps above, training cases below where there are any. A cross marks the hottest cell.
     """
-    region, cases = explanation.region, explanation.neighbours
-    columns = max(1 + len(explanation.views), len(cases))
+    region, cases, name = explanation.region, explanation.neighbours, Path(str(explanation.photograph)).name
+    columns = max(1 + len(explanation.views), len(cases), 2)
     rows = 2 if cases else 1
-    figure = Figure(figsize=(2.9 * columns, 3.3 * rows), layout="constrained")
+    figure = Figure(figsize=(_PANEL * columns, (_PANEL + 1.0) * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     for panel in panels.ravel():
         panel.set_axis_off()
         panel.set(xticks=[], yticks=[])  # hidden ones too are laid out, which takes longer than all else
     panels[0, 0].imshow(explanation.crop)
-    panels[0, 0].set_title(Path(str(explanation.photograph)).name, fontsize=8)
+    _put_title(panels[0, 0], name)
     for panel, view in zip(panels[0, 1:], explanation.views, strict=False):
         panel.imshow(view.picture)
         if view.peak is not None:
             panel.plot(view.peak[0] - region.x, view.peak[1] - region.y, "+", color="cyan", markersize=12)
-        says = f"says {view.predicted} ({view.probabilities.max():.2f})"
-        panel.set_title(f"{view.model}\n{says}\nevidence for {explanation.target}", fontsize=8)
+        _put_title(panel, f"{view.model}\nsays {view.predicted} ({view.probabilities.max():.2f})")
     for panel, case in zip(panels[-1] if cases else (), cases, strict=False):
         panel.imshow(case.crop)
-        panel.set_title(f"training: {case.label}\nsimilarity {case.similarity:.2f}", fontsize=8)
+        _put_title(panel, f"training: {case.label}\nsimilarity {case.similarity:.2f}")
+    put_caption(
+        figure,
+        f"Evidence for {explanation.target}: grey none, from violet to yellow more; the cross marks the strongest. "
+        "It is what the network used, no finding.",
+    )
     return figure
+
+
+def _put_title(panel: Axes, text: str) -> None:
+    panel.set_title(wrapped(text, _PANEL - 0.2, _SIZE), fontsize=_SIZE, parse_math=False)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import data
+from helpers.tiny import data, trainer
 
 from kd_convnext import CropSpec, LoaderSpec, SpecimenDataModule, SplitSpec
 from kd_convnext.data.loading.augment import AugmentSpec
@@ -213,3 +213,18 @@ def test_whole_crops_are_padded_where_padding_is_asked_for():
     padded, stretched = (Views(60, 3, resize=resize)(tall, 0) for resize in ("pad", "stretch"))
     assert (stretched == 200).all()
     assert (padded[:, 15:45] == 200).all() and (padded[:, :15] == 0).all() and (padded[:, 45:] == 0).all()
+
+
+def test_crops_that_cannot_be_made_are_named_whenever_they_are_left_out(tiny_manifest, tmp_path, capsys):
+    head, first, *rest = tiny_manifest.read_text().splitlines()
+    name = first.split(",")[0]
+    whole = (tiny_manifest.parent / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    rows = [head, first, *(f"{tiny_manifest.parent}/{row}" for row in rest)]
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    source = data(tmp_path / "m.csv", tmp_path / "cache", on_error="skip")
+    source.trainer = trainer(tmp_path)
+    for stage in ("fit", "test"):
+        source.setup(stage)
+    said = capsys.readouterr().out
+    assert said.count("Warning: 1 crop left out") == 1 and "m.csv, row 2" in said and name in said

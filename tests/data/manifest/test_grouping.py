@@ -163,7 +163,7 @@ def test_photographs_saved_again_stay_in_one_part_whatever_their_ids(tmp_path):
     with pytest.warns(UserWarning, match="20 sets"):
         assert read_manifest(path).table["alike"].equals(manifest.table["alike"])
     Image.fromarray(np.random.default_rng(9).integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(tmp_path / names[0])
-    with pytest.warns(UserWarning, match="38 photographs in 19 sets"):
+    with pytest.warns(UserWarning, match="38 in 19 sets"):
         read_manifest(path)
 
 

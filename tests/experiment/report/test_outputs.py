@@ -193,14 +193,20 @@ def test_a_lacking_baseline_is_said(tmp_path):
 def test_upscalers_are_compared_with_the_methods_own_setting(tmp_path):
     cells = grid(tmp_path, {"convnext": 0.6, "kd_both": 0.9})
     for repeat in range(2):
-        folder, frame = tmp_path / f"none{repeat}", specimens(repeat, 0.5)
-        options = {"family": "super_resolution", "setting": "upscaler=none", "repeat": repeat}
-        cells.append(fake_cell(folder, frame, method="kd_both", **options))
+        for name in ("none", "spandrel"):
+            folder, frame = tmp_path / f"{name}{repeat}", specimens(repeat, 0.5)
+            options = {"family": "super_resolution", "setting": f"upscaler={name}", "repeat": repeat}
+            cells.append(fake_cell(folder, frame, method="kd_both", **options))
     _, text = written(tmp_path, cells)
-    assert [row[0] for row in rows_of(text, "Super-resolution switched")] == ["kd_both", "kd_both, upscaler=none"]
+    switched = ["kd_both, not enlarged", "kd_both, super-resolved"]
+    assert [row[0] for row in rows_of(text, "Super-resolution switched")] == ["kd_both", *switched]
     found = rows_of(text, "Differently enlarged crops compared with kd_both")
-    assert {row[0] for row in found} == {"kd_both, upscaler=none"}
-    assert {row[2] for row in found} == {"worse"} and "one comparison alone: nothing is corrected" in text
+    assert {row[0] for row in found} == set(switched)
+    assert {row[2] for row in found} == {"worse"} and "so that all 2 hold together" in text
+    assert "one comparison alone: nothing is corrected" in text
+    # Reports and tables say what was done, not by which library.
+    for written_one in ("report.html", "tables.md"):
+        assert "upscaler=" not in (tmp_path / written_one).read_text()
     # The switched crops are no method of their own.
     assert len(rows_of(text, "Ablation")) == 2
     assert len(rows_of(text, "Compared with convnext")) == 2
