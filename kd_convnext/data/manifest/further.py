@@ -1,15 +1,20 @@
 """Reads columns of a manifest that training has no use for, such as the site or device of a photograph."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.tables import read_records
-from kd_convnext.data.manifest.columns import parse_columns, rename
-from kd_convnext.data.manifest.source import image_name
+from kd_convnext.data.manifest.checks import parse_boxes
+from kd_convnext.data.manifest.columns import BOX_COLUMNS, parse_columns, rename
+from kd_convnext.data.manifest.source import text_table
 from kd_convnext.errors import ConfigError, Finding
+
+_REGION = ["image", *BOX_COLUMNS]
 
 
 def read_further(path: Path, names: Sequence[str], columns: str | None, where: str) -> pd.DataFrame:
@@ -22,10 +27,11 @@ def read_further(path: Path, names: Sequence[str], columns: str | None, where: s
         where: Place of findings, such as ``--by``.
 
     Returns:
-        The wanted columns as text, indexed by photograph, each once.
+        Columns ``image``, ``x``, ``y``, ``width``, ``height`` (-1 without a box) and the wanted ones as text, each
+        region of a photograph once.
 
     Raises:
-        ConfigError: There is no such table or column, or a photograph has several values: all findings.
+        ConfigError: There is no such table or column, or a region has several values: all findings.
         ManifestError: The file is no table.
     """
     if not path.is_file():
@@ -41,15 +47,34 @@ def read_further(path: Path, names: Sequence[str], columns: str | None, where: s
         findings.append(_no_column("image", header, path, where))
     if findings:
         raise ConfigError(findings)
-    kept = [row for row in rows if len(row) == len(header)]
-    found = pd.DataFrame({name: [row[places[name]].strip() for row in kept] for name in names}, dtype=str)
-    found.index = pd.Index([image_name(row[places["image"]].strip(), path.parent) for row in kept], name="image")
-    found = found.reset_index().drop_duplicates().set_index("image")
-    several = found.index[found.index.duplicated()].unique()
+    kept = [(line, row) for line, row in zip(records.lines[1:], rows, strict=True) if len(row) == len(header)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fractions the fit has warned
+        table, _ = parse_boxes(text_table(path, ours, kept, decimal_comma=records.decimal_comma))
+    found = table[_REGION].fillna(dict.fromkeys(BOX_COLUMNS, -1)).astype(dict.fromkeys(BOX_COLUMNS, "int64"))
+    found = found.assign(**{f"{name}": [row[places[name]].strip() for _, row in kept] for name in names})
+    found = found.drop_duplicates(ignore_index=True)
+    several = found[found.duplicated(_REGION)]
     if len(several):
-        what = f"photographs with several values in {', '.join(names)}: {len(several)} (first {several[0]})"
-        raise ConfigError(Finding(where, what, "Give all regions of a photograph one value."))
+        what = f"{counted(len(several), 'region')} with several values in {', '.join(names)}"
+        raise ConfigError(Finding(where, f"{what} (first {several['image'].iloc[0]})", "Give each region one value."))
     return found
+
+
+def join_further(answers: pd.DataFrame, further: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Joins further columns to answers: by photograph where all of its regions have one value, else by region.
+
+    Args:
+        answers: With ``image`` and the columns of boxes, -1 without one.
+        further: See :func:`read_further`.
+        names: The columns to join; empty text where an answer is in no row.
+    """
+    photographs = further.drop_duplicates(["image", *names])
+    alike = photographs[~photographs["image"].duplicated(keep=False)].set_index("image")[list(names)]
+    regions = further.set_index(_REGION)[list(names)]
+    by_region = answers[_REGION].join(regions, on=_REGION)[list(names)]
+    by_photograph = answers[["image"]].join(alike, on="image")[list(names)]
+    return answers.join(by_photograph.fillna(by_region).fillna(""))
 
 
 def _no_column(name: str, header: Sequence[str], path: Path, where: str) -> Finding:

@@ -89,14 +89,21 @@ def _read_csv(path: Path, require_labels: bool, chosen: Mapping[str, str]) -> So
         raise ManifestError([*findings, Finding(path.name, "the manifest has no rows", "List the photographs.")])
     if not kept:
         raise ManifestError(findings)
-    table = _text_table(path, header, kept, decimal_comma=records.decimal_comma)
+    table = text_table(path, header, kept, decimal_comma=records.decimal_comma)
     return Source(path, path.parent, table, "label" in header, findings)
 
 
-def _text_table(
+def text_table(
     path: Path, header: list[str], rows: list[tuple[int, list[str]]], *, decimal_comma: bool
 ) -> pd.DataFrame:
-    """Puts the columns that are ours into a table of stripped text."""
+    """Puts the columns that are ours into a table of stripped text.
+
+    Args:
+        path: The manifest.
+        header: Its columns by our names, where they are ours.
+        rows: Line number and fields of each row.
+        decimal_comma: Whether its numbers have commas.
+    """
     place = {name: position for position, name in reversed(list(enumerate(header)))}
     text = {
         name: [fields[place[name]].strip() for _, fields in rows] for name in (*TEXT_COLUMNS, *CORNERS) if name in place

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kd_convnext.common.tables import read_table
-from kd_convnext.data.manifest.further import read_further
+from kd_convnext.data.manifest.further import join_further, read_further
 from kd_convnext.evaluation.discrimination import Ranking, average_precision, roc_area
 from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits
 from kd_convnext.evaluation.statistics import LesionCounts, count_lesions, intervals, scores
@@ -207,8 +207,8 @@ def _with_columns(arm: Arm, columns: tuple[str, ...]) -> pd.DataFrame:
     parts = []
     for result in arm.results:
         data = (result.config or {}).get("data") or {}
-        first = read_further(Path(str(data.get("manifest", ""))), columns, data.get("columns"), "--by")
+        found = read_further(Path(str(data.get("manifest", ""))), columns, data.get("columns"), "--by")
         known: npt.NDArray[np.bool_] = (arm.answers["repeat"] == result.record.repeat).to_numpy(np.bool_)
-        first = first.rename(columns={name: f"{name}_of_manifest" for name in columns if name in arm.answers})
-        parts.append(arm.answers[known].join(first, on="image").fillna(dict.fromkeys(columns, "")))
+        further = [name for name in columns if name not in arm.answers]
+        parts.append(join_further(arm.answers[known], found, further))
     return pd.concat(parts, ignore_index=True)

@@ -63,7 +63,7 @@ def test_predictive_values_stand_at_the_asked_prevalence_and_subgroups_in_their_
     assert "has no column device" in error and "has no column sites. Did you mean Site?" in error
     pd.concat([table, table[:1].assign(Site="Wien")]).to_csv(tmp_path / "manifest.csv", index=False)
     assert main([*words, "--by", "site", "--out", str(tmp_path / "several")]) == 2
-    assert f"photographs with several values in site: 1 (first {frame['image'][0]})" in capsys.readouterr().err
+    assert f"1 region with several values in site (first {frame['image'][0]})" in capsys.readouterr().err
     table.to_csv(tmp_path / "manifest.csv", index=False, sep=";", encoding="utf-16")
     words.append("--overwrite=true")
     assert main([*words, "--by", "site", "--prevalence", "AIS=0.01"]) == 0
@@ -138,6 +138,25 @@ def test_size_and_sharpness_of_the_regions_have_tables_of_thirds(tmp_path, capsy
     next((tmp_path / "photos").rglob("*.jpg")).unlink()
     assert main([*words, "--by", "sharpness"]) == 2
     assert "--by sharpness" in capsys.readouterr().err
+
+
+def test_regions_of_one_photograph_may_lie_in_different_subgroups(tmp_path):
+    frame = specimens(0, 0.8)
+    second = np.arange(len(frame)) % 2 == 1
+    frame = frame.assign(
+        image=frame["image"].str.replace("_1.jpg", "_0.jpg"), x=np.where(second, 50, 10), y=7, width=20, height=30
+    )
+    cell = fake_cell(tmp_path / "run", frame, record=False)
+    # The first box has fractions, which a fit rounds outward.
+    boxes = frame[["image", "label", "x", "y", "width", "height"]].assign(width=np.where(second, 19.5, 20))
+    boxes.assign(place=np.where(second, "right", "left")).to_csv(tmp_path / "manifest.csv", index=False)
+    config = yaml.safe_load((cell.folder / "config.yaml").read_text())
+    config["data"]["manifest"] = str(tmp_path / "manifest.csv")
+    (cell.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["compare", str(cell.folder), "--out", str(tmp_path / "out"), "--bootstrap", "100", "--by", "place"]
+    assert main(words) == 0
+    found = rows_of((tmp_path / "out" / "tables.md").read_text(), "By place")
+    assert {row[0]: int(row[2]) for row in found} == {"left": len(frame) // 2, "right": len(frame) // 2}
 
 
 def test_runs_on_different_numbers_of_lesions_make_a_learning_curve(tmp_path):
