@@ -11,7 +11,8 @@ from kd_convnext.common.arrays import Values
 from kd_convnext.common.configs import data_options
 from kd_convnext.common.files import default_cache_dir
 from kd_convnext.common.tables import read_table
-from kd_convnext.data.crops.cache.cache import CropCache
+from kd_convnext.data.crops.cache.cache import CropCache, OnError
+from kd_convnext.data.crops.cache.prepared import PreparedCrops
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.grouping import KEPT_APART, NO_GROUP, GroupBy, Part, row_hashes
@@ -38,12 +39,14 @@ class RunSource:
         cache_dir: Crop cache; None for the default one.
         sr_weights: Super-resolution weights; None for those of the training.
         columns: Other names of the manifest's columns.
+        on_error: Whether a photograph that cannot be read is an error or is left out, as in the run.
     """
 
     manifest: str
     cache_dir: str | None = None
     sr_weights: str | None = None
     columns: str | None = None
+    on_error: OnError = "raise"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,11 @@ def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_we
         what = f"{run.config} does not say which photographs the checkpoint was trained on"
         raise ConfigError(Finding("--manifest", what, "Give their manifest, or --config of the fit."))
     return RunSource(
-        manifest, cache_dir or options.get("cache_dir"), sr_weights or options.get("sr_weights"), options.get("columns")
+        manifest,
+        cache_dir or options.get("cache_dir"),
+        sr_weights or options.get("sr_weights"),
+        options.get("columns"),
+        options.get("on_error") or "raise",
     )
 
 
@@ -101,16 +108,30 @@ class CalibrationData:
         split: The checkpoint's own division; None for further photographs, which are all for calibration.
         cache: Of their crops.
         predictor: The network, not calibrated.
+        on_error: Whether a photograph that cannot be read is an error or is left out.
     """
 
     manifest: Manifest
     split: Split | None
     cache: CropCache
     predictor: Predictor
+    on_error: OnError = "raise"
 
     def rows(self, part: Part) -> Rows:
         """Returns the rows of a part, all of them where there is no split."""
         return np.arange(len(self.manifest), dtype=np.int64) if self.split is None else self.split.rows(part)
+
+    def crops(self, rows: Rows) -> tuple[PreparedCrops, Rows]:
+        """Makes the crops of rows.
+
+        Returns:
+            The crops, and the rows that have one.
+
+        Raises:
+            CacheError: Photographs cannot be read, and are not to be left out.
+        """
+        crops = self.cache.fill(self.manifest, rows, on_error=self.on_error)
+        return crops, rows[~np.isin(rows, list(crops.failed))]
 
     def hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
         """Hashes lesions, patients or photographs of rows: those that the checkpoint's split kept apart, else all."""
@@ -131,7 +152,7 @@ class CalibrationData:
             CacheError: Photographs cannot be read.
         """
         rows = rows[self.manifest.labels[rows] >= 0]
-        crops = self.cache.fill(self.manifest, rows)
+        crops, rows = self.crops(rows)
         logits, features, appearances = [], [], []
         for start in range(0, len(rows), _CHUNK):
             pictures = [self.predictor.picture(crops.load(int(row))) for row in rows[start : start + _CHUNK]]
@@ -161,7 +182,11 @@ def own_data(predictor: Predictor, source: RunSource, run: RunFolder) -> Calibra
     """
     card = predictor.network.card
     manifest = read_manifest(
-        source.manifest, classes=card.class_names, group_by=_group_by(card), columns=source.columns
+        source.manifest,
+        classes=card.class_names,
+        on_error=source.on_error,
+        group_by=_group_by(card),
+        columns=source.columns,
     )
     if run.split.is_file():
         manifest = _with_parts(manifest, run.split)
@@ -172,7 +197,7 @@ def own_data(predictor: Predictor, source: RunSource, run: RunFolder) -> Calibra
     if split.hash != card.split_hash:
         what = f"the photographs and parts in {source.manifest} are not those the checkpoint was trained with"
         raise CheckpointError(Finding("--ckpt_path", what, "Give the manifest and the run folder of its training."))
-    return CalibrationData(manifest, split, _cache(predictor, source), predictor)
+    return CalibrationData(manifest, split, _cache(predictor, source), predictor, source.on_error)
 
 
 def further_data(predictor: Predictor, manifest: str, source: RunSource, own: CalibrationData) -> CalibrationData:

@@ -117,7 +117,6 @@ def _summarise(
     if len(answers) > LISTED:
         print(f"... and {len(answers) - LISTED} more")
     abstained = sum(answer.abstain for answer in answers)
-    print(
-        f"{counted(len(answers), 'photograph')} answered ({abstained} abstained), {counted(len(lesions), 'lesion')}, "
-        f"{len(failures)} without an answer; {folder}"
-    )
+    whole = f", {counted(len(lesions), 'lesion')}" if lesions else ""
+    lacking = f", {len(failures)} without an answer (failures.csv)" if failures else ""
+    print(f"{counted(len(answers), 'photograph')} answered ({abstained} abstained){whole}{lacking}; {folder}")

@@ -1,10 +1,12 @@
 import json
+import shutil
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from helpers import tiny
 from helpers.inference import changed, copy_run, make_run
 from helpers.wandb_reader import read_runs
@@ -20,6 +22,7 @@ from kd_convnext.errors import CheckpointError, ConfigError, LeakError
 from kd_convnext.inference.calibrating.figures import risk_coverage_curve
 from kd_convnext.inference.calibrating.fit import _limits
 from kd_convnext.inference.calibrating.foreign import KINDS
+from kd_convnext.inference.exporting.samples import samples_of
 from kd_convnext.inference.prediction import Photograph
 from kd_convnext.inference.trust.appearance import appearance_of
 from kd_convnext.inference.trust.gate import Distances, Gate, fit_gate
@@ -38,6 +41,24 @@ def calibrated(tiny_run, tmp_path_factory):
     checkpoint = copy_run(tiny_run, tmp_path_factory.mktemp("calibrated") / "run")
     assert main(["calibrate", "--ckpt_path", str(checkpoint), "--coverage=0.5", "--test=true"]) == 0
     return checkpoint
+
+
+def test_photographs_that_the_run_has_left_out_are_left_out(run, tiny_manifest, tmp_path, capsys):
+    photos = shutil.copytree(tiny_manifest.parent, tmp_path / "photos")
+    split = pd.read_csv(run.parent.parent / "split.csv")
+    broken = photos / split.loc[split["split"] == "train", "image"].iloc[0]
+    broken.write_bytes(broken.read_bytes()[:-40])
+    config = {"data": {"manifest": str(photos / tiny_manifest.name), "cache_dir": str(tmp_path / "cache")}}
+    (run.parent.parent / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["calibrate", "--ckpt_path", str(run), "--coverage=0.5"]
+    assert main(words) == 2 and broken.name in capsys.readouterr().err
+    config["data"]["on_error"] = "skip"
+    (run.parent.parent / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(words) == 0
+    found = samples_of(Predictor.from_checkpoint(run), str(run), None, None, 200)
+    assert len(found.learned) == (split["split"] == "train").sum() - 1
+    photograph = str(photos / split["image"].iloc[-1])
+    assert main(["explain", photograph, "--ckpt_path", str(run), "--out", str(tmp_path / "explained")]) == 0
 
 
 def logits_at(temperature, count=4000, seed=0):

@@ -12,7 +12,7 @@ from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write
 from kd_convnext.data.manifest.boxes import Box
-from kd_convnext.inference.run_data import CalibrationData, Rows
+from kd_convnext.inference.run_data import CalibrationData
 from kd_convnext.inference.trust.gate import Features
 
 _CHUNK = 64  # pictures held at once
@@ -54,8 +54,7 @@ class TrainingCases:
             KDConvNeXtError: Photographs cannot be read, or the file cannot be written.
         """
         self.data = data
-        self.rows: Rows = data.rows("train")
-        self.crops = data.cache.fill(data.manifest, self.rows)
+        self.crops, self.rows = data.crops(data.rows("train"))
         self.features = self._known(file)
 
     def nearest(self, features: Features, count: int) -> list[Neighbour]:

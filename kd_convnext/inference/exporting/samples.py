@@ -11,7 +11,8 @@ from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.configs import data_options
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import default_cache_dir
-from kd_convnext.data.crops.cache.cache import CropCache
+from kd_convnext.data.crops.cache.cache import CropCache, OnError
+from kd_convnext.data.crops.cache.prepared import PreparedCrops
 from kd_convnext.data.drawn.specimens import draw_specimens
 from kd_convnext.data.manifest.grouping import KEPT_APART, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
@@ -68,25 +69,32 @@ def samples_of(
     if manifest is None:
         return _drawn(predictor, count)
     root = cache_dir or options.get("cache_dir")
+    on_error = options.get("on_error") or "raise"
     photographs = read_manifest(
-        manifest, classes=predictor.network.card.class_names, require_labels=False, columns=options.get("columns")
+        manifest,
+        classes=predictor.network.card.class_names,
+        require_labels=False,
+        on_error=on_error,
+        columns=options.get("columns"),
     )
-    return _chosen(predictor, photographs, Path(root).expanduser() if root else default_cache_dir(), count)
+    return _chosen(predictor, photographs, Path(root).expanduser() if root else default_cache_dir(), count, on_error)
 
 
-def _chosen(predictor: Predictor, manifest: Manifest, root: Path, count: int) -> ExportSamples:
+def _chosen(predictor: Predictor, manifest: Manifest, root: Path, count: int, on_error: OnError) -> ExportSamples:
     seen = _seen(predictor, manifest)
     rng = np.random.default_rng(0)
     unseen, learned = rng.permutation(np.flatnonzero(~seen)), rng.permutation(np.flatnonzero(seen))
     judged = np.sort((unseen if len(unseen) else learned)[:count])
     learned = np.sort((learned if len(learned) else unseen)[:LEARNED])
+    crops = _crops(predictor, manifest, root, np.union1d(judged, learned), on_error)
+    judged, learned = (rows[~np.isin(rows, list(crops.failed))] for rows in (judged, learned))
     labels = np.where(seen[judged], -1, manifest.labels[judged])
     kind = "not seen" if len(unseen) else "all seen"
     return ExportSamples(
         source=f"{counted(len(judged), 'photograph')} of {manifest.name}, {kind} in training",
-        judged=_pictures(predictor, manifest, root, judged),
+        judged=_pictures(predictor, crops, judged),
         labels=labels,
-        learned=_pictures(predictor, manifest, root, learned),
+        learned=_pictures(predictor, crops, learned),
     )
 
 
@@ -99,7 +107,7 @@ def _drawn(predictor: Predictor, count: int) -> ExportSamples:
         )
         manifest = read_manifest(drawn)
         rows = np.arange(min(len(manifest), count))
-        pictures = _pictures(predictor, manifest, folder / "cache", rows)
+        pictures = _pictures(predictor, _crops(predictor, manifest, folder / "cache", rows, "raise"), rows)
     return ExportSamples(counted(len(rows), "drawn specimen"), pictures, np.full(len(rows), -1), pictures)
 
 
@@ -112,6 +120,12 @@ def _seen(predictor: Predictor, manifest: Manifest) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isin(hashes, card.shared(np.unique(hashes))).any(axis=1), bool)
 
 
-def _pictures(predictor: Predictor, manifest: Manifest, root: Path, rows: npt.NDArray[np.int64]) -> Pixels:
-    crops = CropCache(root, predictor.spec, str(predictor.network.device)).fill(manifest, rows)
+def _crops(
+    predictor: Predictor, manifest: Manifest, root: Path, rows: npt.NDArray[np.int64], on_error: OnError
+) -> PreparedCrops:
+    cache = CropCache(root, predictor.spec, str(predictor.network.device))
+    return cache.fill(manifest, rows, on_error=on_error)
+
+
+def _pictures(predictor: Predictor, crops: PreparedCrops, rows: npt.NDArray[np.int64]) -> Pixels:
     return np.stack([predictor.picture(crops.load(int(row))) for row in rows])
