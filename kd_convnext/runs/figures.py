@@ -193,7 +193,9 @@ def method_curves(frames: Mapping[str, pd.DataFrame], quantity: str, caption: st
             axes.plot(curve.index, curve, marker=".", color=colour, ls=stroke, label=wrapped(name, 2.0, 8))
             place = int(curve.argmax())
             axes.plot(curve.index[place], curve.iloc[place], "o", mfc="none", mec=colour, ms=9)
-    axes.set(xlabel="epoch (ring: the best)", ylabel=quantity)
+    stage, _, score = quantity.rpartition("/")
+    label = f"{_TITLES.get(score, score)}, {_STAGES.get(stage, stage)}"
+    axes.set(xlabel="epoch (ring: the best)", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if axes.lines:
@@ -245,7 +247,7 @@ def per_class_bars(
     labels = [f"{name}\n(n = {count})" for name, count in zip(table["class"], table["support"], strict=True)]
     if lesions is not None:
         labels = [
-            f"{label[:-1]}, {counted(count, 'lesion')}{' †' if count < FEW else ''})"
+            f"{label[:-1]},\n{counted(count, 'lesion')}{' †' if count < FEW else ''})"
             for label, count in zip(labels, lesions, strict=True)
         ]
     figure.set_figheight(4.2 + label_ticks(axes.xaxis, labels, each, 8))
@@ -309,8 +311,9 @@ def reliability_diagram(evaluation: "Evaluation", bins: int = 15, caption: str =
     filled = counts > 0
     upper.bar(centres[filled], accuracy[filled], width=0.9 / bins, color=PALETTE[0], label="this model")
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    upper.set_title(f"expected calibration error {evaluation.metrics()['ece']:.{digits(int(counts.sum()))}f}")
-    upper.legend(loc="best")
+    error = f"expected calibration error {evaluation.metrics()['ece']:.{digits(int(counts.sum()))}f}"
+    upper.set_title(error, fontsize=10, pad=22)
+    upper.legend(ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     lower.bar(centres, counts, width=0.9 / bins, color="grey")
     lower.set(xlabel="confidence (highest probability)", ylabel="answers")
     put_caption(figure, caption)

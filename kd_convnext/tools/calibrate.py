@@ -179,9 +179,9 @@ def _report(
     print(f"Temperature {calibration.temperature:.3f}{why}")
     print(f"  {'photographs':<30}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
     for part, found in judgements.items():
-        print(scores_line(f"{part}, before", scores(found.before)))
+        print(scores_line(f"{part}, before", scores(found.before), len(found.lesions)))
         after = f"{part}, after" + (" (cross-fitted)" if part == "val" else "")
-        print(scores_line(after, scores(found.after)))
+        print(scores_line(after, scores(found.after), len(found.lesions)))
     _report_sets(calibration)
     if transfer is not None:
         _report_transfer(calibration, transfer)
@@ -195,6 +195,7 @@ def _report_sets(calibration: "Calibration") -> None:
     needed = lesions_needed(calibration.coverage)
     print(f"Prediction sets at {calibration.coverage:.0%} coverage of each class ({counted(needed, 'lesion')} needed)")
     crossed = classes.crossed or (0,) * len(classes.class_names)
+    width = max(20, *map(len, classes.class_names))
     columns = (classes.class_names, classes.lesions, classes.guaranteed, crossed)
     for name, count, promised, with_others in zip(*columns, strict=True):
         group = classes.together(name)
@@ -205,7 +206,7 @@ def _report_sets(calibration: "Calibration") -> None:
             verdict = (
                 f"NO guarantee: about, by {counted(with_others, 'lesion')} with those that other networks have held out"
             )
-        print(f"  {name:<20} {counted(count, 'lesion'):>12}: {verdict}{together}")
+        print(f"  {name:<{width}} {counted(count, 'lesion'):>12}: {verdict}{together}")
     if calibration.few == "include" and not all(np.isfinite(classes.values)):
         print(
             "  A class in every set leaves hardly an answer without abstaining. Ways out: more labelled lesions "
@@ -227,16 +228,19 @@ def _report_judgement(part: str, found: "Judgement") -> None:
     summary = found.summary()
     answered = summary["accuracy_answered"]
     print(
-        f"{part}: {counted(summary['lesions'], 'lesion')}, answers {summary['answered']:.0%} of them"
+        f"{_PARTS[part]} part: {counted(summary['lesions'], 'lesion')}, answers {summary['answered']:.0%} of them"
         + (f", right in {answered:.1%}" if answered is not None else "")
         + f" (of all: {summary['accuracy']:.1%}); the gate stops {summary['stopped_by_gate']:.1%}"
     )
     if part == "val":
         print("  (sets and gate were fitted on these lesions; --test true judges them on others)")
         return
+    width = max(20, *(len(item.class_name) for item in found.coverage))
     for item in found.coverage:
         interval = f"95 % interval {item.low:.2f} to {item.high:.2f}, for all classes together"
-        print(f"  {item.class_name:<20} true class in {item.covered} of {counted(item.lesions, 'set')} ({interval})")
+        print(
+            f"  {item.class_name:<{width}} true class in {item.covered} of {counted(item.lesions, 'set')} ({interval})"
+        )
 
 
 def _report_gate(stopped: "Sequence[Stopped]") -> None:
@@ -244,6 +248,9 @@ def _report_gate(stopped: "Sequence[Stopped]") -> None:
         print("The gate stops, of validation photographs altered on purpose:")
     for found in stopped:
         print(f"  {found.kind:<28} {found.stopped:>4} of {found.photographs}")
+
+
+_PARTS = {"val": "Validation", "test": "Test"}
 
 
 def _figures(judgements: Mapping[str, "Judgement"]) -> "dict[str, Figure]":
@@ -255,14 +262,14 @@ def _figures(judgements: Mapping[str, "Judgement"]) -> "dict[str, Figure]":
         behind = f"{counted(len(found.before), 'photograph')} of {counted(len(found.lesions), 'lesion')}"
         title = "Calibration: how often answers are right against how sure they are"
         for when, judged in (("before", found.before), ("after", found.after)):
-            caption = f"{title}, {when} temperature scaling. {part} part: {behind}."
+            caption = f"{title}, {when} temperature scaling. {_PARTS[part]} part: {behind}."
             figures[f"{part}_{when}"] = reliability_diagram(judged, caption=caption)
         confidence = found.lesions.probabilities.max(axis=1)
         figures[f"{part}_risk_coverage"] = risk_coverage(
             confidence,
             found.right,
             found.answered,
-            f"Error among the answers given. {part} part, {counted(len(confidence), 'lesion')}.",
+            f"Error among the answers given. {_PARTS[part]} part, {counted(len(confidence), 'lesion')}.",
         )
     return figures
 

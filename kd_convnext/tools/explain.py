@@ -85,7 +85,8 @@ def explain(
         entries.append({**found.to_dict(predictor.network.card.class_names), "figure": figure})
         print(f"{found.photograph}: {_line(found)} ({figure})")
     _write(folder, predictor, entries)
-    print(f"{counted(len(entries), 'photograph')} explained, {len(failures)} not; {folder}")
+    lacking = f", {len(failures)} not" if failures else ""
+    print(f"{counted(len(entries), 'photograph')} explained{lacking}; {folder}")
     refuse_failures(failures, on_error)
     return folder
 
@@ -127,9 +128,9 @@ def _draw(folder: Path, number: int, found: "Explanation") -> str:
 
 def _line(found: "Explanation") -> str:
     peaks = []
-    for view in found.views:
+    for who, view in zip(("the network", "its teacher"), found.views, strict=False):
         place = "no evidence" if view.peak is None else f"strongest at {view.peak[0]},{view.peak[1]}"
-        peaks.append(f"{view.model} says {view.predicted}, {place}")
+        peaks.append(f"{who} says {view.predicted}, {place}")
     return f"evidence for {found.target}: {'; '.join(peaks)}"
 
 

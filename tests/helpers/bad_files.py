@@ -14,6 +14,14 @@ class Payload:
         return Path.touch, (Path(self.target),)
 
 
+def cut_short(path):
+    """Makes a photograph a JPEG file whose end is missing: its header can be read, its pixels cannot."""
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(path, format="JPEG")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
 def write_odd_images(folder):
     """Files that photographs come as; returns those that must be answered for, and those that cannot be."""
     rng = np.random.default_rng(0)

@@ -51,6 +51,16 @@ def test_plain_loaders_of_pairs_teach_judge_and_answer(tiny_run, tmp_path):
     assert module.evaluation.labels.tolist() == [-1] * 10
 
 
+def test_a_validation_part_without_labels_chooses_no_epoch(tmp_path):
+    module, unknown = TeacherModule(5, backbone=tiny.SWIN_SPEC), torch.full((10,), -1)
+    with pytest.raises(ConfigError, match=r"none of its photographs has a label.* --trainer.limit_val_batches 0"):
+        tiny.trainer(tmp_path).fit(module, loader(images(), torch.arange(10) % 5), loader(images(), unknown))
+    # Such answers are judged by nothing, and no loss is made up.
+    trainer = tiny.trainer(tmp_path)
+    trainer.test(module, loader(images(), unknown), verbose=False)
+    assert not trainer.callback_metrics and len(module.evaluation) == 10
+
+
 def test_a_foreign_data_module_of_dictionaries(tiny_run, tmp_path):
     for module in (student(tiny_run), TeacherModule(5, backbone=tiny.SWIN_SPEC)):
         trainer = tiny.trainer(tmp_path)

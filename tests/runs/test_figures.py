@@ -106,11 +106,17 @@ def test_training_curves_of_an_empty_log_say_so():
 
 
 def test_per_class_bars_show_the_metrics_and_the_support():
-    figure = plotting.per_class_bars(evaluation_of(PAPER))
+    figure = plotting.per_class_bars(evaluation_of(PAPER), lesions=[3, 122, 14, 1, 30])
     axes = figure.axes[0]
     heights = [bar.get_height() for bar in axes.containers[1]]
     assert heights == pytest.approx([3 / 5, 1, 11 / 16, 10 / 12, 33 / 54])
-    assert "Grade 1\n(n = 5)" in [label.get_text() for label in axes.get_xticklabels()]
+    labels = axes.get_xticklabels()
+    assert [labels[0].get_text(), labels[3].get_text()] == [
+        "Grade 1\n(n = 5,\n3 lesions †)",
+        "AIS\n(n = 12,\n1 lesion †)",
+    ]
+    # Short names are read without turning one's head.
+    assert {label.get_rotation() for label in labels} == {0}
 
 
 def test_crop_grid_takes_pictures_of_any_sizes():
@@ -135,8 +141,7 @@ def test_reliability_diagram_of_few_answers_has_two_digits_and_a_legend_beside_i
     assert figure.axes[0].get_title() == "expected calibration error 0.70"
     assert_readable(figure)
     legend = figure.axes[0].get_legend().get_window_extent()
-    (bar,) = (bar.get_window_extent() for bar in figure.axes[0].patches if bar.get_height() > 0)
-    assert not legend.overlaps(bar)
+    assert not legend.overlaps(figure.axes[0].get_window_extent())
 
 
 def test_reliability_diagram_leaves_out_unlabelled_samples():
@@ -232,6 +237,7 @@ def test_curves_are_readable():
     many = {f"{name} from a large teacher": epochs for name in LONG}
     figure = plotting.method_curves(many, "val/f1_macro", SUBJECT.says("Curves"))
     assert_readable(figure)
+    assert figure.axes[0].get_ylabel() == "Macro F1, validation"
     looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines[::2]}
     assert len(looks) == len(many)
 

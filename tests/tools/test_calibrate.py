@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from helpers import tiny
+from helpers.bad_files import cut_short
 from helpers.inference import changed, copy_run, make_run
 from helpers.wandb_reader import read_runs
 from sklearn.metrics import roc_auc_score
@@ -47,7 +48,7 @@ def test_photographs_that_the_run_has_left_out_are_left_out(run, tiny_manifest, 
     photos = shutil.copytree(tiny_manifest.parent, tmp_path / "photos")
     split = pd.read_csv(run.parent.parent / "split.csv")
     broken = photos / split.loc[split["split"] == "train", "image"].iloc[0]
-    broken.write_bytes(broken.read_bytes()[:-40])
+    cut_short(broken)
     config = {"data": {"manifest": str(photos / tiny_manifest.name), "cache_dir": str(tmp_path / "cache")}}
     (run.parent.parent / "config.yaml").write_text(yaml.safe_dump(config))
     words = ["calibrate", "--ckpt_path", str(run), "--coverage=0.5"]

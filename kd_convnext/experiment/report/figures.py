@@ -77,8 +77,10 @@ def _methods(analysis: Analysis) -> list[NamedFigure]:
         }
     most = max(arms, key=lambda arm: arm.lesions.photographs)
     like = " (as the paper's Fig. 7)" if analysis.of_family("rival") else ""
+    several = any(len(arm.results) > 1 for arm in arms)
+    repeats = ": bars are all repeats together, points the single ones" if several else ""
     caption = (
-        f"Each method{like}: bars are all repeats together with 95 % intervals by lesion, points the single repeats; "
+        f"Each method{like} with 95 % intervals by lesion{repeats}; "
         f"precision, recall and F1 are means over the classes. {_tested(most)}"
     )
     return [NamedFigure("methods", caption, score_bars(groups))]

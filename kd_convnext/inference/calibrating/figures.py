@@ -1,15 +1,11 @@
 """Draws figures of calibration and abstention. Each function returns a matplotlib ``Figure``."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from kd_convnext.common.figures import PALETTE, put_caption
-
-if TYPE_CHECKING:
-    pass
+from kd_convnext.evaluation.proportions import digits
 
 
 def risk_coverage(
@@ -37,7 +33,7 @@ def risk_coverage(
     if answered.any():
         axes.plot(answered.mean(), 1 - right[answered].mean(), "o", color=PALETTE[4], label="prediction set and gate")
     axes.set(xlim=(0, 1.02), ylim=(0, None), xlabel="share of lesions answered", ylabel="error among answers")
-    axes.set_title(f"area under the curve {risk.mean():.3f}")
+    axes.set_title(f"area under the curve {risk.mean():.{digits(len(risk))}f}")
     axes.grid(alpha=0.3)
     axes.legend()
     put_caption(figure, caption)

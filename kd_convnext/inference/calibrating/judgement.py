@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from kd_convnext.common.arrays import Values, softmax
 from kd_convnext.evaluation.answers import EvaluatedPart, Evaluation
+from kd_convnext.evaluation.proportions import digits
 from kd_convnext.inference.prediction import mean_rows
 from kd_convnext.inference.run_data import LabelledAnswers
 from kd_convnext.inference.trust.calibration import Calibration, Decision
@@ -144,6 +145,6 @@ def judge(
     )
 
 
-def scores_line(name: str, found: Scores) -> str:
-    """Returns scores as one line of a table."""
-    return f"  {name:<30}{found.nll:>8.4f}{found.brier:>8.4f}{found.ece:>8.4f}"
+def scores_line(name: str, found: Scores, lesions: int) -> str:
+    """Returns scores of answers about so many lesions as one line of a table."""
+    return f"  {name:<30}" + "".join(f"{value:>8.{digits(lesions)}f}" for value in (found.nll, found.brier, found.ece))

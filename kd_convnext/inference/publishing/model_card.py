@@ -58,8 +58,7 @@ def model_card(
     lesions = _tested(run, data.class_names) if own is not False else None
     results = _results(lesions, data.class_names, resamples, seed) if lesions is not None else {}
     elsewhere = _external(run, info.checkpoint_sha256, data.class_names, resamples, seed)
-    classes = ", ".join(data.class_names)
-    name = repo_id.split("/")[-1] if repo_id else f"{info.name} for {len(data.class_names)} classes: {classes}"
+    name = repo_id.split("/")[-1] if repo_id else f"{info.name} for {len(data.class_names)} classes"
     front = ModelCardData(
         license=license,
         library_name="kd-convnext",
