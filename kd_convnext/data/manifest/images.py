@@ -181,7 +181,10 @@ def _naming(path: Path) -> Iterator[None]:
         if extra is not None:
             raise ManifestError(extra) from error
         reason = _reason(path, error)
-        remedy = "Replace the file by one that an image viewer opens, or leave it out."
+        remedy = (
+            "Replace the file by one that an image viewer opens, or leave it out (--on_error skip, in a fit "
+            "--data.on_error skip)."
+        )
         raise ManifestError(Finding(str(path), f"the photograph cannot be read ({reason})", remedy)) from error
 
 
