@@ -5,7 +5,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,9 +121,9 @@ def report(
     from kd_convnext.experiment.report.wishes import wishes
 
     words = {"by": by, "prevalence": prevalence, "thresholds": thresholds}
-    command = command_line(["report", run], seed=seed, bootstrap=bootstrap, **words)
+    shown = {"seed": seed, "bootstrap": bootstrap, **words}
     settings = AnalysisOptions(
-        f"Run {cell.title}", cell.method, seed, bootstrap, command, wishes(prevalence, by, thresholds)
+        f"Run {cell.title}", cell.method, seed, bootstrap, _again(run, shown), wishes(prevalence, by, thresholds)
     )
     analysis = analyse([cell], settings)
     if analysis.failed:
@@ -132,6 +132,16 @@ def report(
     write_report(path, analysis, all_figures(analysis))
     print(f"Report: {path}")
     return path
+
+
+def _again(run: str, options: Mapping[str, object]) -> str:
+    """Writes the commands that repeat a run and its report; the report's alone where the run has no configuration."""
+    config, new = RunFolder(Path(run)).config, RunFolder(Path(f"{run.rstrip('/')}-again"))
+    if not config.is_file():
+        return command_line(["report", run], **options)
+    fit = command_line(["fit"], config=config, **{"trainer.default_root_dir": new.path})
+    test = command_line(["test"], config=new.config, ckpt_path=new.best)
+    return "\n".join([fit, test, command_line(["report", str(new.path)], **options)])
 
 
 def _cells(runs: Sequence[str]) -> list[CellRecord]:

@@ -96,7 +96,8 @@ def _disjoint(analysis: Analysis) -> str | None:
         name for name in ("lesion", "patient") if not any(division.names(name) for division in analysis.divisions)
     ]
     if lacking:
-        checked += f"; {' and '.join(lacking)} are not named, so that one is in two parts cannot be excluded"
+        names = " and ".join(f"{name}s" for name in lacking)
+        checked += f"; {names} are not named, so that one is in two parts cannot be excluded"
     return f"Kept together {'; '.join(kept_together(kind) for kind in kinds)}; checked in the split files: {checked}."
 
 

@@ -189,6 +189,11 @@ def test_report_of_one_run_lies_in_its_folder(tmp_path, capsys):
     assert "85.6 79.9 74.6 0.772 0.751" in page
     assert "Nothing is compared here" in page
     assert "Photographs that do not name their lesion: 209." in page
+    # What repeats it is the fit, its test, and then this report.
+    again = f"{run}-again"
+    assert f"kd-convnext fit --config {run}/config.yaml --trainer.default_root_dir {again}" in page
+    assert f"kd-convnext test --config {again}/config.yaml --ckpt_path {again}/checkpoints/best.ckpt" in page
+    assert f"kd-convnext report {again} --seed 0 --bootstrap 100" in page
     assert main(["report", str(run), "--out", str(tmp_path / "else"), "--bootstrap", "100"]) == 0
     assert (tmp_path / "else" / "report.html").is_file()
 
