@@ -256,5 +256,5 @@ def test_nothing_is_claimed_of_leaks_without_ids(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "no photograph names its lesion, so a leak could not be seen" in page
     assert "no lesion, patient or photograph is in two parts" not in page
-    assert "One division into training" in page
+    assert "1 division into training" in page
     assert "a & b" in text and "<5 mm" in text and "&amp;" not in text and "&lt;" not in text
