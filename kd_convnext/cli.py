@@ -21,7 +21,7 @@ from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.parsing import PARSER, exit_code, parsing
 from kd_convnext.common.process import process_state_kept, stopping_cleanly
 from kd_convnext.common.trust import require_trusted_words, trusting
-from kd_convnext.common.words import files_first, flags_set, with_home
+from kd_convnext.common.words import files_first, flags_set, refuse_empty, with_home
 from kd_convnext.data.loading.flat_words import tool_words
 from kd_convnext.errors import ConfigError, Finding
 
@@ -84,12 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 2 for bad input (named on stderr, no traceback), 130 when interrupted, 143 when told to stop.
     """
-    words = with_home(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     with process_state_kept():
         # albumentations asks the network for newer versions when it is imported.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-        return exit_code(lambda: _run_trusting(words), words[0] if words else "")
+        return exit_code(lambda: _run_trusting(with_home(words)), words)
 
 
 def _run_trusting(words: list[str]) -> int:
@@ -110,6 +110,7 @@ def _run(words: list[str]) -> int:
 
 
 def _run_command(command: str, rest: list[str]) -> int:
+    refuse_empty(rest)
     require_files(rest)
     if command == "--version":
         print(f"kd-convnext {__version__}")

@@ -21,6 +21,7 @@ _REMEDIES = {
     errno.EDQUOT: "Free some of your quota or name a folder elsewhere; what was finished before is kept",
     errno.EACCES: "Give yourself write permission there or name another folder",
     errno.EPERM: "Give yourself write permission there or name another folder",
+    errno.ENOENT: "It was removed meanwhile, or nothing can be made there: name another place",
     errno.ENODEV: "Name a file of your own",
     errno.EROFS: "That disk is read-only: name a folder on another one",
     errno.ENOTDIR: "A file stands where a folder is needed: move it away or name another folder",
@@ -219,7 +220,7 @@ def default_cache_dir() -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file (UTF-8).
+    """Writes a text file (UTF-8; bytes of a file's name that are none are escaped).
 
     Args:
         path: The file, replaced at once.
@@ -230,7 +231,7 @@ def write_text(path: Path, text: str) -> None:
     """
 
     def write(file: BinaryIO) -> None:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))
 
     try:
         atomic_write(path, write)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from argparse import ArgumentError, ArgumentTypeError
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,13 @@ PARSER: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 """Options of every parser: errors come as exceptions, and no option is guessed from its first letters."""
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENODEV, errno.ENAMETOOLONG, errno.ELOOP)
-"""What is wrong with a disk, and with the name of a place on it: a user can mend both."""
+"""What is wrong with a disk: a user can mend it, whether the error names a place or not."""
+
+_NO_PATH = {
+    "embedded null byte": ("holds a NUL character, which no path has", "Take it out."),
+    "Could not determine home directory.": ("there is no such user", "Write ./~ for a folder of that name."),
+}
+"""What Python raises, beside an OSError, where a text can be no path; why, and what to do."""
 
 
 @contextlib.contextmanager
@@ -154,12 +159,12 @@ def require_at_least(**options: tuple[int | None, int]) -> None:
         raise ConfigError(findings)
 
 
-def exit_code(run: Callable[[], int], command: str) -> int:
+def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
     """Runs a command and turns the errors of its user into a line on stderr and an exit code.
 
     Args:
         run: The command; returns its exit code.
-        command: Its name, for the message.
+        words: Its name and options, for the message.
 
     Returns:
         What the command returns, 2 for bad input, 130 when interrupted, 143 when told to stop.
@@ -174,14 +179,26 @@ def exit_code(run: Callable[[], int], command: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (*_DISK, *_PLACE):
+        # An error that names a place is about that place.
+        if error.filename is None and error.errno not in _DISK:
             raise
-        print(f"error: {write_finding(Path(error.filename or '.'), error)}", file=sys.stderr)
+        print(f"error: {write_finding(Path(os.fsdecode(error.filename or '.')), error)}", file=sys.stderr)
+        return 2
+    except (ValueError, RuntimeError) as error:
+        if str(error) not in _NO_PATH:
+            raise
+        print(f"error: {_no_path(words, *_NO_PATH[str(error)])}", file=sys.stderr)
         return 2
     except Stopped as error:
         print("error: told to stop (SIGTERM): what is finished stays; give the command again", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        how = "go on with --resume true" if command == "paper" else "give the command again"
+        how = "go on with --resume true" if words[:1] == ["paper"] else "give the command again"
         print(f"interrupted: {str(error) or f'what is finished stays; {how}'}", file=sys.stderr)
         return 130
+
+
+def _no_path(words: Sequence[str], what: str, remedy: str) -> Finding:
+    """Names the words that can be no path; where none is, one of a configuration was meant."""
+    wrong = [word for word in words if "\0" in word or word.partition("=")[2].startswith("~") or word[:1] == "~"]
+    return Finding(" ".join(map(repr, wrong)) or "a path in the configuration", what, remedy)

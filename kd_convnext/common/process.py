@@ -1,8 +1,10 @@
 """Restores what a command changes for the whole process: warnings, log levels, environment variables."""
 
+import io
 import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -106,7 +108,7 @@ def process_state_kept() -> Iterator[None]:
     variables = {name: os.environ.get(name) for name in OWN_VARIABLES}
     levels = {name: logging.getLogger(name).level for name in QUIETED}
     formatter = warnings.formatwarning
-    with warnings.catch_warnings(), _signal_handlers_kept():
+    with warnings.catch_warnings(), _signal_handlers_kept(), _any_text_shown():
         try:
             yield
         finally:
@@ -118,6 +120,21 @@ def process_state_kept() -> Iterator[None]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+@contextmanager
+def _any_text_shown() -> Iterator[None]:
+    """Escapes what the encoding of a terminal or log lacks: a name or a sign must not end a command."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Orders the words of a command line: options that are typed overrule files of options, wherever they stand."""
 
 import inspect
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from kd_convnext.common.files import read_bytes
 from kd_convnext.common.reading import yaml_of
+from kd_convnext.errors import ConfigError, Finding
 
 _SECTIONS = ("--model", "--data", "--trainer", "--checkpoint", "--record", "--header")
 """Options that take a file or a class, whose single options may be typed as well."""
@@ -23,13 +25,34 @@ def with_home(words: Sequence[str]) -> list[str]:
 
     Returns:
         The words with whole paths.
+
+    Raises:
+        RuntimeError: There is no user of the name behind ``~``.
     """
     found = []
     for word in words:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         # A lone "~" is YAML's word for nothing.
-        found.append(f"{option}{equals}{Path(value).expanduser()}" if value.startswith("~/") else word)
+        found.append(f"{option}{equals}{Path(value).expanduser()}" if re.match(r"~[^/]*/", value) else word)
     return found
+
+
+def refuse_empty(words: Sequence[str]) -> None:
+    """Refuses options with nothing behind them, as an unset variable of a shell leaves them.
+
+    As a path nothing is the working folder, which would be read or written instead.
+
+    Args:
+        words: The words of a command.
+
+    Raises:
+        ConfigError: There are such options: all of them.
+    """
+    pairs = zip(words, [*words[1:], "."], strict=True)
+    empty = [word.rstrip("=") for word, after in pairs if word[:2] == "--" and (word[-1] == "=" or after == "")]
+    if empty:
+        what = "it is empty, as an unset variable of the shell is"
+        raise ConfigError(Finding(name, what, "Give a value, or leave it out.") for name in empty)
 
 
 def files_first(words: Sequence[str]) -> list[str]:

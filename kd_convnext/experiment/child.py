@@ -20,4 +20,4 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(exit_code(lambda: run_training(sys.argv[1:]), sys.argv[1]))
+    sys.exit(exit_code(lambda: run_training(sys.argv[1:]), sys.argv[1:]))

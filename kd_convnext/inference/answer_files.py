@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from kd_convnext.checkpoints.network import ModelInfo
-from kd_convnext.common.files import atomic_write
+from kd_convnext.common.files import write_text
 from kd_convnext.common.reading import json_text
 from kd_convnext.inference.prediction import Failure, Prediction
 from kd_convnext.inference.trust.calibration import Calibration
@@ -34,8 +34,7 @@ def write_answers(
         calibration: What it was calibrated with.
 
     Raises:
-        OSError: The folder cannot be written.
-        ConfigError: A table cannot be written.
+        ConfigError: The folder cannot be written.
     """
     tables = {
         "answers.csv": pd.DataFrame([_photograph_row(answer, info) for answer in answers]),
@@ -48,8 +47,7 @@ def write_answers(
         else:
             (folder / name).unlink(missing_ok=True)
     content = answers_content(answers, lesions, failures, info, calibration)
-    text = json_text(content)
-    atomic_write(folder / "answers.json", lambda file: file.write(text.encode()))
+    write_text(folder / "answers.json", json_text(content))
 
 
 def answers_content(

@@ -1,6 +1,6 @@
 """Fine-tunes a classifier on labels alone: the Swin teacher, and every baseline of the paper."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,9 @@ from kd_convnext.modules.mixing import MixSpec
 from kd_convnext.modules.optim import OptimSpec
 
 TaskLoss = Literal["cross_entropy", "weighted_cross_entropy", "focal"]
+
+_BESIDE = {"head_first": ("head_epochs",), "last_blocks": ("blocks",), "lora": ("lora",)}
+"""What decides beside ``finetune`` which parameters learn."""
 
 
 class TeacherModule(ClassifierModule):
@@ -200,13 +203,23 @@ class TeacherModule(ClassifierModule):
                 remove_adapters(self.backbone)
                 self._adapted = False
             return
-        settings = checkpoint.get("hyper_parameters", {})
-        was, now = (s["lora"] if s.get("finetune") == "lora" else None for s in (settings, self.hparams))
-        if was != now or (now is not None and apart is None):
-            what = "the checkpoint was trained by other low-rank updates, by none, or does not hold them"
-            raise ConfigError(Finding("--model.lora", what, "Give the run's last.ckpt, with the options of its run."))
+        self._check_resumed(checkpoint.get("hyper_parameters", {}))
+        if self.finetune == "lora" and apart is None:
+            what = "the checkpoint does not hold the low-rank updates"
+            raise ConfigError(Finding("--model.lora", what, "Give the run's last.ckpt."))
         if apart is not None:
             checkpoint["state_dict"] = adapted_state(checkpoint["state_dict"], apart)
+
+    def _check_resumed(self, stored: Mapping[str, Any]) -> None:
+        """Refuses to go on where other parameters would learn: the optimiser's state is of those of the checkpoint."""
+        remedy = "Leave it as it was, or begin anew from the weights of its best.ckpt (--model.backbone.weights)."
+        findings = [
+            Finding(f"--model.{name}", f"the checkpoint was trained with {was}, {now} cannot go on from there", remedy)
+            for name in ("finetune", *_BESIDE.get(self.finetune, ()))
+            if (was := stored.get(name, self.hparams[name])) != (now := self.hparams[name])
+        ]
+        if findings:
+            raise ConfigError(findings)
 
     def judged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Classifies images and compares the answers with their labels.

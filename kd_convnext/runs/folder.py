@@ -1,16 +1,15 @@
 """Names the files of a run's folder and makes new ones."""
 
+import contextlib
+import os
 import re
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kd_convnext.common.files import write_finding
 from kd_convnext.errors import ConfigError, Finding
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def run_of_checkpoint(ckpt_path: str | Path) -> RunFolder:
 
 
 def require_empty(path: Path, *, permitted: bool, option: str) -> None:
-    """Refuses to write into a folder that holds something already.
+    """Refuses to write into a folder that holds something already, or that cannot be written.
 
     Args:
         path: The folder, existing or not.
@@ -161,10 +160,32 @@ def require_empty(path: Path, *, permitted: bool, option: str) -> None:
         option: What the user types to ask for it, such as ``--resume true`` or ``--overwrite true``.
 
     Raises:
-        ConfigError: The folder is not empty, or a file of that name stands there.
+        ConfigError: The folder is not empty, a file of that name stands there, or nothing can be written there.
     """
     if path.exists() and not path.is_dir():
         raise ConfigError(Finding(str(path), "is a file, not a folder", "Name another folder."))
     if path.is_dir() and not permitted and any(path.iterdir()):
         remedy = f"Name another folder, or add {option} to write there."
         raise ConfigError(Finding(str(path), "the folder is not empty", remedy))
+    require_writable(path)
+
+
+def require_writable(path: Path) -> None:
+    """Refuses a folder where no file can be made, before anything is computed for it.
+
+    Args:
+        path: The folder, existing or not; nothing is left there.
+
+    Raises:
+        ConfigError: No file can be made there.
+    """
+    lacking = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ConfigError(write_finding(path, error)) from error
+    finally:
+        for folder in lacking:
+            with contextlib.suppress(OSError):
+                folder.rmdir()

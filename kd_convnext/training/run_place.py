@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from kd_convnext.common.machine import best_precision
 from kd_convnext.common.reading import read_json
 from kd_convnext.errors import ConfigError, Finding, Terminated
-from kd_convnext.runs.folder import RunFolder, new_run_folder, run_of_checkpoint
+from kd_convnext.runs.folder import RunFolder, new_run_folder, require_writable, run_of_checkpoint
 
 RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
 """How the first process of a machine tells the others it starts where the run lies."""
@@ -49,10 +49,11 @@ def chosen_folder(config: Namespace) -> RunFolder:
         config: Of the command.
 
     Raises:
-        ConfigError: The folder that was asked for holds a run already.
+        ConfigError: The folder that was asked for holds a run already, or nothing can be written there.
     """
     if config.ckpt_path is not None:
         folder = run_of_checkpoint(config.ckpt_path)
+        require_writable(folder.path)
         os.environ[RUN_FOLDER] = str(folder.path)
         return folder
     if not is_first_process() and RUN_FOLDER in os.environ:
@@ -62,6 +63,7 @@ def chosen_folder(config: Namespace) -> RunFolder:
         if folder.last.exists():
             remedy = f"Name another --trainer.default_root_dir, or go on with --ckpt_path {folder.last}."
             raise ConfigError(Finding(str(folder.path), "holds a run already", remedy))
+        require_writable(folder.path)
     else:
         given = config.get("config") or []
         folder = new_run_folder("runs", config.name or (Path(str(given[0])).stem if given else "run"))

@@ -172,6 +172,7 @@ def _refuse_too_large(size: tuple[int, int]) -> None:
 def _naming(path: Path) -> Iterator[None]:
     """Turns whatever a decoder raises into one error that names the file."""
     try:
+        str(path).encode()  # a name that is no text could stand in no table
         yield
     except FileNotFoundError as error:
         finding = Finding(str(path), "the photograph does not exist", "Correct the path or restore the file.")
@@ -191,6 +192,8 @@ def _naming(path: Path) -> Iterator[None]:
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, IsADirectoryError):
         return "it is a folder"
+    if isinstance(error, UnicodeEncodeError):
+        return "its name is not in UTF-8: rename it"
     if isinstance(error, UnidentifiedImageError):
         return "the file is empty" if path.stat().st_size == 0 else "not an image of a known format"
     if isinstance(error, OSError) and error.strerror:  # among them a name too long, links in a circle, no permission

@@ -156,7 +156,7 @@ def _here(words: Sequence[str], log: TextIO, place: Workplace) -> int:
         _environment("WANDB_RUN_GROUP", place.group),
     ):
         try:
-            code = exit_code(lambda: run_training(words), words[0])
+            code = exit_code(lambda: run_training(words), words)
         except Exception:
             # Whatever a cell raises ends this cell only.
             traceback.print_exc()

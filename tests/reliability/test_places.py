@@ -1,0 +1,117 @@
+"""Places that cannot be made, read or written are refused in words, before anything is computed for them."""
+
+import os
+import subprocess
+
+import pytest
+from helpers.command_line import TINY, convnext
+from helpers.disks import small_disk
+from helpers.inference import copy_run
+from PIL import Image
+
+from kd_convnext.cli import main
+
+PLACES = {
+    "no disk": ("/proc/none", "cannot be written"),
+    "below a device": ("/dev/null/out", "cannot be written"),
+    "too long": ("/tmp/" + "x" * 300, "cannot be written"),
+    "NUL": ("/tmp/a\0b", "NUL"),
+    "of nobody": ("~nobodyofthisname/out", "no such user"),
+}
+FIT = ["fit", "--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone")]
+
+
+@pytest.fixture(scope="module")
+def commands(tiny_run, tiny_manifest):
+    """The words of each command but its --out; what it needs is there."""
+    photo, checkpoint = str(next(tiny_manifest.parent.glob("*.png"))), ["--ckpt_path", str(tiny_run)]
+    paper = ["paper", "--config", "configs/small_cpu/paper.yaml", "--manifest", str(tiny_manifest)]
+    return {
+        "classify": ["classify", photo, *checkpoint],
+        "explain": ["explain", photo, *checkpoint],
+        "calibrate": ["calibrate", *checkpoint],
+        "export": ["export", *checkpoint],
+        "publish": ["publish", *checkpoint],
+        "paper": paper,
+        "demo": ["demo"],
+        "init": ["init", str(tiny_manifest)],
+        "card": ["card", *checkpoint, "--resamples", "5"],
+        "compare": ["compare", str(tiny_run.parent.parent)],
+    }
+
+
+def refused(words, told, capsys):
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.err.count("error: ") == 1 and told in said.err and "Traceback" not in said.err
+    return said
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "command", ["classify", "explain", "calibrate", "export", "publish", "paper", "demo", "init", "card", "compare"]
+)
+def test_an_out_that_cannot_be(command, place, commands, capsys):
+    value, told = PLACES[place]
+    said = refused([*commands[command], f"--out={value}"], told, capsys)
+    assert "answered" not in said.out and "Temperature" not in said.out
+
+
+@pytest.mark.parametrize("command", ["classify", "card", "init", "test", "fit"])
+def test_options_with_nothing_behind_them(command, commands, capsys):
+    words = commands.get(command, [command])
+    for given in (["--out="], ["--out", ""], ["--data.manifest=", "--name=x"]):
+        said = refused([*words, *given], "it is empty, as an unset variable of the shell is", capsys)
+        assert given[0].rstrip("=") in said.err
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("option", ["--trainer.default_root_dir", "--data.cache_dir"])
+def test_a_fit_that_has_no_place(option, place, tiny_manifest, tiny_cache, tmp_path, capsys):
+    value, told = PLACES[place]
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
+    refused([*FIT, *data, f"--trainer.default_root_dir={tmp_path / 'run'}", f"{option}={value}"], told, capsys)
+
+
+def test_a_path_in_a_configuration(tiny_manifest, tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    for text, told in (('"/tmp/a\\0b"', "NUL"), ("~nobodyofthisname/cache", "no such user")):
+        file.write_text(f"manifest: {tiny_manifest}\ncache_dir: {text}\n")
+        refused(["prepare", "--config", str(file)], told, capsys)
+
+
+def test_nothing_is_left_of_a_place_that_was_tried(commands, tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    assert main(["classify", "gone.png", "--ckpt_path", str(tmp_path / "gone.ckpt"), f"--out={out}"]) == 2
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize("command", ["test", "calibrate"])
+def test_a_run_on_a_disk_that_is_read_only(command, tiny_run, tmp_path, capsys):
+    with small_disk(tmp_path, "8m") as disk:
+        checkpoint = copy_run(tiny_run, disk / "run")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        config = ["--config", str(disk / "run" / "config.yaml"), "--model=TeacherModule"] if command == "test" else []
+        said = refused([command, "--ckpt_path", str(checkpoint), *config], "read-only", capsys)
+        assert "accuracy" not in said.out and str(disk) in said.err
+
+
+def photographs_of_another_encoding(folder):
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 36), "white").save(folder / "other.png")
+    (folder / "other.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    Image.radial_gradient("L").resize((40, 36)).convert("RGB").save(folder / "good.png")
+
+
+def test_names_of_photographs_in_another_encoding(commands, tmp_path, capsys):
+    photographs_of_another_encoding(tmp_path / "photos")
+    _, _, *checkpoint = commands["classify"]
+    words = ["classify", str(tmp_path / "photos"), *checkpoint, f"--out={tmp_path / 'out'}"]
+    said = refused(words, "its name is not in UTF-8: rename it", capsys)
+    assert "1 photographs answered" in said.out
+    assert "caf\\udce9.png" in (tmp_path / "out" / "failures.csv").read_text("utf-8")
+    for label in ("a", "b"):
+        photographs_of_another_encoding(tmp_path / "classes" / label)
+    assert main(["prepare", str(tmp_path / "classes"), "--dry_run", "true"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("its name is not in UTF-8: rename it") == 2 and "Traceback" not in error
