@@ -1,7 +1,9 @@
 """Places that cannot be made, read or written are refused in words, before anything is computed for them."""
 
+import io
 import os
 import subprocess
+import sys
 
 import pytest
 from helpers.command_line import TINY, convnext
@@ -115,3 +117,15 @@ def test_names_of_photographs_in_another_encoding(commands, tmp_path, capsys):
     assert main(["prepare", str(tmp_path / "classes"), "--dry_run", "true"]) == 2
     error = capsys.readouterr().err
     assert error.count("its name is not in UTF-8: rename it") == 2 and "Traceback" not in error
+
+
+def test_a_terminal_that_lacks_a_letter(tmp_path, monkeypatch):
+    for number in range(6):
+        Image.effect_noise((40, 36), 20 + number).convert("RGB").save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,{('Läsion', 'b')[number % 2]},L{number}" for number in range(6)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["image,label,lesion_id", *rows]), encoding="utf-8")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["prepare", str(tmp_path / "manifest.csv"), "--dry_run", "--cache_dir", str(tmp_path / "cache")]) == 0
+    terminal.flush()
+    assert rb"L\xe4sion" in terminal.buffer.getvalue() and terminal.errors == "strict"

@@ -137,7 +137,8 @@ def _in_process(words: Sequence[str], log: TextIO, place: Workplace) -> int:
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "WANDB_RUN_GROUP": place.group, "PYTHONUNBUFFERED": "1"},
+        # The log is UTF-8, whatever the terminal is.
+        env={**os.environ, "WANDB_RUN_GROUP": place.group, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
     )
     try:
         return child.wait()

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -152,7 +153,8 @@ class _Measure:
         request.write_text(yaml.safe_dump(self._config(cell, batch)), encoding="utf-8")
         words = ["fit", "--config", str(request), "--trainer.default_root_dir", str(run)]
         command = [sys.executable, "-m", "kd_convnext.experiment.running.measure", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
         if done.returncode:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             what = f"the method cannot run ({lines[-1].removeprefix('error: ') if lines else done.returncode})"
