@@ -20,7 +20,8 @@ UNKNOWN = frozenset(
 
 _ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 _WHOLE = re.compile(r"^([0-9]+)\.0+$")
-_APART = re.compile(r"[-_ ./]+")
+_APART = re.compile(r"[\W_]+")
+_JOINT = re.compile(r"(?<=[^\W\d_]) (?=\d)|(?<=\d) (?=[^\W\d_])")
 _NAMED = 3
 
 
@@ -45,6 +46,11 @@ def _read(mark: str) -> str:
     """Returns a character as a person reads it: nothing of an invisible one, any dash as "-", any digit as 0 to 9."""
     kind = unicodedata.category(mark)
     return "" if kind == "Cf" else "-" if kind == "Pd" else str(unicodedata.decimal(mark)) if kind == "Nd" else mark
+
+
+def _without_marks(name: str) -> str:
+    """Returns a normalised id without blanks and punctuation, but for those that part two numbers or two words."""
+    return _JOINT.sub("", _APART.sub(" ", name).strip())
 
 
 def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
@@ -78,11 +84,13 @@ def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
                 f"{place}: {counted(len(several), f'{word} id')} spelt in several ways, taken for one: {examples}{more}"
             )
             warnings.warn(message, stacklevel=4)
-        alike = written[~unknown].groupby(normal[~unknown].map(lambda name: _APART.sub(" ", name))).agg(list)
+        alike = written[~unknown].groupby(normal[~unknown].map(_without_marks)).agg(list)
         alike = alike[alike.map(lambda names: len({normal_id(name) for name in names}) > 1)]
         if len(alike):
             examples = ", ".join(" and ".join(repr(name) for name in names) for names in alike.iloc[:_NAMED])
-            message = f"{place}: {word} ids that differ in a separator alone are taken for different ones: {examples}"
+            more = ", ..." if len(alike) > _NAMED else ""
+            what = "ids that differ in blanks and punctuation alone are taken for different ones"
+            message = f"{place}: {word} {what}: {examples}{more}: are they? If not, spell them alike"
             warnings.warn(message, stacklevel=4)
     return tidied
 

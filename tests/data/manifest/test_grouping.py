@@ -215,12 +215,28 @@ def test_spellings_of_one_id_are_one_lesion_and_said(tmp_path, one, other):
     assert len(np.intersect1d(group_hashes(manifest.table, np.arange(1)), group_hashes(there.table, np.arange(1)))) == 1
 
 
-def test_ids_that_differ_in_a_separator_stay_apart_and_are_said(tmp_path):
-    rows = [{**GOOD[0], "lesion_id": "L-7"}, {**GOOD[1], "label": "AIS", "lesion_id": "L_7"}]
+def two_lesions(tmp_path, one, other):
+    rows = [{**GOOD[0], "lesion_id": one}, {**GOOD[1], "label": "AIS", "lesion_id": other}]
     rows.append({"image": "c.png", "label": "MIA", "lesion_id": "else"})
-    with pytest.warns(UserWarning, match="differ in a separator alone are taken for different ones: 'L-7' and 'L_7'"):
-        groups = read_manifest(write_manifest(tmp_path, rows)).groups("lesion")
+    groups = read_manifest(write_manifest(tmp_path, rows)).groups("lesion")
     assert groups[0] != groups[1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("L-7", "L_7"), ("L 7", "L7"), ("L-07", "L7"), ("(L7)", "L7"), ("L#7", "L7"), ("7/a", "7a"), ("a.b", "a b")],
+)
+def test_ids_that_differ_in_marks_stay_apart_and_are_said(tmp_path, one, other):
+    told = "differ in blanks and punctuation alone are taken for different ones: "
+    with pytest.warns(UserWarning, match=told + re.escape(" and ".join(map(repr, sorted([one, other]))))):
+        two_lesions(tmp_path, one, other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("1-12", "11-2"), ("L7", "L8"), ("ab c", "a bc"), ("L7", "L7b")])
+def test_ids_that_marks_part_are_not_alike(tmp_path, one, other):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*blanks and punctuation")
+        two_lesions(tmp_path, one, other)
 
 
 @pytest.mark.parametrize("unknown", ["NA", "n/a", "None", "nan", "NULL", "?", "unknown"])
