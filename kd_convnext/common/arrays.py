@@ -1,7 +1,12 @@
-"""Names the array types that rooms share, and computes softmax."""
+"""Names the array types that rooms share, maps stored arrays, and computes softmax."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from kd_convnext.common.files import is_special
 
 Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
@@ -29,3 +34,19 @@ def softmax(logits: Logits, temperature: float = 1.0) -> npt.NDArray[np.float64]
     scaled = np.asarray(logits, np.float64) / temperature
     weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+
+
+def stored_array(path: Path) -> npt.NDArray[Any] | None:
+    """Maps an array of a ``.npy`` file into memory, without unpickling.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The array, not writable; None where there is none, it is damaged, or a pipe or a device stands there.
+    """
+    try:
+        found = None if is_special(path) else np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if isinstance(found, np.ndarray) else None

@@ -289,3 +289,37 @@ def test_a_payload_in_a_store_counts_as_none(tmp_path):
     answers._open()
     assert not answers._shards and read_likeness(tmp_path / "likeness.npz") == {}
     assert not mark.exists()
+
+
+@pytest.mark.timeout(120)
+def test_pipes_and_nonsense_in_a_cache(tiny_manifest, tmp_path, capsys):
+    """A cache may be shared: what stands there in place of its files is made again, and nothing waits for a pipe."""
+    words = ["prepare", str(tiny_manifest), "--upscaler", "bicubic", "--cache_dir", str(tmp_path / "cache")]
+    assert main(words) == 0
+    (folder,) = {entry.parent.parent for entry in (tmp_path / "cache").glob("*/??/*.png")}
+    (index,) = (folder / "index").glob("*.jsonl")
+    line = index.read_bytes().splitlines()[1]
+    deep = b'{"crop": ' + b"[" * 100_000
+    odd = (deep, b"\xff\x00", b"3", b'{"crop": [1]}', line.replace(b"[2, 1, 36, 34]", b'["x", null, -1, []]'))
+    index.write_bytes(b"\n".join([*odd, index.read_bytes()]))
+    os.mkfifo(index.with_name("0.jsonl"))
+    entries = sorted(folder.glob("??/*.png"))
+    entries[0].unlink()
+    os.mkfifo(entries[0])
+    entries[1].write_bytes(entries[1].read_bytes()[:-1] + b"?")
+    capsys.readouterr()
+    assert main([*words, "--verify"]) == 2
+    assert f"{entries[0]}: cannot be written (it is a pipe or a device)" in capsys.readouterr().err
+    entries[0].unlink()
+    assert main([*words, "--verify"]) == 0
+    assert "2 made, 58 found, 0 failed" in capsys.readouterr().out
+    assert main([*words, "--prune", "--yes"]) == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_a_store_counts_as_none(tmp_path):
+    os.mkfifo(tmp_path / "shard.npy")
+    os.mkfifo(tmp_path / "likeness.npz")
+    answers = TeacherAnswers(tmp_path, AnswerKind("teacher", (), {}, "32-true", 5, ()))
+    answers._open()
+    assert not answers._shards and read_likeness(tmp_path / "likeness.npz") == {}

@@ -241,6 +241,12 @@ def test_student_teacher_and_training_cases(student_run, tiny_run, tiny_manifest
     printed = capsys.readouterr().out
     assert "training photographs once" not in printed  # kept beside the checkpoint
     assert "evidence for MIA" in printed
+    (kept,) = student_run.parent.glob("*.safetensors")
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content)
+    assert run([one, "--ckpt_path", student_run, "--out", tmp_path / "third"]) == 0
+    assert "training photographs once" in capsys.readouterr().out  # one bit is another: made again
 
 
 def test_without_the_training_photographs_a_line_says_so(student_run, tiny_manifest, tmp_path, capsys):

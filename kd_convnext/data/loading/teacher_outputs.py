@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kd_convnext.common.arrays import stored_array
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write, require_space, write_finding
 from kd_convnext.errors import CacheError, Finding
@@ -231,11 +232,8 @@ class TeacherAnswers:
             return
         kind, shards = self.kind.record, []
         for path in sorted(self.path.glob("*.npy")):
-            try:
-                found = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError):
-                continue  # damaged: its views are answered again
-            if isinstance(found, np.ndarray) and found.dtype == kind and found.ndim == 1:
+            found = stored_array(path)  # where it is damaged, its views are answered again
+            if found is not None and found.dtype == kind and found.ndim == 1:
                 # Records with maps are too large to be read all: each is checked when it is loaded.
                 shards.append(found if self.kind.large else found[_sound(found)])
         names = [np.asarray(shard["view"]) for shard in shards]

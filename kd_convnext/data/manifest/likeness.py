@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_convnext.common.files import atomic_write, default_cache_dir
+from kd_convnext.common.files import atomic_write, default_cache_dir, is_special
 from kd_convnext.data.manifest.images import read_thumbnail
 from kd_convnext.data.manifest.inspection import in_parallel
 from kd_convnext.errors import ManifestError
@@ -142,6 +142,8 @@ def _stamp(path: Path) -> tuple[int, int, int, int]:
 
 def _read(store: Path) -> dict[str, tuple[tuple[int, ...], Bytes]]:
     """Reads hashes of an earlier run; a file that is damaged or of another form counts as none."""
+    if is_special(store):
+        return {}
     try:
         with np.load(store, allow_pickle=False) as file:
             names, stamps, rows = file["names"], file["stamps"], file["rows"]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.counting import counted
-from kd_convnext.common.files import atomic_write
+from kd_convnext.common.files import atomic_write, is_special
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.inference.run_data import CalibrationData
 from kd_convnext.inference.trust.gate import Features
@@ -83,15 +83,18 @@ class TrainingCases:
         from safetensors import SafetensorError, safe_open
         from safetensors.numpy import save
 
-        belongs = {"belongs_to": self._identity()}
+        identity = self._identity()
         try:
-            with safe_open(file, framework="numpy") as kept:
-                if kept.metadata() == belongs:
-                    return np.asarray(kept.get_tensor("features"), dtype=np.float32)
+            if not is_special(file):
+                with safe_open(file, framework="numpy") as kept:
+                    features = np.asarray(kept.get_tensor("features"), dtype=np.float32)
+                    if kept.metadata() == _marks(identity, features) and len(features) == len(self.rows):
+                        return features
         except (OSError, SafetensorError):
             pass  # none yet, or damaged: made again
         features = self._features()
-        atomic_write(file, lambda target: target.write(save({"features": features}, belongs)))
+        marks = _marks(identity, features)
+        atomic_write(file, lambda target: target.write(save({"features": features}, marks)))
         return features
 
     def _features(self) -> Features:
@@ -109,3 +112,8 @@ class TrainingCases:
         rows = self.data.manifest.table.loc[self.rows, _IDENTITY].astype(str).to_numpy().tolist()
         content = [self.data.predictor.network.info.checkpoint_sha256, self.data.predictor.tta, rows]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _marks(identity: str, features: Features) -> dict[str, str]:
+    """Names what features are of, with a checksum, which the file format lacks."""
+    return {"belongs_to": identity, "sha256": hashlib.sha256(np.ascontiguousarray(features).data).hexdigest()}

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from kd_convnext.common.arrays import Pixels
-from kd_convnext.common.files import atomic_write, write_finding
+from kd_convnext.common.files import atomic_write, is_special, read_bytes, write_finding
 from kd_convnext.data.crops.fidelity import Fidelity
 from kd_convnext.errors import CacheError
 
@@ -94,6 +94,8 @@ def entry_size(path: Path, side: int | None) -> int | None:
         Size of the file in bytes, or None where the entry is not there or not whole.
     """
     tail = _tail(path.stem)
+    if is_special(path):
+        return None
     try:
         with path.open("rb") as file:
             head = file.read(_HEADER_BYTES)
@@ -116,7 +118,7 @@ def read_entry(path: Path, side: int | None) -> Pixels | None:
         uint8 RGB [h, w, 3], or None where the entry is not there or not as it was written.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError:
         return None
     if not (_fits(content[:_HEADER_BYTES], side) and content.endswith(_tail(path.stem)) and _intact(content)):

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from kd_convnext.common.files import atomic_write, write_finding
+from kd_convnext.common.files import atomic_write, read_bytes, write_finding
+from kd_convnext.common.reading import json_of
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import CacheError
 
@@ -42,6 +43,9 @@ class Stamp(NamedTuple):
         return cls(str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
+_LARGEST = 2**31
+"""Bytes of an index file: ten million crops."""
+
 COMPACTED_AFTER = 24 * 3600
 """Seconds without a change after which no process writes a file of the index any more."""
 
@@ -65,7 +69,7 @@ def compact(folder: Path, now: float | None = None) -> int:
         return 0
     lines: dict[str, str] = {}
     for path in old:
-        for line in path.read_text("utf-8", errors="replace").splitlines():
+        for line in _lines(path):
             place = _place_of(line)
             if place is not None:
                 lines.pop(place, None)  # in the order of the last mention
@@ -80,10 +84,18 @@ def compact(folder: Path, now: float | None = None) -> int:
     return len(old) - 1
 
 
+def _lines(path: Path) -> list[str]:
+    """Reads the lines of an index file; of what is none, such as a pipe, there are none."""
+    try:
+        return read_bytes(path, _LARGEST).decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
 def _place_of(line: str) -> str | None:
     """Names what a line is about: a photograph's path and box, or the run itself; None for a line that was cut."""
     try:
-        content = json.loads(line)
+        content = json_of(line)
         return json.dumps([content["crop"][0], content["crop"][-2]]) if "crop" in content else line
     except (ValueError, TypeError, KeyError, IndexError):
         return None
@@ -112,12 +124,12 @@ class Index:
         self._file: int | None = None
         self._lock = threading.Lock()
         for path in sorted(folder.glob("*.jsonl")):
-            for line in path.read_text("utf-8", errors="replace").splitlines():
+            for line in _lines(path):
                 self._learn(line)
 
     def _learn(self, line: str) -> None:
         try:
-            *stamp, box, key = json.loads(line)["crop"]  # of earlier versions shorter stamps, which are never met
+            *stamp, box, key = json_of(line)["crop"]  # of earlier versions shorter stamps, which are never met
             self._known[Stamp(*stamp), Box(*box) if box else None] = str(key)
         except (ValueError, TypeError, KeyError):
             return  # the record of a run, or a line cut by a crash

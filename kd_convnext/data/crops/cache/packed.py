@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from kd_convnext.common.arrays import Pixels
+from kd_convnext.common.arrays import Pixels, stored_array
 from kd_convnext.common.console import progress_bar
 from kd_convnext.common.files import atomic_write, require_space, write_finding
 from kd_convnext.data.crops.cache.prepared import PreparedCrops
@@ -165,8 +165,5 @@ def _write(
 
 def _fits(path: Path, kind: np.dtype[np.void], count: int) -> bool:
     """Returns whether a complete file of this form exists; each record is checked when it is read."""
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return isinstance(found, np.ndarray) and found.dtype == kind and found.shape == (count,)
+    found = stored_array(path)
+    return found is not None and found.dtype == kind and found.shape == (count,)
