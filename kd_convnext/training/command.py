@@ -34,6 +34,7 @@ from kd_convnext.training.foreign_errors import building_trainer, in_words, refu
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.loader_tuning import LoaderTuning
 from kd_convnext.training.old_spelling import modern_words
+from kd_convnext.training.one_fit import writing_into
 from kd_convnext.training.outputs import HoldsFiles
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
@@ -142,13 +143,10 @@ class TrainingCLI(LightningCLI):
             raise
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs the command; an error of a disk that names no place, such as a logger's, gets the run's folder."""
-        try:
+        """Runs the command; a fit is alone in its folder."""
+        alone = subcommand == "fit" and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        with writing_into(self.folder.path, alone=alone):
             super()._run_subcommand(subcommand)
-        except OSError as error:
-            if error.filename is None:
-                error.filename = str(self.folder.path)
-            raise
 
     def after_fit(self) -> None:
         """Prints where a fit that was to go on had ended already."""

@@ -1,6 +1,8 @@
 """Options of the trainer that cannot work are refused in words, with exit code 2 and without a traceback."""
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -10,6 +12,7 @@ from helpers.command_line import TINY, convnext
 
 from kd_convnext.cli import main
 from kd_convnext.errors import ConfigError
+from kd_convnext.training.one_fit import LOCK
 from kd_convnext.training.trainer_options import require_possible
 
 FIT = ["fit", "--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone")]
@@ -151,6 +154,22 @@ def test_a_refused_resume_changes_no_record(fit, tmp_path, capsys):
         assert record == {name: (run / name).read_bytes() for name in record}
     with pytest.warns(UserWarning, match="goes on with its own lr"):
         assert fit(*last, "--model.optim.lr=0.5") == 0
+
+
+def test_two_fits_in_one_folder(fit, tmp_path, capsys):
+    """The first is a process that holds the lock, as a fit does; killed, it keeps nobody out."""
+    run = tmp_path / "run"
+    run.mkdir()
+    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True)"
+    words = [sys.executable, "-c", f"{hold}; time.sleep(600)", str(run / LOCK)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert fit() == 2
+        assert f"error: {run}: another fit is writing into it" in capsys.readouterr().err
+        assert [path.name for path in run.iterdir()] == [LOCK]
+        other.kill()
+    assert fit() == 0
+    assert not (run / LOCK).exists()
 
 
 def test_without_a_key_of_weights_and_biases(fit, capsys, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Checks the rows of a manifest. Each check returns its findings; none stops at the first."""
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ _RARE, _FREQUENT = 2, 20  # a label of so many rows at most beside one of so man
 _LOOKS = str.maketrans("l1|0αβεηικμνορτχавеікмнорстхуѕ", "iiioabehikmnoptxabeikmhopctxys")  # noqa: RUF001
 _ROUNDING = 1e-6  # of a pixel
 _NAMED = 3  # examples in a warning
+_LONGEST_LABEL, _SHOWN = 120, 30  # characters; figures grow with their labels
 _LARGEST = 2**31  # a coordinate beyond this is a mistake, and must not overflow
 
 
@@ -43,6 +45,7 @@ def label_findings(table: pd.DataFrame, classes: Sequence[str] | None, place: st
         lambda row: f"the label is empty ({row.image})",
         "Fill in the class; photographs in a folder belong into the folder of their class.",
     )
+    findings += _unprintable_labels(table)
     findings += unknown_label_findings(table, classes)
     present = sorted(set(table["label"]) - {""})
     if len(present) == 1:
@@ -50,6 +53,25 @@ def label_findings(table: pd.DataFrame, classes: Sequence[str] | None, place: st
         findings.append(Finding(place, what, "A classifier needs photographs of two classes or more."))
     _warn_of_spellings(table["label"].value_counts(), place)
     return findings
+
+
+def _unprintable_labels(table: pd.DataFrame) -> list[Finding]:
+    """Refuses labels that no table and no figure can show."""
+    labels = set(table["label"])
+    long = {label for label in labels if len(label) > _LONGEST_LABEL}
+    broken = {label for label in labels - long if any(unicodedata.category(mark) == "Cc" for mark in label)}
+    return [
+        *_per_row(
+            table[table["label"].isin(long)],
+            lambda row: f"the label {row.label[:_SHOWN]!r}... has {len(row.label)} characters",
+            f"Name classes in {_LONGEST_LABEL} at most.",
+        ),
+        *_per_row(
+            table[table["label"].isin(broken)],
+            lambda row: f"the label {row.label!r} holds a line break or another control character",
+            "Take it out.",
+        ),
+    ]
 
 
 def _warn_of_spellings(counts: "pd.Series[int]", place: str) -> None:

@@ -172,6 +172,9 @@ def test_a_misspelt_column_is_pointed_out(tmp_path):
     ("change", "expected"),
     [
         ({"label": ""}, "the label is empty (images/c.png)"),
+        ({"label": "x" * 121}, "has 121 characters. Name classes in 120 at most"),
+        ({"label": "a\nb"}, r"the label 'a\nb' holds a line break"),
+        ({"label": "a\x1b[2J"}, "another control character"),
         ({"image": ""}, "the image is empty"),
         ({"x": 1}, "half a box: x=1, y=, width=, height="),
         ({**BOX, "x": "0.5"}, "x=0, y=0, width=13, height=8 reaches outside"),
