@@ -20,12 +20,12 @@ $(INSTALLED): requirements.lock requirements-realesrgan.lock pyproject.toml scri
 demo: $(INSTALLED) ## the whole path on drawn specimens, a few minutes on a CPU
 	$(VENV)/kd-convnext demo
 
-test: lint types ## lint, types and the suite without its slow part, with coverage (WORKERS=2 processes)
+test: lint types ## lint, types and the suite without its slow part (WORKERS=2 processes; COVERAGE=1 adds coverage)
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
-		--cov=kd_convnext --cov-report=term:skip-covered
+		$(if $(COVERAGE),--cov=kd_convnext --cov-report=term:skip-covered)
 
 test-slow: $(INSTALLED) ## notebooks, other processes, long runs
-	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m slow -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-lowest: build/lowest/.installed ## quick tests on the lowest versions that pyproject.toml allows (needs uv)
 	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile \
