@@ -9,6 +9,8 @@ import pytest
 from helpers.paths import REPOSITORY
 from PIL import Image
 
+from kd_convnext.common import figures
+
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("KD_CONVNEXT_CACHE", tempfile.mkdtemp(prefix="kd-convnext-tests-"))
@@ -48,6 +50,15 @@ def _signal_handlers_kept() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def print_dpi() -> Iterator[float]:
+    """Lets figures be drawn with 100 pixels an inch, which halves the time of a fit or a test; yields what users get."""
+    own = figures.PRINT_DPI
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "PRINT_DPI", 100.0)
+        yield own
 
 
 @pytest.fixture(scope="session")

@@ -118,19 +118,19 @@ def as_svg(figure: Figure) -> bytes:
     return svg.getvalue()
 
 
-def save_figure(path: Path, figure: Figure, dpi: float = PRINT_DPI) -> None:
+def save_figure(path: Path, figure: Figure, dpi: float | None = None) -> None:
     """Writes a figure, in the format of the file's ending.
 
     Args:
         path: The file (``.png``, ``.pdf``, ``.svg``), replaced at once; missing folders are made.
         figure: Any figure.
-        dpi: Pixels an inch.
+        dpi: Pixels an inch; by default `PRINT_DPI`.
 
     Raises:
         ConfigError: The file cannot be written.
     """
     try:
-        atomic_write(path, lambda file: _draw(figure, path.suffix, file, dpi))
+        atomic_write(path, lambda file: _draw(figure, path.suffix, file, dpi or PRINT_DPI))
     except OSError as error:
         raise ConfigError(write_finding(path, error)) from error
 

@@ -265,7 +265,8 @@ def test_colours_stay_apart_for_the_colour_blind():
         assert apart.min() > 0.2
 
 
-def test_print_files_have_300_pixels_an_inch_and_drawn_lines(tmp_path):
+def test_print_files_have_300_pixels_an_inch_and_drawn_lines(tmp_path, monkeypatch, print_dpi):
+    monkeypatch.setattr("kd_convnext.common.figures.PRINT_DPI", print_dpi)
     figure = plotting.confusion_matrix(PAPER, CLASSES)
     save_for_print(tmp_path / "c.png", figure)
     with Image.open(tmp_path / "c.png") as image:
