@@ -54,7 +54,7 @@ def _signal_handlers_kept() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def print_dpi() -> Iterator[float]:
-    """Lets figures be drawn with 100 pixels an inch, which halves the time of a fit or a test; yields what users get."""
+    """Draws figures with 100 pixels an inch, which halves the time of a fit or a test; yields what users get."""
     own = figures.PRINT_DPI
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "PRINT_DPI", 100.0)
