@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks.progress.tqdm_progress import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgressBar
 
 from kd_convnext.common.console import duration
 from kd_convnext.training.pace import StepClock, batches_done, batches_left
@@ -37,6 +37,15 @@ class DataWaitBar(TQDMProgressBar):
         self._clock = StepClock()
         self._begun, self._first_batch = 0.0, 0
         self._looked, self._values = 0.0, dict[str, int | str | float | dict[str, float]]()
+
+    def init_sanity_tqdm(self) -> Tqdm:
+        """Shows the trial before a fit on a terminal alone: in a file it would be lines of nothing."""
+        return super().init_sanity_tqdm() if sys.stdout.isatty() else Tqdm(disable=True)
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Shows the validation of an epoch on a terminal alone."""
+        fitting = self.trainer.state.fn == "fit"
+        return super().init_validation_tqdm() if sys.stdout.isatty() or not fitting else Tqdm(disable=True)
 
     def on_train_start(self, *args: Any) -> None:
         """Starts the clock of the whole fit, after the sanity check."""

@@ -189,6 +189,8 @@ def test_bar_of_fast_data_shows_little_wait(tmp_path, capsys):
     shares = [int(share) for share in re.findall(r"data_wait=(\d+)%", out)]
     assert shares[-1] < 50
     assert "left=0 s" in out
+    # In a file the bars of validation would be three lines an epoch that say nothing.
+    assert "Epoch 0: 100%" in out and "Validation" not in out and "Sanity" not in out
 
 
 def test_bar_draws_rarely_into_a_file():
