@@ -109,18 +109,19 @@ def prepare(
         print(f"preview: {write_preview(cache, table, preview, least_faithful(prepared))}")
     if prune:
         _prune(cache, [table, *(read_manifest(path, columns=columns) for path in also)], yes)
-    same = {"manifest": manifest, "columns": columns, "cache_dir": cache_dir}
-    same |= {"classes": json.dumps(classes) if classes else None, "on_error": "skip" if on_error == "skip" else None}
-    print(f"Next:\n  {_fit_of(spec, fit_config, **same)}")
+    _print_fit(spec, fit_config, classes, on_error, manifest=manifest, columns=columns, cache_dir=cache_dir)
     return done
 
 
-def _fit_of(spec: CropSpec, config: str | None, **options: str | None) -> str:
-    """Returns the fit that finds these crops: its file or a recipe for the machine, and all that decides their keys."""
+def _print_fit(
+    spec: CropSpec, config: str | None, classes: list[str] | None, on_error: OnError, **options: str | None
+) -> None:
+    """Prints the fit that finds these crops: its file or a recipe for the machine, and all that decides their keys."""
     # A look for the driver's program costs nothing; torch would take seconds to ask.
     recipe = "teacher_swin_tiny" if shutil.which("nvidia-smi") else "small_cpu/teacher"
     file = f"configs/{recipe}.yaml" if config is None else shlex.quote(config)
     short = {"sr_weights": spec.sr_weights} | ({} if spec.upscaler == "auto" else {"upscaler": spec.upscaler})
+    short |= {"classes": json.dumps(classes) if classes else None, "on_error": "skip" if on_error == "skip" else None}
     given = {name: value for name, value in {**options, **short}.items() if value is not None}
     for field in fields(spec):
         value = getattr(spec, field.name)
@@ -128,7 +129,7 @@ def _fit_of(spec: CropSpec, config: str | None, **options: str | None) -> str:
         if field.name not in ("sr_weights", "upscaler") and (value != field.default or field.name == "store_size"):
             given[f"crops.{field.name}"] = "null" if value is None else str(value).lower()
     words = [word for name, value in given.items() for word in (f"--data.{name}", shlex.quote(value))]
-    return f"kd-convnext fit --config {file} {' '.join(words)}"
+    print(f"Next:\n  kd-convnext fit --config {file} {' '.join(words)}")
 
 
 def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> CropCache:
