@@ -33,8 +33,8 @@ def score_lines(
         each class; three digits at most, classes with fewer than ten lesions marked.
     """
     number = len(photographs.lesions)
-    behind = f"{counted(photographs.photographs, 'photograph')} of {counted(number, 'lesion')}"
-    lines = [f"{part.capitalize()} part: {behind}, 95 % intervals by lesion"]
+    judged = f"{counted(photographs.photographs, 'photograph')} of {counted(number, 'lesion')}"
+    lines = [f"{part.capitalize()} part: {judged}, 95 % intervals by lesion"]
     columns = [photographs] if lesions is None else [photographs, lesions]
     heads = ["per photograph", "per lesion"][: len(columns)]
     lines.append(f"  {'':<16}" + "".join(f"{head:<24}" for head in heads).rstrip())

@@ -69,7 +69,7 @@ def samples_of(
     if manifest is None:
         return _drawn(predictor, count)
     root = cache_dir or options.get("cache_dir")
-    on_error = options.get("on_error") or "raise"
+    on_error: OnError = options["on_error"] if options.get("on_error") else "raise"
     photographs = read_manifest(
         manifest,
         classes=predictor.network.card.class_names,
