@@ -114,14 +114,17 @@ def prepare(
 
 
 def _print_fit(
-    spec: CropSpec, config: str | None, classes: list[str] | None, on_error: OnError, **options: str | None
+    spec: CropSpec, config: str | None, classes: Sequence[str] | None, on_error: OnError, **options: str | None
 ) -> None:
     """Prints the fit that finds these crops: its file or a recipe for the machine, and all that decides their keys."""
     # A look for the driver's program costs nothing; torch would take seconds to ask.
     recipe = "teacher_swin_tiny" if shutil.which("nvidia-smi") else "small_cpu/teacher"
     file = f"configs/{recipe}.yaml" if config is None else shlex.quote(config)
     short = {"sr_weights": spec.sr_weights} | ({} if spec.upscaler == "auto" else {"upscaler": spec.upscaler})
-    short |= {"classes": json.dumps(classes) if classes else None, "on_error": "skip" if on_error == "skip" else None}
+    short |= {
+        "classes": json.dumps(list(classes)) if classes else None,
+        "on_error": "skip" if on_error == "skip" else None,
+    }
     given = {name: value for name, value in {**options, **short}.items() if value is not None}
     for field in fields(spec):
         value = getattr(spec, field.name)

@@ -194,8 +194,7 @@ def _results(lesions: "LesionCounts", class_names: tuple[str, ...], resamples: i
     behind = lesions.per_class()
     classes, f1 = class_scores(lesions.total), per_class(lesions)["f1"]
     return {
-        "photographs": lesions.photographs,
-        "lesions": len(lesions.lesions),
+        "tested": f"{counted(lesions.photographs, 'photograph')} of {counted(len(lesions.lesions), 'lesion')}",
         "places": digits(len(lesions.lesions)),
         "metrics": [
             {"name": name, "value": float(point[name]), "low": around[name].low, "high": around[name].high}

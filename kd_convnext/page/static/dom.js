@@ -1,5 +1,9 @@
 // Building blocks: elements, requests, messages. Text never becomes HTML here.
 
+export function counted(number, noun) { // "1 photograph", "3 photographs"
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
+}
+
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

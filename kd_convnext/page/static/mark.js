@@ -1,5 +1,5 @@
 // Marking: the folder as thumbnails, with progress and checks; one photograph is in editor.js.
-import { debounced, get, h, say, send, tried } from "./dom.js";
+import { counted, debounced, get, h, say, send, tried } from "./dom.js";
 import { Editor } from "./editor.js";
 import { Grid } from "./grid.js";
 
@@ -83,7 +83,7 @@ class Mark {
     };
     const names = this.names.filter(wanted);
     const unmarked = this.names.filter((name) => !this.facts.get(name).count).length;
-    this.count.textContent = `${names.length} shown · ${this.names.length} photographs · ${unmarked} unmarked`;
+    this.count.textContent = `${names.length} shown · ${counted(this.names.length, "photograph")} · ${unmarked} unmarked`;
     this.grid.show(names, (name) => this.facts.get(name));
   }
 

@@ -1,5 +1,5 @@
 // Reading a run: metrics, report, card, figures; and its test photographs one by one.
-import { address, ask, debounced, get, h, percent, say, send, tried } from "./dom.js";
+import { address, ask, counted, debounced, get, h, percent, say, send, tried } from "./dom.js";
 import { evidence } from "./answer.js";
 
 const SHOWN = 200; // rows of the table drawn at once
@@ -101,7 +101,7 @@ class Read {
     const { name, up } = this.order;
     if (name) rows = [...rows].sort((one, two) => (up ? 1 : -1) * (typeof one[name] === "number" ? one[name] - two[name] : String(one[name]).localeCompare(String(two[name]), undefined, { numeric: true })));
     const wrong = rows.filter((row) => !row.right).length;
-    this.found.textContent = `${rows.length} photographs, ${wrong} wrong`;
+    this.found.textContent = `${counted(rows.length, "photograph")}, ${wrong} wrong`;
     this.more.hidden = rows.length <= this.limit;
     this.table.replaceChildren(...rows.slice(0, this.limit).map((row) => h("tr", { class: row.right ? "right" : "wrong", "data-row": row.row },
       h("td", {}, h("button", { type: "button", class: "link", onclick: () => this.look(row) }, row.image)), h("td", {}, row.lesion_id), h("td", {}, row.label), h("td", {}, row.prediction), h("td", {}, percent(row.probability)), h("td", {}, row.right ? "✓" : "✗ wrong"), h("td", {}, row.corrections))));
