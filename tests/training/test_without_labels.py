@@ -78,8 +78,9 @@ def test_a_fit_needs_no_labels(place, tmp_path, tiny_manifest, tiny_cache, capsy
     end = torch.load(tmp_path / "start/checkpoints/last.ckpt", weights_only=True)
     assert start["epoch"] == end["epoch"] == 2
     assert all(torch.equal(value, start["state_dict"][name]) for name, value in end["state_dict"].items())
-    judged = ["test", "--config=start/config.yaml", "--ckpt_path=start/checkpoints/best.ckpt"]
-    assert main(judged) == 2 and "--data.labels" in capsys.readouterr().err
+    for judging in ("validate", "test"):
+        words = [judging, "--config=start/config.yaml", "--ckpt_path=start/checkpoints/best.ckpt"]
+        assert main(words) == 2 and "--data.labels" in capsys.readouterr().err
     student = ["--model=kd_convnext.TeacherModule", "--model.backbone.weights=start/checkpoints/best.ckpt"]
     shape = [f"--model.backbone.{name}={value}" for name, value in STUDENT.items() if name != "args"]
     shape += [f"--model.backbone.args={CONVNEXT}"]

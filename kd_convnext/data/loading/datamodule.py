@@ -283,10 +283,10 @@ class SpecimenDataModule(pl.LightningDataModule):
         return self._loader(part, self.workers, size, sampler=sampler, drop_last=len(sampler) % size == 1)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """Returns the validation part in order; nothing where labels are ignored, by which it would be judged."""
-        if self.ignores_labels:
-            return []
+        """Returns the validation part in order; nothing in a fit that ignores the labels it would be judged by."""
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        if fitting and self.ignores_labels:
+            return []
         return self._loader(self.val_set, self.workers if fitting else None)
 
     def test_dataloader(self) -> DataLoader[Any]:
