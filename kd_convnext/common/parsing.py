@@ -182,7 +182,7 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         # An error that names a place is about that place.
         if error.filename is None and error.errno not in _DISK:
             raise
-        print(f"error: {write_finding(Path(os.fsdecode(error.filename or '.')), error)}", file=sys.stderr)
+        print(f"error: {write_finding(Path(str(error.filename or '.')), error)}", file=sys.stderr)
         return 2
     except (ValueError, RuntimeError) as error:
         if str(error) not in _NO_PATH:

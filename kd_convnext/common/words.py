@@ -48,7 +48,7 @@ def refuse_empty(words: Sequence[str]) -> None:
     Raises:
         ConfigError: There are such options: all of them.
     """
-    pairs = zip(words, [*words[1:], "."], strict=True)
+    pairs = zip(words, [*words[1:], "."], strict=False)
     empty = [word.rstrip("=") for word, after in pairs if word[:2] == "--" and (word[-1] == "=" or after == "")]
     if empty:
         what = "it is empty, as an unset variable of the shell is"

@@ -77,13 +77,10 @@ def calibrate(
     from kd_convnext.inference.calibrating.judgement import judge
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.inference.run_data import own_data, refuse_leak, source_of
-    from kd_convnext.runs.folder import RunFolder, require_empty, require_writable, run_of_checkpoint
+    from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
 
-    if out is not None:
-        require_empty(Path(out), permitted=overwrite, option="--overwrite true")
     run = run_of_checkpoint(ckpt_path)
-    if out is None:
-        require_writable(run.path)
+    _require_place(run, out, overwrite=overwrite)
     source = source_of(run, manifest, cache_dir, sr_weights)
     predictor = Predictor.from_checkpoint(
         ckpt_path, sr_weights=source.sr_weights, device=device, calibration="none", tta=tta, per_pass=16
@@ -107,6 +104,15 @@ def calibrate(
     figures = _publish(RunFolder(Path(out)) if out else run, judgements, wandb_project)
     print(f"Wrote {path} and figures in {figures}")
     return path
+
+
+def _require_place(run: "RunFolder", out: str | None, *, overwrite: bool) -> None:
+    from kd_convnext.runs.folder import require_empty, require_writable
+
+    if out is None:
+        require_writable(run.path)
+    else:
+        require_empty(Path(out), permitted=overwrite, option="--overwrite true")
 
 
 def _held_out_answers(data: "CalibrationData", source: "RunSource", extra_manifest: str | None) -> "LabelledAnswers":

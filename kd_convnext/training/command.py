@@ -144,8 +144,9 @@ class TrainingCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; a fit is alone in its folder."""
-        alone = subcommand == "fit" and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        with writing_into(self.folder.path, alone=alone):
+        # Of several processes the first one asks for all.
+        first = self.trainer.is_global_zero and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        with writing_into(self.folder.path, alone=subcommand == "fit" and first):
             super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:

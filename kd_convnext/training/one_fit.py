@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
 from kd_convnext.errors import ConfigError, Finding
 
 LOCK = ".fit.lock"
@@ -19,12 +17,12 @@ def writing_into(folder: Path, *, alone: bool) -> Iterator[None]:
 
     Args:
         folder: Of the run.
-        alone: Whether no other fit may write there meanwhile; of several processes the first one asks.
+        alone: Whether no other fit may write there meanwhile.
 
     Raises:
         ConfigError: Another fit writes there.
     """
-    with _locked(folder) if alone and not rank_zero_only.rank else nullcontext():
+    with _locked(folder) if alone else nullcontext():
         try:
             yield
         except OSError as error:
