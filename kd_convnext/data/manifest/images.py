@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from kd_convnext.data.manifest.damage import require_end, require_not_cut
 from kd_convnext.data.manifest.formats import missing_extra, open_photograph
@@ -74,8 +75,8 @@ def read_size(path: str | Path) -> tuple[int, int]:
     with _naming(path), _pixel_limit(), open_photograph(path) as image:
         _refuse_too_large(image.size)
         width, height = image.size
-        if image.format == "TIFF":  # Pillow has applied the orientation to the size already
-            return width, height
+        if isinstance(image, TiffImageFile):  # from 11 on, Pillow has applied the orientation to the size already
+            width, height = (int(image.tag_v2[tag]) for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
         # The base class's method: that of PNG decodes the pixels to see whether EXIF comes after them.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
         if image.format == "PNG" and orientation is None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.manifests import BOX, GOOD, findings_of, manifest_of, only_finding, write_csv, write_manifest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -114,6 +114,7 @@ def test_chains_of_lesions_and_photographs_are_one_group():
     assert manifest.groups("patient").tolist() == ["patient:P"] * 4 + ["image:s"] * 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=12), st.data())
 def test_groups_are_the_finest_that_divide_nothing(rows, data):
     images, lesions, patients = zip(*rows, strict=True)

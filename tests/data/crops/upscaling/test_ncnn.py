@@ -22,6 +22,7 @@ from kd_convnext.data.crops.spec import CropSpec, comparable
 from kd_convnext.data.crops.upscaling import ncnn as backend
 from kd_convnext.data.crops.upscaling.build import build_upscaler
 from kd_convnext.data.crops.upscaling.real_esrgan import _describe, _load
+from kd_convnext.data.manifest.images import read_image
 from kd_convnext.errors import UpscalerError
 
 pytest.importorskip("ncnn", reason="kd-convnext[ncnn] is not installed")
@@ -172,7 +173,7 @@ def test_refusals(srvgg, monkeypatch):
 @pytest.mark.realdata
 def test_real_weights(shared_dir):
     weights = shared_dir / "weights" / "realesr-general-x4v3-fp16src.pth"
-    photograph = cv2.imread(str(min((shared_dir / "data" / "bccd" / "images").iterdir())), cv2.IMREAD_COLOR_RGB)
+    photograph = read_image(min((shared_dir / "data" / "bccd" / "images").iterdir()))
     theirs, ours = (build_upscaler(name, weights) for name in ("spandrel", "ncnn"))
     for height, width in [(1, 1), (2, 5), (11, 64), (128, 96)]:
         crop = np.ascontiguousarray(photograph[40 : 40 + height, 60 : 60 + width])

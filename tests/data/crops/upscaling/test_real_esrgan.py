@@ -31,7 +31,7 @@ def general(shared_dir):
 @pytest.fixture(scope="module")
 def photograph(shared_dir):
     """A real photograph, repeated in mirrors to 2,100 px a side; uint8 RGB."""
-    image = cv2.imread(str(min((shared_dir / "data" / "bccd" / "images").iterdir())), cv2.IMREAD_COLOR_RGB)
+    image = read_image(min((shared_dir / "data" / "bccd" / "images").iterdir()))
     return cv2.copyMakeBorder(image, 0, 2100 - image.shape[0], 0, 2100 - image.shape[1], cv2.BORDER_REFLECT)
 
 
