@@ -75,7 +75,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     with _naming(path), _pixel_limit(), open_photograph(path) as image:
         _refuse_too_large(image.size)
         width, height = image.size
-        if isinstance(image, TiffImageFile):  # from 11 on, Pillow has applied the orientation to the size already
+        if isinstance(image, TiffImageFile):  # by its version, Pillow has applied the orientation to the size
             width, height = (int(image.tag_v2[tag]) for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
         # The base class's method: that of PNG decodes the pixels to see whether EXIF comes after them.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
