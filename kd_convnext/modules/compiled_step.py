@@ -149,6 +149,9 @@ class FastPath:
             mode = "reduce-overhead" if self._cuda_graphs else None
             self._compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=mode, backend=BACKEND)
             _COMPILED.add(self)
+        else:
+            # Torch 2.6 does not see that other parameters learn now: it would run the old backward pass, without them.
+            torch.compiler.reset()
         learning = [parameter for parameter in self._parameters if parameter.requires_grad]
         try:
             with _leaving_no_trace(self._module):
