@@ -43,7 +43,7 @@ def draw(lesions: int, store_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([SEED, number])
         structure = class_structure(rng, LABELS[number % len(LABELS)])
         for drawn in draw_photographs(rng, structure, 2):
-            image = cv2.imdecode(np.frombuffer(drawn.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+            image = cv2.imdecode(np.frombuffer(drawn.jpeg, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1].copy()
             crops.append(make_crop(np.asarray(image, np.uint8), drawn.box, spec, upscaler))
             labels.append(number % len(LABELS))
     pictures = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()

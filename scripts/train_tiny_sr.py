@@ -70,7 +70,7 @@ def degrade(rng: np.random.Generator, picture: Pixels) -> Pixels:
     small += rng.uniform(1, 10) * rng.standard_normal(shape, dtype=np.float32)
     noisy = cv2.cvtColor(small.round().clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2BGR)
     _, jpeg = cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(50, 96))])
-    return np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB), np.uint8)
+    return np.ascontiguousarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[:, :, ::-1], np.uint8)
 
 
 def psnr(truth: Pixels, found: Pixels) -> float:
