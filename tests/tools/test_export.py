@@ -24,6 +24,7 @@ from kd_convnext import Predictor
 from kd_convnext.cli import main
 from kd_convnext.common.arrays import softmax
 from kd_convnext.inference.exporting import formats
+from kd_convnext.inference.exporting.crop import why_no_crop
 from kd_convnext.inference.exporting.deployed import Deployed
 from kd_convnext.inference.exporting.deployed_gate import DeployedGate
 from kd_convnext.inference.prediction import Photograph
@@ -294,7 +295,6 @@ def test_crops_that_a_network_enlarges_are_enlarged_by_a_graph(super_resolved, t
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"sr_max_side": None}, "its crops are enlarged from any size (sr_max_side null)"),
         (
             {"sr_max_side": 60, "sr_consistent": True},
             "its enlarged crops are corrected to agree with what they were made from (sr_consistent)",
@@ -305,8 +305,15 @@ def test_crops_that_a_network_enlarges_are_enlarged_by_a_graph(super_resolved, t
         ),
     ],
 )
-def test_crops_that_have_no_graph(tiny_manifest, tiny_cache, tmp_path, capsys, options, reason):
+def test_why_crops_have_no_graph(tiny_manifest, tiny_cache, tmp_path, options, reason):
     source = tiny.data(tiny_manifest, tiny_cache, **options)
+    checkpoint = make_run(tmp_path / "run", source, tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC))
+    assert why_no_crop(Predictor.from_checkpoint(checkpoint)) == reason
+
+
+@pytest.mark.slow
+def test_crops_that_have_no_graph(tiny_manifest, tiny_cache, tmp_path, capsys):
+    source = tiny.data(tiny_manifest, tiny_cache, sr_max_side=None)
     checkpoint = make_run(tmp_path / "run", source, tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC))
     out = tmp_path / "out"
     out.mkdir()
@@ -314,6 +321,7 @@ def test_crops_that_have_no_graph(tiny_manifest, tiny_cache, tmp_path, capsys, o
         (out / stale).write_bytes(b"other")
     assert export(checkpoint, out, "--samples=2", "--overwrite=true") == 0
     assert {path.name for path in out.iterdir()} == {"model.onnx", "model.json"}
+    reason = "its crops are enlarged from any size (sr_max_side null)"
     assert f"There is no crop.onnx: {reason}." in " ".join(capsys.readouterr().out.split())
     done = example(out, tiny_manifest.parent)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "has no crop.onnx" in done.stderr
