@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 SIDE = 64
 SPEC = CropSpec(upscaler="bicubic", store_size=SIDE)
 OPTIONS = ["--upscaler", "bicubic", "--crops.store_size", str(SIDE)]
-ROUNDS = 20
+ROUNDS = 10
 
 
 @pytest.fixture
