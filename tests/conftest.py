@@ -20,6 +20,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = (
+    "tools/test_demo.py",
+    "test_readme.py",
+    "test_notebooks.py",
+    "experiment/running/test_cell_processes.py",
+    "training/test_distributed.py",
+    "reliability/test_ranks.py",
     "tools/test_paper.py",
     "test_cli.py",
     "runs/test_loggers.py",
