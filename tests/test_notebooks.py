@@ -10,6 +10,8 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("
 
 # Committed without outputs: it takes minutes.
 BARE = ("04_reading_a_model",)
+SHORTER = {"04_reading_a_model": ("epochs=12", "epochs=2")}
+"""What is replaced before a run that only has to end well: training there is the same call at any length."""
 KEPT = [path for path in NOTEBOOKS if path.stem not in BARE]
 
 
@@ -32,6 +34,10 @@ def test_outputs_are_kept_small_and_without_paths(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
+    if path.stem in SHORTER:
+        long, short = SHORTER[path.stem]
+        (cell,) = (cell for cell in notebook.cells if cell.cell_type == "code" and long in cell.source)
+        cell.source = cell.source.replace(long, short)
     client = NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
