@@ -13,11 +13,20 @@ import torch
 from helpers.command_line import OFFLINE, SMALL_SWIN, TINY, convnext
 from helpers.paths import CONFIGS
 
+from kd_convnext.cli import main
+
 pytestmark = pytest.mark.slow
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.precision=32-true"]
 
 
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def run(folder, *words):
+    """Runs a command with two processes; those with one run in this process."""
     done = subprocess.run(
         [sys.executable, "-m", "kd_convnext.cli", *words],
         cwd=folder,
@@ -29,40 +38,42 @@ def run(folder, *words):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def test_distillation_on_two_processes(tiny_manifest, tmp_path):
+def test_distillation_on_two_processes(tiny_manifest, at):
     lines = tiny_manifest.read_text().splitlines()
     photographs = [f"{tiny_manifest.parent}/{line}" for line in lines[1:-1]]  # 59: parts that do not divide by two
-    manifest = tmp_path / "m.csv"
+    manifest = at / "m.csv"
     manifest.write_text("\n".join([lines[0], *photographs]) + "\n")
-    data = [f"--data.manifest={manifest}", "--data.cache_dir=cache", *TINY, *TWO]
+    data = [f"--data.manifest={manifest}", "--data.cache_dir=cache", *TINY]
     swin = ["--config", str(CONFIGS / "teacher_swin_tiny.yaml"), *SMALL_SWIN, *OFFLINE]
-    run(tmp_path, "fit", *swin, *data)
-    (teacher,) = (tmp_path / "runs" / "teacher_swin_tiny").iterdir()
+    assert main(["fit", *swin, *data, "--trainer.precision=32-true"]) == 0
+    (teacher,) = (at / "runs" / "teacher_swin_tiny").iterdir()
     student = ["--config", str(CONFIGS / "kd_convnext_tiny.yaml"), *convnext("student")]
     student += ["--model.student.pretrained=false", f"--model.teacher_ckpt={teacher}/checkpoints/best.ckpt"]
-    run(tmp_path, "fit", *student, *data, "--data.loader.views=2", "--model.teacher_cache=true", "--name=stored")
-    shards = [np.load(path) for path in (tmp_path / "cache" / "teacher").glob("*/*.npy")]
+    stored_answers = ["--data.loader.views=2", "--model.teacher_cache=true", "--name=stored"]
+    run(at, "fit", *student, *data, *TWO, *stored_answers)
+    shards = [np.load(path) for path in (at / "cache" / "teacher").glob("*/*.npy")]
     assert len(shards) == 2  # each process asked for its share
-    (stored,) = (tmp_path / "runs" / "stored").iterdir()
+    (stored,) = (at / "runs" / "stored").iterdir()
     images = (pd.read_csv(stored / "split.csv")["split"] == "train").sum()
     assert len(np.unique(np.concatenate([shard["view"] for shard in shards]))) == images  # one epoch, one view of each
-    run(tmp_path, "fit", *student, *data)
-    (folder,) = (tmp_path / "runs" / "kd_convnext_tiny").iterdir()
-    metrics = [judged(tmp_path, folder, devices) for devices in (2, 1)]
+    run(at, "fit", *student, *data, *TWO)
+    (folder,) = (at / "runs" / "kd_convnext_tiny").iterdir()
+    metrics = [judged(at, folder, devices) for devices in (2, 1)]
     assert metrics[0].keys() == metrics[1].keys()
     for name, value in metrics[0].items():
         assert value == pytest.approx(metrics[1][name], abs=1e-6, nan_ok=True), name
 
 
-def test_head_first_trains_the_head_alone_on_one_process_and_on_two(tiny_manifest, tmp_path):
+def test_head_first_trains_the_head_alone_on_one_process_and_on_two(tiny_manifest, at):
     swin = ["--config", str(CONFIGS / "teacher_swin_tiny.yaml"), *SMALL_SWIN, *OFFLINE]
     swin += [f"--data.manifest={tiny_manifest}", "--data.cache_dir=cache", *TINY]
     swin += ["--model.finetune=head_first", "--model.head_epochs=1", "--trainer.max_epochs=1"]
     swin += ["--trainer.gradient_clip_val=0.01"]
     trained = []
-    for name, devices in (("one", ["--trainer.devices=1", "--trainer.precision=32-true"]), ("two", TWO)):
-        run(tmp_path, "fit", *swin, *devices, f"--name={name}")
-        (folder,) = (tmp_path / "runs" / name).iterdir()
+    assert main(["fit", *swin, "--trainer.devices=1", "--trainer.precision=32-true", "--name=one"]) == 0
+    run(at, "fit", *swin, *TWO, "--name=two")
+    for name in ("one", "two"):
+        (folder,) = (at / "runs" / name).iterdir()
         content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         (optimizer,) = content["optimizer_states"]
         heads = {n for group in optimizer["param_groups"] if group["name"] == "head" for n in group["params"]}
@@ -76,7 +87,10 @@ def judged(at, folder: Path, devices: int) -> dict[str, float]:
     words = ["--config", str(folder / "config.yaml"), f"--ckpt_path={folder}/checkpoints/best.ckpt"]
     words += [f"--trainer.devices={devices}", "--trainer.strategy=" + ("ddp" if devices > 1 else "auto")]
     for command in ("test", "validate", "predict"):
-        run(at, command, *words)
+        if devices > 1:
+            run(at, command, *words)
+        else:
+            assert main([command, *words]) == 0
     split = pd.read_csv(folder / "split.csv")
     answers = pd.read_csv(folder / "predictions.csv")
     assert answers["image"].is_unique
