@@ -176,13 +176,19 @@ def _curve_panels(frame: pd.DataFrame, axis: str) -> "dict[str, dict[str, pd.Ser
     }
 
 
-def method_curves(frames: Mapping[str, pd.DataFrame], quantity: str, caption: str = "") -> Figure:
-    """Draws one quantity of several runs over their epochs.
+def method_curves(
+    frames: Mapping[str, pd.DataFrame],
+    quantity: str,
+    caption: str = "",
+    axis: Literal["epoch", "minutes"] = "epoch",
+) -> Figure:
+    """Draws one quantity of several runs over their epochs or minutes.
 
     Args:
-        frames: Name of each run and its ``metrics.csv``.
+        frames: Name of each run and its ``metrics.csv``; for minutes with such a column.
         quantity: A column such as ``val/f1_macro``; runs without it are left out.
         caption: Above it.
+        axis: Column that lies to the right.
 
     Returns:
         The figure, one line a run with its best epoch as a ring.
@@ -190,7 +196,7 @@ def method_curves(frames: Mapping[str, pd.DataFrame], quantity: str, caption: st
     figure = Figure(figsize=(7.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, (name, frame) in enumerate(frames.items()):
-        curve = _curve(frame, quantity, "epoch")
+        curve = _curve(frame, quantity, axis)
         if curve is not None:
             colour, stroke = line_look(number)
             axes.plot(curve.index, curve, marker=".", color=colour, ls=stroke, label=wrapped(name, 2.0, 8))
@@ -198,7 +204,7 @@ def method_curves(frames: Mapping[str, pd.DataFrame], quantity: str, caption: st
             axes.plot(curve.index[place], curve.iloc[place], "o", mfc="none", mec=colour, ms=9)
     stage, _, score = quantity.rpartition("/")
     label = f"{_TITLES.get(score, score)}, {_STAGES.get(stage, stage)}"
-    axes.set(xlabel="epoch (ring: the best)", ylabel=label)
+    axes.set(xlabel=f"{axis} (ring: the best)", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if axes.lines:

@@ -1,5 +1,6 @@
 """Draws the figures of an experiment."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,8 @@ from kd_convnext.common.tables import read_numbers
 from kd_convnext.evaluation.comparisons import Comparison
 from kd_convnext.evaluation.proportions import FEW, Interval
 from kd_convnext.evaluation.statistics import Metric, class_intervals, class_scores, scores
-from kd_convnext.experiment.report.analysis import Analysis
-from kd_convnext.experiment.report.descriptions import network_words
+from kd_convnext.experiment.report.analysis import Analysis, teacher_of
+from kd_convnext.experiment.report.descriptions import network_words, teacher_files
 from kd_convnext.experiment.report.learning import learning_curve, learning_points
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.experiment.report.tables import MARK, SHORT
@@ -228,10 +229,30 @@ def _curves(analysis: Analysis) -> list[NamedFigure]:
     if any("val/f1_macro" in frame for frame in frames.values()):
         caption = "Macro F1 over the epochs, validation part, judged per photograph: mean of the repeats, best ringed."
         found.append(NamedFigure("validation_curves", caption, method_curves(frames, "val/f1_macro")))
+    timed = _timed(analysis.methods, frames)
+    if any("val/f1_macro" in frame for frame in timed.values()):
+        caption = (
+            "Macro F1 over the minutes of a cell, validation part, judged per photograph: mean of the repeats, best "
+            "ringed; a student's minutes begin where its teacher's end."
+        )
+        found.append(NamedFigure("validation_minutes", caption, method_curves(timed, "val/f1_macro", axis="minutes")))
     best = frames.get(analysis.best.title) if analysis.best else None
     if analysis.best and best is not None:
         caption = f"Training and validation part over the epochs, mean of the repeats. {_model(analysis.best)}"
         found.append(NamedFigure("training_curves", caption, training_curves(best)))
+    return found
+
+
+def _timed(methods: Sequence[Arm], frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Adds the minutes to the curves of the methods whose own and whose teacher's minutes are known."""
+    found = {}
+    for arm in methods:
+        teacher = teacher_of(arm, methods)
+        taught = teacher_files(arm.results[0].config)
+        before = teacher.minutes if teacher is not None else math.nan if taught else 0.0
+        if arm.title in frames and math.isfinite(before + arm.minutes):
+            epochs = frames[arm.title]["epoch"] + 1
+            found[arm.title] = frames[arm.title].assign(minutes=before + arm.minutes * epochs / epochs.max())
     return found
 
 

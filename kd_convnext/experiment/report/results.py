@@ -1,6 +1,7 @@
 """Collects the results of finished cells: scores of each, and the predictions of a method over all its repeats."""
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -111,6 +112,12 @@ class Arm:
     def values(self, metric: str) -> npt.NDArray[np.float64]:
         """Returns a metric of each repeat, float64 [repeats]; NaN where a cell lacks it."""
         return np.array([(result.metrics or {}).get(metric, math.nan) for result in self.results])
+
+    @property
+    def minutes(self) -> float:
+        """Median of the minutes that its cells took; NaN where none is known."""
+        seconds = [result.record.seconds for result in self.results if result.record.seconds > 0]
+        return statistics.median(seconds) / 60 if seconds else math.nan
 
     @property
     def validation(self) -> float:

@@ -1,7 +1,6 @@
 """Tabulates an experiment: the paper's values beside ours, intervals, comparisons."""
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -276,9 +275,8 @@ def _cost(arm: Arm) -> tuple[str, ...]:
     found = next((cost for result in arm.results if (cost := read_cost(result.run))), {})
     counts = [count_words(found[name]) if name in found else NONE for name in ("parameters", "multiply_adds")]
     pace = f"{found['ms_per_photograph']:.3g}" if "ms_per_photograph" in found else NONE
-    seconds = [result.record.seconds for result in arm.results if result.record.seconds > 0]
-    minutes = statistics.median(seconds) / 60 if seconds else 0.0
-    return (*counts, pace, f"{minutes:.{0 if minutes >= 10 else 1}f}" if seconds else NONE)
+    took = f"{arm.minutes:.{0 if arm.minutes >= 10 else 1}f}" if math.isfinite(arm.minutes) else NONE
+    return (*counts, pace, took)
 
 
 def means(arm: Arm, prefix: str = "") -> tuple[str, ...]:
