@@ -121,8 +121,6 @@ def test_every_shipped_configuration_runs(config, runs, tiny_manifest, tiny_cach
         words += [*convnext("student"), "--model.student.pretrained=false"]
         if config != "small_cpu/alone.yaml":
             words += [f"--model.teacher_ckpt={runs[0]}/checkpoints/best.ckpt"]
-        if "start_config" in settings:
-            words += ["--start_config=null"]
         if settings["data"].get("labels") == "ignore":
             words += ["--data.allow_leak=true", "--data.split.ratios=[0.8,0.1,0.1]"]
     elif settings["model"]["init_args"].get("finetune") == "linear":

@@ -1,10 +1,9 @@
 """From photographs to a tested student on a CPU: minutes of `configs/small_cpu/best.yaml` by parts, and a plain form.
 
-As a user types it: ``prepare``, ``fit`` (teacher, the student's start on its training part, student) and ``test``, on
-drawn specimens with random weights of the real sizes: what is right costs as much as what is wrong. In the plain form
-the teacher answers live on every view. What a part takes for a photograph (and epoch) is measured on few photographs
-and epochs and scaled, on paper, to a set and to the recipe's epochs; what a command takes whatever the photographs is
-added as it is.
+As a user types it: ``prepare``, ``fit`` (teacher, student) and ``test``, on drawn specimens with random weights of the
+real sizes: what is right costs as much as what is wrong. In the plain form the teacher answers live on every view. What
+a part takes for a photograph (and epoch) is measured on few photographs and epochs and scaled, on paper, to a set and
+to the recipe's epochs; what a command takes whatever the photographs is added as it is.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from kd_convnext.data.drawn.specimens import draw_specimens
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "small_cpu"
 CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
-FITS = {"teacher": "teacher_vit", "start": "pretrain_vit", "student": "best"}
+FITS = {"teacher": "teacher_vit", "student": "best"}
 TRAINING = 0.8  # share of the photographs
 FORMS = ("recipe", "plain")
 NOTHING = (0.0, 0.0)
@@ -111,7 +110,7 @@ def photographs_in(manifest: Path) -> int:
 
 
 def written(form: str, epochs: int) -> Path:
-    """Writes the three configurations with few epochs and a watch each; returns the student's."""
+    """Writes the two configurations with few epochs and a watch each; returns the student's."""
     for name, file in FITS.items():
         config: dict[str, Any] = yaml.safe_load((CONFIGS / f"{file}.yaml").read_text())
         watch = {"class_path": "benchmarks.harness.watching.Watch", "init_args": {"name": name}}
@@ -121,9 +120,8 @@ def written(form: str, epochs: int) -> Path:
         if "teacher_cache" in model:
             trainer["max_epochs"] = epochs
             model["teacher_cache"] = "still" if form == "recipe" else False
-        for key, wanted in (("teacher_config", "teacher"), ("start_config", "start")):
-            if key in config:
-                config[key] = f"{form}/{wanted}.yaml"
+        if "teacher_config" in config:
+            config["teacher_config"] = f"{form}/teacher.yaml"
         (Path(form) / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return Path(form) / "student.yaml"
 
@@ -132,26 +130,23 @@ def trained(whole: tuple[float, float], said: str, photographs: int) -> list[Par
     """Takes a fit apart by what its watches told."""
     told = [json.loads(line[len(TOLD) :]) for line in said.splitlines() if line.startswith(TOLD)]
     accounts = {account["name"]: account for account in told}
-    # The start has the teacher's fit run again, which finds all features: what is over is the first one's work.
-    first, again = (account for account in told if account["name"] == "teacher")
-    features = less(between(first["setup"], first["first"]), between(again["setup"], again["first"]))
-    each = share(features, round(TRAINING * photographs))
-    parts, spent = [Part("teacher: features and head", NOTHING, each, TRAINING)], features
-    for name in ("start", "student"):
-        account = accounts[name]
-        images = account["images"] / len(account["epochs"])
-        validations = [between(*pair) for pair in account["validations"]] or [NOTHING] * len(account["epochs"])
-        epochs = [between(*pair) for pair in account["epochs"]]
-        # The first epoch also pays for what is made once, such as memory.
-        steps = [less(epoch, judged) for epoch, judged in zip(epochs, validations, strict=True)][1:]
-        length = yaml.safe_load((CONFIGS / f"{FITS[name]}.yaml").read_text())["trainer"]["max_epochs"]
-        parts.append(Part(f"{name}: steps", NOTHING, share(middle(steps), images), TRAINING, length))
-        if account["validations"]:
-            judged = share(middle(validations), round(0.1 * photographs))
-            parts.append(Part(f"{name}: validation", NOTHING, judged, 0.1, length))
-        for epoch in epochs:
-            spent = plus(spent, epoch)
-    return [*parts, Part("imports, set-up, files of the three fits", less(whole, spent), NOTHING, 1)]
+    teacher, student = accounts["teacher"], accounts["student"]
+    features = between(teacher["setup"], teacher["first"])
+    images = student["images"] / len(student["epochs"])
+    validations = [between(*pair) for pair in student["validations"]]
+    epochs = [between(*pair) for pair in student["epochs"]]
+    # The first epoch also pays for what is made once, such as memory.
+    steps = [less(epoch, judged) for epoch, judged in zip(epochs, validations, strict=True)][1:]
+    length = yaml.safe_load((CONFIGS / f"{FITS['student']}.yaml").read_text())["trainer"]["max_epochs"]
+    spent = features
+    for epoch in epochs:
+        spent = plus(spent, epoch)
+    return [
+        Part("teacher: features and head", NOTHING, share(features, round(TRAINING * photographs)), TRAINING),
+        Part("student: steps", NOTHING, share(middle(steps), images), TRAINING, length),
+        Part("student: validation", NOTHING, share(middle(validations), round(0.1 * photographs)), 0.1, length),
+        Part("imports, set-up, files of the two fits", less(whole, spent), NOTHING, 1),
+    ]
 
 
 def timed(words: Sequence[str], trust: str | None = None) -> tuple[tuple[float, float], str]:

@@ -23,7 +23,7 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 _PLAIN = {"manifest", "cache_dir", "weights", "teacher_ckpt", "ckpt_path", "out", "sr_weights", "filename", "dirpath"}
 _PLAIN |= {"config", "monitor", "name", "default_root_dir", "save_dir", "version", "project", "title", "small_config"}
-_PLAIN |= {"distill_config", "group", "entity", "notes", "teacher_config", "start_config", "unlabelled", "columns"}
+_PLAIN |= {"distill_config", "group", "entity", "notes", "teacher_config", "unlabelled", "columns"}
 """Options that are never imported: files and names may look like a module's."""
 
 _OF_DATA = {"sampling"}

@@ -127,7 +127,6 @@ def configuration(recipe: Recipe, manifest: str, columns: str | None, batch_size
         "# This teacher is trained first, on the same split, into RUN/teacher. For one that is trained already give",
         "# --model.teacher_ckpt RUN/checkpoints/best.ckpt in its place.",
         f"teacher_config: {recipe.teacher}",
-        *_start(settings.get("start_config")),
         *_section("trainer", settings["trainer"]),
         *_section("model", settings["model"]),
         "data:",
@@ -143,18 +142,6 @@ def configuration(recipe: Recipe, manifest: str, columns: str | None, batch_size
         *_section("header", {"distill_config": None}),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _start(config: str | None) -> list[str]:
-    """Writes which start without labels the student has, if any."""
-    if config is None:
-        return []
-    return [
-        "# Then the student's start without labels, into RUN/start: on the photographs of data.unlabelled (manifest or",
-        "# folder; the more, the better), or without any on the training part. For one that is trained already give",
-        "# --model.student.weights RUN/checkpoints/best.ckpt.",
-        f"start_config: {config}",
-    ]
 
 
 def template_text(photographs: list[str] | None) -> str:

@@ -1,4 +1,4 @@
-"""Trains what a student's configuration names before the student: its teacher, and its start without labels."""
+"""Trains the teacher that a student's configuration names, before the student."""
 
 import json
 import os
@@ -11,21 +11,18 @@ import numpy as np
 
 from kd_convnext.common.files import atomic_write
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
-from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged, write_without_labels
+from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged
 from kd_convnext.data.manifest.splits import SplitSpec
 from kd_convnext.runs.folder import RunFolder
 
-TEACHER, START = "teacher", "start"
-"""Where these runs lie in the student's."""
+TEACHER = "teacher"
+"""Where its run lies in the student's."""
 
 ENDED = "ended"
-"""A file that says of such a run that it has ended by itself."""
+"""A file that says of this run that it has ended by itself."""
 
 _OWN = {"image_size", "batch_size", "augment", "loader", "unlabelled", "predict_part"}
 """Options of the data that each run has for itself."""
-
-_OF_LABELS = {"manifest", "classes", "columns", "labels", "split", "allow_leak"}
-"""Options that say which photographs have labels and what is done with them."""
 
 Train = Callable[[Sequence[str]], int]
 """Runs ``fit`` from its words."""
@@ -47,73 +44,43 @@ def trained_teacher(
         The teacher's checkpoint.
 
     Raises:
+        LeakError: Photographs without labels show lesions, patients or files of validation or test.
         KDConvNeXtError: The teacher cannot be trained.
     """
+    own = RunFolder(run.path / TEACHER)
+    ended = own.path / ENDED
+    if own.best.is_file() and ended.is_file():
+        return own.best
+    if data["unlabelled"] is not None:
+        _refuse_judged(data)
     shared = {name: value for name, value in data.items() if name not in _OWN}
     shared["loader"] = {"on_miss": data["loader"]["on_miss"]}
     options = {"data": shared, "trainer": dict(trainer)}
-    return _trained(config, RunFolder(run.path / TEACHER), options, train, f"The teacher first, by {config}:")
+    # JSON is YAML; the plain values of a parsed configuration have no other types.
+    overlay = run.path / f"{TEACHER}_options.yaml"
+    atomic_write(overlay, lambda file: file.write(json.dumps(options, indent=2).encode()))
+    print(f"The teacher first, by {config}:", flush=True)
+    words = ["fit", "--config", config, "--config", str(overlay)]
+    if own.last.is_file():
+        words += ["--ckpt_path", str(own.last)]
+    with _environment_kept():
+        train([*words, "--trainer.default_root_dir", str(own.path), "--header.next_steps", "false"])
+    # An interrupted fit leaves a best.ckpt too, of the epochs so far.
+    atomic_write(ended, lambda file: file.write(b""))
+    return own.best
 
 
-def trained_start(
-    config: str, run: RunFolder, data: Mapping[str, Any], trainer: Mapping[str, Any], train: Train
-) -> Path:
-    """Trains a student's start without labels into the student's folder, unless it is there.
-
-    Args:
-        config: Configuration of ``fit`` of a student that learns without labels.
-        run: The student's run.
-        data: Options of the student's data; those that decide crops hold for the start too. The start is trained on
-            the photographs of ``unlabelled``, or without any on the student's own training part.
-        trainer: Options of the student's trainer that hold here too, such as its precision.
-        train: Runs ``fit`` from its words.
-
-    Returns:
-        The start's checkpoint, for ``student.weights``.
-
-    Raises:
-        LeakError: The photographs without labels show lesions, patients or files of validation or test.
-        KDConvNeXtError: It cannot be trained.
-    """
-    own = SpecimenDataModule(
+def _refuse_judged(data: Mapping[str, Any]) -> None:
+    """Refuses photographs without labels that show what the student is judged on, before anything is trained."""
+    student = SpecimenDataModule(
         data["manifest"],
         classes=data["classes"],
         on_error=data["on_error"],
         columns=data["columns"],
         split=SplitSpec(**data["split"]),
     )
-    if data["unlabelled"] is None:
-        source = run.path / f"{START}_photographs.csv"
-        write_without_labels(own.manifest, own.split.rows("train"), source)
-    else:
-        source = data["unlabelled"]
-        judged = np.concatenate([own.split.rows("val"), own.split.rows("test")])
-        # At once, not after the start's training.
-        refuse_judged(read_unlabelled(source), own.manifest, judged, allow=data["allow_leak"])
-    shared = {name: value for name, value in data.items() if name not in _OWN | _OF_LABELS}
-    shared |= {"manifest": str(source), "labels": "ignore"}
-    where = "its training part" if data["unlabelled"] is None else "photographs without labels"
-    options = {"data": shared, "trainer": dict(trainer)}
-    said = f"The student's start on {where} first, by {config}:"
-    return _trained(config, RunFolder(run.path / START), options, train, said)
-
-
-def _trained(config: str, run: RunFolder, options: Mapping[str, Any], train: Train, said: str) -> Path:
-    ended = run.path / ENDED
-    if run.best.is_file() and ended.is_file():
-        return run.best
-    # JSON is YAML; the plain values of a parsed configuration have no other types.
-    overlay = run.path.with_name(f"{run.path.name}_options.yaml")
-    atomic_write(overlay, lambda file: file.write(json.dumps(options, indent=2).encode()))
-    print(said, flush=True)
-    words = ["fit", "--config", config, "--config", str(overlay)]
-    if run.last.is_file():
-        words += ["--ckpt_path", str(run.last)]
-    with _environment_kept():
-        train([*words, "--trainer.default_root_dir", str(run.path), "--header.next_steps", "false"])
-    # An interrupted fit leaves a best.ckpt too, of the epochs so far.
-    atomic_write(ended, lambda file: file.write(b""))
-    return run.best
+    judged = np.concatenate([student.split.rows("val"), student.split.rows("test")])
+    refuse_judged(read_unlabelled(data["unlabelled"]), student.manifest, judged, allow=data["allow_leak"])
 
 
 @contextmanager

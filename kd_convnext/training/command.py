@@ -1,7 +1,7 @@
 """Runs ``fit``, ``validate``, ``test`` and ``predict`` by Lightning's command line."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,7 @@ from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder
-from kd_convnext.training.before_student import START, TEACHER, trained_start, trained_teacher
+from kd_convnext.training.before_student import TEACHER, trained_teacher
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.curve import begin_curve
@@ -175,13 +175,6 @@ class TrainingCLI(LightningCLI):
             default=None,
             help="Without --model.teacher_ckpt: trains this teacher first, on the same data, into RUN/teacher.",
         )
-        parser.add_argument(
-            "--start_config",
-            type=str | None,
-            default=None,
-            help="Without --model.student.weights: trains the student's start first, without labels, on the "
-            "photographs of --data.unlabelled or else on the training part, into RUN/start.",
-        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
         parser.add_lightning_class_args(RunRecord, "record")
@@ -256,27 +249,19 @@ class TrainingCLI(LightningCLI):
                 options.name = "/".join(self.folder.path.parts[-2:])
 
     def _train_first(self, config: Namespace) -> None:
-        """Trains the teacher and the student's start that the configuration names, where no files of them are given."""
-        if self.subcommand != "fit":
+        """Trains the teacher that the configuration names, where no checkpoint of one is given."""
+        model = config.model.init_args
+        if self.subcommand != "fit" or config.teacher_config is None or model.get("teacher_ckpt") is not None:
             return
-        data, model = config.data.as_dict(), config.model.init_args
-        if config.teacher_config is not None and model.get("teacher_ckpt") is None:
-            path = self._first(trained_teacher, TEACHER, config.teacher_config, data)
-            model.teacher_ckpt = self._clean.model.init_args.teacher_ckpt = str(path)
-        student = model.get("student")
-        if config.start_config is not None and student and student.weights is None:
-            path = self._first(trained_start, START, config.start_config, data)
-            for spec in (student, self._clean.model.init_args.student):
-                spec.weights, spec.pretrained = str(path), False
-
-    def _first(self, trained: Callable[..., Path], name: str, config: str, data: dict[str, Any]) -> Path:
-        if not is_first_process():
+        if is_first_process():
+            asked = {option: config.trainer[option] for option in ("accelerator", "precision")}
+            trainer = {option: value for option, value in asked.items() if value not in (None, "auto")}
+            teacher = with_shipped_files([config.teacher_config])[0]
+            path = trained_teacher(teacher, self.folder, config.data.as_dict(), trainer, run_training)
+        else:
             # Started by the first process, which has trained it.
-            return RunFolder(self.folder.path / name).best
-        given = self.config[self.subcommand].trainer
-        asked = {option: given[option] for option in ("accelerator", "precision")}
-        trainer = {option: value for option, value in asked.items() if value not in (None, "auto")}
-        return trained(with_shipped_files([config])[0], self.folder, data, trainer, run_training)
+            path = RunFolder(self.folder.path / TEACHER).best
+        model.teacher_ckpt = self._clean.model.init_args.teacher_ckpt = str(path)
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what a constructor refuses is said as it said it."""

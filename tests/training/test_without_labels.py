@@ -117,41 +117,23 @@ def test_a_network_trained_on_labels_alone_is_refused(place, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_one_command_trains_start_and_student(place, tmp_path, tiny_manifest, tiny_cache, capsys):
+def test_one_command_trains_teacher_and_student_on_photographs_with_and_without_labels(place, tmp_path, tiny_manifest):
     terms = {"embedding": EMBEDDING, "labels": {"class_path": "kd_convnext.losses.CrossEntropy"}}
-    student = config(terms, unlabelled="photographs.csv", allow_leak=True) | {"start_config": "pretrain.yaml"}
-    student["data"]["loader"] = {"num_workers": 0, "unlabelled_ratio": 0}  # of use to the start alone
+    student = config(terms, unlabelled="photographs.csv", allow_leak=True)
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
     words = ["fit", "--config", "student.yaml", *place[3:], f"--data.manifest={tiny_manifest}"]
     assert main([*words, "--trainer.default_root_dir=run"]) == 0
-    assert "photographs without labels first, by pretrain.yaml" in capsys.readouterr().out
-    start = torch.load(tmp_path / "run/start/checkpoints/best.ckpt", weights_only=True)
-    assert start["kd_convnext"]["class_names"] == ["unlabelled"]
     found = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert found["model"]["init_args"]["student"]["weights"].endswith("run/start/checkpoints/best.ckpt")
-    assert (tmp_path / "run/metrics.csv").is_file() and (tmp_path / "run/start/metrics.csv").is_file()
+    assert found["model"]["init_args"]["teacher_ckpt"].endswith("run/teacher/checkpoints/best.ckpt")
+    assert (tmp_path / "run/metrics.csv").is_file() and (tmp_path / "run/teacher/metrics.csv").is_file()
 
 
-def test_a_start_on_lesions_of_the_test_part_is_refused_before_it_is_trained(place, tmp_path, tiny_manifest, capsys):
+def test_unlabelled_lesions_of_the_test_part_are_refused_before_a_teacher_is_trained(
+    place, tmp_path, tiny_manifest, capsys
+):
     terms = {"embedding": EMBEDDING, "labels": {"class_path": "kd_convnext.losses.CrossEntropy"}}
-    student = config(terms, unlabelled="photographs.csv") | {"start_config": "pretrain.yaml"}
-    (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(config(terms, unlabelled="photographs.csv")))
     words = ["fit", "--config", "student.yaml", *place[3:], f"--data.manifest={tiny_manifest}"]
     assert main([*words, "--trainer.default_root_dir=run"]) == 2
     assert "validation or test" in capsys.readouterr().err
-    assert not (tmp_path / "run/start").exists()
-
-
-@pytest.mark.slow
-def test_without_further_photographs_the_start_learns_the_training_part_alone(place, tmp_path, tiny_manifest, capsys):
-    terms = {"embedding": EMBEDDING, "labels": {"class_path": "kd_convnext.losses.CrossEntropy"}}
-    student = config(terms) | {"start_config": "pretrain.yaml"}
-    (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
-    words = ["fit", "--config", "student.yaml", *place[3:], f"--data.manifest={tiny_manifest}"]
-    assert main([*words, "--trainer.default_root_dir=run"]) == 0
-    assert "on its training part first" in capsys.readouterr().out
-    with (tmp_path / "run/split.csv").open() as file:
-        trained = {row["image"] for row in csv.DictReader(file) if row["split"] == "train"}
-    with (tmp_path / "run/start/split.csv").open() as file:
-        seen = {row["image"] for row in csv.DictReader(file)}
-    assert {name.rsplit("/", 1)[-1] for name in seen} == {name.rsplit("/", 1)[-1] for name in trained}
+    assert not (tmp_path / "run/teacher").exists()

@@ -24,8 +24,7 @@ class LoaderSpec:
             teacher's outputs be stored (``--model.teacher_cache``).
         sampling: How often training draws a class: ``natural``, ``square_root`` of its share, ``balanced``, or a
             `ClassSampling` by its class path.
-        unlabelled_ratio: Unlabelled images for each labelled one in a batch; ``batch_size`` counts labelled ones. With
-            0 they serve the student's start alone (``--start_config``).
+        unlabelled_ratio: Unlabelled images for each labelled one in a batch; ``batch_size`` counts labelled ones.
         packed: Read all crops of the manifest from one memory-mapped file, made once from the cache.
         on_miss: Whether a crop that is not in the cache, or whose entry is damaged, is made (``make``), or is an error
             (``raise``) that says how to prepare it.

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kd_convnext.common.files import atomic_write
 from kd_convnext.data.manifest.grouping import group_hashes
 from kd_convnext.data.manifest.ids import normal_id
 from kd_convnext.data.manifest.inspection import first_of_same_bytes
@@ -57,21 +56,6 @@ def read_without_labels(path: str | Path, **options: Any) -> Manifest:
     """
     found = read_manifest(path, require_labels=False, **options)
     return replace(found, table=found.table.assign(label=NO_CLASS), class_names=(NO_CLASS,))
-
-
-def write_without_labels(manifest: Manifest, rows: npt.NDArray[np.int64], path: Path) -> None:
-    """Writes some rows of a manifest as a CSV without labels.
-
-    Args:
-        manifest: The photographs.
-        rows: Which, int64.
-        path: The file.
-    """
-    columns = ["image", "lesion_id", "patient_id", "x", "y", "width", "height"]
-    chosen = manifest.table.iloc[rows][columns]
-    places = [str(manifest.image_path(row).absolute()) for row in rows.tolist()]
-    text = chosen.assign(image=places).to_csv(index=False)
-    atomic_write(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def read_unlabelled(path: str | Path) -> Unlabelled:

@@ -17,7 +17,7 @@ from kd_convnext.common.trust import require_trusted
 from kd_convnext.data.loading.flat_options import layered, ungrouped
 from kd_convnext.errors import ConfigError, Finding
 
-_FILES = ("weights", "sr_weights", "sr_wdn_weights", "manifest", "start_config")
+_FILES = ("weights", "sr_weights", "sr_wdn_weights", "manifest", "unlabelled")
 
 
 _WHERE = {
@@ -151,7 +151,7 @@ def _computed(value: Any, name: str = "") -> Any:
     if isinstance(value, Mapping):
         return {key: _computed(inner, str(key)) for key, inner in value.items()}
     if name in _FILES and isinstance(value, str):
-        path = Path(shipped_file(value))
+        path = Path(value)
         if path.is_file():
             return _content(str(path), path.stat().st_mtime_ns)
         if path.is_dir():

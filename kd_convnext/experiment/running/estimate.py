@@ -140,10 +140,7 @@ class _Measure:
         training = 2 * batches * found["batch"] if linear else epochs * batches * found["step"]
         judging = (epochs * math.ceil(self.counts.val / batch) + math.ceil(self.counts.test / batch)) * found["batch"]
         seconds = found["start"] + training + judging
-        weights = (cell.config["model"]["init_args"].get("student") or {}).get("weights")
-        starts = cell.config.get("start_config") is not None and weights is None
-        source = "timed steps, without the start" if starts else "timed steps"
-        return Cost(seconds, int(found["memory"]), int(found["gpu_memory"]), source)
+        return Cost(seconds, int(found["memory"]), int(found["gpu_memory"]), "timed steps")
 
     def _run(self, cell: Cell) -> dict[str, float]:
         batch = int(cell.config["data"].get("batch_size", 32))
@@ -192,8 +189,8 @@ class _Measure:
             "enable_progress_bar": False,
         }
         config = merged(cell.config, {"trainer": trainer})
-        # What a fit would train before itself are cells of their own, or as long as a fit.
-        first: dict[str, Any] = {name: None for name in ("teacher_config", "start_config") if name in config}
+        # A teacher that a fit would train before itself is a cell of its own.
+        first: dict[str, Any] = {"teacher_config": None} if "teacher_config" in config else {}
         return {**config, **first, "data": data, "model": {**config["model"], "init_args": options}}
 
     def _noise(self, batch: int) -> Path:

@@ -77,17 +77,14 @@ def test_the_hash_of_a_flat_configuration_is_that_of_earlier_versions():
     assert hash_of({**CELL, "data": {"split_seed": 1, "packed": True}}, None) == "1412b84b910e2875"
 
 
-def test_the_content_of_the_start_counts(tmp_path):
-    start = tmp_path / "start.yaml"
-    start.write_text("trainer: {max_epochs: 50}")
-    config = {**CELL, "start_config": str(start)}
+def test_the_content_of_photographs_without_labels_counts(tmp_path):
+    rows = tmp_path / "without_labels.csv"
+    rows.write_text("image\n1.jpg\n")
+    config = {**CELL, "data": {"unlabelled": str(rows)}}
     before = hash_of(config, None)
-    start.write_text("trainer: {max_epochs: 500}")
-    os.utime(start, (1, 1))
+    rows.write_text("image\n2.jpg\n")
+    os.utime(rows, (1, 1))
     assert hash_of(config, None) != before
-    shipped = {**CELL, "start_config": "configs/small_cpu/pretrain_vit.yaml"}
-    other = {**CELL, "start_config": "configs/small_cpu/best.yaml"}
-    assert hash_of(shipped, None) != hash_of(other, None)
 
 
 def test_a_later_layer_holds_however_it_is_spelled():
