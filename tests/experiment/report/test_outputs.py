@@ -155,7 +155,7 @@ def test_figures_are_written_as_png_and_pdf(whole):
         "decision",
         "calibration",
     )
-    for name in (*names, "validation_curves", "training_curves"):
+    for name in (*names, "validation_curves", "validation_minutes", "training_curves"):
         with Image.open(out / "figures" / f"{name}.png") as image:
             assert min(image.size) > 100
             assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > 10
