@@ -53,20 +53,25 @@ def freeze_all_but_last(backbone: Backbone, blocks: int) -> None:
         parameter.requires_grad_(number >= last - blocks)
 
 
-def set_modes(network: nn.Module, learns: Callable[[nn.Parameter], bool]) -> None:
-    """Sets a network's modules that learn to training mode, and its frozen ones to evaluation mode.
+def rest_frozen(network: nn.Module, learns: Callable[[nn.Parameter], bool]) -> list[nn.Module]:
+    """Sets frozen modules to evaluation mode: their batch norms keep their statistics, and they drop nothing out.
 
-    Frozen is what has parameters of which none learns: its batch norms keep their statistics, and it drops nothing out.
+    Frozen is what has parameters of which none learns.
 
     Args:
         network: The network.
         learns: Whether a parameter learns at present.
+
+    Returns:
+        The modules that were in training mode.
     """
-    network.train()
+    resting = []
     for module in network.modules():
         parameters = list(module.parameters())
         if parameters and not any(learns(parameter) for parameter in parameters):
+            resting += [part for part in module.modules() if part.training]
             module.eval()
+    return resting
 
 
 def layer_scales(backbone: Backbone, decay: float) -> dict[nn.Parameter, float]:

@@ -18,7 +18,7 @@ from kd_convnext.data.loading.dataset import Batch
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation.answers import EvaluatedPart, Evaluation, PredictionStore
 from kd_convnext.models.backbones import Backbone
-from kd_convnext.models.layers import first_epochs, layer_scales, set_modes
+from kd_convnext.models.layers import first_epochs, layer_scales, rest_frozen
 from kd_convnext.modules.batches import ForeignBatch, check_foreign, understood
 from kd_convnext.modules.checkpointed import CheckpointedModule
 from kd_convnext.modules.choosing import SmoothedScore, mean_logits
@@ -83,6 +83,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         self.mirrored_validation = False
         self._smooth = SmoothedScore()
         self._first_epochs: dict[nn.Parameter, int] = {}
+        self._resting: list[nn.Module] = []
 
     @property
     def classifier(self) -> Backbone:
@@ -138,7 +139,9 @@ class ClassifierModule(CheckpointedModule, ABC):
             for parameter, first in self._first_epochs.items():
                 parameter.requires_grad_(self.current_epoch >= first)
         firsts, epoch = self._first_epochs, self.current_epoch
-        set_modes(self.classifier, lambda one: one.requires_grad and epoch >= firsts.get(one, 0))
+        for module in self._resting:
+            module.training = True
+        self._resting = rest_frozen(self.classifier, lambda one: one.requires_grad and epoch >= firsts.get(one, 0))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drops the gradients of parameters whose first epoch has not come.

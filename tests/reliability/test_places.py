@@ -110,7 +110,7 @@ def test_names_of_photographs_in_another_encoding(commands, tmp_path, capsys):
     _, _, *checkpoint = commands["classify"]
     words = ["classify", str(tmp_path / "photos"), *checkpoint, f"--out={tmp_path / 'out'}"]
     said = refused(words, "its name is not in UTF-8: rename it", capsys)
-    assert "1 photographs answered" in said.out
+    assert "1 photograph answered" in said.out
     assert "caf\\udce9.png" in (tmp_path / "out" / "failures.csv").read_text("utf-8")
     for label in ("a", "b"):
         photographs_of_another_encoding(tmp_path / "classes" / label)

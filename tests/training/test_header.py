@@ -126,7 +126,7 @@ def test_header_estimate_and_next_command_are_printed(tmp_path, capsys, monkeypa
     fit(tmp_path / "run", [header], enable_progress_bar=False)
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
-        r"Fitting Model \(0\.00 M parameters, 0\.00 M of them train\) on CPU \(\d+ threads\), "
+        r"Fitting Model \(0\.00 M parameters, 0\.00 M of them train\) on CPU \(\d+ threads?\), "
         r"precision 32-true, folder run",
         lines[0],
     )

@@ -87,7 +87,7 @@ def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[
         stray = _strays(result, found[name])
         if stray:
             remarks.append(
-                f"{record.title}, repeat {record.repeat}: {counted(stray, 'tested photograph')} not of its test part"
+                f"{record.title}, repeat {record.repeat}: {counted(stray, 'tested photograph')} outside its test part"
             )
     for repeat, splits in sorted(users.items()):
         if len(splits) > 1:

@@ -248,7 +248,7 @@ def test_different_splits_leaks_and_stray_numbers_are_told(tmp_path):
     write_metrics(RunFolder(cells[1].folder), {"test/accuracy": 0.123, "test/leak_allowed": 1.0})
     _, text = written(tmp_path, cells)
     assert "repeat 0 was not the same split for all: convnext; kd_both" in text
-    assert "1 tested photographs are not of its test part" in text
+    assert "1 tested photograph outside its test part" in text
     assert "(allow_leak): its results are no test" in text
     assert "metrics.json and predictions.csv disagree on accuracy" in text
     page = (tmp_path / "report.html").read_text()
