@@ -209,7 +209,9 @@ def check_same(plain, quick, tolerance):
     assert len(one["optimizer_states"][0]["state"]) == len(other["optimizer_states"][0]["state"])
     assert logged.keys() == logged_other.keys()
     for name in (name for name in logged if "loss" in name):
-        assert logged_other[name] == pytest.approx(logged[name], rel=10 * tolerance), name
+        # The KL divergence is the difference of two values of about 25: it is rounded as they are.
+        close = pytest.approx(logged[name], rel=10 * tolerance, abs=5 * tolerance)
+        assert logged_other[name] == close, name
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_resuming_runs_nothing_twice_and_a_changed_cell_alone(finished, options,
     assert len(pd.read_csv(out / "results.csv")) == 2
     assert main([*again, "--dry_run=true"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("1 finished cells") == 2 and "To run: about 0 s" in printed
+    assert printed.count("1 finished cell") == 2 and "To run: about 0 s" in printed
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from kd_convnext.data.manifest.columns import BOX_COLUMNS, parse_columns, rename
 from kd_convnext.data.manifest.source import text_table
 from kd_convnext.errors import ConfigError, Finding
 
-_REGION = ["image", *BOX_COLUMNS]
+_REGION = "image and box"
+"""Column of a region's name: a wanted column may be one of the box."""
 
 
 def read_further(path: Path, names: Sequence[str], columns: str | None, where: str) -> pd.DataFrame:
@@ -27,8 +28,7 @@ def read_further(path: Path, names: Sequence[str], columns: str | None, where: s
         where: Place of findings, such as ``--by``.
 
     Returns:
-        Columns ``image``, ``x``, ``y``, ``width``, ``height`` (-1 without a box) and the wanted ones as text, each
-        region of a photograph once.
+        Columns ``image``, the region's name, and the wanted ones as text, each region of a photograph once.
 
     Raises:
         ConfigError: There is no such table or column, or a region has several values: all findings.
@@ -51,8 +51,8 @@ def read_further(path: Path, names: Sequence[str], columns: str | None, where: s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of fractions the fit has warned
         table, _ = parse_boxes(text_table(path, ours, kept, decimal_comma=records.decimal_comma))
-    found = table[_REGION].fillna(dict.fromkeys(BOX_COLUMNS, -1)).astype(dict.fromkeys(BOX_COLUMNS, "int64"))
-    found = found.assign(**{f"{name}": [row[places[name]].strip() for _, row in kept] for name in names})
+    found = pd.DataFrame({"image": table["image"], _REGION: _regions(table.fillna(dict.fromkeys(BOX_COLUMNS, -1)))})
+    found = found.assign(**{name: [row[places[name]].strip() for _, row in kept] for name in names})
     found = found.drop_duplicates(ignore_index=True)
     several = found[found.duplicated(_REGION)]
     if len(several):
@@ -71,10 +71,15 @@ def join_further(answers: pd.DataFrame, further: pd.DataFrame, names: Sequence[s
     """
     photographs = further.drop_duplicates(["image", *names])
     alike = photographs[~photographs["image"].duplicated(keep=False)].set_index("image")[list(names)]
-    regions = further.set_index(_REGION)[list(names)]
-    by_region = answers[_REGION].join(regions, on=_REGION)[list(names)]
     by_photograph = answers[["image"]].join(alike, on="image")[list(names)]
+    by_region = further.set_index(_REGION)[list(names)].reindex(_regions(answers)).set_axis(answers.index)
     return answers.join(by_photograph.fillna(by_region).fillna(""))
+
+
+def _regions(boxed: pd.DataFrame) -> list[str]:
+    """Names regions by photograph and box, whose values may be text."""
+    boxes = boxed[list(BOX_COLUMNS)].astype("int64")
+    return [f"{image} {box}" for image, box in zip(boxed["image"], boxes.to_numpy().tolist(), strict=True)]
 
 
 def _no_column(name: str, header: Sequence[str], path: Path, where: str) -> Finding:

@@ -270,14 +270,14 @@ def seen_by_browser(chromium, folder, text):
 @pytest.mark.slow
 def test_a_browser_shows_every_picture_and_asks_no_network(chromium, odd_page, tmp_path):
     seen = seen_by_browser(chromium, tmp_path, odd_page.read_text())
-    assert seen == {"pictures": [True] * 11, "requests": [], "scripts": 1, "title": f"Trial {EVIL}"}
+    assert seen == {"pictures": [True] * 12, "requests": [], "scripts": 1, "title": f"Trial {EVIL}"}
 
 
 @pytest.mark.slow
 def test_a_browser_would_tell_a_request_and_a_broken_picture(chromium, odd_page, tmp_path):
     spoiled = odd_page.read_text().replace("</body>", '<img src="http://pictures.invalid/a.png"></body>')
     seen = seen_by_browser(chromium, tmp_path, spoiled)
-    assert seen["pictures"] == [*[True] * 11, False]
+    assert seen["pictures"] == [*[True] * 12, False]
     assert seen["requests"] == ["http://pictures.invalid/a.png"]
 
 
