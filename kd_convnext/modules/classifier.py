@@ -134,11 +134,11 @@ class ClassifierModule(CheckpointedModule, ABC):
     def on_train_epoch_start(self) -> None:
         """Unfreezes the parameters whose first epoch has come; what is frozen keeps its statistics."""
         self._tally.clear()  # an interrupted fit may have left some
+        firsts, epoch = self._first_epochs, self.current_epoch
         # Under DDP every parameter must get a gradient; `on_before_optimizer_step` drops those there.
         if self.trainer.world_size == 1:
-            for parameter, first in self._first_epochs.items():
-                parameter.requires_grad_(self.current_epoch >= first)
-        firsts, epoch = self._first_epochs, self.current_epoch
+            for parameter, first in firsts.items():
+                parameter.requires_grad_(epoch >= first)
         for module in self._resting:
             module.training = True
         self._resting = rest_frozen(self.classifier, lambda one: one.requires_grad and epoch >= firsts.get(one, 0))
