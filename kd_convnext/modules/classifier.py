@@ -277,7 +277,7 @@ class ClassifierModule(CheckpointedModule, ABC):
 
     def on_predict_start(self) -> None:
         """Refuses data of other classes, and other crops."""
-        self._check_classes(self.specimens)
+        check_classes(self.class_names, self.num_classes, self.specimens)
         check_crops(self.card, self.specimens)
 
     def on_validation_epoch_end(self) -> None:
@@ -364,26 +364,21 @@ class ClassifierModule(CheckpointedModule, ABC):
         data = getattr(self._trainer, "datamodule", None)
         return data if isinstance(data, SpecimenDataModule) else None
 
-    def _check_classes(self, data: SpecimenDataModule | None) -> None:
-        check_classes(self.class_names, self.num_classes, data)
-
     def _check_fitted(self, data: SpecimenDataModule) -> bool:
-        self._check_classes(data)
+        check_classes(self.class_names, self.num_classes, data)
         if data.image_size != self.classifier.image_size:
             what = f"the data gives {data.image_size} px, the network takes {self.classifier.image_size}"
             raise ConfigError(Finding("--data.image_size", what, "Give both the same size."))
-        return self._leaks("this checkpoint", self.card, data, ("val", "test"))
+        return leaks("this checkpoint", self.card, data, ("val", "test"))
 
     def _check_judged(self, part: EvaluatedPart) -> None:
         data = self.specimens
         check_labels(data)
-        self._check_classes(data)
+        check_classes(self.class_names, self.num_classes, data)
         check_crops(self.card, data)
-        if data is not None and self._leaks("this checkpoint", self.card, data, (part,)):
+        if data is not None and leaks("this checkpoint", self.card, data, (part,)):
             assert self.card is not None
             self.card = replace(self.card, leak_allowed=True)
-
-    _leaks = staticmethod(leaks)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the scores of the last epochs, which a resumed fit goes on averaging."""
@@ -395,7 +390,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         super().on_load_checkpoint(checkpoint)
         self._smooth = SmoothedScore(checkpoint.get(KEY, {}).get("recent_scores", []))
         data = self.specimens
-        self._check_classes(data)
+        check_classes(self.class_names, self.num_classes, data)
         if self._trainer is None or not self._trainer.training:
             return
         check_resumed(self.optim, checkpoint.get("hyper_parameters", {}).get("optim") or {})

@@ -23,6 +23,7 @@ from kd_convnext.modules.averaging import average_again
 from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
+from kd_convnext.modules.guard import leaks
 from kd_convnext.modules.mixing import MixSpec
 from kd_convnext.modules.optim import OptimSpec
 from kd_convnext.modules.teaching_staff import TeachingStaff, teacher_files
@@ -197,8 +198,8 @@ class DistillModule(ClassifierModule):
         for teacher in self.staff.live.values():
             taught, data = teacher.card, self.specimens
             if self.card is not None and taught is not None and data is not None:
-                leaks = self._leaks(teacher.argument, taught, data, ("val", "test"))
-                self.card = self.card.having_seen(taught, taught.leak_allowed or leaks)
+                leak = leaks(teacher.argument, taught, data, ("val", "test"))
+                self.card = self.card.having_seen(taught, taught.leak_allowed or leak)
         if self.teacher_cache:
             self.staff = None  # all outputs are stored
 
