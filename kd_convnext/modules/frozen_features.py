@@ -1,13 +1,13 @@
 """Computes what a frozen network's last layer sees, once for every crop, and fits or applies linear heads on it.
 
-The network is asked about each crop without augmentation and about its mirror image; the mean is stored on disk, for
-every run, split and head that shares the network's body.
+The network looks at each crop without augmentation, at its mirror image, or at turned ones too; what it sees is stored
+on disk, for every run, split and head that shares the network's body.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -27,6 +27,16 @@ from kd_convnext.modules.output_store import Answer, filled_store, on_the_cpu
 
 Embeddings = npt.NDArray[np.float32]
 
+Looks = Literal[2, 4, 8]
+"""At how many turned and mirrored copies of a crop a frozen network looks."""
+
+_LOOKS: dict[Looks, tuple[tuple[int, bool], ...]] = {
+    2: ((0, False), (0, True)),
+    4: ((0, False), (1, True), (2, False), (3, True)),
+    8: tuple((turns, mirrored) for turns in range(4) for mirrored in (False, True)),
+}
+"""Quarter turns of each look, and whether it is mirrored after them."""
+
 _FOLDS = 5
 
 
@@ -35,7 +45,7 @@ class HeadedFeatures:
     """Stored features with a linear head on them: the outputs of a teacher for crops without augmentation.
 
     Attributes:
-        store: The features by crop.
+        store: The features by crop, V looks at each.
         weight: float32 [K, D].
         bias: float32 [K].
         held_out: Logits [K] of crops that the head was fitted on, by crop, from heads that were not.
@@ -47,7 +57,7 @@ class HeadedFeatures:
     held_out: dict[str, Embeddings] = field(default_factory=dict)
 
     def load(self, crop_key: str, seed: int) -> StoredOutputs:
-        """Reads the features of a crop and applies the head.
+        """Reads the features of a crop, averages its looks and applies the head.
 
         Args:
             crop_key: Of the crop.
@@ -59,12 +69,13 @@ class HeadedFeatures:
         Raises:
             CacheError: There are none, or they are damaged.
         """
-        found = self.store.load(crop_key, seed)
-        assert found.embedding is not None
+        found = self.store.load(crop_key, seed).embedding
+        assert found is not None
+        embedding = found.astype(np.float32).reshape(-1, self.weight.shape[1]).mean(0)
         logits = self.held_out.get(crop_key)
         if logits is None:
-            logits = self.weight @ found.embedding.astype(np.float32) + self.bias
-        return StoredOutputs(logits.astype(np.float16), [], found.embedding)
+            logits = self.weight @ embedding + self.bias
+        return StoredOutputs(logits.astype(np.float16), [], embedding.astype(np.float16))
 
 
 def linear_head(backbone: Backbone) -> nn.Linear:
@@ -83,16 +94,19 @@ def linear_head(backbone: Backbone) -> nn.Linear:
     return head
 
 
-def still_features(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer) -> TeacherAnswers:
+def still_features(
+    backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, looks: Looks = 2
+) -> TeacherAnswers:
     """Makes sure that a network's features of every training crop, labelled or not, are on the disk.
 
     Args:
         backbone: The network; moved to the trainer's device and type. Its head does not matter.
         data: Set up for a fit.
         trainer: Whose fit begins.
+        looks: V, at how many turned and mirrored copies of a crop the network looks.
 
     Returns:
-        The store: one embedding [D] a crop, the mean over the crop and its mirror image.
+        The store: the embeddings [V D] of a crop's looks, one after the other.
 
     Raises:
         CacheError: They do not fit on the disk, or cannot be written.
@@ -102,11 +116,11 @@ def still_features(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Tra
     kind = AnswerKind(
         teacher=body_fingerprint(backbone),
         taps=(),
-        views=still.identity() | {"mirrored": True},
+        views=still.identity() | {"looks": looks},
         precision=str(trainer.precision),
         num_classes=0,
         maps=(),
-        embedding=head.in_features,
+        embedding=head.in_features * looks,
     )
     places = [part.place(position) for position in range(len(part))]
     names = [view_name(place.crops.key(place.row), STILL) for place in places]
@@ -122,11 +136,12 @@ def still_features(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Tra
             for batch in data.still_loader(backbone.image_size, chosen):
                 images = batch["image"].to(backbone.mean.device, non_blocking=True)
                 with torch.no_grad(), trainer.precision_plugin.forward_context():
-                    both = []
-                    for pictures in (images, images.flip(-1)):
-                        backbone(pictures)
-                        both.append(seen[0].flatten(1).float())
-                yield on_the_cpu(images.new_zeros(len(images), 0), [], (both[0] + both[1]) / 2)
+                    found = []
+                    for turns, mirrored in _LOOKS[looks]:
+                        turned = images.rot90(turns, (-2, -1))
+                        backbone(turned.flip(-1) if mirrored else turned)
+                        found.append(seen[0].flatten(1).float())
+                yield on_the_cpu(images.new_zeros(len(images), 0), [], torch.cat(found, dim=1))
         finally:
             backbone.train(training)
 
@@ -134,7 +149,7 @@ def still_features(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Tra
 
 
 def headed_features(
-    backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, c: float | None = None
+    backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, c: float | None = None, looks: Looks = 2
 ) -> HeadedFeatures:
     """Computes a frozen teacher's outputs for every training crop without augmentation.
 
@@ -146,6 +161,7 @@ def headed_features(
         data: Set up for a fit.
         trainer: Whose fit begins.
         c: Regularisation of the head's fit, where it was fitted on this training part by :func:`fit_linear_head`.
+        looks: V, at how many turned and mirrored copies of a crop the network looks.
 
     Returns:
         The outputs, by crop.
@@ -153,13 +169,13 @@ def headed_features(
     Raises:
         CacheError: They do not fit on the disk, or cannot be written.
     """
-    store, head = still_features(backbone, data, trainer), linear_head(backbone)
+    store, head = still_features(backbone, data, trainer, looks), linear_head(backbone)
     bias = torch.zeros(head.out_features) if head.bias is None else head.bias.detach().float().cpu()
     found = HeadedFeatures(store, head.weight.detach().float().cpu().numpy(), bias.numpy())
     if c is not None:
         part = data.train_set
         groups = data.manifest.groups(data.split_spec.group_by)[part.rows]
-        logits = held_out_logits(training_embeddings(store, data), part.labels, groups, head.out_features, c)
+        logits = held_out_logits(training_embeddings(store, data, looks), part.labels, groups, head.out_features, c)
         keys = [part.crops.key(row) for row in part.rows.tolist()]
         found.held_out = dict(zip(keys, logits, strict=True))
     return found
@@ -171,14 +187,14 @@ def held_out_logits(
     """Computes each crop's logits by a linear head that was fitted without its group (five folds).
 
     Args:
-        features: float32 [N, D].
+        features: float32 [N, V, D], V looks at each crop.
         labels: int64 [N].
         groups: str [N], such as lesions; a fold holds whole groups.
         num_classes: K.
         c: As of :func:`fit_linear_head`.
 
     Returns:
-        float32 [N, K].
+        float32 [N, K], the mean over a crop's looks.
     """
     names, members = np.unique(groups, return_inverse=True)
     # Rarest classes first, round after round, so that every fold has its share of each.
@@ -195,7 +211,7 @@ def held_out_logits(
             inside = features[~out] if (~out).any() else features
             known = labels[~out] if (~out).any() else labels
             weight, bias = fit_linear_head(inside, known, num_classes, c)
-            logits[out] = features[out] @ weight.numpy().T + bias.numpy()
+            logits[out] = features[out].mean(1) @ weight.numpy().T + bias.numpy()
     return logits
 
 
@@ -205,10 +221,11 @@ def fit_linear_head(
     """Fits a linear classifier by logistic regression, every class weighing alike.
 
     Features are standardised for the fit; the scaling is folded into the layer. L2 regularisation as scikit-learn's
-    ``LogisticRegression``: the sum of weighted losses times ``c``, plus half the squared weights.
+    ``LogisticRegression``: the sum of weighted losses times ``c``, plus half the squared weights. Each look at a crop
+    is a sample of its own, which teaches the head what turning does not change; a crop's loss is the mean over them.
 
     Args:
-        features: float32 [N, D].
+        features: float32 [N, V, D], V looks at each crop.
         labels: int64 [N]; classes that do not occur get a bias that never wins.
         num_classes: K.
         c: Inverse strength of regularisation, above 0.
@@ -216,8 +233,10 @@ def fit_linear_head(
     Returns:
         Weight float32 [K, D] and bias float32 [K].
     """
-    mean, scale = features.mean(0), features.std(0) + 1e-6
-    values = torch.from_numpy((features - mean) / scale)
+    looks = features.shape[1]
+    flat, labels = features.reshape(-1, features.shape[2]), labels.repeat(looks)
+    mean, scale = flat.mean(0), flat.std(0) + 1e-6
+    values = torch.from_numpy((flat - mean) / scale)
     targets = torch.from_numpy(labels)
     counts = torch.bincount(targets, minlength=num_classes).float()
     present = counts > 0
@@ -231,7 +250,7 @@ def fit_linear_head(
         losses = F.cross_entropy(
             F.linear(values, weight, bias)[:, present], _compact(present)[targets], reduction="none"
         )
-        total = c * (per_class[targets] * losses).sum() + weight.square().sum() / 2
+        total = c / looks * (per_class[targets] * losses).sum() + weight.square().sum() / 2
         (total / len(labels)).backward()  # type: ignore[no-untyped-call]
         return total.detach() / len(labels)
 
@@ -242,20 +261,21 @@ def fit_linear_head(
     return found, torch.where(present, shift, torch.full((), -1e4))
 
 
-def training_embeddings(store: TeacherAnswers, data: SpecimenDataModule) -> Embeddings:
+def training_embeddings(store: TeacherAnswers, data: SpecimenDataModule, looks: Looks) -> Embeddings:
     """Loads the features of the labelled training crops.
 
     Args:
         store: From :func:`still_features`.
         data: Set up for a fit.
+        looks: V, as they were computed.
 
     Returns:
-        float32 [N, D], in the order of ``data.train_set.rows``.
+        float32 [N, V, D], in the order of ``data.train_set.rows``.
     """
     part = data.train_set
     places = [part.place(position) for position in range(len(part.rows))]
     found = [store.load(place.crops.key(place.row), STILL).embedding for place in places]
-    return np.stack(found).astype(np.float32)  # type: ignore[arg-type]
+    return np.stack(found).astype(np.float32).reshape(len(found), looks, -1)  # type: ignore[arg-type]
 
 
 def body_fingerprint(backbone: Backbone) -> str:

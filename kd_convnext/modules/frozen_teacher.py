@@ -14,6 +14,7 @@ from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
 from kd_convnext.losses.term import Needs, Outputs, Widths
 from kd_convnext.models.probe import Probe
+from kd_convnext.modules.frozen_features import Looks
 
 ARGUMENT = "--model.teacher_ckpt"
 
@@ -28,6 +29,7 @@ class FrozenTeacher:
         backbone: The network, in evaluation mode, no parameter with a gradient.
         class_names: Names in the order of its outputs.
         card: What it knows of its training data.
+        looks: At how many copies of a crop it looks where its outputs are stored once a crop.
         probe: Hooks on its stages and its head, as far as they are needed.
         argument: Who named its file, for messages.
         path: Its file.
@@ -63,6 +65,7 @@ class FrozenTeacher:
         self.card: DataCard | None = None if own.get("card") is None else DataCard.from_state(own["card"])
         self.probe = Probe(self.backbone, needs, tap_names)
         settings = checkpoint["hyper_parameters"]
+        self.looks: Looks = settings.get("linear_looks", 2)
         self._linear_c = float(settings["linear_c"]) if settings.get("finetune") == "linear" else None
         self._architecture = json.dumps(settings[part], sort_keys=True)
 

@@ -24,7 +24,13 @@ from kd_convnext.modules.averaging import average_again
 from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
-from kd_convnext.modules.frozen_features import fit_linear_head, linear_head, still_features, training_embeddings
+from kd_convnext.modules.frozen_features import (
+    Looks,
+    fit_linear_head,
+    linear_head,
+    still_features,
+    training_embeddings,
+)
 from kd_convnext.modules.mixing import MixSpec
 from kd_convnext.modules.optim import OptimSpec
 
@@ -65,6 +71,7 @@ class TeacherModule(ClassifierModule):
         mirrored_validation: bool = False,
         blocks: int = 2,
         lora: LoraSpec | None = None,
+        linear_looks: Looks = 2,
     ) -> None:
         """Builds the network.
 
@@ -87,6 +94,8 @@ class TeacherModule(ClassifierModule):
             mirrored_validation: Average over mirror images in validation, for a steadier choice of the best epoch.
             blocks: How many blocks learn beside the head with ``last_blocks``.
             lora: The updates of ``lora``.
+            linear_looks: At how many copies of a crop ``linear`` looks: 2, itself and its mirror image; 4 or 8, turned
+                by quarter turns too, for photographs in which up and down mean nothing.
 
         Raises:
             ConfigError: A value that cannot work.
@@ -112,10 +121,11 @@ class TeacherModule(ClassifierModule):
             mirrored_validation=mirrored_validation,
             blocks=blocks,
             lora=self.lora,
+            linear_looks=linear_looks,
         )
         self.backbone = build_backbone(backbone, num_classes)
         self.start_from(backbone)
-        self.finetune, self.linear_c = finetune, linear_c
+        self.finetune, self.linear_c, self.linear_looks = finetune, linear_c, linear_looks
         self._adapted = False
         self.automatic_optimization = finetune != "linear"
         self._head_epochs = head_epochs if finetune == "head_first" else 0
@@ -165,7 +175,8 @@ class TeacherModule(ClassifierModule):
         if data is None:
             remedy = "Use a SpecimenDataModule, or finetune: head_only."
             raise ConfigError(Finding("--model.finetune", "linear needs crops to compute features of", remedy))
-        features = training_embeddings(still_features(self.backbone, data, self.trainer), data)
+        store = still_features(self.backbone, data, self.trainer, self.linear_looks)
+        features = training_embeddings(store, data, self.linear_looks)
         weight, bias = fit_linear_head(features, data.train_set.labels, self.num_classes, self.linear_c)
         head = linear_head(self.backbone)
         with torch.no_grad():

@@ -159,7 +159,9 @@ class TeachingStaff:
             raise ConfigError(findings)
         split = data.card().split_hash
         answers = {
-            name: StoredTeacher(headed_features(teacher.backbone, data, trainer, teacher.held_out_c(split)), STILL)
+            name: StoredTeacher(
+                headed_features(teacher.backbone, data, trainer, teacher.held_out_c(split), teacher.looks), STILL
+            )
             for name, teacher in self.live.items()
         }
         data.teach(answers)

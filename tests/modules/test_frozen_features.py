@@ -8,6 +8,7 @@ from kd_convnext import TeacherModule
 from kd_convnext.data.loading.teacher_outputs import STILL
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.modules.frozen_features import fit_linear_head, headed_features, held_out_logits, still_features
+from kd_convnext.modules.frozen_teacher import FrozenTeacher
 
 VIT = BackboneSpec(
     name="vit_tiny_patch16_224",
@@ -26,7 +27,7 @@ def blobs(count=120, width=12, classes=3, seed=0):
 
 def test_the_head_is_scikit_learns_on_standardised_features():
     features, labels = blobs()
-    weight, bias = fit_linear_head(features, labels, 3, 0.05)
+    weight, bias = fit_linear_head(features[:, None], labels, 3, 0.05)
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
     theirs = LogisticRegression(C=0.05, class_weight="balanced", max_iter=2000, tol=1e-8).fit(scaled, labels)
     ours = torch.softmax(torch.from_numpy(features) @ weight.T + bias, 1).numpy()
@@ -35,7 +36,7 @@ def test_the_head_is_scikit_learns_on_standardised_features():
 
 def test_a_class_without_crops_never_wins():
     features, labels = blobs()
-    weight, bias = fit_linear_head(features, np.where(labels == 1, 3, labels), 4, 1.0)
+    weight, bias = fit_linear_head(features[:, None], np.where(labels == 1, 3, labels), 4, 1.0)
     assert 1 not in (torch.from_numpy(features) @ weight.T + bias).argmax(1).unique().tolist()
 
 
@@ -45,9 +46,9 @@ def test_held_out_answers_come_from_heads_without_the_lesion():
     features = rng.normal(size=(300, 250)).astype(np.float32)
     labels = rng.integers(0, 3, 300)
     groups = np.array([f"lesion:{number // 2}" for number in range(300)])
-    weight, bias = fit_linear_head(features, labels, 3, 10.0)
+    weight, bias = fit_linear_head(features[:, None], labels, 3, 10.0)
     by_heart = ((features @ weight.numpy().T + bias.numpy()).argmax(1) == labels).mean()
-    held_out = (held_out_logits(features, labels, groups, 3, 10.0).argmax(1) == labels).mean()
+    held_out = (held_out_logits(features[:, None], labels, groups, 3, 10.0).argmax(1) == labels).mean()
     assert by_heart > 0.85 and held_out < 0.45
 
 
@@ -55,10 +56,10 @@ def test_lesions_are_never_divided(monkeypatch):
     fitted = []
     monkeypatch.setattr(
         "kd_convnext.modules.frozen_features.fit_linear_head",
-        lambda features, labels, k, c: fitted.append(set(features[:, 0])) or (torch.zeros(k, 1), torch.zeros(k)),
+        lambda features, labels, k, c: fitted.append(set(features[:, 0, 0])) or (torch.zeros(k, 1), torch.zeros(k)),
     )
     groups = np.array([f"L{number % 20}" for number in range(60)])
-    features = np.array([[number % 20] for number in range(60)], np.float32)
+    features = np.array([[[number % 20]] for number in range(60)], np.float32)
     held_out_logits(features, np.arange(60) % 2, groups, 2, 1.0)
     outside = [set(range(20)) - inside for inside in fitted]
     assert sorted(name for each in outside for name in each) == list(range(20))
@@ -115,13 +116,56 @@ def test_features_are_computed_once_whatever_the_head(fitted, monkeypatch):
     assert still_features(again.backbone, source, trainer).path == store.path
 
 
-def test_stored_answers_are_those_of_the_network(fitted):
+@pytest.mark.parametrize("looks", [2, 4, 8])
+def test_stored_answers_are_the_network_s_mean_over_its_looks(fitted, looks):
     module, source, trainer, _ = fitted
-    answers = headed_features(module.backbone, source, trainer)
+    answers = headed_features(module.backbone, source, trainer, looks=looks)
     part = source.train_set
     for position in (0, 5):
-        image = part.seen_through(source.val_set.views)[position]["image"][None]
+        image = part.seen_through(source.val_set.views)[position]["image"]
+        turned = [np.rot90(picture, turns, (1, 2)) for turns in range(4) for picture in (image, image.flip(-1))]
+        # Four looks: every quarter turn once, every other one mirrored, first or last.
+        seen = {2: turned[:2], 4: [turned[0], turned[7], turned[4], turned[3]], 8: turned}[looks]
         with torch.no_grad():
-            both = (module.backbone.eval()(image) + module.backbone(image.flip(-1))) / 2
+            logits = module.backbone.eval()(torch.stack([torch.from_numpy(copy.copy()) for copy in seen])).mean(0)
         found = answers.load(part.crops.key(int(part.rows[position])), STILL)
-        np.testing.assert_allclose(found.logits.astype(np.float32), both[0].numpy(), rtol=0.02, atol=0.05)
+        np.testing.assert_allclose(found.logits.astype(np.float32), logits.numpy(), rtol=0.02, atol=0.05)
+        assert found.embedding.shape == (72,)
+
+
+def test_looks_at_a_crop_count_as_one_crop():
+    features, labels = blobs()
+    once = fit_linear_head(features[:, None], labels, 3, 0.05)
+    thrice = fit_linear_head(np.repeat(features[:, None], 3, axis=1), labels, 3, 0.05)
+    for one, other in zip(once, thrice, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_a_head_learns_to_see_past_what_turning_changes():
+    """A feature that tells the classes apart in one look and the other way round in the next is not relied upon."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    features = rng.normal(size=(200, 2, 2)).astype(np.float32)
+    features[:, :, 0] += labels[:, None]
+    features[:, :, 1] = 4 * (2 * labels[:, None] - 1) * np.array([1, -1]) + features[:, :, 1]
+    one_look, _ = fit_linear_head(features[:, :1], labels, 2, 1.0)
+    weight, _ = fit_linear_head(features, labels, 2, 1.0)
+    assert one_look[1, 1] > one_look[1, 0] > 0
+    assert weight[1, 0] > 0.2 > abs(weight[1, 1]) * 4
+
+
+def test_the_student_s_teacher_looks_as_it_was_fitted(fitted, tmp_path):
+    module, source, _, _ = fitted
+    turned = TeacherModule(
+        num_classes=source.num_classes,
+        class_names=source.class_names,
+        backbone=VIT,
+        finetune="linear",
+        linear_c=100.0,
+        linear_looks=4,
+    )
+    trainer = tiny.trainer(tmp_path, limit_train_batches=1)
+    trainer.fit(turned, datamodule=source)
+    trainer.save_checkpoint(tmp_path / "teacher.ckpt")
+    assert FrozenTeacher(str(tmp_path / "teacher.ckpt")).looks == 4
+    assert (turned.backbone.network.head.weight != module.backbone.network.head.weight).any()
