@@ -17,6 +17,7 @@ from kd_convnext.data.loading.card import DataCard
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.grouping import KEPT_APART, NO_GROUP, GroupBy, Part, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
+from kd_convnext.data.manifest.overlap import belonging
 from kd_convnext.data.manifest.splits import Split, make_split
 from kd_convnext.errors import CheckpointError, ConfigError, Finding, LeakError
 from kd_convnext.inference.predictor import Predictor
@@ -210,16 +211,16 @@ def further_data(predictor: Predictor, manifest: str, source: RunSource, own: Ca
         own: The checkpoint's data.
 
     Raises:
-        LeakError: It shares lesions with the checkpoint's data.
+        LeakError: It shares lesions, patients or photographs with the checkpoint's data, or near-identical ones.
     """
     card = predictor.network.card
     table = read_manifest(manifest, classes=card.class_names, group_by=_group_by(card))
     table = replace(table, table=table.table.assign(split=""))
     data = CalibrationData(table, None, _cache(predictor, source), predictor)
-    used = data.hashes(data.rows("val"))
-    all_kinds = replace(own, split=None)
-    held = np.intersect1d(all_kinds.hashes(np.arange(len(own.manifest), dtype=np.int64)), used)
-    _refuse(np.union1d(card.shared(used), held), manifest)
+    seen = card.shared(data.hashes(data.rows("val")))
+    everything = np.arange(len(own.manifest), dtype=np.int64)
+    held = belonging(table, own.manifest, everything, likeness=_group_by(card) == "known")
+    _refuse(max(len(seen), int(held.sum())), manifest)
     return data
 
 
@@ -229,14 +230,12 @@ def refuse_leak(data: CalibrationData, part: Part) -> None:
     Raises:
         LeakError: There are such lesions in the part.
     """
-    _refuse(data.predictor.network.card.shared(data.hashes(data.rows(part))), f"the {part} part")
+    _refuse(len(data.predictor.network.card.shared(data.hashes(data.rows(part)))), f"the {part} part")
 
 
-def _refuse(shared: npt.NDArray[np.int64], where: str) -> None:
-    if len(shared):
-        what = (
-            f"it has seen {len(shared)} of the lesions, patients or photographs of {where}, in training or in the split"
-        )
+def _refuse(shared: int, where: str) -> None:
+    if shared:
+        what = f"it has seen {shared} of the lesions, patients or photographs of {where}, in training or in the split"
         remedy = "A model is sure of what it was trained on: calibrate on other lesions."
         raise LeakError(Finding("--ckpt_path", what, remedy))
 

@@ -44,7 +44,7 @@ def trained_teacher(
         The teacher's checkpoint.
 
     Raises:
-        LeakError: Photographs without labels show lesions, patients or files of validation or test.
+        LeakError: Photographs without labels show lesions, patients or pictures of validation or test.
         KDConvNeXtError: The teacher cannot be trained.
     """
     own = RunFolder(run.path / TEACHER)
