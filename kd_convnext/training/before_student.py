@@ -80,7 +80,8 @@ def _refuse_judged(data: Mapping[str, Any]) -> None:
         split=SplitSpec(**data["split"]),
     )
     judged = np.concatenate([student.split.rows("val"), student.split.rows("test")])
-    refuse_judged(read_unlabelled(data["unlabelled"]), student.manifest, judged, allow=data["allow_leak"])
+    by, allow = student.split_spec.group_by, data["allow_leak"]
+    refuse_judged(read_unlabelled(data["unlabelled"]), student.manifest, judged, by, allow=allow)
 
 
 @contextmanager
