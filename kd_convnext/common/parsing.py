@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from argparse import ArgumentError, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -157,6 +158,17 @@ def require_at_least(**options: tuple[int | None, int]) -> None:
     ]
     if findings:
         raise ConfigError(findings)
+
+
+def warn_of_idle(**options: tuple[bool, str]) -> None:
+    """Warns of options of a tool that have no effect beside the others, instead of dropping them in silence.
+
+    Args:
+        options: Whether each was given in vain, and beside what: ``without --prune``.
+    """
+    for name, (idle, why) in options.items():
+        if idle:
+            warnings.warn(f"--{name} has no effect {why}", stacklevel=3)
 
 
 def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from kd_convnext.common.console import duration, megabytes
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import default_cache_dir
+from kd_convnext.common.parsing import warn_of_idle
 from kd_convnext.data.crops.cache.cache import CropCache, OnError
 from kd_convnext.data.crops.cache.index import compact
 from kd_convnext.data.crops.cache.packed import discard_damaged
@@ -82,6 +84,13 @@ def prepare(
         KDConvNeXtError: Manifest, weights, photographs or folder are not usable: all findings.
     """
     spec = crops.with_upscaler(upscaler, sr_weights)
+    for told in spec.idle():
+        warnings.warn(told, stacklevel=2)
+    dry, unpruned = "with --dry_run", "without --prune"
+    warn_of_idle(
+        preview=(dry_run and preview > 0, dry), verify=(dry_run and verify, dry), prune=(dry_run and prune, dry)
+    )
+    warn_of_idle(also=(bool(also) and not prune, unpruned), yes=(yes and not prune, unpruned))
     if download:
         download_weights(spec.weights())
     table = read_manifest(manifest, classes=classes, on_error=on_error, columns=columns)

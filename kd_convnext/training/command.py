@@ -23,6 +23,7 @@ from kd_convnext.common.process import quiet_libraries
 from kd_convnext.common.trust import require_trusted, require_trusted_words
 from kd_convnext.common.words import files_first, without_foreign_arguments
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.loading.idle import idle_options
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder
@@ -288,6 +289,9 @@ class TrainingCLI(LightningCLI):
             if refused:
                 raise refused[-1] from None
             raise
+        if self.subcommand == "fit" and is_first_process():
+            for told in idle_options(self.datamodule):
+                print(f"Warning: --data: {told}", flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with our callbacks and, for a fit, always a CSV logger."""
