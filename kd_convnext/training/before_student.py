@@ -63,6 +63,8 @@ def trained_teacher(
     words = ["fit", "--config", config, "--config", str(overlay)]
     if own.last.is_file():
         words += ["--ckpt_path", str(own.last)]
+    else:
+        own.best.unlink(missing_ok=True)  # of a first epoch that was killed at its end
     with _environment_kept():
         train([*words, "--trainer.default_root_dir", str(own.path), "--header.next_steps", "false"])
     # An interrupted fit leaves a best.ckpt too, of the epochs so far.

@@ -63,6 +63,9 @@ def chosen_folder(config: Namespace) -> RunFolder:
         if folder.last.exists():
             remedy = f"Name another --trainer.default_root_dir, or go on with --ckpt_path {folder.last}."
             raise ConfigError(Finding(str(folder.path), "holds a run already", remedy))
+        if folder.best.exists():
+            remedy = f"Name another --trainer.default_root_dir, or move {folder.best} away: a fit would replace it."
+            raise ConfigError(Finding(str(folder.path), "holds the network of a run without its last.ckpt", remedy))
         require_writable(folder.path)
     else:
         given = config.get("config") or []
