@@ -182,6 +182,25 @@ def own_data(predictor: Predictor, source: RunSource, run: RunFolder) -> Calibra
         KDConvNeXtError: The photographs or the division are not those of the checkpoint.
     """
     card = predictor.network.card
+    manifest = own_photographs(card, source, run)
+    split = make_split(manifest, group_by=_group_by(card))
+    if split.hash != card.split_hash:
+        what = f"the photographs and parts in {source.manifest} are not those the checkpoint was trained with"
+        raise CheckpointError(Finding("--ckpt_path", what, "Give the manifest and the run folder of its training."))
+    return CalibrationData(manifest, split, _cache(predictor, source), predictor, source.on_error)
+
+
+def own_photographs(card: DataCard, source: RunSource, run: RunFolder) -> Manifest:
+    """Reads the photographs of a run, each with its part in the column ``split``.
+
+    Args:
+        card: Of the run's network.
+        source: Where the photographs are.
+        run: See `own_data`.
+
+    Raises:
+        KDConvNeXtError: They cannot be read, or nothing says which part they were in.
+    """
     manifest = read_manifest(
         source.manifest,
         classes=card.class_names,
@@ -190,15 +209,11 @@ def own_data(predictor: Predictor, source: RunSource, run: RunFolder) -> Calibra
         columns=source.columns,
     )
     if run.split.is_file():
-        manifest = _with_parts(manifest, run.split)
-    elif (manifest.table["split"] == "").any():
+        return _with_parts(manifest, run.split)
+    if (manifest.table["split"] == "").any():
         what = f"there is no {run.split}, and the manifest has no split column"
         raise ConfigError(Finding("--manifest", what, "Keep the checkpoint in its run folder."))
-    split = make_split(manifest, group_by=_group_by(card))
-    if split.hash != card.split_hash:
-        what = f"the photographs and parts in {source.manifest} are not those the checkpoint was trained with"
-        raise CheckpointError(Finding("--ckpt_path", what, "Give the manifest and the run folder of its training."))
-    return CalibrationData(manifest, split, _cache(predictor, source), predictor, source.on_error)
+    return manifest
 
 
 def further_data(predictor: Predictor, manifest: str, source: RunSource, own: CalibrationData) -> CalibrationData:
