@@ -25,6 +25,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, err
 
 _NO_PATH = {
     "embedded null byte": ("holds a NUL character, which no path has", "Take it out."),
+    "not text": ("its name is not in UTF-8", "Rename it, or name another."),
     "Could not determine home directory.": ("there is no such user", "Write ./~ for a folder of that name."),
 }
 """What Python raises, beside an OSError, where a text can be no path; why, and what to do."""
@@ -197,9 +198,10 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         print(f"error: {write_finding(Path(str(error.filename or '.')), error)}", file=sys.stderr)
         return 2
     except (ValueError, RuntimeError) as error:
-        if str(error) not in _NO_PATH:
+        told = "not text" if isinstance(error, UnicodeEncodeError) and _not_text(words) else str(error)
+        if told not in _NO_PATH:
             raise
-        print(f"error: {_no_path(words, *_NO_PATH[str(error)])}", file=sys.stderr)
+        print(f"error: {_no_path(words, *_NO_PATH[told])}", file=sys.stderr)
         return 2
     except Stopped as error:
         print("error: told to stop (SIGTERM): what is finished stays; give the command again", file=sys.stderr)
@@ -213,4 +215,10 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
 def _no_path(words: Sequence[str], what: str, remedy: str) -> Finding:
     """Names the words that can be no path; where none is, one of a configuration was meant."""
     wrong = [word for word in words if "\0" in word or word.partition("=")[2].startswith("~") or word[:1] == "~"]
+    wrong += _not_text(words)
     return Finding(" ".join(map(repr, wrong)) or "a path in the configuration", what, remedy)
+
+
+def _not_text(words: Sequence[str]) -> list[str]:
+    """Lists the words that hold bytes which are no text, as names of files in another encoding do."""
+    return [word for word in words if any("\ud800" <= mark <= "\udfff" for mark in word)]

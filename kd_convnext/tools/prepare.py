@@ -84,13 +84,7 @@ def prepare(
         KDConvNeXtError: Manifest, weights, photographs or folder are not usable: all findings.
     """
     spec = crops.with_upscaler(upscaler, sr_weights)
-    for told in spec.idle():
-        warnings.warn(told, stacklevel=2)
-    dry, unpruned = "with --dry_run", "without --prune"
-    warn_of_idle(
-        preview=(dry_run and preview > 0, dry), verify=(dry_run and verify, dry), prune=(dry_run and prune, dry)
-    )
-    warn_of_idle(also=(bool(also) and not prune, unpruned), yes=(yes and not prune, unpruned))
+    _name_idle(spec, dry_run, preview=preview > 0, verify=verify, prune=prune, also=bool(also), yes=yes)
     if download:
         download_weights(spec.weights())
     table = read_manifest(manifest, classes=classes, on_error=on_error, columns=columns)
@@ -109,9 +103,7 @@ def prepare(
         made = shared
     cache = _opened(root, spec, device, table)
     prepared = cache.fill(table, on_error=on_error, verify=verify and alone)  # other ranks have verified already
-    done = _report(prepared, made)
-    for line in fidelity_lines(prepared, table):
-        print(line)
+    done = _report(prepared, made, table)
     if verify:
         _discard_damaged(prepared)
     if preview:
@@ -120,6 +112,15 @@ def prepare(
         _prune(cache, [table, *(read_manifest(path, columns=columns) for path in also)], yes)
     _print_fit(spec, fit_config, classes, on_error, manifest=manifest, columns=columns, cache_dir=cache_dir)
     return done
+
+
+def _name_idle(spec: CropSpec, dry_run: bool, **given: bool) -> None:
+    """Warns of options that were given and have no effect."""
+    for told in spec.idle():
+        warnings.warn(told, stacklevel=3)
+    dry = {name: (dry_run and given[name], "with --dry_run") for name in ("preview", "verify", "prune")}
+    kept = {name: (given[name] and not given["prune"], "without --prune") for name in ("also", "yes")}
+    warn_of_idle(**dry, **kept)
 
 
 def _print_fit(
@@ -155,8 +156,8 @@ def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> Crop
     return cache
 
 
-def _report(prepared: PreparedCrops, made: int) -> PrepareSummary:
-    """Sums up; ``made`` counts what other ranks have made before."""
+def _report(prepared: PreparedCrops, made: int, manifest: Manifest) -> PrepareSummary:
+    """Sums up, and says how faithful the crops are; ``made`` counts what other ranks have made before."""
     _list_left_out("crop", tuple(prepared.failed.values()))
     before = prepared.summary
     done = replace(before, made=before.made + made, found=before.found - made)
@@ -164,6 +165,8 @@ def _report(prepared: PreparedCrops, made: int) -> PrepareSummary:
         f"{done.made} made, {done.found} found, {done.failed} failed; "
         f"{megabytes(done.bytes)} in {duration(done.seconds)}"
     )
+    for line in fidelity_lines(prepared, manifest):
+        print(line)
     return done
 
 

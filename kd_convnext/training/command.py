@@ -254,6 +254,9 @@ class TrainingCLI(LightningCLI):
         model = config.model.init_args
         if self.subcommand != "fit" or config.teacher_config is None or model.get("teacher_ckpt") is not None:
             return
+        if "teacher_ckpt" not in model:
+            remedy = "Leave it out, or give --model DistillModule."
+            raise ConfigError(Finding("--teacher_config", "this model learns from no teacher", remedy))
         if is_first_process():
             asked = {option: config.trainer[option] for option in ("accelerator", "precision")}
             trainer = {option: value for option, value in asked.items() if value not in (None, "auto")}

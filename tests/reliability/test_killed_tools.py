@@ -66,7 +66,7 @@ def test_publish(tiny_run, newer, tmp_path):
         if contents(out) != before:
             with pytest.raises(CheckpointError, match=r"config\.json"):
                 PublishedModel.from_pretrained(str(out))
-    assert count > 5
+    assert count > 3
     info = PublishedModel.from_pretrained(str(out)).predictor.network.info
     assert info.checkpoint_sha256 == sha256_of(newer)
 

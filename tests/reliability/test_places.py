@@ -119,6 +119,27 @@ def test_names_of_photographs_in_another_encoding(commands, tmp_path, capsys):
     assert error.count("its name is not in UTF-8: rename it") == 2 and "Traceback" not in error
 
 
+@pytest.mark.parametrize("option", ["--data", "--config", "--data.manifest", "--model.backbone.weights"])
+def test_a_file_whose_name_is_in_another_encoding(option, tiny_manifest, tmp_path, capsys):
+    name = tmp_path / os.fsdecode(b"caf\xe9.yaml")
+    name.write_text("manifest: gone.csv\n")
+    assert main([*FIT, f"--data.manifest={tiny_manifest}", f"{option}={name}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Traceback" not in error and "codec" not in error
+
+
+@pytest.mark.parametrize("command", ["prepare", "init"])
+def test_a_folder_whose_name_is_in_another_encoding(command, tmp_path, capsys):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True)
+        Image.effect_noise((40, 36), 20).convert("RGB").save(folder / label / "1.png")
+    out = [f"--out={tmp_path / 'out'}"] if command == "init" else ["--dry_run"]
+    assert main([command, str(folder), *out]) == 2
+    error = capsys.readouterr().err
+    assert error.count("its name is not in UTF-8: rename it") == 2 and "Traceback" not in error
+
+
 def test_a_terminal_that_lacks_a_letter(tmp_path, monkeypatch):
     for number in range(6):
         Image.effect_noise((40, 36), 20 + number).convert("RGB").save(tmp_path / f"{number}.png")

@@ -136,6 +136,12 @@ def test_crops_larger_than_memory(fit, capsys):
     assert "crops.store_size: 1000000000 cannot work" in capsys.readouterr().err
 
 
+def test_a_teacher_for_a_model_that_learns_from_none(fit, tmp_path, capsys):
+    assert fit("--teacher_config=configs/small_cpu/teacher.yaml") == 2
+    assert "--teacher_config: this model learns from no teacher" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
 def test_no_time_for_a_step(fit, capsys):
     assert fit("--trainer.max_time=00:00:00:00") == 2
     assert "nothing was trained" in capsys.readouterr().err

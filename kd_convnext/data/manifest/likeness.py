@@ -1,6 +1,7 @@
 """Finds near-identical photographs: one picture saved again, smaller, or with another brightness."""
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -65,7 +66,7 @@ def look_at(paths: Sequence[Path], root: Path) -> Looks:
     """
     stamps = np.array([_stamp(path) for path in paths], np.int64).reshape(-1, 4)
     names = [str(path.absolute()) for path in paths]
-    store = default_cache_dir() / "looks" / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]}.npz"
+    store = default_cache_dir() / "looks" / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]}.npz"
     kept = _read(store)
     rows = np.zeros((len(paths), 8 + _SIDE * _SIDE), np.uint8)
     known = np.zeros(len(paths), np.bool_)
