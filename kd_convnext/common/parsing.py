@@ -63,6 +63,7 @@ _LONGEST = 400
 def _readable(told: str) -> str:
     """Writes what a parser says of types and keys in words."""
     told = re.sub(r"Given value type: <class '[\w.]+'> ", "", _UNION.sub("", told))
+    told = re.sub(r"'utf-8' codec can't encode .*? surrogates not allowed", "its name is not in UTF-8: rename it", told)
     told = re.sub(r"<class '(?:\w+\.)*(\w+)'>", lambda found: _TYPES.get(found[1], found[1]), told)
     return re.sub(_KEY, r"--\1", told)
 

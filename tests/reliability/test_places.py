@@ -121,9 +121,8 @@ def test_names_of_photographs_in_another_encoding(commands, tmp_path, capsys):
 
 @pytest.mark.parametrize("option", ["--data", "--config", "--data.manifest", "--model.backbone.weights"])
 def test_a_file_whose_name_is_in_another_encoding(option, tiny_manifest, tmp_path, capsys):
-    name = tmp_path / os.fsdecode(b"caf\xe9.yaml")
-    name.write_text("manifest: gone.csv\n")
-    assert main([*FIT, f"--data.manifest={tiny_manifest}", f"{option}={name}"]) == 2
+    name, place = tmp_path / os.fsdecode(b"caf\xe9.yaml"), f"--trainer.default_root_dir={tmp_path / 'run'}"
+    assert main([*FIT, place, f"--data.manifest={tiny_manifest}", f"{option}={name}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "Traceback" not in error and "codec" not in error
 

@@ -42,8 +42,9 @@ def belonging(own: Manifest, other: Manifest, rows: NDArray[np.int64], *, likene
 
 
 def _with_paths(manifest: Manifest, rows: NDArray[np.int64]) -> pd.DataFrame:
+    chosen = manifest.table.iloc[rows][list(ID_COLUMNS)]
     paths = [manifest.image_path(row).absolute() for row in rows.tolist()]
-    return manifest.table.iloc[rows][list(ID_COLUMNS)].assign(path=paths)
+    return chosen.assign(path=pd.Series(paths, index=chosen.index, dtype=object))
 
 
 def _alike(own: Manifest, other: Manifest, wanted: set[Path]) -> dict[Path, str]:
