@@ -26,7 +26,7 @@ from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.idle import idle_options
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
-from kd_convnext.runs.folder import RunFolder
+from kd_convnext.runs.folder import RunFolder, require_writable
 from kd_convnext.training.before_student import TEACHER, trained_teacher
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
@@ -241,6 +241,8 @@ class TrainingCLI(LightningCLI):
         config.trainer.default_root_dir = str(self.folder.path)
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(self.folder.checkpoints)
+        elif self.subcommand == "fit":
+            require_writable(Path(config.checkpoint.dirpath))
         for logger in _as_list(config.trainer.logger):
             options = logger.init_args
             if "save_dir" in options and str(options.save_dir) in (".", "None"):
@@ -280,6 +282,9 @@ class TrainingCLI(LightningCLI):
             except Exception as error:
                 if not kind.__module__.startswith("kd_convnext."):
                     refused.append(refused_by(kind, error))
+                elif isinstance(error, OSError):
+                    place, what = str(error.filename or kind.__name__), f"cannot be used ({error.strerror or error})"
+                    refused.append(ConfigError(Finding(place, what, "Name another file.")))
                 raise
 
         # Lightning calls the parser's deprecated method, which knows no constructors of ours.

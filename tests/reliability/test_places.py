@@ -68,11 +68,12 @@ def test_options_with_nothing_behind_them(command, commands, capsys):
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("option", ["--trainer.default_root_dir", "--data.cache_dir"])
+@pytest.mark.parametrize("option", ["--trainer.default_root_dir", "--data.cache_dir", "--checkpoint.dirpath"])
 def test_a_fit_that_has_no_place(option, place, tiny_manifest, tiny_cache, tmp_path, capsys):
     value, told = PLACES[place]
     data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
-    refused([*FIT, *data, f"--trainer.default_root_dir={tmp_path / 'run'}", f"{option}={value}"], told, capsys)
+    said = refused([*FIT, *data, f"--trainer.default_root_dir={tmp_path / 'run'}", f"{option}={value}"], told, capsys)
+    assert "Best epoch" not in said.out
 
 
 def test_a_path_in_a_configuration(tiny_manifest, tmp_path, capsys):
@@ -117,6 +118,11 @@ def test_names_of_photographs_in_another_encoding(commands, tmp_path, capsys):
     assert main(["prepare", str(tmp_path / "classes"), "--dry_run", "true"]) == 2
     error = capsys.readouterr().err
     assert error.count("its name is not in UTF-8: rename it") == 2 and "Traceback" not in error
+
+
+def test_weights_of_a_name_too_long(tiny_manifest, tmp_path, capsys):
+    place = [f"--trainer.default_root_dir={tmp_path / 'run'}", f"--data.manifest={tiny_manifest}"]
+    refused([*FIT, *place, f"--model.backbone.weights=/tmp/{'x' * 300}"], "(File name too long)", capsys)
 
 
 @pytest.mark.parametrize("option", ["--data", "--config", "--data.manifest", "--model.backbone.weights"])
