@@ -47,6 +47,7 @@ from kd_convnext.training.run_place import (
     earlier_precision,
     interrupted,
     is_first_process,
+    refuse_taken,
     terminated,
 )
 from kd_convnext.training.trainer_options import require_possible
@@ -242,7 +243,10 @@ class TrainingCLI(LightningCLI):
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(self.folder.checkpoints)
         elif self.subcommand == "fit":
-            require_writable(Path(config.checkpoint.dirpath))
+            place = Path(config.checkpoint.dirpath)
+            require_writable(place)
+            if config.ckpt_path is None:
+                refuse_taken(place, place, "--checkpoint.dirpath")
         for logger in _as_list(config.trainer.logger):
             options = logger.init_args
             if "save_dir" in options and str(options.save_dir) in (".", "None"):

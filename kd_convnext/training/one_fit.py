@@ -11,6 +11,9 @@ from kd_convnext.errors import ConfigError, Finding
 LOCK = ".fit.lock"
 """File of a run's folder that is locked while a fit writes there; the lock ends with its process, however that ends."""
 
+_TRIES = 100
+"""So many fits do not end in the instant between; a file system that counts its files otherwise is believed."""
+
 
 @contextmanager
 def writing_into(folder: Path, *, alone: bool) -> Iterator[None]:
@@ -41,7 +44,7 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    while True:
+    for left in reversed(range(_TRIES)):
         with path.open("w", encoding="utf-8") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,7 +53,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     remedy = "Wait until it has ended, or name another --trainer.default_root_dir."
                     raise ConfigError(Finding(str(folder), "another fit is writing into it", remedy)) from error
-            if not _is_at(path, file.fileno()):
+            if left and not _is_at(path, file.fileno()):
                 continue
             try:
                 yield

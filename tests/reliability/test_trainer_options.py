@@ -176,6 +176,18 @@ def test_a_folder_that_has_a_network_without_its_last_checkpoint(fit, tmp_path, 
     assert fit() == 0
 
 
+def test_a_folder_of_checkpoints_that_another_run_has_written(fit, tmp_path, capsys):
+    kept = tmp_path / "kept"
+    assert fit(f"--checkpoint.dirpath={kept}") == 0
+    best = (kept / "best.ckpt").read_bytes()
+    other = f"--trainer.default_root_dir={tmp_path / 'other'}"
+    assert fit(f"--checkpoint.dirpath={kept}", other) == 2
+    assert "Name another --checkpoint.dirpath" in capsys.readouterr().err
+    assert (kept / "best.ckpt").read_bytes() == best
+    again = [f"--ckpt_path={kept / 'last.ckpt'}", "--trainer.max_epochs=2", f"--checkpoint.dirpath={kept}"]
+    assert fit(*again) == 0
+
+
 @contextmanager
 def held(lock):
     """A process that holds a lock, as a fit does."""
