@@ -23,6 +23,9 @@ PARSER: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 """What is wrong with a disk: a user can mend it, whether the error names a place or not."""
 
+_LOOP = "Symlink loop from "
+"""How Python begins where links lead nowhere but to each other."""
+
 _NO_PATH = {
     "embedded null byte": ("holds a NUL character, which no path has", "Take it out."),
     "not text": ("its name is not in UTF-8", "Rename it, or name another."),
@@ -199,10 +202,10 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         print(f"error: {write_finding(Path(str(error.filename or '.')), error)}", file=sys.stderr)
         return 2
     except (ValueError, RuntimeError) as error:
-        told = "not text" if isinstance(error, UnicodeEncodeError) and _not_text(words) else str(error)
-        if told not in _NO_PATH:
+        finding = _no_path(error, words)
+        if finding is None:
             raise
-        print(f"error: {_no_path(words, *_NO_PATH[told])}", file=sys.stderr)
+        print(f"error: {finding}", file=sys.stderr)
         return 2
     except Stopped as error:
         print("error: told to stop (SIGTERM): what is finished stays; give the command again", file=sys.stderr)
@@ -213,11 +216,15 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         return 130
 
 
-def _no_path(words: Sequence[str], what: str, remedy: str) -> Finding:
-    """Names the words that can be no path; where none is, one of a configuration was meant."""
+def _no_path(error: Exception, words: Sequence[str]) -> Finding | None:
+    """Names the words that can be no path, where an error says so; where none is, one of a configuration was meant."""
+    told = "not text" if isinstance(error, UnicodeEncodeError) and _not_text(words) else str(error)
+    if told.startswith(_LOOP):
+        return Finding(told.removeprefix(_LOOP), "is a loop of symbolic links", "Name what they were to lead to.")
+    if told not in _NO_PATH:
+        return None
     wrong = [word for word in words if "\0" in word or word.partition("=")[2].startswith("~") or word[:1] == "~"]
-    wrong += _not_text(words)
-    return Finding(" ".join(map(repr, wrong)) or "a path in the configuration", what, remedy)
+    return Finding(" ".join(map(repr, [*wrong, *_not_text(words)])) or "a path in the configuration", *_NO_PATH[told])
 
 
 def _not_text(words: Sequence[str]) -> list[str]:

@@ -120,6 +120,14 @@ def test_names_of_photographs_in_another_encoding(commands, tmp_path, capsys):
     assert error.count("its name is not in UTF-8: rename it") == 2 and "Traceback" not in error
 
 
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_links_that_lead_to_each_other(command, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    out = tmp_path / "out"
+    assert main([command, str(tmp_path / "loop"), f"--out={out}"]) == 2
+    assert "error: " in (error := capsys.readouterr().err) and str(tmp_path / "loop") in error
+
+
 def test_weights_of_a_name_too_long(tiny_manifest, tmp_path, capsys):
     place = [f"--trainer.default_root_dir={tmp_path / 'run'}", f"--data.manifest={tiny_manifest}"]
     refused([*FIT, *place, f"--model.backbone.weights=/tmp/{'x' * 300}"], "(File name too long)", capsys)
