@@ -42,6 +42,11 @@ def judged(logits: np.ndarray, score: float = 0.0, distances: Sequence[float] = 
     return held, why, f"{score:.8g}"
 
 
+def inert(text: str) -> str:
+    """Puts an apostrophe before a text that a spreadsheet would run as a formula."""
+    return f"'{text}" if text.lstrip("'")[:1] in tuple("=+-@\t\r") else text
+
+
 rows = []
 for path in sorted(Path(sys.argv[2]).rglob("*.*")):
     images = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
@@ -49,10 +54,10 @@ for path in sorted(Path(sys.argv[2]).rglob("*.*")):
         (images,) = step.run(None, {"photograph": images})
     logits, found, *more = (values[0].astype(float) for values in network.run(None, {"images": images}))
     held, why, score = judged(logits, *more)
-    row = {"image": path} | dict.fromkeys(("lesion_id", "x", "y", "width", "height"))
-    row |= {"prediction": names[found.argmax()], "probability": f"{found.max():.8g}"}
+    row = {"image": inert(str(path))} | dict.fromkeys(("lesion_id", "x", "y", "width", "height"))
+    row |= {"prediction": inert(names[found.argmax()]), "probability": f"{found.max():.8g}"}
     row |= {f"prob_{name}": f"{value:.8g}" for name, value in zip(names, found, strict=True)}
-    row |= {"prediction_set": "|".join(held), "abstain": bool(why), "reasons": "; ".join(why)}
+    row |= {"prediction_set": inert("|".join(held)), "abstain": bool(why), "reasons": "; ".join(why)}
     row |= {"gate_score": score, "model": model["name"]}
     rows.append(row | {name: model[name] for name in ("checkpoint_sha256", "kd_convnext")})
 csv.DictWriter(sys.stdout, rows[0], lineterminator="\n").writerows([{name: name for name in rows[0]}, *rows])

@@ -155,6 +155,20 @@ def _require_whole(file: Path, checkpoint: Mapping[str, Any], argument: str, *, 
     if damaged is not None:
         what = f"{file} is damaged ({damaged})"
         raise CheckpointError(Finding(argument, what, "Copy it again from where it was written, or train again."))
+    require_finite(state, file, argument)
+
+
+def require_finite(state: Mapping[str, Any], file: Path, argument: str) -> None:
+    """Refuses weights that are not finite: their network would answer the first class, whatever it is shown.
+
+    Args:
+        state: A state dict.
+        file: Where it was read.
+        argument: Who asked, for the message.
+
+    Raises:
+        CheckpointError: One of them is not finite.
+    """
     for name, value in state.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
             what = f"{file} holds weights that are not finite ({name}): its training has diverged"

@@ -10,7 +10,11 @@ import yaml
 from kd_convnext.common.files import is_special, read_bytes
 from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.reading import yaml_of
+from kd_convnext.common.words import given_options
 from kd_convnext.errors import ConfigError, Finding
+
+_PLACES = ("out", "_dir", "dirpath")
+"""How options end that name a folder to write into, which is refused where it is tried."""
 
 FIT = "fit_config"
 """Option of tools that takes the name of the fit's file that their other options came from."""
@@ -47,19 +51,19 @@ def with_shipped_files(words: Sequence[str]) -> list[str]:
 
 
 def require_files(words: Sequence[str]) -> None:
-    """Refuses pipes and devices in place of configurations: they are read more than once, and may never end.
+    """Refuses pipes and devices in place of files that are read: more than once, and to an end that may never come.
 
     Args:
         words: The words of a command.
 
     Raises:
-        ConfigError: A value of ``--config`` is one.
+        ConfigError: The value of an option that takes a file is one.
     """
-    for before, word in zip(["", *words], words, strict=False):
-        name = word if before == "--config" else word.partition("=")[2] if word.startswith("--config=") else ""
-        if name and is_special(name):
+    for option, value in given_options(words):
+        # Any group of options takes a file in place of its values.
+        if value and not option.endswith(_PLACES) and is_special(value):
             remedy = "Write it into a file, and name that."
-            raise ConfigError(Finding(f"--config {name}", "is a pipe or a device, not a file", remedy))
+            raise ConfigError(Finding(f"{option} {value}", "is a pipe or a device, not a file", remedy))
 
 
 def with_data_sections(

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -75,6 +75,31 @@ def atomic_write_all(writes: Mapping[Path, Callable[[BinaryIO], object]]) -> Non
         for temporary in made.values():
             temporary.unlink(missing_ok=True)
         raise
+
+
+def move_in(files: Sequence[Path], folder: Path, key: str, stale: Iterable[str] = ()) -> list[Path]:
+    """Moves files that belong together into a folder, which lacks the most needed of them meanwhile.
+
+    A process that is killed between two of them so leaves no mixture that could be taken for whole.
+
+    Args:
+        files: Whole files on the same disk.
+        folder: Where to; made where it is missing.
+        key: Name of the file without which nobody reads the others: it goes first and comes last.
+        stale: Names of earlier files that the new ones do without.
+
+    Returns:
+        The files in their places, in the order given.
+
+    Raises:
+        OSError: A file cannot be moved.
+    """
+    folder.mkdir(exist_ok=True)
+    for name in (key, *stale):
+        (folder / name).unlink(missing_ok=True)
+    for file in sorted(files, key=lambda file: file.name == key):
+        file.replace(folder / file.name)
+    return [folder / file.name for file in files]
 
 
 @contextmanager
@@ -229,11 +254,24 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ConfigError: The file cannot be written.
     """
+    write_texts({path: text})
 
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode("utf-8", "backslashreplace"))
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Writes text files that belong together as `write_text` does; where one cannot be written, all stay as they were.
+
+    Args:
+        texts: Contents by path.
+
+    Raises:
+        ConfigError: A file cannot be written.
+    """
+
+    def writer(text: str) -> Callable[[BinaryIO], object]:
+        return lambda file: file.write(text.encode("utf-8", "backslashreplace"))
 
     try:
-        atomic_write(path, write)
+        atomic_write_all({path: writer(text) for path, text in texts.items()})
     except OSError as error:
+        path = next((path for path in texts if str(path) == error.filename), next(iter(texts)))
         raise ConfigError(write_finding(path, error)) from error

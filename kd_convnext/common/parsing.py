@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from argparse import ArgumentError, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -22,8 +23,12 @@ PARSER: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 """What is wrong with a disk: a user can mend it, whether the error names a place or not."""
 
+_LOOP = "Symlink loop from "
+"""How Python begins where links lead nowhere but to each other."""
+
 _NO_PATH = {
     "embedded null byte": ("holds a NUL character, which no path has", "Take it out."),
+    "not text": ("its name is not in UTF-8", "Rename it, or name another."),
     "Could not determine home directory.": ("there is no such user", "Write ./~ for a folder of that name."),
 }
 """What Python raises, beside an OSError, where a text can be no path; why, and what to do."""
@@ -61,6 +66,7 @@ _LONGEST = 400
 def _readable(told: str) -> str:
     """Writes what a parser says of types and keys in words."""
     told = re.sub(r"Given value type: <class '[\w.]+'> ", "", _UNION.sub("", told))
+    told = re.sub(r"'utf-8' codec can't encode .*? surrogates not allowed", "its name is not in UTF-8: rename it", told)
     told = re.sub(r"<class '(?:\w+\.)*(\w+)'>", lambda found: _TYPES.get(found[1], found[1]), told)
     return re.sub(_KEY, r"--\1", told)
 
@@ -159,6 +165,17 @@ def require_at_least(**options: tuple[int | None, int]) -> None:
         raise ConfigError(findings)
 
 
+def warn_of_idle(**options: tuple[bool, str]) -> None:
+    """Warns of options of a tool that have no effect beside the others, instead of dropping them in silence.
+
+    Args:
+        options: Whether each was given in vain, and beside what: ``without --prune``.
+    """
+    for name, (idle, why) in options.items():
+        if idle:
+            warnings.warn(f"--{name} has no effect {why}", stacklevel=3)
+
+
 def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
     """Runs a command and turns the errors of its user into a line on stderr and an exit code.
 
@@ -185,9 +202,10 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         print(f"error: {write_finding(Path(str(error.filename or '.')), error)}", file=sys.stderr)
         return 2
     except (ValueError, RuntimeError) as error:
-        if str(error) not in _NO_PATH:
+        finding = _no_path(error, words)
+        if finding is None:
             raise
-        print(f"error: {_no_path(words, *_NO_PATH[str(error)])}", file=sys.stderr)
+        print(f"error: {finding}", file=sys.stderr)
         return 2
     except Stopped as error:
         print("error: told to stop (SIGTERM): what is finished stays; give the command again", file=sys.stderr)
@@ -198,7 +216,17 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         return 130
 
 
-def _no_path(words: Sequence[str], what: str, remedy: str) -> Finding:
-    """Names the words that can be no path; where none is, one of a configuration was meant."""
+def _no_path(error: Exception, words: Sequence[str]) -> Finding | None:
+    """Names the words that can be no path, where an error says so; where none is, one of a configuration was meant."""
+    told = "not text" if isinstance(error, UnicodeEncodeError) and _not_text(words) else str(error)
+    if told.startswith(_LOOP):
+        return Finding(told.removeprefix(_LOOP), "is a loop of symbolic links", "Name what they were to lead to.")
+    if told not in _NO_PATH:
+        return None
     wrong = [word for word in words if "\0" in word or word.partition("=")[2].startswith("~") or word[:1] == "~"]
-    return Finding(" ".join(map(repr, wrong)) or "a path in the configuration", what, remedy)
+    return Finding(" ".join(map(repr, [*wrong, *_not_text(words)])) or "a path in the configuration", *_NO_PATH[told])
+
+
+def _not_text(words: Sequence[str]) -> list[str]:
+    """Lists the words that hold bytes which are no text, as names of files in another encoding do."""
+    return [word for word in words if any("\ud800" <= mark <= "\udfff" for mark in word)]

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 _SEPARATORS = (",", ";", "\t")
 _LONGEST_FIELD = 1 << 20  # characters
 _LARGEST = 1 << 31  # bytes: millions of rows
+_UNPACKED = 1 << 29  # bytes of a workbook, of which openpyxl holds several times as many
+_WIDEST = 1000  # columns of a workbook
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
@@ -96,6 +99,11 @@ def guarded(frame: pd.DataFrame) -> pd.DataFrame:
         if active.any():
             found.isetitem(position, column.where(~active, "'" + column.astype(str)).array)
     return found
+
+
+def inert(text: str) -> str:
+    """Puts an apostrophe before a text that a spreadsheet would run, as `guarded` does; `as_written` takes it off."""
+    return f"'{text}" if re.match(_ACTIVE, text) else text
 
 
 def as_written(text: str) -> str:
@@ -179,14 +187,37 @@ def _read_workbook(path: Path) -> Records:
         remedy = 'pip install "kd-convnext[xlsx]", or save the sheet as "CSV UTF-8".'
         raise ManifestError(Finding(path.name, "reading .xlsx needs openpyxl", remedy)) from error
     try:
+        _require_modest(path)
         sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
-        rows = [["" if value is None else _cell(value) for value in row] for row in sheet.iter_rows(values_only=True)]
+        sheet.reset_dimensions()  # a file may state any, to which every row would be filled up
+        rows = [_fields(row) for row in sheet.iter_rows(values_only=True)]
+    except ManifestError:
+        raise
     except Exception as error:  # zipfile, XML and openpyxl's own
         remedy = 'Save the sheet as "CSV UTF-8".'
         raise ManifestError(Finding(path.name, f"is not a workbook that can be read ({error})", remedy)) from error
-    kept = [(line, row) for line, row in enumerate(rows, start=1) if any(field.strip() for field in row)]
-    width = max((len(row) for _, row in kept[:1]), default=0)
-    return Records([line for line, _ in kept], [(row + [""] * width)[: max(width, len(row))] for _, row in kept])
+    kept = [(line, row) for line, row in enumerate(rows, start=1) if row]
+    width = max((len(row) for _, row in kept), default=0)
+    if width > _WIDEST:
+        remedy = "Delete what stands far to the right, or save the table as a sheet of its own."
+        raise ManifestError(Finding(path.name, f"its first sheet has {width} columns", remedy))
+    return Records([line for line, _ in kept], [row + [""] * (width - len(row)) for _, row in kept])
+
+
+def _require_modest(path: Path) -> None:
+    """Refuses a workbook that would fill the memory when it is unpacked, whatever its size on the disk."""
+    with zipfile.ZipFile(path) as parts:
+        size = sum(part.file_size for part in parts.infolist())
+    if size > _UNPACKED:
+        what = f"has {size / 1e6:.0f} MB when it is unpacked, at most {_UNPACKED / 1e6:.0f} MB are read"
+        raise ManifestError(Finding(path.name, what, 'Save the sheet as "CSV UTF-8".'))
+
+
+def _fields(row: Sequence[object]) -> list[str]:
+    """Writes the cells of a row as text, without empty ones at its end; of a row without any, nothing."""
+    fields = ["" if value is None else as_written(_cell(value)) for value in row]
+    count = max((place for place, text in enumerate(fields, start=1) if text.strip()), default=0)
+    return fields[:count]
 
 
 def _cell(value: object) -> str:

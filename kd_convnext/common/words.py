@@ -162,6 +162,15 @@ def _files(words: Sequence[str]) -> list[Any]:
     return contents
 
 
+def given_options(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs options with their values, which follow them or an equals sign; "" where there is none.
+
+    Args:
+        words: The words of a command.
+    """
+    return [pair for pair in _pairs(words) if pair[0].startswith("--")]
+
+
 def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     return [
         (name, value if equals else (words[position + 1] if position + 1 < len(words) else ""))

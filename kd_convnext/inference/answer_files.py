@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from kd_convnext.checkpoints.network import ModelInfo
-from kd_convnext.common.files import write_text
+from kd_convnext.common.files import write_texts
 from kd_convnext.common.reading import json_text
 from kd_convnext.inference.prediction import Failure, Prediction
 from kd_convnext.inference.trust.calibration import Calibration
-from kd_convnext.runs.tables import write_table
+from kd_convnext.runs.tables import table_text
 
 
 def write_answers(
@@ -23,7 +23,7 @@ def write_answers(
     info: ModelInfo,
     calibration: Calibration | None,
 ) -> None:
-    """Writes all files of a classification.
+    """Writes all files of a classification, or none of them.
 
     Args:
         folder: Where to; files of other names in it are left alone.
@@ -41,13 +41,12 @@ def write_answers(
         "lesions.csv": pd.DataFrame([_lesion_row(answer, info) for answer in lesions]),
         "failures.csv": pd.DataFrame([_failure(failure) for failure in failures]),
     }
-    for name, table in tables.items():
-        if len(table):
-            write_table(folder / name, table)
-        else:
-            (folder / name).unlink(missing_ok=True)
+    texts = {folder / name: table_text(table) for name, table in tables.items() if len(table)}
     content = answers_content(answers, lesions, failures, info, calibration)
-    write_text(folder / "answers.json", json_text(content))
+    write_texts({**texts, folder / "answers.json": json_text(content)})
+    for name, table in tables.items():
+        if not len(table):
+            (folder / name).unlink(missing_ok=True)
 
 
 def answers_content(

@@ -17,6 +17,7 @@ from kd_convnext.data.loading.card import DataCard
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.grouping import KEPT_APART, NO_GROUP, GroupBy, Part, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
+from kd_convnext.data.manifest.overlap import belonging
 from kd_convnext.data.manifest.splits import Split, make_split
 from kd_convnext.errors import CheckpointError, ConfigError, Finding, LeakError
 from kd_convnext.inference.predictor import Predictor
@@ -181,6 +182,25 @@ def own_data(predictor: Predictor, source: RunSource, run: RunFolder) -> Calibra
         KDConvNeXtError: The photographs or the division are not those of the checkpoint.
     """
     card = predictor.network.card
+    manifest = own_photographs(card, source, run)
+    split = make_split(manifest, group_by=_group_by(card))
+    if split.hash != card.split_hash:
+        what = f"the photographs and parts in {source.manifest} are not those the checkpoint was trained with"
+        raise CheckpointError(Finding("--ckpt_path", what, "Give the manifest and the run folder of its training."))
+    return CalibrationData(manifest, split, _cache(predictor, source), predictor, source.on_error)
+
+
+def own_photographs(card: DataCard, source: RunSource, run: RunFolder) -> Manifest:
+    """Reads the photographs of a run, each with its part in the column ``split``.
+
+    Args:
+        card: Of the run's network.
+        source: Where the photographs are.
+        run: See `own_data`.
+
+    Raises:
+        KDConvNeXtError: They cannot be read, or nothing says which part they were in.
+    """
     manifest = read_manifest(
         source.manifest,
         classes=card.class_names,
@@ -189,15 +209,11 @@ def own_data(predictor: Predictor, source: RunSource, run: RunFolder) -> Calibra
         columns=source.columns,
     )
     if run.split.is_file():
-        manifest = _with_parts(manifest, run.split)
-    elif (manifest.table["split"] == "").any():
+        return _with_parts(manifest, run.split)
+    if (manifest.table["split"] == "").any():
         what = f"there is no {run.split}, and the manifest has no split column"
         raise ConfigError(Finding("--manifest", what, "Keep the checkpoint in its run folder."))
-    split = make_split(manifest, group_by=_group_by(card))
-    if split.hash != card.split_hash:
-        what = f"the photographs and parts in {source.manifest} are not those the checkpoint was trained with"
-        raise CheckpointError(Finding("--ckpt_path", what, "Give the manifest and the run folder of its training."))
-    return CalibrationData(manifest, split, _cache(predictor, source), predictor, source.on_error)
+    return manifest
 
 
 def further_data(predictor: Predictor, manifest: str, source: RunSource, own: CalibrationData) -> CalibrationData:
@@ -210,16 +226,16 @@ def further_data(predictor: Predictor, manifest: str, source: RunSource, own: Ca
         own: The checkpoint's data.
 
     Raises:
-        LeakError: It shares lesions with the checkpoint's data.
+        LeakError: It shares lesions, patients or photographs with the checkpoint's data, or near-identical ones.
     """
     card = predictor.network.card
     table = read_manifest(manifest, classes=card.class_names, group_by=_group_by(card))
     table = replace(table, table=table.table.assign(split=""))
     data = CalibrationData(table, None, _cache(predictor, source), predictor)
-    used = data.hashes(data.rows("val"))
-    all_kinds = replace(own, split=None)
-    held = np.intersect1d(all_kinds.hashes(np.arange(len(own.manifest), dtype=np.int64)), used)
-    _refuse(np.union1d(card.shared(used), held), manifest)
+    seen = card.shared(data.hashes(data.rows("val")))
+    everything = np.arange(len(own.manifest), dtype=np.int64)
+    held = belonging(table, own.manifest, everything, likeness=_group_by(card) == "known")
+    _refuse(max(len(seen), int(held.sum())), manifest)
     return data
 
 
@@ -229,14 +245,12 @@ def refuse_leak(data: CalibrationData, part: Part) -> None:
     Raises:
         LeakError: There are such lesions in the part.
     """
-    _refuse(data.predictor.network.card.shared(data.hashes(data.rows(part))), f"the {part} part")
+    _refuse(len(data.predictor.network.card.shared(data.hashes(data.rows(part)))), f"the {part} part")
 
 
-def _refuse(shared: npt.NDArray[np.int64], where: str) -> None:
-    if len(shared):
-        what = (
-            f"it has seen {len(shared)} of the lesions, patients or photographs of {where}, in training or in the split"
-        )
+def _refuse(shared: int, where: str) -> None:
+    if shared:
+        what = f"it has seen {shared} of the lesions, patients or photographs of {where}, in training or in the split"
         remedy = "A model is sure of what it was trained on: calibrate on other lesions."
         raise LeakError(Finding("--ckpt_path", what, remedy))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kd_convnext.common.files import atomic_write, read_bytes, write_finding
+from kd_convnext.common.tables import as_written, inert
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, ManifestError
 
@@ -89,7 +90,7 @@ class Content:
         """Returns a row's value in a column, stripped; empty where there is none."""
         for position, column in enumerate(self.header[: len(record.fields)]):
             if column.strip().lower() == name:
-                return record.fields[position].strip()
+                return as_written(record.fields[position].strip())
         return ""
 
     def rows(self, image: str) -> list[Record]:
@@ -125,7 +126,7 @@ class ManifestFile:
         """Names the file."""
         self.path = path
         self._lock = threading.RLock()
-        self._kept: tuple[tuple[int, int, int], Content] | None = None
+        self._kept: tuple[tuple[int, ...], Content] | None = None
 
     def read(self) -> Content:
         """Reads the file, unless it is as it was.
@@ -135,7 +136,7 @@ class ManifestFile:
         """
         with self._lock:
             state = _state(self.path)
-            if self._kept is None or self._kept[0] != state or not state[0]:
+            if self._kept is None or self._kept[0] != state or not state:
                 self._kept = (state, _parsed(self.path))
             return self._kept[1]
 
@@ -184,7 +185,7 @@ class ManifestFile:
 
             def write(file: BinaryIO) -> None:
                 file.write(data)
-                if before[0]:
+                if before:
                     Path(file.name).chmod(stat.S_IMODE(self.path.stat().st_mode))
                 if _state(self.path) != before:
                     what = "it was written by another program at the same moment"
@@ -204,12 +205,12 @@ def image_name(text: str, root: Path) -> str:
     return name.removeprefix(root.resolve().as_posix().rstrip("/") + "/")
 
 
-def _state(path: Path) -> tuple[int, int, int]:
+def _state(path: Path) -> tuple[int, ...]:
     try:
         found = path.stat()
     except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_size, found.st_ino)
+        return ()
+    return (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
 
 
 @contextlib.contextmanager
@@ -309,8 +310,8 @@ def _changed(content: Content, image: str, regions: Sequence[Region]) -> str:
         if region.place is None:
             values["image"] = image
         for name, value in values.items():
-            if name in columns and fields[columns.index(name)].strip() != value:
-                fields[columns.index(name)] = value
+            if name in columns and as_written(fields[columns.index(name)].strip()) != value:
+                fields[columns.index(name)] = inert(value)
         unchanged = (
             region.place is not None and not added and tuple(fields) == content.records[old[region.place]].fields
         )

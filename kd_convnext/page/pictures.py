@@ -79,7 +79,7 @@ class Thumbnails:
     def _file(self, path: Path) -> Path:
         try:
             found = path.stat()
-            state = f"{path.absolute()}|{found.st_size}|{found.st_mtime_ns}|{SIDE}"
+            state = f"{path.absolute()}|{found.st_size}|{found.st_mtime_ns}|{found.st_ctime_ns}|{SIDE}"
         except OSError:
             state = str(path)
         key = hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()

@@ -137,7 +137,12 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
     Raises:
         ConfigError: The file cannot be written.
     """
-    write_text(path, guarded(frame).to_csv(index=False, float_format="%.8g"))
+    write_text(path, table_text(frame))
+
+
+def table_text(frame: pd.DataFrame) -> str:
+    """Returns a table as `write_table` writes it."""
+    return str(guarded(frame).to_csv(index=False, float_format="%.8g"))
 
 
 def write_predictions(folder: RunFolder, evaluation: "Evaluation", manifest: "Manifest") -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kd_convnext.common.counting import counted
-from kd_convnext.common.parsing import require_at_least
+from kd_convnext.common.parsing import require_at_least, warn_of_idle
 from kd_convnext.common.reading import json_text
 from kd_convnext.errors import KDConvNeXtError
 
@@ -69,6 +69,8 @@ def explain(
     from kd_convnext.inference.predictor import Predictor
 
     require_at_least(neighbours=(neighbours, 0))
+    of_cases = {"manifest": manifest, "cache_dir": cache_dir}
+    warn_of_idle(**{name: (neighbours == 0 and bool(given), "with --neighbours 0") for name, given in of_cases.items()})
     folder, photographs, failures = opened(photos, out, overwrite=overwrite, box=box)
     predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights, device=device)
     teacher = load_network(teacher_ckpt, device) if teacher_ckpt is not None else None

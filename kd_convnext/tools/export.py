@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kd_convnext.common.counting import counted
-from kd_convnext.common.files import sha256_of, write_finding
+from kd_convnext.common.files import move_in, sha256_of, write_finding
 from kd_convnext.errors import ConfigError, ExportError, Finding
 
 if TYPE_CHECKING:
@@ -91,10 +91,9 @@ def export(
         if format == "onnx":
             made += write_crop(predictor, pixels, place) if lacking is None else []
         _describe(place / "model.json", words, made, found, shown)
-        folder.mkdir(exist_ok=True)
-        for stale in {FILE, ENLARGE} - {file.name for file in made} if format == "onnx" else ():
-            (folder / stale).unlink(missing_ok=True)  # of an earlier export: the example would use it
-        kept = [file.replace(folder / file.name) for file in (*made, place / "model.json")]
+        # Crops of an earlier export: the example would use them.
+        stale = {FILE, ENLARGE} - {file.name for file in made} if format == "onnx" else set()
+        kept = move_in([*made, place / "model.json"], folder, made[0].name, stale)
     _report(kept, found, shown)
     if format == "onnx" and lacking is not None:
         print(f"There is no crop.onnx: {lacking}. Without it docs/examples/onnx_only.py cannot run; crops come from")

@@ -11,7 +11,7 @@ import yaml
 from kd_convnext.common.console import duration
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write
-from kd_convnext.common.parsing import require_at_least
+from kd_convnext.common.parsing import require_at_least, warn_of_idle
 from kd_convnext.common.words import command_line
 from kd_convnext.errors import CellError, ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell, Choice, chosen_repeats, plan_cells, selected, whole
@@ -96,7 +96,7 @@ def paper(
         KDConvNeXtError: The description or the data cannot be used: all findings.
         CellError: Cells have failed; everything else is done and written.
     """
-    require_at_least(bootstrap=(bootstrap, 1), seed=(seed, 0), workers=(workers, 1))
+    _check(bootstrap, seed, workers, launcher)
     shown = _given(by=by, prevalence=prevalence, thresholds=thresholds)
     choice = Choice(
         out=Path(out),
@@ -121,6 +121,11 @@ def paper(
     records = _standing(cells, choice.out) if collect else _launch(cells, place, launcher, workers)
     _write_outputs(grid, choice, bootstrap, shown)
     return _summary(choice.out, records)
+
+
+def _check(bootstrap: int, seed: int, workers: int, launcher: str) -> None:
+    require_at_least(bootstrap=(bootstrap, 1), seed=(seed, 0), workers=(workers, 1))
+    warn_of_idle(workers=(workers > 1 and launcher != "ray", "without --launcher ray"))
 
 
 def _given(**options: str | None) -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from kd_convnext.common.console import duration, megabytes
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import default_cache_dir
+from kd_convnext.common.parsing import warn_of_idle
 from kd_convnext.data.crops.cache.cache import CropCache, OnError
 from kd_convnext.data.crops.cache.index import compact
 from kd_convnext.data.crops.cache.packed import discard_damaged
@@ -82,6 +84,7 @@ def prepare(
         KDConvNeXtError: Manifest, weights, photographs or folder are not usable: all findings.
     """
     spec = crops.with_upscaler(upscaler, sr_weights)
+    _name_idle(spec, dry_run, preview=preview > 0, verify=verify, prune=prune, also=bool(also), yes=yes)
     if download:
         download_weights(spec.weights())
     table = read_manifest(manifest, classes=classes, on_error=on_error, columns=columns)
@@ -100,9 +103,7 @@ def prepare(
         made = shared
     cache = _opened(root, spec, device, table)
     prepared = cache.fill(table, on_error=on_error, verify=verify and alone)  # other ranks have verified already
-    done = _report(prepared, made)
-    for line in fidelity_lines(prepared, table):
-        print(line)
+    done = _report(prepared, made, table)
     if verify:
         _discard_damaged(prepared)
     if preview:
@@ -111,6 +112,15 @@ def prepare(
         _prune(cache, [table, *(read_manifest(path, columns=columns) for path in also)], yes)
     _print_fit(spec, fit_config, classes, on_error, manifest=manifest, columns=columns, cache_dir=cache_dir)
     return done
+
+
+def _name_idle(spec: CropSpec, dry_run: bool, **given: bool) -> None:
+    """Warns of options that were given and have no effect."""
+    for told in spec.idle():
+        warnings.warn(told, stacklevel=3)
+    dry = {name: (dry_run and given[name], "with --dry_run") for name in ("preview", "verify", "prune")}
+    kept = {name: (given[name] and not given["prune"], "without --prune") for name in ("also", "yes")}
+    warn_of_idle(**dry, **kept)
 
 
 def _print_fit(
@@ -146,8 +156,8 @@ def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> Crop
     return cache
 
 
-def _report(prepared: PreparedCrops, made: int) -> PrepareSummary:
-    """Sums up; ``made`` counts what other ranks have made before."""
+def _report(prepared: PreparedCrops, made: int, manifest: Manifest) -> PrepareSummary:
+    """Sums up, and says how faithful the crops are; ``made`` counts what other ranks have made before."""
     _list_left_out("crop", tuple(prepared.failed.values()))
     before = prepared.summary
     done = replace(before, made=before.made + made, found=before.found - made)
@@ -155,6 +165,8 @@ def _report(prepared: PreparedCrops, made: int) -> PrepareSummary:
         f"{done.made} made, {done.found} found, {done.failed} failed; "
         f"{megabytes(done.bytes)} in {duration(done.seconds)}"
     )
+    for line in fidelity_lines(prepared, manifest):
+        print(line)
     return done
 
 

@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kd_convnext.common.parsing import warn_of_idle
+
 if TYPE_CHECKING:
     from kd_convnext.inference.publishing.hub import PublishedModel
 
@@ -42,6 +44,7 @@ def publish(
     from kd_convnext.inference.publishing.hub import PublishedModel
     from kd_convnext.runs.folder import require_empty
 
+    warn_of_idle(private=(not private and repo_id is None, "without --repo_id"))
     folder = Path(out).expanduser()
     require_empty(folder, permitted=overwrite, option="--overwrite true")
     model = PublishedModel.from_checkpoint(ckpt_path, sr_weights=sr_weights, repo_id=repo_id, license=license)
@@ -56,9 +59,9 @@ def _replace(folder: Path, model: "PublishedModel") -> None:
     """Writes the files beside the folder, and moves them in when all are whole; till then an earlier model stays."""
     from safetensors import SafetensorError
 
-    from kd_convnext.common.files import write_finding
+    from kd_convnext.common.files import move_in, write_finding
     from kd_convnext.errors import ConfigError, Finding
-    from kd_convnext.inference.publishing.hub import FILES
+    from kd_convnext.inference.publishing.hub import CONFIG, FILES
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +71,7 @@ def _replace(folder: Path, model: "PublishedModel") -> None:
             for file in made:
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
-            folder.mkdir(exist_ok=True)
-            for file in made:
-                file.replace(folder / file.name)
-            for stale in set(FILES) - {file.name for file in made}:
-                (folder / stale).unlink(missing_ok=True)
+            move_in(made, folder, CONFIG, stale=set(FILES) - {file.name for file in made})
     except OSError as error:
         raise ConfigError(write_finding(folder, error)) from error
     except SafetensorError as error:

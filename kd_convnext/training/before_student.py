@@ -44,7 +44,7 @@ def trained_teacher(
         The teacher's checkpoint.
 
     Raises:
-        LeakError: Photographs without labels show lesions, patients or files of validation or test.
+        LeakError: Photographs without labels show lesions, patients or pictures of validation or test.
         KDConvNeXtError: The teacher cannot be trained.
     """
     own = RunFolder(run.path / TEACHER)
@@ -63,6 +63,8 @@ def trained_teacher(
     words = ["fit", "--config", config, "--config", str(overlay)]
     if own.last.is_file():
         words += ["--ckpt_path", str(own.last)]
+    else:
+        own.best.unlink(missing_ok=True)  # of a first epoch that was killed at its end
     with _environment_kept():
         train([*words, "--trainer.default_root_dir", str(own.path), "--header.next_steps", "false"])
     # An interrupted fit leaves a best.ckpt too, of the epochs so far.
@@ -80,7 +82,8 @@ def _refuse_judged(data: Mapping[str, Any]) -> None:
         split=SplitSpec(**data["split"]),
     )
     judged = np.concatenate([student.split.rows("val"), student.split.rows("test")])
-    refuse_judged(read_unlabelled(data["unlabelled"]), student.manifest, judged, allow=data["allow_leak"])
+    by, allow = student.split_spec.group_by, data["allow_leak"]
+    refuse_judged(read_unlabelled(data["unlabelled"]), student.manifest, judged, by, allow=allow)
 
 
 @contextmanager

@@ -23,9 +23,10 @@ from kd_convnext.common.process import quiet_libraries
 from kd_convnext.common.trust import require_trusted, require_trusted_words
 from kd_convnext.common.words import files_first, without_foreign_arguments
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.loading.idle import idle_options
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
-from kd_convnext.runs.folder import RunFolder
+from kd_convnext.runs.folder import RunFolder, require_writable
 from kd_convnext.training.before_student import TEACHER, trained_teacher
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
@@ -46,6 +47,7 @@ from kd_convnext.training.run_place import (
     earlier_precision,
     interrupted,
     is_first_process,
+    refuse_taken,
     terminated,
 )
 from kd_convnext.training.trainer_options import require_possible
@@ -240,6 +242,11 @@ class TrainingCLI(LightningCLI):
         config.trainer.default_root_dir = str(self.folder.path)
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(self.folder.checkpoints)
+        elif self.subcommand == "fit":
+            place = Path(config.checkpoint.dirpath)
+            require_writable(place)
+            if config.ckpt_path is None:
+                refuse_taken(place, place, "--checkpoint.dirpath")
         for logger in _as_list(config.trainer.logger):
             options = logger.init_args
             if "save_dir" in options and str(options.save_dir) in (".", "None"):
@@ -253,6 +260,9 @@ class TrainingCLI(LightningCLI):
         model = config.model.init_args
         if self.subcommand != "fit" or config.teacher_config is None or model.get("teacher_ckpt") is not None:
             return
+        if "teacher_ckpt" not in model:
+            remedy = "Leave it out, or give --model DistillModule."
+            raise ConfigError(Finding("--teacher_config", "this model learns from no teacher", remedy))
         if is_first_process():
             asked = {option: config.trainer[option] for option in ("accelerator", "precision")}
             trainer = {option: value for option, value in asked.items() if value not in (None, "auto")}
@@ -276,6 +286,9 @@ class TrainingCLI(LightningCLI):
             except Exception as error:
                 if not kind.__module__.startswith("kd_convnext."):
                     refused.append(refused_by(kind, error))
+                elif isinstance(error, OSError):
+                    place, what = str(error.filename or kind.__name__), f"cannot be used ({error.strerror or error})"
+                    refused.append(ConfigError(Finding(place, what, "Name another file.")))
                 raise
 
         # Lightning calls the parser's deprecated method, which knows no constructors of ours.
@@ -288,6 +301,9 @@ class TrainingCLI(LightningCLI):
             if refused:
                 raise refused[-1] from None
             raise
+        if self.subcommand == "fit" and is_first_process():
+            for told in idle_options(self.datamodule):
+                print(f"Warning: --data: {told}", flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with our callbacks and, for a fit, always a CSV logger."""

@@ -1,5 +1,6 @@
 """Describes the packages and the machine of a run."""
 
+import hashlib
 import platform
 import sys
 from datetime import datetime
@@ -8,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from lightning.pytorch import Trainer
 
 from kd_convnext._version import __version__
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.modules.compiled_step import plan_compile
+from kd_convnext.training.changed import CROPS
 from kd_convnext.training.header import device_name
 
 _PACKAGES = (
@@ -34,8 +37,8 @@ def environment(trainer: Trainer) -> dict[str, object]:
         trainer: At the start of a fit.
 
     Returns:
-        Start time, command, device, precision, how steps were planned to run, processes, Python, platform, and package
-        versions.
+        Start time, command, device, precision, how steps were planned to run, processes, Python, platform, versions of
+        packages, and a hash of the crops.
     """
     asked = getattr(trainer.lightning_module, "compile_asked", None)
     versions = {"kd-convnext": __version__}
@@ -54,4 +57,15 @@ def environment(trainer: Trainer) -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
+        CROPS: _crops(trainer),
     }
+
+
+def _crops(trainer: Trainer) -> str | None:
+    """Hashes the names of the crops of training and validation, which are hashes of what they show."""
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, SpecimenDataModule):
+        return None
+    rows = [*data.split.rows("train").tolist(), *data.split.rows("val").tolist()]
+    names = sorted(data.crops.keys[row] for row in rows if row in data.crops.keys)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()

@@ -3,19 +3,23 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from matplotlib.figure import Figure
 
+from kd_convnext.common.console import say
 from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.files import atomic_write_all, sha256_of
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.manifest.grouping import Part
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
 from kd_convnext.runs.judged import Judged, data_name, external_folder, require_free
 from kd_convnext.runs.loggers import log_figure
+from kd_convnext.training.changed import changes
+from kd_convnext.training.outside import refuse_copies
 
 
 def run_folder(trainer: Trainer) -> RunFolder:
@@ -59,7 +63,7 @@ class HoldsFiles:
 
 
 def begin_files(trainer: Trainer, files: Mapping[Path, bytes]) -> None:
-    """Writes the files that a fit begins with, all of them or none.
+    """Writes the files that a fit begins with, all of them or none; says what changed since the one that it continues.
 
     Args:
         trainer: At the start of a fit. Its callbacks and loggers add what they hold (`HoldsFiles`).
@@ -69,6 +73,8 @@ def begin_files(trainer: Trainer, files: Mapping[Path, bytes]) -> None:
         OSError: One cannot be written; then none is changed.
     """
     contents = dict(files)
+    for told in changes(run_folder(trainer), contents) if trainer.ckpt_path else ():
+        say(trainer, f"Warning: {told}; the fit goes on with them as they are now")
     for each in (*trainer.callbacks, *trainer.loggers):  # type: ignore[attr-defined]
         if isinstance(each, HoldsFiles):
             contents |= each.begins
@@ -92,13 +98,17 @@ def begin_results(trainer: Trainer, part: str, *, overwrite: bool) -> Judged | N
 
     Raises:
         ConfigError: The folder holds results of another checkpoint.
+        LeakError: Other photographs than the run's own hold copies of such that the network was trained on.
     """
     if not trainer.ckpt_path:
         return None
     path, data, folder = Path(trainer.ckpt_path), _data(trainer), run_folder(trainer)
     judged = Judged(path.name, sha256_of(path), data.split.hash, data_name(data.path))
+    others = judges_others(trainer)
     if not overwrite:
-        require_free(folder, part, judged, own=not judges_others(trainer))
+        require_free(folder, part, judged, own=not others)
+    if others and part in ("val", "test"):
+        refuse_copies(trainer, data, cast("Part", part))
     return judged
 
 

@@ -50,13 +50,12 @@ from kd_convnext.training.header import RunHeader
 from kd_convnext.training.outputs import _data, begin_files, begin_results, judges_others, run_folder, show_figure
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
-from kd_convnext.training.summary import best_epoch_line, score_lines
+from kd_convnext.training.summary import best_epoch_line, patient_lines, score_lines
 
 if TYPE_CHECKING:
     from kd_convnext.models.backbones import Backbone
 
 __all__ = ["AugmentationPreview", "CurveFigures", "DataWaitBar", "RunHeader", "RunRecord", "run_folder"]
-
 
 _GRID = 36
 """Pictures of the grid of wrong predictions at most."""
@@ -236,7 +235,8 @@ class RunRecord(Callback):
         own = None if lesions is None else _lesion_counts(trainer, lesions)
         named = {"val": "validation"}.get(found.part, found.part)
         folder = run_folder(trainer)
-        for line in score_lines(named, _lesion_counts(trainer, found), own, found.class_names):
+        lines = score_lines(named, _lesion_counts(trainer, found), own, found.class_names)
+        for line in lines + patient_lines(getattr(trainer, "datamodule", None), found.index):
             say(trainer, line)
         say(trainer, f"Figures: {shown(folder.figures)}; all numbers: {shown(folder.metrics)}")
         if judges_others(trainer):

@@ -60,15 +60,33 @@ def chosen_folder(config: Namespace) -> RunFolder:
         return RunFolder(Path(os.environ[RUN_FOLDER]))
     if config.trainer.default_root_dir is not None:
         folder = RunFolder(Path(config.trainer.default_root_dir).expanduser())
-        if folder.last.exists():
-            remedy = f"Name another --trainer.default_root_dir, or go on with --ckpt_path {folder.last}."
-            raise ConfigError(Finding(str(folder.path), "holds a run already", remedy))
+        refuse_taken(folder.path, folder.checkpoints, "--trainer.default_root_dir")
         require_writable(folder.path)
     else:
         given = config.get("config") or []
         folder = new_run_folder("runs", config.name or (Path(str(given[0])).stem if given else "run"))
     os.environ[RUN_FOLDER] = str(folder.path)
     return folder
+
+
+def refuse_taken(place: Path, checkpoints: Path, option: str) -> None:
+    """Refuses a place in which a new fit would replace another's checkpoints.
+
+    Args:
+        place: As it was named.
+        checkpoints: Folder of its checkpoints.
+        option: That names another place, for the message.
+
+    Raises:
+        ConfigError: There are checkpoints.
+    """
+    last, best = checkpoints / "last.ckpt", checkpoints / "best.ckpt"
+    if last.exists():
+        remedy = f"Name another {option}, or go on with --ckpt_path {last}."
+        raise ConfigError(Finding(str(place), "holds a run already", remedy))
+    if best.exists():
+        remedy = f"Name another {option}, or move {best} away: a fit would replace it."
+        raise ConfigError(Finding(str(place), "holds the network of a run without its last.ckpt", remedy))
 
 
 def earlier_precision(folder: RunFolder) -> str | None:

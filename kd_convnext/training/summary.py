@@ -1,7 +1,12 @@
 """Prints what a test or a fit has found: a table of a dozen lines, and the best epoch with its interval."""
 
+import numpy as np
+import numpy.typing as npt
+
 from kd_convnext.common.console import duration
 from kd_convnext.common.counting import counted
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.manifest.grouping import crowded
 from kd_convnext.evaluation.proportions import FEW, Interval, digits
 from kd_convnext.evaluation.statistics import LesionCounts, Metric, class_scores, intervals, scores
 
@@ -56,6 +61,17 @@ def score_lines(
     if (behind < FEW).any():
         lines.append(f"  † fewer than {FEW} lesions: these figures say little")
     return lines
+
+
+def patient_lines(data: object, rows: npt.NDArray[np.int64]) -> list[str]:
+    """Makes a line on patients with several of the lesions that a table is about.
+
+    Args:
+        data: A fit's data; of others than ours nothing is known.
+        rows: Of its manifest, int64.
+    """
+    told = crowded(data.manifest.table.iloc[rows]) if isinstance(data, SpecimenDataModule) else ""
+    return [f"  note: {told}"] if told else []
 
 
 def best_epoch_line(epoch: int, best: LesionCounts, seconds: float) -> str:

@@ -5,8 +5,10 @@ import stat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.errors import ManifestError
 from kd_convnext.page import manifest_file
 from kd_convnext.page.manifest_file import ConflictError, ManifestFile, Region
@@ -139,3 +141,16 @@ def test_any_text_comes_back_as_it_was_written(tmp_path_factory, label, lesion, 
     (found,) = file.read().regions("a.jpg")
     assert (found.label, found.lesion_id, found.box) == (label, lesion, Box(1, 2, 3, 4))
     assert file.read().value(file.read().rows("a.jpg")[0], "note") == note
+
+
+def test_what_a_spreadsheet_would_run_is_written_inert_and_read_as_it_was(tmp_path):
+    file = manifest(tmp_path, "image,label,remark\n")
+    formula = "=HYPERLINK(1)"
+    change(file, f"{formula}.jpg", Region(formula, "@lesion", "-patient"))
+    assert file.path.read_text().splitlines()[1].startswith(f"'{formula}.jpg,'{formula},,'@lesion,'-patient")
+    assert file.read().regions(f"{formula}.jpg") == [Region(formula, "@lesion", "-patient", place=0)]
+    written = file.path.read_bytes()
+    change(file, f"{formula}.jpg", *file.read().regions(f"{formula}.jpg"))
+    assert file.path.read_bytes() == written
+    Image.new("RGB", (30, 20)).save(tmp_path / f"{formula}.jpg")
+    assert list(read_manifest(file.path, require_labels=False).table["label"]) == [formula]

@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 from helpers.command_line import TINY, convnext
+from PIL import Image, ImageOps
 
 from kd_convnext.cli import main
 from kd_convnext.errors import ConfigError
@@ -15,12 +16,27 @@ from kd_convnext.runs.judged import Judged, data_name, external_folder, read_jud
 OWN = Judged("best.ckpt", "a" * 64, "own", "here")
 
 
-def elsewhere(manifest, folder, prefix):
-    """The same photographs under other names and lesions, as another hospital's."""
+@pytest.fixture(scope="module")
+def fitted(tiny_manifest, tiny_cache, tmp_path_factory):
+    run = RunFolder(tmp_path_factory.mktemp("fitted") / "run")
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
+    fit = ["fit", "--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone"), *data]
+    assert main([*fit, f"--trainer.default_root_dir={run.path}"]) == 0
+    return run
+
+
+@pytest.fixture
+def run(fitted, tmp_path):
+    return RunFolder(shutil.copytree(fitted.path, tmp_path / "run"))
+
+
+def elsewhere(manifest, folder, prefix, change=ImageOps.mirror):
+    """Mirrored photographs under other names and lesions, as another hospital's."""
     folder.mkdir(parents=True)
     table = pd.read_csv(manifest, dtype=str)
     for name in table["image"]:
-        shutil.copy(manifest.parent / name, folder / f"{prefix}{name}")
+        with Image.open(manifest.parent / name) as picture:
+            change(picture).save(folder / f"{prefix}{name}")
     table["image"] = prefix + table["image"]
     table["lesion_id"] = prefix + table["lesion_id"]
     table["split"] = "test"
@@ -28,11 +44,7 @@ def elsewhere(manifest, folder, prefix):
     return folder / "manifest.csv"
 
 
-def test_the_record_of_the_run_stays(tiny_manifest, tiny_cache, tmp_path, capsys):
-    run = RunFolder(tmp_path / "run")
-    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
-    fit = ["fit", "--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone"), *data]
-    assert main([*fit, f"--trainer.default_root_dir={run.path}"]) == 0
+def test_the_record_of_the_run_stays(run, tiny_manifest, tmp_path, capsys):
     test = ["test", "--config", str(run.config), "--ckpt_path", str(run.best)]
     assert main(test) == 0
     own = {path: path.read_bytes() for path in (run.metrics, run.predictions, run.figure("confusion_matrix"))}
@@ -59,6 +71,31 @@ def test_the_record_of_the_run_stays(tiny_manifest, tiny_cache, tmp_path, capsys
     assert read_judged(run)["test"].checkpoint == "last.ckpt"
     assert main(["card", "--ckpt_path", str(run.best)]) == 0
     assert "results are of another checkpoint" in (run.path / "MODEL_CARD.md").read_text()
+
+
+def test_copies_of_training_photographs_under_other_names(run, tiny_manifest, tmp_path, capsys):
+    trained = pd.read_csv(run.split)["split"].eq("train").sum()
+    other = elsewhere(tiny_manifest, tmp_path / "copies", "x")
+    table = pd.read_csv(other, dtype=str)
+    for name in table["image"]:
+        shutil.copy(tiny_manifest.parent / name[1:], other.parent / name)
+    test = ["test", "--config", str(run.config), "--ckpt_path", str(run.best), f"--data.manifest={other}"]
+    assert main(test) == 2
+    assert f"{trained} photographs of the training are among those to be judged (x" in capsys.readouterr().err
+    assert not run.external.exists()
+    assert main([*test, "--data.allow_leak=true"]) == 0
+    assert "in training (allow_leak)" in capsys.readouterr().out
+    assert "test/leak_allowed" in json.loads((run.external / "copies" / "metrics.json").read_text())
+
+
+def test_training_photographs_saved_again(run, tiny_manifest, tmp_path, capsys):
+    other = elsewhere(tiny_manifest, tmp_path / "again", "x", lambda picture: picture.point(lambda value: value + 2))
+    test = ["test", "--config", str(run.config), "--ckpt_path", str(run.best), f"--data.manifest={other}"]
+    assert main(test) == 0
+    assert "near-identical to such of the training (x" in capsys.readouterr().out
+    run.split.unlink()
+    assert main(test) == 0
+    assert "the run's own photographs are not at hand" in capsys.readouterr().out
 
 
 def test_photographs_are_named_after_their_manifest_or_its_folder(tmp_path):

@@ -14,8 +14,8 @@ from kd_convnext.inference.trust.calibration import FILE
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.judged import read_judged
 
-COMMANDS = ["calibrate", "test", "card", "fit"]
-COMMANDS += [pytest.param(name, marks=pytest.mark.slow) for name in ("report", "torch")]
+COMMANDS = ["calibrate", "test", "card", "fit", "predict", "classify", "explain"]
+COMMANDS += [pytest.param(name, marks=pytest.mark.slow) for name in ("report", "compare", "torch")]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,12 @@ def whole(tiny_manifest, tiny_cache, tmp_path_factory):
     assert main([*fit, f"--trainer.default_root_dir={run.path}"]) == 0
     assert main(["test", "--config", str(run.config), "--ckpt_path", str(run.best)]) == 0
     assert main(["calibrate", "--ckpt_path", str(run.best)]) == 0
+    photographs = sorted(tiny_manifest.parent.glob("*.png"))[:3]
+    (run.path / "asked").mkdir()
+    for photograph in photographs:
+        shutil.copy(photograph, run.path / "asked")
+    for command in ("predict", "classify", "explain"):
+        assert main(words(command, run)) == 0
     return run
 
 
@@ -39,10 +45,15 @@ def run(whole, tmp_path):
 def words(command, run):
     best = ["--ckpt_path", str(run.best)]
     configured = ["--config", str(run.config)]
+    asked = [str(run.path / "asked"), *best, "--overwrite", "true", "--out"]
     return {
         "calibrate": ["calibrate", *best],
         "test": ["test", *configured, *best],
         "card": ["card", *best],
+        "predict": ["predict", *configured, *best],
+        "classify": ["classify", *asked, str(run.path / "classified")],
+        "explain": ["explain", *asked, str(run.path / "explained"), "--neighbours", "0"],
+        "compare": ["compare", str(run.path), "--bootstrap", "20", "--out", str(run.path.parent / "compared")],
         "report": ["report", str(run.path), "--bootstrap", "20"],
         "fit": ["fit", *configured, "--ckpt_path", str(run.last), "--trainer.max_epochs=3"],
         "torch": ["export", *best, "--format", "torch", "--out", str(run.path.parent / "model")],
@@ -102,6 +113,17 @@ def test_an_earlier_calibration_stays_whole(run, monkeypatch, capsys):
         assert main(again) == 2
     assert said_in_one_line(capsys.readouterr().err, run.best.with_name(FILE).parent)
     assert contents(run.best.parent) == before
+
+
+def test_earlier_answers_stay_whole(run, monkeypatch, capsys):
+    """The second file does not reach the disk; one of the photographs asked about before is gone by then."""
+    before = contents(run.path / "classified")
+    next((run.path / "asked").iterdir()).unlink()
+    with monkeypatch.context() as harm:
+        full_after(harm, 1)
+        assert main(words("classify", run)) == 2
+    assert said_in_one_line(capsys.readouterr().err, run.path / "classified")
+    assert contents(run.path / "classified") == before
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])

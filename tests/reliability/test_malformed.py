@@ -208,6 +208,8 @@ def test_pipes_and_devices_are_no_files(run, tiny_manifest, tmp_path, capsys):
     photo = str(next(tiny_manifest.parent.glob("*.png")))
     commands = [
         ["fit", "--config", str(pipe)],
+        ["fit", f"--data={pipe}"],
+        ["prepare", "--manifest", str(tiny_manifest), "--crops", str(pipe)],
         ["prepare", f"--config={pipe}"],
         ["prepare", "--manifest", str(tiny_manifest), "--sr_weights", str(pipe), "--dry_run", "true"],
         ["classify", photo, "--ckpt_path", checkpoint, "--calibration", str(pipe), "--out", str(tmp_path / "out")],

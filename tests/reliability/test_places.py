@@ -68,11 +68,12 @@ def test_options_with_nothing_behind_them(command, commands, capsys):
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("option", ["--trainer.default_root_dir", "--data.cache_dir"])
+@pytest.mark.parametrize("option", ["--trainer.default_root_dir", "--data.cache_dir", "--checkpoint.dirpath"])
 def test_a_fit_that_has_no_place(option, place, tiny_manifest, tiny_cache, tmp_path, capsys):
     value, told = PLACES[place]
     data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
-    refused([*FIT, *data, f"--trainer.default_root_dir={tmp_path / 'run'}", f"{option}={value}"], told, capsys)
+    said = refused([*FIT, *data, f"--trainer.default_root_dir={tmp_path / 'run'}", f"{option}={value}"], told, capsys)
+    assert "Best epoch" not in said.out
 
 
 def test_a_path_in_a_configuration(tiny_manifest, tmp_path, capsys):
@@ -115,6 +116,39 @@ def test_names_of_photographs_in_another_encoding(commands, tmp_path, capsys):
     for label in ("a", "b"):
         photographs_of_another_encoding(tmp_path / "classes" / label)
     assert main(["prepare", str(tmp_path / "classes"), "--dry_run", "true"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("its name is not in UTF-8: rename it") == 2 and "Traceback" not in error
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_links_that_lead_to_each_other(command, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    out = tmp_path / "out"
+    assert main([command, str(tmp_path / "loop"), f"--out={out}"]) == 2
+    assert "error: " in (error := capsys.readouterr().err) and str(tmp_path / "loop") in error
+
+
+def test_weights_of_a_name_too_long(tiny_manifest, tmp_path, capsys):
+    place = [f"--trainer.default_root_dir={tmp_path / 'run'}", f"--data.manifest={tiny_manifest}"]
+    refused([*FIT, *place, f"--model.backbone.weights=/tmp/{'x' * 300}"], "(File name too long)", capsys)
+
+
+@pytest.mark.parametrize("option", ["--data", "--config", "--data.manifest", "--model.backbone.weights"])
+def test_a_file_whose_name_is_in_another_encoding(option, tiny_manifest, tmp_path, capsys):
+    name, place = tmp_path / os.fsdecode(b"caf\xe9.yaml"), f"--trainer.default_root_dir={tmp_path / 'run'}"
+    assert main([*FIT, place, f"--data.manifest={tiny_manifest}", f"{option}={name}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Traceback" not in error and "codec" not in error
+
+
+@pytest.mark.parametrize("command", ["prepare", "init"])
+def test_a_folder_whose_name_is_in_another_encoding(command, tmp_path, capsys):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True)
+        Image.effect_noise((40, 36), 20).convert("RGB").save(folder / label / "1.png")
+    out = [f"--out={tmp_path / 'out'}"] if command == "init" else ["--dry_run"]
+    assert main([command, str(folder), *out]) == 2
     error = capsys.readouterr().err
     assert error.count("its name is not in UTF-8: rename it") == 2 and "Traceback" not in error
 

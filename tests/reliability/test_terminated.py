@@ -86,6 +86,14 @@ def test_a_cell_is_finished_only_if_its_fit_ended_by_itself(code, status, tmp_pa
     assert isinstance(record, CellRecord) and record.status == status
 
 
+def test_a_cell_that_was_killed_between_its_first_two_checkpoints_begins_anew(tmp_path, monkeypatch):
+    best = tmp_path / _cell().path / "checkpoints" / "best.ckpt"
+    best.parent.mkdir(parents=True)
+    best.touch()
+    monkeypatch.setattr(running, "_in_process", lambda words, log, place: int(words[0] == "fit" and best.exists()))
+    assert running.run_cell(_cell(), running.Workplace(tmp_path)).status == "finished"
+
+
 def test_a_signal_to_the_experiment_begins_no_other_cell(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "TrainingCLI", _Stopped)
     with pytest.raises(Terminated):

@@ -1,8 +1,10 @@
 """Options of the trainer that cannot work are refused in words, with exit code 2 and without a traceback."""
 
+import fcntl
 import json
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 
 import pytest
@@ -134,6 +136,12 @@ def test_crops_larger_than_memory(fit, capsys):
     assert "crops.store_size: 1000000000 cannot work" in capsys.readouterr().err
 
 
+def test_a_teacher_for_a_model_that_learns_from_none(fit, tmp_path, capsys):
+    assert fit("--teacher_config=configs/small_cpu/teacher.yaml") == 2
+    assert "--teacher_config: this model learns from no teacher" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
 def test_no_time_for_a_step(fit, capsys):
     assert fit("--trainer.max_time=00:00:00:00") == 2
     assert "nothing was trained" in capsys.readouterr().err
@@ -156,20 +164,71 @@ def test_a_refused_resume_changes_no_record(fit, tmp_path, capsys):
         assert fit(*last, "--model.optim.lr=0.5") == 0
 
 
-def test_two_fits_in_one_folder(fit, tmp_path, capsys):
-    """The first is a process that holds the lock, as a fit does; killed, it keeps nobody out."""
-    run = tmp_path / "run"
-    run.mkdir()
+def test_a_folder_that_has_a_network_without_its_last_checkpoint(fit, tmp_path, capsys):
+    assert fit() == 0
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "last.ckpt").unlink()
+    best = (checkpoints / "best.ckpt").read_bytes()
+    assert fit() == 2
+    assert "holds the network of a run without its last.ckpt" in capsys.readouterr().err
+    assert (checkpoints / "best.ckpt").read_bytes() == best
+    (checkpoints / "best.ckpt").rename(tmp_path / "kept.ckpt")
+    assert fit() == 0
+
+
+def test_a_folder_of_checkpoints_that_another_run_has_written(fit, tmp_path, capsys):
+    kept = tmp_path / "kept"
+    assert fit(f"--checkpoint.dirpath={kept}") == 0
+    best = (kept / "best.ckpt").read_bytes()
+    other = f"--trainer.default_root_dir={tmp_path / 'other'}"
+    assert fit(f"--checkpoint.dirpath={kept}", other) == 2
+    assert "Name another --checkpoint.dirpath" in capsys.readouterr().err
+    assert (kept / "best.ckpt").read_bytes() == best
+    again = [f"--ckpt_path={kept / 'last.ckpt'}", "--trainer.max_epochs=2", f"--checkpoint.dirpath={kept}"]
+    assert fit(*again) == 0
+
+
+@contextmanager
+def held(lock):
+    """A process that holds a lock, as a fit does."""
     hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True)"
-    words = [sys.executable, "-c", f"{hold}; time.sleep(600)", str(run / LOCK)]
+    words = [sys.executable, "-c", f"{hold}; time.sleep(600)", str(lock)]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        assert fit() == 2
+        try:
+            yield
+        finally:
+            other.kill()
+
+
+@pytest.mark.parametrize("ranks", [[], ["--trainer.devices=2", "--trainer.strategy=ddp"]])
+def test_two_fits_in_one_folder(ranks, fit, tmp_path, capsys):
+    """The first is killed, and then keeps nobody out."""
+    run = tmp_path / "run"
+    run.mkdir()
+    with held(run / LOCK):
+        assert fit(*ranks) == 2
         assert f"error: {run}: another fit is writing into it" in capsys.readouterr().err
         assert [path.name for path in run.iterdir()] == [LOCK]
-        other.kill()
-    assert fit() == 0
-    assert not (run / LOCK).exists()
+    if not ranks:
+        assert fit() == 0
+        assert not (run / LOCK).exists()
+
+
+def test_a_lock_that_an_ending_fit_has_removed_keeps_nobody_out(fit, tmp_path, monkeypatch, capsys):
+    """Between opening and locking the earlier fit ends, which removes the file, and another begins."""
+    run, lock = tmp_path / "run", fcntl.lockf
+    with ExitStack() as meanwhile:
+
+        def late(file, how):
+            monkeypatch.setattr(fcntl, "lockf", lock)
+            (run / LOCK).unlink()
+            meanwhile.enter_context(held(run / LOCK))
+            lock(file, how)
+
+        monkeypatch.setattr(fcntl, "lockf", late)
+        assert fit() == 2
+    assert f"error: {run}: another fit is writing into it" in capsys.readouterr().err
 
 
 def test_without_a_key_of_weights_and_biases(fit, capsys, monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ from helpers import tiny
 from helpers.bad_files import cut_short
 from helpers.inference import changed, copy_run, make_run
 from helpers.wandb_reader import read_runs
+from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score
 
 from kd_convnext import Predictor
@@ -172,19 +173,32 @@ def test_too_few_lesions_and_the_ways_out(run, capsys, tmp_path):
     assert len(set(found["values"])) == 1 and all(found["guaranteed"])
 
 
-def test_further_lesions_count(run, tiny_manifest, tmp_path, capsys):
+def further(tiny_manifest, folder, again):
+    """A manifest of new lesions, each photograph made of one of the run's."""
     rows = [line.split(",") for line in tiny_manifest.read_text().splitlines()[1:]]
     lines = ["image,label,lesion_id,x,y,width,height"]
     for number, row in enumerate(rows[::2]):
-        picture = tmp_path / f"{number}.png"
-        picture.write_bytes((tiny_manifest.parent / row[0]).read_bytes())
-        lines.append(f"{picture.name},{row[1]},new-{number},3,2,30,30")
-    (tmp_path / "more.csv").write_text("\n".join(lines) + "\n")
+        with Image.open(tiny_manifest.parent / row[0]) as picture:
+            again(picture).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{row[1]},new-{number},3,2,30,30")
+    (folder / "more.csv").write_text("\n".join(lines) + "\n")
+    return str(folder / "more.csv")
+
+
+def test_further_lesions_count(run, tiny_manifest, tmp_path, capsys):
+    more = further(tiny_manifest, tmp_path, ImageOps.mirror)
     words = ["calibrate", "--ckpt_path", str(run), "--coverage=0.8"]
-    assert main([*words, "--extra_manifest", str(tmp_path / "more.csv")]) == 0
+    assert main([*words, "--extra_manifest", more]) == 0
     found = json.loads((run.parent / "calibration.json").read_text())["lesion"]["classes"]
     assert all(found["guaranteed"]) and min(found["lesions"]) >= 7
     assert main([*words, "--extra_manifest", str(tiny_manifest)]) == 2
+    assert "it has seen" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("again", [lambda picture: picture.copy(), lambda picture: picture.resize((64, 60))])
+def test_further_photographs_that_are_the_runs_own_under_other_names(again, run, tiny_manifest, tmp_path, capsys):
+    more = further(tiny_manifest, tmp_path, again)
+    assert main(["calibrate", "--ckpt_path", str(run), "--coverage=0.8", "--extra_manifest", more]) == 2
     assert "it has seen" in capsys.readouterr().err
 
 

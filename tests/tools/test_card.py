@@ -1,5 +1,7 @@
 import json
+import math
 import shutil
+import struct
 
 import pandas as pd
 import pytest
@@ -161,6 +163,23 @@ def test_a_folder_that_is_none_of_ours_is_refused(published, tmp_path, capsys):
     (damaged / "config.json").write_text(json.dumps(newer))
     with pytest.raises(CheckpointError, match="Update kd-convnext"):
         PublishedModel.from_pretrained(str(damaged))
+
+
+def test_published_weights_that_changed_are_refused(published, tmp_path):
+    folder = shutil.copytree(published, tmp_path / "changed")
+    weights = bytearray((published / "model.safetensors").read_bytes())
+    weights[-9] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is not what was published"):
+        PublishedModel.from_pretrained(str(folder))
+    weights[-4:] = struct.pack("<f", math.nan)
+    (folder / "model.safetensors").write_bytes(weights)
+    # Folders of earlier versions do not name their weights.
+    config = json.loads((published / "config.json").read_text())
+    del config["weights_sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="not finite"):
+        PublishedModel.from_pretrained(str(folder))
 
 
 # ---- a full disk

@@ -132,6 +132,17 @@ class CropSpec:
                 spec = replace(spec, upscaler=automatic_networks(files[0], device, self.sr_precision)[0])
         return spec
 
+    def idle(self) -> list[str]:
+        """Names the options of super-resolution that were given and are not used: sentences, empty where all are."""
+        given = {"sr_weights": self.sr_weights, "sr_denoise": self.sr_denoise, "sr_wdn_weights": self.sr_wdn_weights}
+        given["sr_precision"] = None if self.sr_precision == "float32" else self.sr_precision
+        named = [name for name, value in given.items() if value is not None]
+        if self.upscaler in NETWORKS or (self.upscaler == "auto" and self.sr_weights is not None):
+            blended = self.sr_wdn_weights is None or self.sr_denoise not in (None, 1)
+            return [] if blended else ["sr_wdn_weights has no effect without sr_denoise below 1"]
+        how = "without sr_weights" if self.upscaler == "auto" else f"beside upscaler {self.upscaler}"
+        return [f"{', '.join(named)} {'has' if len(named) == 1 else 'have'} no effect {how}"] if named else []
+
     def weights(self) -> tuple[str, ...]:
         """Returns the weights that a network needs, paths or names: ``sr_weights``, and those it is blended with.
 

@@ -238,7 +238,8 @@ class SpecimenDataModule(pl.LightningDataModule):
             self._sets[name] = SpecimenDataset(crops, kept, labels, views)
         if "train" in rows and self.unlabelled is not None:
             judged = np.concatenate([self.split.rows("val"), self.split.rows("test")])
-            self._unlabelled_leak = refuse_judged(self.unlabelled, self.manifest, judged, allow=self.allow_leak)
+            by, allow = self.split_spec.group_by, self.allow_leak
+            self._unlabelled_leak = refuse_judged(self.unlabelled, self.manifest, judged, by, allow=allow)
             if self.loader.unlabelled_ratio:
                 self._sets["train"] = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
 

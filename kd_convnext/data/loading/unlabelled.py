@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from kd_convnext.data.manifest.grouping import group_hashes
-from kd_convnext.data.manifest.ids import normal_id
-from kd_convnext.data.manifest.inspection import first_of_same_bytes
+from kd_convnext.data.manifest.grouping import GroupBy, group_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
+from kd_convnext.data.manifest.overlap import belonging
 from kd_convnext.errors import Finding, LeakError
 
 UNLABELLED = -1
@@ -20,7 +18,7 @@ UNLABELLED = -1
 NO_CLASS = "unlabelled"
 """The only class of a training without labels."""
 
-_MOST_NAMED = 5
+_MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,16 @@ def read_unlabelled(path: str | Path) -> Unlabelled:
     return Unlabelled(manifest, group_hashes(manifest.table, rows))
 
 
-def refuse_judged(unlabelled: Unlabelled, manifest: Manifest, judged: npt.NDArray[np.int64], *, allow: bool) -> bool:
-    """Refuses unlabelled photographs of lesions, patients or files that validation or test judge by.
+def refuse_judged(
+    unlabelled: Unlabelled, manifest: Manifest, judged: npt.NDArray[np.int64], group_by: GroupBy, *, allow: bool
+) -> bool:
+    """Refuses unlabelled photographs that belong together with those that validation or test judge by.
 
     Args:
         unlabelled: The photographs without labels.
         manifest: The labelled ones.
         judged: Rows of ``manifest`` in validation and test, int64.
+        group_by: What no split divides: near-identical photographs are looked for by "known" alone.
         allow: Go on all the same.
 
     Returns:
@@ -90,31 +91,13 @@ def refuse_judged(unlabelled: Unlabelled, manifest: Manifest, judged: npt.NDArra
     Raises:
         LeakError: There are, and they are not allowed.
     """
-    own, theirs = unlabelled.manifest.table, manifest.table.iloc[judged]
-    shared = _shared_ids(own, theirs) | _same_files(unlabelled.manifest, manifest, judged)
+    shared = belonging(unlabelled.manifest, manifest, judged, likeness=group_by == "known")
     if not shared.any():
         return False
     if not allow:
-        names = own["image"][shared].tolist()
+        names = unlabelled.manifest.table["image"][shared].tolist()
         listed = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
-        what = f"{len(names)} of its photographs show lesions, patients or files of validation or test ({listed})"
+        what = f"{len(names)} of its photographs show lesions, patients or pictures of validation or test ({listed})"
         remedy = "Leave them out, or give --data.allow_leak true to go on; the results then say so."
         raise LeakError(Finding(f"--data.unlabelled {unlabelled.manifest.name}", what, remedy))
     return True
-
-
-def _shared_ids(own: pd.DataFrame, theirs: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    shared = np.zeros(len(own), bool)
-    for column in ("lesion_id", "patient_id"):
-        known = {normal_id(value) for value in set(theirs[column]) - {""}}
-        shared |= own[column].map(normal_id).isin(known).to_numpy()
-    return shared
-
-
-def _same_files(unlabelled: Manifest, manifest: Manifest, judged: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Tells which unlabelled photographs have the bytes of a judged one, whatever their names."""
-    theirs = sorted({manifest.image_path(row) for row in judged.tolist()})
-    own = [unlabelled.image_path(row) for row in range(len(unlabelled))]
-    paths = [*theirs, *own]
-    first = first_of_same_bytes(paths, [path.stat().st_size if path.is_file() else 0 for path in paths])
-    return np.array([first.get(len(theirs) + row, len(theirs)) < len(theirs) for row in range(len(own))], bool)

@@ -16,7 +16,7 @@ from kd_convnext.common.nearest import nearest
 from kd_convnext.data.manifest.columns import BOX_COLUMNS
 from kd_convnext.data.manifest.ids import normal_id
 from kd_convnext.data.manifest.inspection import PhotographFile, first_of_same_bytes, inspect_files
-from kd_convnext.data.manifest.likeness import find_alike, look_at
+from kd_convnext.data.manifest.likeness import first_alike, look_at
 from kd_convnext.errors import Finding
 
 PARTS = ("train", "val", "test")
@@ -305,20 +305,8 @@ def add_file_facts(
 def _near_identical(images: list[str], widths: list[int], names: dict[str, str], root: Path) -> dict[str, str]:
     """Returns the first image of each set of near-identical photographs, for each image of such a set."""
     chosen = [image for image, width in zip(images, widths, strict=True) if width and names[image] == image]
-    pairs = find_alike(look_at([root / image for image in chosen], root))
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    # scipy 1.11 finds no components where places are 64 bits wide.
-    places = (pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int32))
-    edges = coo_array((np.ones(len(pairs), np.int8), places), shape=(len(chosen), len(chosen)))
-    _, component = connected_components(edges, directed=False)
-    _, first, count = np.unique(component, return_index=True, return_counts=True)
-    return {
-        image: chosen[int(first[number])]
-        for image, number in zip(chosen, component.tolist(), strict=True)
-        if count[number] > 1
-    }
+    first = first_alike(look_at([root / image for image in chosen], root))
+    return {chosen[position]: chosen[place] for position, place in first.items()}
 
 
 def warn_of_twins(table: pd.DataFrame, place: str) -> None:

@@ -1,9 +1,10 @@
 """Finds near-identical photographs: one picture saved again, smaller, or with another brightness."""
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,15 @@ class Looks:
     thumbnails: Bytes
     known: NDArray[np.bool_]
 
+    def chosen(self, which: NDArray[np.bool_]) -> "Looks":
+        """Returns those of some photographs, bool [N]."""
+        return Looks(self.hashes[which], self.thumbnails[which], self.known[which])
+
+    @classmethod
+    def of(cls, parts: Sequence["Looks"]) -> "Looks":
+        """Returns those of several sets of photographs, one after the other."""
+        return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
+
 
 def look_at(paths: Sequence[Path], root: Path) -> Looks:
     """Computes the perceptual hash of each photograph; what is known of unchanged files is kept in the cache folder.
@@ -56,7 +66,7 @@ def look_at(paths: Sequence[Path], root: Path) -> Looks:
     """
     stamps = np.array([_stamp(path) for path in paths], np.int64).reshape(-1, 4)
     names = [str(path.absolute()) for path in paths]
-    store = default_cache_dir() / "looks" / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]}.npz"
+    store = default_cache_dir() / "looks" / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]}.npz"
     kept = _read(store)
     rows = np.zeros((len(paths), 8 + _SIDE * _SIDE), np.uint8)
     known = np.zeros(len(paths), np.bool_)
@@ -99,6 +109,28 @@ def find_alike(looks: Looks) -> Pairs:
         same |= np.abs(grey[one] - grey[two]).mean(axis=1) <= _SAME_LEVELS
         found.append(np.stack([one[same], two[same]], axis=1))
     return np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
+
+
+def first_alike(looks: Looks) -> dict[int, int]:
+    """Finds sets of near-identical photographs: `find_alike`, where chains count.
+
+    Args:
+        looks: Of the photographs.
+
+    Returns:
+        Position of a photograph to the first of its set, for photographs that are not alone.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs, number = find_alike(looks), len(looks.known)
+    # scipy 1.11 finds no components where places are 64 bits wide.
+    places = (pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int32))
+    edges = coo_array((np.ones(len(pairs), np.int8), places), shape=(number, number))
+    _, component = connected_components(edges, directed=False)
+    _, first, count = np.unique(component, return_index=True, return_counts=True)
+    sets = enumerate(component.tolist())
+    return {position: int(first[belongs]) for position, belongs in sets if count[belongs] > 1}
 
 
 def _close(hashes: NDArray[np.uint64]) -> Iterator[Pairs]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from kd_convnext._version import __version__
 from kd_convnext.common.figures import as_svg
 from kd_convnext.common.files import sha256_of, write_text
-from kd_convnext.data.manifest.grouping import kept_together
+from kd_convnext.data.manifest.grouping import crowded, kept_together
 from kd_convnext.evaluation.proportions import FEW
 from kd_convnext.experiment.plan.record import setting_words
 from kd_convnext.experiment.report import checklist, tables
@@ -148,6 +148,9 @@ def _limits(analysis: Analysis) -> list[str]:
             f"Photographs that do not name their lesion: {unnamed}. Each counts as a lesion of its own: leaks among "
             "them cannot be seen, and intervals may be too narrow."
         )
+    judged = [division.table[division.table["split"] == "test"] for division in analysis.divisions]
+    if told := next(filter(None, map(crowded, judged)), None):
+        found.append(f"Patients tested: {told}.")
     if any(sum(division.leaks.values()) for division in analysis.divisions):
         found.append("Lesions, patients or photographs are in more than one part: results are too good to be true.")
     if analysis.failed:

@@ -60,10 +60,11 @@ def run_cell(cell: Cell, place: Workplace) -> CellRecord:
     if done is not None:
         return done
     _make_way(cell, place.out)
-    begun, spent = time.time(), _spent_before(folder)
+    # The clock may be set meanwhile; what is spent goes by another.
+    begun, spent = time.monotonic(), _spent_before(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CELL_FILE).unlink(missing_ok=True)
-    _write_json(folder / STARTED, {"config_hash": cell.config_hash, "started": begun, "seconds": spent})
+    _write_json(folder / STARTED, {"config_hash": cell.config_hash, "started": time.time(), "seconds": spent})
     error = _untaught(cell, place.out)
     if error is None:
         atomic_write(folder / REQUEST, lambda file: file.write(_request(cell).encode("utf-8")))
@@ -79,7 +80,7 @@ def run_cell(cell: Cell, place: Workplace) -> CellRecord:
         config_hash=cell.config_hash,
         status="finished" if error is None else "failed",
         error=error,
-        seconds=round(spent + time.time() - begun, 1),
+        seconds=round(spent + time.monotonic() - begun, 1),
     )
     write_cell(record)
     return record
@@ -110,6 +111,8 @@ def _commands(cell: Cell, run: RunFolder) -> list[list[str]]:
     fit = ["fit", "--config", request, "--trainer.default_root_dir", str(run.path)]
     if run.last.exists():
         fit += ["--ckpt_path", str(run.last)]
+    else:
+        run.best.unlink(missing_ok=True)  # of a first epoch that was killed at its end
     judge = "test" if cell.judged == "test" else "validate"
     return [fit, [judge, "--config", str(run.config), "--ckpt_path", str(run.best)]]
 

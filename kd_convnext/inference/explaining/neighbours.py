@@ -16,7 +16,6 @@ from kd_convnext.inference.run_data import CalibrationData
 from kd_convnext.inference.trust.gate import Features
 
 _CHUNK = 64  # pictures held at once
-_IDENTITY = ["image", "x", "y", "width", "height"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +107,9 @@ class TrainingCases:
         return np.asarray(features / lengths, dtype=np.float32)
 
     def _identity(self) -> str:
-        """Hashes the network and the photographs, in their order."""
-        rows = self.data.manifest.table.loc[self.rows, _IDENTITY].astype(str).to_numpy().tolist()
-        content = [self.data.predictor.network.info.checkpoint_sha256, self.data.predictor.tta, rows]
+        """Hashes the network and the crops, in their order: a name may hold another photograph by now."""
+        keys = [self.crops.key(row) for row in self.rows.tolist()]
+        content = [self.data.predictor.network.info.checkpoint_sha256, self.data.predictor.tta, keys]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
-from kd_convnext.checkpoints.format import deployable_part, read_checkpoint
+from kd_convnext.checkpoints.format import deployable_part, read_checkpoint, require_finite, weights_sha256
 from kd_convnext.checkpoints.network import ModelInfo, Network
 from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.common.files import atomic_write, read_bytes
@@ -92,6 +93,7 @@ class PublishedModel(ModelHubMixin):
             "data": _public(network.card),
             "info": asdict(network.info),
             "tta": self.predictor.tta,
+            "weights_sha256": weights_sha256(state),
         }
         text = json.dumps(config, indent=2, ensure_ascii=False)
         atomic_write(save_directory / CONFIG, lambda file: file.write(f"{text}\n".encode()))
@@ -155,12 +157,23 @@ def _read(folder: Path) -> tuple[Network, BackboneSpec, bool]:
         values = {**config["data"], "class_names": tuple(config["data"]["class_names"]), "seen_groups": nothing}
         card = DataCard(**values)
         backbone = build_backbone(replace(spec, pretrained=False, weights=None), len(card.class_names))
-        backbone.load_state_dict(load_file(folder / WEIGHTS))
+        backbone.load_state_dict(_weights(folder, config.get("weights_sha256")))
         return Network(backbone, card, ModelInfo(**config["info"])), spec, bool(config["tta"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         what = f"is not a published model that can be read ({type(error).__name__}: {reason})"
         raise CheckpointError(Finding(str(folder), what, remedy)) from error
+
+
+def _weights(folder: Path, published: object) -> dict[str, Tensor]:
+    """Reads the weights that belong to a folder's configuration; earlier versions did not name them."""
+    file = folder / WEIGHTS
+    state = load_file(file)
+    if published is not None and published != weights_sha256(state):
+        what = f"is not what was published with {CONFIG}: it was damaged, or only one of the two was replaced"
+        raise CheckpointError(Finding(str(file), what, "Publish again, or fetch the folder again."))
+    require_finite(state, file, str(folder))
+    return state
 
 
 def _calibration(folder: Path, network: Network) -> Calibration | None:

@@ -116,6 +116,7 @@ def _words(
         "counts": counts,
         "kept_together": kept_together(data.group_by),
         "leak_words": _leak_words(run),
+        "crowded": _crowded(run),
         "split_hash": data.split_hash,
         "crop": _crop_words(data),
         "calibration": _calibration_words(predictor.calibration),
@@ -249,6 +250,17 @@ def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, st
             row[part] = f"{len(mine)} ({mine['lesion'].nunique()})"
         found.append(row)
     return found
+
+
+def _crowded(run: "RunFolder") -> str:
+    """Says what intervals leave out where patients of the test part have several lesions."""
+    from kd_convnext.common.tables import read_table
+    from kd_convnext.data.manifest.grouping import crowded
+
+    if not run.split.is_file():
+        return ""
+    frame = read_table(run.split, _OF_A_SPLIT)
+    return crowded(frame[frame["split"] == "test"])
 
 
 def _leak_words(run: "RunFolder") -> str:

@@ -105,6 +105,28 @@ def test_a_copy_of_a_judged_file_is_refused_under_any_name(tiny_manifest, tiny_c
         data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path)).setup("fit")
 
 
+def test_a_judged_photograph_saved_again_is_refused_unless_likeness_is_not_asked_for(
+    tiny_manifest, tiny_cache, tmp_path
+):
+    found = data(tiny_manifest, tiny_cache)
+    row = int(found.split.rows("test")[0])
+    with Image.open(found.manifest.image_path(row)) as picture:
+        picture.resize((80, 72)).save(tmp_path / "again.jpg", quality=85)
+    with pytest.raises(LeakError, match=r"1 of its photographs .* \(again\.jpg\)"):
+        data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path)).setup("fit")
+    data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path), group_by="lesion").setup("fit")
+
+
+def test_a_chain_to_a_judged_lesion_is_refused(tiny_manifest, tiny_cache, tmp_path):
+    found = data(tiny_manifest, tiny_cache)
+    lesion = found.manifest.table.at[int(found.split.rows("test")[0]), "lesion_id"]
+    for number, colour in enumerate(("red", "blue", "green")):
+        Image.new("RGB", (30, 30), colour).save(tmp_path / f"{number}.png")
+    (tmp_path / "m.csv").write_text(f"image,lesion_id,patient_id\n0.png,{lesion},P9\n1.png,new,p9\n2.png,free,P8\n")
+    with pytest.raises(LeakError, match=r"2 of its photographs .* \(0\.png, 1\.png\)"):
+        data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path / "m.csv")).setup("fit")
+
+
 def test_the_card_knows_the_unlabelled_lesions(source, tiny_manifest, tiny_cache):
     groups = source.unlabelled.groups
     assert np.array_equal(source.card().shared(groups), groups)

@@ -9,6 +9,7 @@ import pytest
 from helpers.manifests import BOX, GOOD, findings_of, manifest_of, only_finding, save_image, write_csv, write_manifest
 from PIL import Image
 
+from kd_convnext.common import tables
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.manifest import PAPER_CLASSES, read_manifest
@@ -404,6 +405,19 @@ def test_a_workbook_is_read_by_an_extra(tmp_path, monkeypatch):
     assert manifest.labels.tolist() == [1, 0] and manifest.box(1) is None
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     assert "kd-convnext[xlsx]" in findings_of(tmp_path / "m.xlsx")[0]
+
+
+def test_workbooks_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["image", "label", "'=1+1"])
+    book.save(tmp_path / "m.xlsx")
+    assert tables.read_records(tmp_path / "m.xlsx").fields == [["image", "label", "=1+1"]]
+    book.active.cell(1_048_576, 16_384, "far")
+    book.save(tmp_path / "far.xlsx")
+    assert "its first sheet has 16384 columns" in findings_of(tmp_path / "far.xlsx")[0]
+    monkeypatch.setattr(tables, "_UNPACKED", 1000)
+    assert "when it is unpacked, at most" in findings_of(tmp_path / "m.xlsx")[0]
 
 
 def test_columns_of_other_names_are_asked_about_and_taken(tmp_path):

@@ -1,0 +1,78 @@
+"""Options that have no effect beside others are named, through the door that they were given at."""
+
+import pytest
+from helpers.command_line import TINY, convnext
+
+from kd_convnext.cli import main
+
+FIT = ["fit", "--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone")]
+
+
+@pytest.fixture
+def fit(tiny_manifest, tiny_cache, tmp_path):
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
+    place = [f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.fast_dev_run=true"]
+    return lambda *words: main([*FIT, *data, *place, *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--data.sr_weights=general-x4v3"], "sr_weights has no effect beside upscaler bicubic"),
+        (
+            ["--data.crops.sr_denoise=0.5", "--data.crops.sr_precision=bfloat16"],
+            "sr_denoise, sr_precision have no effect beside upscaler bicubic",
+        ),
+        (["--data.upscaler=auto", "--data.crops.sr_denoise=0.5"], "sr_denoise has no effect without sr_weights"),
+        (["--data.loader.unlabelled_ratio=2"], "loader.unlabelled_ratio has no effect without unlabelled"),
+    ],
+)
+def test_of_a_fit(words, told, fit, capsys):
+    assert fit(*words) == 0
+    assert capsys.readouterr().out.count(f"Warning: --data: {told}") == 1
+
+
+def test_a_seed_beside_a_split_that_is_given(fit, tiny_manifest, tmp_path, capsys):
+    header, *rows = tiny_manifest.read_text().splitlines()
+    parts = {"0": "val", "1": "test"}
+    lesion = header.split(",").index("lesion_id")
+    given = [f"{row},{parts.get(row.split(',')[lesion][-1], 'train')}" for row in rows]
+    manifest = tiny_manifest.with_name("given.csv")
+    manifest.write_text("\n".join([f"{header},split", *given]) + "\n")
+    try:
+        assert fit(f"--data.manifest={manifest}", "--data.split.seed=3") == 0
+    finally:
+        manifest.unlink()
+    assert "split.seed has no effect beside the manifest's split column" in capsys.readouterr().out
+
+
+def test_an_ordinary_fit_is_quiet(fit, capsys):
+    assert fit() == 0
+    assert "no effect" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--sr_weights=general-x4v3"], ["sr_weights has no effect beside upscaler bicubic"]),
+        (["--crops.sr_wdn_weights=general-wdn-x4v3"], ["sr_wdn_weights has no effect beside upscaler bicubic"]),
+        (["--yes", "--also=[other.csv]"], ["--yes has no effect without --prune", "--also has no effect without"]),
+        (["--preview=2", "--prune"], ["--preview has no effect with --dry_run", "--prune has no effect with"]),
+        ([], []),
+    ],
+)
+def test_of_prepare(words, told, tiny_manifest, tmp_path, recwarn):
+    always = ["prepare", str(tiny_manifest), "--upscaler=bicubic", "--dry_run", f"--cache_dir={tmp_path}"]
+    assert main([*always, *words]) == 0
+    said = [text for text in (str(warning.message) for warning in recwarn) if "no effect" in text]
+    assert len(said) == len(told) and all(any(one in text for text in said) for one in told)
+
+
+def test_of_publish_and_explain(tiny_run, tiny_manifest, tmp_path):
+    publish = ["publish", "--ckpt_path", str(tiny_run), f"--out={tmp_path / 'model'}", "--private=false"]
+    with pytest.warns(UserWarning, match="--private has no effect without --repo_id"):
+        assert main(publish) == 0
+    photo = str(next(tiny_manifest.parent.glob("*.png")))
+    explain = ["explain", photo, "--ckpt_path", str(tiny_run), f"--out={tmp_path / 'out'}", "--neighbours=0"]
+    with pytest.warns(UserWarning, match="--manifest has no effect with --neighbours 0"):
+        assert main([*explain, "--manifest", str(tiny_manifest)]) == 0
