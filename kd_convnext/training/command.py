@@ -23,6 +23,7 @@ from kd_convnext.common.process import quiet_libraries
 from kd_convnext.common.trust import require_trusted, require_trusted_words
 from kd_convnext.common.words import files_first, without_foreign_arguments
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.manifest.once import warned_once
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder
@@ -92,6 +93,7 @@ class TrainingCLI(LightningCLI):
 
     folder: RunFolder
     _resumed_at: int | None = None
+    _split_hash: str | None = None  # of the checkpoint's own fit
 
     @classmethod
     def parsed(cls, words: Sequence[str]) -> "TrainingCLI | None":
@@ -206,6 +208,7 @@ class TrainingCLI(LightningCLI):
             raise ConfigError(Finding("--ckpt_path", f"{command} needs a checkpoint", remedy))
         path = self.config[command].ckpt_path = str(Path(path).expanduser())
         checkpoint = read_checkpoint(path, may_be_edited=command == "fit")
+        self._split_hash = (checkpoint[KEY].get("card") or {}).get("split_hash")
         if command == "fit":
             if "optimizer_states" not in checkpoint:
                 what = "holds a network, not the state of its training"
@@ -282,12 +285,18 @@ class TrainingCLI(LightningCLI):
         built = partial(self.parser.instantiate, instantiators=[(build, object, True)])
         self.parser.instantiate_classes = built
         try:
-            super().instantiate_classes()
+            with warned_once(self._warned_of):
+                super().instantiate_classes()
         except ValueError:
             # The parser tries every type that an argument may have, and reports all failures as one of its own.
             if refused:
                 raise refused[-1] from None
             raise
+
+    def _warned_of(self) -> bool:
+        """Tells whether the photographs are those of the checkpoint's fit, which has warned of them."""
+        data, known = self.datamodule, self._split_hash
+        return known is not None and isinstance(data, SpecimenDataModule) and data.split.hash == known
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with our callbacks and, for a fit, always a CSV logger."""

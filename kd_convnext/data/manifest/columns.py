@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from kd_convnext.common.nearest import did_you_mean, nearest
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.errors import ConfigError, Finding, ManifestWarning
 
 BOX_COLUMNS = ("x", "y", "width", "height")
 TEXT_COLUMNS = ("image", "label", "lesion_id", "patient_id", *BOX_COLUMNS, "split")
@@ -159,7 +159,7 @@ def unused(header: Sequence[str], where: str, *, strict: bool) -> list[Finding]:
     for name in rest:
         close = nearest(name, [ours for ours in TEXT_COLUMNS if ours not in header], cutoff=0.75)
         hints.append(f"'{name}'" + (f" (did you mean '{close}'?)" if close else ""))
-    warnings.warn(f"{where}: columns that are not used: {', '.join(hints)}", stacklevel=4)
+    warnings.warn(f"{where}: columns that are not used: {', '.join(hints)}", ManifestWarning, stacklevel=4)
     return []
 
 

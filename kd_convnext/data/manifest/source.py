@@ -13,7 +13,7 @@ import pandas as pd
 from kd_convnext.common.tables import read_records
 from kd_convnext.data.manifest.columns import BOX_COLUMNS, CORNERS, TEXT_COLUMNS, lacking, parse_columns, rename, unused
 from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES
-from kd_convnext.errors import Finding, ManifestError
+from kd_convnext.errors import Finding, ManifestError, ManifestWarning
 
 _PART_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
@@ -193,7 +193,8 @@ def _read_folder(folder: Path, require_labels: bool) -> Source:
         remedy = f"Give a folder with one folder of photographs ({kinds}) per class, or a CSV file."
         raise ManifestError(Finding(str(folder), "there are no photographs in the class folders", remedy))
     if empty:
-        warnings.warn(f"{folder}: folders without photographs, left out: {', '.join(empty)}", stacklevel=2)
+        message = f"{folder}: folders without photographs, left out: {', '.join(empty)}"
+        warnings.warn(message, ManifestWarning, stacklevel=2)
     findings = []
     if require_labels and {label.lower() for label in labels} - {""} <= _PART_FOLDERS and any(labels):
         what = f"the folders {', '.join(sorted(set(labels) - {''}))} are parts of a split, not classes"

@@ -113,7 +113,8 @@ def _parts_table(analysis: Analysis) -> Table | None:
         for name in (*names, None)
     ]
     heads = [f"Repeat {division.repeat}, {_PARTS[part]}" for division, part in parts]
-    note = "Regions of interest (photographs) and, in brackets, lesions."
+    left_out = [f" Repeat {one.repeat}: {one.left_out}" for one in analysis.divisions if one.left_out]
+    note = f"Regions of interest (photographs) and, in brackets, lesions.{''.join(left_out)}"
     return Table("Classes and parts", ("Class", *heads), tuple(rows), note)
 
 

@@ -99,6 +99,7 @@ def _words(
     predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]], lesions: "LesionCounts | None"
 ) -> dict[str, Any]:
     from kd_convnext.data.manifest.grouping import kept_together
+    from kd_convnext.runs.left_out import left_out_words
 
     info, data = predictor.network.info, predictor.network.card
     needs_weights = data.crop_identity["upscaler"]["weights_sha256"] is not None
@@ -116,6 +117,7 @@ def _words(
         "counts": counts,
         "kept_together": kept_together(data.group_by),
         "leak_words": _leak_words(run),
+        "left_out": left_out_words(run),
         "split_hash": data.split_hash,
         "crop": _crop_words(data),
         "calibration": _calibration_words(predictor.calibration),
@@ -234,12 +236,12 @@ def _eval_results(results: Mapping[str, Any], photographs: str) -> list[Any]:
 
 
 def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, str]]:
-    from kd_convnext.common.tables import read_table
     from kd_convnext.data.manifest.grouping import lesion_names
+    from kd_convnext.runs.left_out import read_used
 
     if not run.split.is_file():
         return []
-    frame = read_table(run.split, _OF_A_SPLIT)
+    frame = read_used(run, _OF_A_SPLIT)
     frame["lesion"] = lesion_names(frame)
     found = []
     for name in class_names:
@@ -253,11 +255,11 @@ def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, st
 
 def _leak_words(run: "RunFolder") -> str:
     """Says what of leaks between the parts can be known from the split, "" where all rows name lesion or patient."""
-    from kd_convnext.common.tables import read_table
+    from kd_convnext.runs.left_out import read_used
 
     if not run.split.is_file():
         return ""
-    frame = read_table(run.split, _OF_A_SPLIT)
+    frame = read_used(run, _OF_A_SPLIT)
     unnamed = (frame["lesion_id"] == "") & (frame["patient_id"] == "")
     if unnamed.all():
         return (
