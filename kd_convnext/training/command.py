@@ -264,6 +264,7 @@ class TrainingCLI(LightningCLI):
         else:
             # Started by the first process, which has trained it.
             path = RunFolder(self.folder.path / TEACHER).best
+        config.header.describe_data = False
         model.teacher_ckpt = self._clean.model.init_args.teacher_ckpt = str(path)
 
     def instantiate_classes(self) -> None:

@@ -38,6 +38,7 @@ def test_one_command_trains_the_teacher_and_then_the_student(words, tmp_path, ca
     assert "The teacher first, by teacher.yaml:" in out and "not empty" not in err
     # What to type next is the student's, not its teacher's.
     assert out.count("kd-convnext test") == 1 and "run/teacher/config.yaml" not in out
+    assert out.count("regions (photographs") == 1
     teacher, student = tmp_path / "run/teacher", tmp_path / "run"
     cards = [
         torch.load(run / "checkpoints/best.ckpt", weights_only=True)["kd_convnext"]["card"]
