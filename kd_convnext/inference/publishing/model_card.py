@@ -317,9 +317,7 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
 def _limits(predictor: "Predictor", lesions: "LesionCounts | None") -> list[str]:
     from kd_convnext.evaluation.proportions import FEW
 
-    found = [
-        "Tested on lesions of the collection it was trained on; nothing is known of photographs from elsewhere."
-    ]
+    found = ["Tested on lesions of the collection it was trained on; nothing is known of photographs from elsewhere."]
     if predictor.network.info.leak_allowed:
         found.append("**Lesions it was judged on were in its training**, or in its teacher's: the results are no test.")
     if lesions is not None:

@@ -89,14 +89,18 @@ def test_paths_are_spelt_one_way(tmp_path):
 def test_class_folders_are_read(tmp_path):
     for seed, name in enumerate(["AIS/a.JPG", "AIS/deep/er/b.webp", "MIA/c.tiff", "MIA/.hidden.png", ".git/d.png"]):
         save_image(tmp_path / name, seed)
-    (tmp_path / "AIS/notes.txt").write_text("no photograph")
+    for name in ("AIS/notes.txt", "MIA/raw.CR2", "loose.psd"):
+        (tmp_path / name).write_text("no photograph")
     (tmp_path / "split.csv").write_text("a file beside the class folders")
     (tmp_path / "AIS/circle").symlink_to(tmp_path / "AIS")
     (tmp_path / "Empty").mkdir()
 
-    with pytest.warns(UserWarning, match="without photographs, left out: Empty"):
+    with pytest.warns(UserWarning) as said:
         manifest = read_manifest(tmp_path)
 
+    told = " ".join(str(entry.message) for entry in said)
+    assert "without photographs, left out: Empty" in told
+    assert "AIS/notes.txt, MIA/raw.CR2, loose.psd left out, which are no photographs by their names" in told
     assert manifest.table["image"].tolist() == ["AIS/a.JPG", "AIS/deep/er/b.webp", "MIA/c.tiff"]
     assert manifest.table["label"].tolist() == ["AIS", "AIS", "MIA"]
     assert manifest.root == tmp_path and manifest.where(0) == "AIS/a.JPG" and manifest.box(0) is None
