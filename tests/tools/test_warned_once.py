@@ -11,7 +11,7 @@ from kd_convnext.errors import ManifestWarning
 
 @pytest.fixture
 def run(tiny_run, tiny_manifest, tiny_cache, tmp_path):
-    """A run whose manifest has a column of no use, and a photograph that is of another class by a slip."""
+    """A run whose manifest has a column of no use."""
     head, *rows = tiny_manifest.read_text().splitlines()
     odd = tiny_manifest.with_name("odd.csv")
     odd.write_text("\n".join([f"{head},site", *(f"{row},A" for row in rows)]) + "\n")
@@ -20,6 +20,10 @@ def run(tiny_run, tiny_manifest, tiny_cache, tmp_path):
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": data}))
     yield checkpoint
     odd.unlink()
+
+
+def judging(config):
+    return ["test", f"--config={config}", "--model=TeacherModule", *TINY]
 
 
 def told(recwarn):
@@ -34,7 +38,7 @@ def told(recwarn):
         ["calibrate", "--coverage=0.5"],
         ["explain", "PHOTO", "--out=OUT"],
         ["export", "--format=torch", "--out=OUT"],
-        ["test", "--config=CONFIG", *TINY],
+        judging("CONFIG"),
     ],
     ids=lambda words: words[0],
 )
@@ -55,6 +59,14 @@ def test_other_photographs_are_warned_of(run, tiny_manifest, tmp_path, recwarn):
     folder = tiny_manifest.parent
     others = [f"{folder}/{row}".replace(",L", ",other-L") for row in rows]
     (tmp_path / "other.csv").write_text("\n".join([head, *others]) + "\n")
-    words = ["test", "--config", str(tmp_path / "run" / "config.yaml"), *TINY, "--ckpt_path", str(run)]
+    words = [*judging(tmp_path / "run" / "config.yaml"), "--ckpt_path", str(run)]
     assert main([*words, f"--data.manifest={tmp_path / 'other.csv'}", "--data.allow_leak=true"]) == 0
     assert any("'site'" in text for text in told(recwarn))
+
+
+def test_the_bar_has_ended_where_results_begin(run, tmp_path, capsys, recwarn):
+    words = [*judging(tmp_path / "run" / "config.yaml"), "--ckpt_path", str(run)]
+    assert main([*words, "--trainer.enable_progress_bar=true", "--data.upscaler=auto"]) == 0
+    before, _, results = capsys.readouterr().out.partition("Test part:")
+    assert "Testing" in before and "Testing" not in results and "macro F1" in results
+    assert not [entry for entry in recwarn if "Real-ESRGAN" in str(entry.message)]  # the fit has said so

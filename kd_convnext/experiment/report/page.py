@@ -60,7 +60,6 @@ def render(analysis: Analysis, figures: Sequence[NamedFigure]) -> str:
 
 def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, Any]:
     comparisons = [*analysis.teachers, *analysis.comparisons, *analysis.resolution]
-    named = len({arm.record.family for arm in analysis.arms} & {"ablation", "rival"}) > 0
     return {
         "settings": analysis.settings,
         "version": __version__,
@@ -81,13 +80,21 @@ def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, An
         "best": analysis.best,
         "chosen_by": analysis.chosen_by,
         "limits": _limits(analysis),
-        "paper": reference.REMARKS if named else (),
+        "paper": reference.REMARKS if _like_the_paper(analysis) else (),
         "environments": environments(analysis.results),
         "cell_table": _cell_table(analysis),
         "failed": [f"{cell_name(record)}: {record.error}" for record in analysis.failed],
         "remarks": analysis.remarks,
         "checklist": checklist.filled(analysis),
     }
+
+
+def _like_the_paper(analysis: Analysis) -> bool:
+    return bool(analysis.of_family("ablation", "rival"))
+
+
+def _divided(times: int) -> str:
+    return "Divided once" if times == 1 else f"Divided {times} times"
 
 
 def _question(analysis: Analysis) -> str:
@@ -135,7 +142,8 @@ def _limits(analysis: Analysis) -> list[str]:
     ]
     repeats = {result.record.repeat for result in analysis.results if result.finished and result.part == "test"}
     if len(repeats) < 5:
-        found.append(f"{len(repeats)} of the paper's five repeats: little is known of how results vary between splits.")
+        times = f"{len(repeats)} of the paper's five repeats" if _like_the_paper(analysis) else _divided(len(repeats))
+        found.append(f"{times}: little is known of how results vary between divisions.")
     if analysis.best is not None and len(analysis.best.answers):
         counts = zip(analysis.class_names, analysis.best.lesions.per_class(), strict=True)
         few = [f"{name} ({count})" for name, count in counts if count < FEW]

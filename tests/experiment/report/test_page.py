@@ -98,7 +98,7 @@ def test_the_page_tells_data_methods_limits_and_how_to_repeat(compared):
         "Repeat 1: 0 lesions, 0 patients, 0 photographs in more than one part.",
         "Repeat 1, test Grade 1 4 (1) 1 (1) 24 (12) 4 (1) 1 (1) 24 (12)",
         "convnext_tiny timm's published weights 224 px bicubic, stretch focal, gamma 2.0 3 8 adamw, lr 0.001",
-        "2 of the paper's five repeats",
+        "Divided 2 times: little is known of how results vary between divisions.",
         "kd-convnext compare",
         "CPU (1 thread), 32-true. Python 3.11.7 on Linux.",
         "No cell failed.",
@@ -315,3 +315,10 @@ def test_the_page_is_never_wider_than_its_window(chromium, odd_page, tmp_path):
             assert page.evaluate(wider) > 500, width
             page.close()
         browser.close()
+
+
+def test_tables_of_ones_own_runs_do_not_claim_the_papers_numbers(compared, tmp_path):
+    text = (compared / "tables.md").read_text()
+    assert "Per class: distilled" in text and "(the paper's" not in text + Page(compared / "report.html").text
+    write_outputs(tmp_path / "paper", grid(tmp_path, {"convnext": 0.6, "kd_both": 0.8}, repeats=1), bootstrap=50)
+    assert "Per class: convnext (the paper's Table 3)" in (tmp_path / "paper" / "tables.md").read_text()
