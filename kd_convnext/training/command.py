@@ -94,6 +94,7 @@ class TrainingCLI(LightningCLI):
     folder: RunFolder
     _resumed_at: int | None = None
     _split_hash: str | None = None  # of the checkpoint's own fit
+    _teacher_first = False
 
     @classmethod
     def parsed(cls, words: Sequence[str]) -> "TrainingCLI | None":
@@ -264,7 +265,7 @@ class TrainingCLI(LightningCLI):
         else:
             # Started by the first process, which has trained it.
             path = RunFolder(self.folder.path / TEACHER).best
-        config.header.describe_data = False
+        self._teacher_first, config.header.describe_data = True, False
         model.teacher_ckpt = self._clean.model.init_args.teacher_ckpt = str(path)
 
     def instantiate_classes(self) -> None:
@@ -295,9 +296,10 @@ class TrainingCLI(LightningCLI):
             raise
 
     def _warned_of(self) -> bool:
-        """Tells whether the photographs are those of the checkpoint's fit, which has warned of them."""
+        """Tells whether an earlier fit has warned of these photographs: the checkpoint's, or the teacher's before."""
         data, known = self.datamodule, self._split_hash
-        return known is not None and isinstance(data, SpecimenDataModule) and data.split.hash == known
+        same = isinstance(data, SpecimenDataModule) and known is not None and data.split.hash == known
+        return self._teacher_first or same
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with our callbacks and, for a fit, always a CSV logger."""
