@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pandas as pd
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from matplotlib.figure import Figure
 
+from kd_convnext.checkpoints.naming import network_name
+from kd_convnext.common.counting import count_words
 from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.files import atomic_write_all, sha256_of
 from kd_convnext.common.tables import guarded, read_table
@@ -152,6 +154,19 @@ def show_figure(trainer: Trainer, name: str, figure: Figure, *, photographs: boo
         if photographs and not pictures_may_leave(trainer):
             loggers = [logger for logger in loggers if not isinstance(logger, WandbLogger)]
         log_figure(loggers, name, figure, trainer.global_step)
+
+
+def model_words(module: LightningModule) -> str:
+    """Names the network of a module and its size, for figures.
+
+    Args:
+        module: A teacher, a baseline or a student.
+    """
+    settings = module.hparams.get("student") or module.hparams.get("backbone") or {}
+    backbone = getattr(module, "classifier", module)
+    network = settings if isinstance(settings, Mapping) else {"name": getattr(backbone, "name", "network")}
+    size = count_words(sum(parameter.numel() for parameter in backbone.parameters()))
+    return f"{network_name(network)}, {size} parameters"
 
 
 def shareable(folder: RunFolder, tables: Sequence[Path], data: SpecimenDataModule) -> list[Path]:

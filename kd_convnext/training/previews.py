@@ -10,8 +10,10 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from kd_convnext.common.counting import counted
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.manifest.grouping import Part
 from kd_convnext.runs.figures import crop_grid, training_curves
-from kd_convnext.training.outputs import _data, show_figure
+from kd_convnext.training.outputs import _data, model_words, show_figure
 
 _BEYOND = {"reflect": "its mirror image (--data.augment.border black shows none)", "black": "black"}
 
@@ -58,9 +60,22 @@ class CurveFigures(Callback):
             logger.save()
             metrics = Path(logger.log_dir) / "metrics.csv"
             if metrics.exists():
-                caption = "Training and validation part over the epochs: mean of an epoch's batches, whole validation."
+                caption = _over_the_epochs(_data(trainer), pl_module)
                 show_figure(trainer, "train/training_curves", training_curves(pd.read_csv(metrics), caption))
                 return
+
+
+def _over_the_epochs(data: SpecimenDataModule, module: LightningModule) -> str:
+    """Says what curves show: of how many photographs and lesions, by which network."""
+    counts = []
+    parts: tuple[tuple[Part, str], ...] = (("train", "Training"), ("val", "validation"))
+    for part, name in parts:
+        rows = data.split.rows(part)
+        rows = rows[~np.isin(rows, list(data.crops.failed))]
+        lesions = np.unique(data.manifest.groups("lesion")[rows]).size
+        counts.append(f"{name} part ({counted(len(rows), 'photograph')} of {counted(lesions, 'lesion')})")
+    over = "over the epochs: mean of an epoch's batches, whole validation"
+    return f"{' and '.join(counts)} {over}. {model_words(module)}."
 
 
 def _picture(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -7,7 +7,6 @@ The callbacks that talk to the user during a fit (``DataWaitBar``, ``RunHeader``
 import math
 import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,9 +17,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from kd_convnext.checkpoints.naming import network_name
 from kd_convnext.common.console import say, shown
-from kd_convnext.common.counting import count_words, counted
+from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.files import write_text
 from kd_convnext.common.reading import json_text
@@ -52,6 +50,7 @@ from kd_convnext.training.outputs import (
     begin_results,
     judges_others,
     left_out_file,
+    model_words,
     run_folder,
     shareable,
     show_figure,
@@ -335,16 +334,7 @@ def _subject(
 ) -> Subject:
     """Tells what figures of a run are about."""
     known = None if lesions is None else int((lesions.labels != UNKNOWN).sum())
-    return Subject(found.part, unit, int((found.labels != UNKNOWN).sum()), known, _model_words(module))
-
-
-def _model_words(module: LightningModule) -> str:
-    """Names the network and its size."""
-    settings = module.hparams.get("student") or module.hparams.get("backbone") or {}
-    backbone = getattr(module, "classifier", module)
-    network = settings if isinstance(settings, Mapping) else {"name": getattr(backbone, "name", "network")}
-    size = count_words(sum(parameter.numel() for parameter in backbone.parameters()))
-    return f"{network_name(network)}, {size} parameters"
+    return Subject(found.part, unit, int((found.labels != UNKNOWN).sum()), known, model_words(module))
 
 
 def _lesion_counts(trainer: Trainer, evaluation: Evaluation) -> LesionCounts:
