@@ -60,22 +60,25 @@ class CurveFigures(Callback):
             logger.save()
             metrics = Path(logger.log_dir) / "metrics.csv"
             if metrics.exists():
-                caption = _over_the_epochs(_data(trainer), pl_module)
+                caption = _over_the_epochs(trainer, pl_module)
                 show_figure(trainer, "train/training_curves", training_curves(pd.read_csv(metrics), caption))
                 return
 
 
-def _over_the_epochs(data: SpecimenDataModule, module: LightningModule) -> str:
-    """Says what curves show: of how many photographs and lesions, by which network."""
-    counts = []
-    parts: tuple[tuple[Part, str], ...] = (("train", "Training"), ("val", "validation"))
-    for part, name in parts:
-        rows = data.split.rows(part)
-        rows = rows[~np.isin(rows, list(data.crops.failed))]
-        lesions = np.unique(data.manifest.groups("lesion")[rows]).size
-        counts.append(f"{name} part ({counted(len(rows), 'photograph')} of {counted(lesions, 'lesion')})")
-    over = "over the epochs: mean of an epoch's batches, whole validation"
-    return f"{' and '.join(counts)} {over}. {model_words(module)}."
+def _over_the_epochs(trainer: Trainer, module: LightningModule) -> str:
+    """Says what curves show: of how many photographs and lesions, where that is known, by which network."""
+    data = getattr(trainer, "datamodule", None)
+    shown = "Training and validation part"
+    if isinstance(data, SpecimenDataModule):
+        shown = f"Training part ({_counts(data, 'train')}) and validation part ({_counts(data, 'val')})"
+    return f"{shown} over the epochs: mean of an epoch's batches, whole validation. {model_words(module)}."
+
+
+def _counts(data: SpecimenDataModule, part: Part) -> str:
+    rows = data.split.rows(part)
+    used = rows[~np.isin(rows, list(data.crops.failed))]
+    lesions = np.unique(data.manifest.groups("lesion")[used]).size
+    return f"{counted(len(used), 'photograph')} of {counted(lesions, 'lesion')}"
 
 
 def _picture(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
