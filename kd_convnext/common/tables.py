@@ -19,6 +19,9 @@ _LONGEST_FIELD = 1 << 20  # characters
 _LARGEST = 1 << 31  # bytes: millions of rows
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm")
+"""How names of tables end, in lower case, where a photograph may be named as well."""
+
 
 @dataclass(frozen=True)
 class Records:

@@ -179,8 +179,9 @@ def _checked(
         findings += checks.unknown_label_findings(table, classes)
     likeness = require_labels and group_by == "known"
     table, unreadable = checks.add_file_facts(table, source.root, likeness=likeness)
-    findings += checks.outside_findings(table) + checks.repeated_findings(table)
-    findings += checks.split_findings(table)
+    findings += checks.outside_findings(table) + checks.split_findings(table)
+    if not source.findings:  # boxes that are not read as such would all be the whole photograph
+        findings += checks.repeated_findings(table)
     if require_labels:  # copies are leaks between parts; two photographs to be answered for may be the same
         findings += checks.copy_findings(table)
     findings += checks.crossing_findings(table, _indivisible(group_by))

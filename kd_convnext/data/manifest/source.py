@@ -11,7 +11,17 @@ from pathlib import Path
 import pandas as pd
 
 from kd_convnext.common.tables import read_records
-from kd_convnext.data.manifest.columns import BOX_COLUMNS, CORNERS, TEXT_COLUMNS, lacking, parse_columns, rename, unused
+from kd_convnext.data.manifest.columns import (
+    BOX_COLUMNS,
+    CORNERS,
+    TEXT_COLUMNS,
+    lacking,
+    misread,
+    parse_columns,
+    rename,
+    unused,
+    with_one_option,
+)
 from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from kd_convnext.errors import Finding, ManifestError, ManifestWarning
 
@@ -76,8 +86,9 @@ def _read_csv(path: Path, require_labels: bool, chosen: Mapping[str, str]) -> So
     header, findings = rename(written, chosen, where)
     if "image" not in header:
         needed = ["image", "label"] if require_labels and "label" not in header else ["image"]
-        raise ManifestError([*findings, *lacking(written, needed, where)])
-    findings += _header_findings(header, where, require_labels)
+        findings += [*lacking(written, needed, where), *misread(header, where, strict=require_labels)]
+        raise ManifestError(with_one_option(findings, chosen))
+    findings = with_one_option([*findings, *_header_findings(header, where, require_labels)], chosen)
     kept: list[tuple[int, list[str]]] = []
     for line, fields in zip(records.lines[1:], records.fields[1:], strict=True):
         if len(fields) == len(header):
