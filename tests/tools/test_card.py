@@ -4,6 +4,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
 from helpers import tiny
 from helpers.bad_files import cut_short
 from helpers.command_line import OFFLINE, SMALL_SWIN, TINY
@@ -234,6 +235,7 @@ def test_unreadable_photographs_are_counted_nowhere(tiny_manifest, tmp_path, cap
     )
     assert gone["reason"].notna().all() and "4_0_0.png" in gone["reason"].iloc[0]
     assert main(["card", *best]) == 0 and main(["report", str(run)]) == 0
+    split_hash = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["kd_convnext"]["card"]["split_hash"]
     told = "2 regions of the division (training 1, test 1) and 1 photograph before it was divided"
     card, page = (run / "MODEL_CARD.md").read_text(), (run / "report.html").read_text()
     split = pd.read_csv(run / "split.csv")
@@ -247,3 +249,5 @@ def test_unreadable_photographs_are_counted_nowhere(tiny_manifest, tmp_path, cap
         assert f"| {label} | {' | '.join(counts)} |" in card
         assert re.search(r"\s*".join(f"<td[^>]*>{re.escape(count)}</td>" for count in counts), page), label
     assert told in card and told in page and str(photos) not in card
+    # One split has one name: in the card, beside the leak check and in the table of cells.
+    assert f"split sha256 `{split_hash[:16]}`" in card and page.count(split_hash[:16]) == 2

@@ -4,10 +4,10 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -334,6 +334,19 @@ def _hash(manifest: Manifest, parts: NDArray[np.str_]) -> str:
     """Hashes which region of which photograph is in which part."""
     table = manifest.table[_IDENTITY].astype(object)
     table = table.where(table.notna(), None).assign(part=parts)
-    rows = table[parts != ""].itertuples(index=False)
-    lines = sorted(json.dumps(tuple(row), default=int) for row in rows)
+    return _hash_rows(table[parts != ""].itertuples(index=False, name=None))
+
+
+def written_hash(table: pd.DataFrame) -> str:
+    """Returns the hash (`Split.hash`) of a division that `Split.write` wrote.
+
+    Args:
+        table: As text: image, x, y, width, height and split.
+    """
+    rows = table[[*_IDENTITY, "split"]].itertuples(index=False, name=None)
+    return _hash_rows((image, *(int(side) if side else None for side in box), part) for image, *box, part in rows)
+
+
+def _hash_rows(rows: Iterable[tuple[Any, ...]]) -> str:
+    lines = sorted(json.dumps(row, default=int) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from kd_convnext._version import __version__
 from kd_convnext.common.figures import as_svg
-from kd_convnext.common.files import sha256_of, write_text
+from kd_convnext.common.files import write_text
 from kd_convnext.data.manifest.grouping import kept_together
 from kd_convnext.evaluation.proportions import FEW
 from kd_convnext.experiment.plan.record import setting_words
@@ -127,7 +127,7 @@ def _parts_table(analysis: Analysis) -> Table | None:
 
 def _leak_line(division: Division) -> str:
     found = ", ".join(f"{count} {kind}" for kind, count in division.leaks.items())
-    kept = f"Kept together {kept_together(division.group_by)}; split file sha256 {division.sha256[:16]}."
+    kept = f"Kept together {kept_together(division.group_by)}; split sha256 {division.hash[:16]}."
     if division.unnamed == len(division.table):
         return f"Repeat {division.repeat}: no photograph names its lesion, so a leak could not be seen. {kept}"
     return f"Repeat {division.repeat}: {found} in more than one part. {kept}"
@@ -171,7 +171,7 @@ def _cell_table(analysis: Analysis) -> Table:
         named = (record.title, setting_words(record.setting))
         shared = (*named, str(record.repeat), str(record.seed), record.config_hash[:12])
         minutes = f"{record.seconds / 60:.1f}" if math.isfinite(record.seconds) else tables.NONE
-        split = sha256_of(result.run.split)[:16] if result.run.split.is_file() else tables.NONE
+        split = next((one.hash[:16] for one in analysis.divisions if one.is_of(result)), tables.NONE)
         rows.append((*shared, split, record.status, minutes))
     columns = ("Method", "Setting", "Repeat", "Seed", "Configuration", "Split", "Status", "Minutes")
     note = "Hashes are shortened; each cell's folder holds its configuration, split, predictions and environment."
