@@ -275,7 +275,7 @@ class RunRecord(Callback):
         data = _data(trainer)
         chosen = most_telling(found)[: self.max_pictures]
         crops = [data.crops.load(int(row)) for row in found.index[chosen]]
-        pictures = [resize_to(crop, *reduced_size(*crop.shape[:2], self.picture_size)) for crop in crops]
+        pictures = [resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], self.picture_size)) for crop in crops]
         table = prediction_table(found, data.manifest).iloc[chosen].reset_index(drop=True)
         # Files have them all in predictions.csv; ids of lesions stay on this machine.
         table = hidden_ids(table, data.split.hash)
