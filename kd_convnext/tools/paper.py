@@ -48,6 +48,7 @@ def paper(
     sweep: bool = False,
     cache_dir: str | None = None,
     sr_weights: str | None = None,
+    columns: str | None = None,
     overlays: list[str] | None = None,
     launcher: Literal["serial", "ray", "slurm"] = "serial",
     workers: int = 1,
@@ -75,6 +76,7 @@ def paper(
         sweep: Also search over grid.sweep, on the validation part only.
         cache_dir: Where crops are stored; by default $KD_CONVNEXT_CACHE, else ~/.cache/kd-convnext.
         sr_weights: Real-ESRGAN weights file.
+        columns: Other names of the manifest's columns: image=file,label=diagnosis.
         overlays: Configurations laid over every cell, such as [configs/wandb.yaml].
         launcher: One cell after the other, on Ray, or a printed script for SLURM.
         workers: Cells at a time on Ray.
@@ -100,7 +102,7 @@ def paper(
     shown = _given(by=by, prevalence=prevalence, thresholds=thresholds)
     choice = Choice(
         out=Path(out),
-        data=_given(manifest=manifest, cache_dir=cache_dir, sr_weights=sr_weights),
+        data=_given(manifest=manifest, cache_dir=cache_dir, sr_weights=sr_weights, columns=columns),
         seed=seed,
         repeats=chosen_repeats(repeats),
         methods=selected(methods, grid),
