@@ -33,14 +33,12 @@ def left_out_table(
     Returns:
         One row a region, or a photograph that was skipped: where it stands, why, what it is, label and part.
     """
-    skipped = [{"where": finding.where, "reason": finding.what} for finding in manifest.skipped]
-    rows = [row for row in sorted(failed) if split.parts[row] in parts]
-    regions = manifest.table.iloc[rows][[*_IDENTITY, "label"]].assign(
-        where=[failed[row].where for row in rows],
-        reason=[failed[row].what for row in rows],
-        split=split.parts[rows],
-    )
-    return pd.concat([pd.DataFrame(skipped, columns=_COLUMNS, dtype=object), regions.astype(object)])[_COLUMNS]
+    found: list[dict[str, object]] = [{"where": finding.where, "reason": finding.what} for finding in manifest.skipped]
+    for row, finding in sorted(failed.items()):
+        if split.parts[row] in parts:
+            region = manifest.table.iloc[row][[*_IDENTITY, "label"]].to_dict()
+            found.append({"where": finding.where, "reason": finding.what, **region, "split": split.parts[row]})
+    return pd.DataFrame(found, columns=_COLUMNS, dtype=object)
 
 
 def read_left_out(run: RunFolder) -> pd.DataFrame:

@@ -96,7 +96,8 @@ def left_out_file(trainer: Trainer, *parts: Part) -> dict[Path, bytes]:
     data, folder = _data(trainer), run_folder(trainer)
     before = read_left_out(folder)
     kept = before[~before["split"].isin([*parts, ""])]
-    found = pd.concat([left_out_table(data.manifest, data.split, data.crops.failed, parts), kept])
+    now = left_out_table(data.manifest, data.split, data.crops.failed, parts)
+    found = kept if now.empty else now if kept.empty else pd.concat([now, kept])
     if found.empty and not folder.left_out.is_file():
         return {}
     return {folder.left_out: guarded(found).to_csv(index=False, lineterminator="\n").encode()}
