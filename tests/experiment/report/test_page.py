@@ -315,10 +315,3 @@ def test_the_page_is_never_wider_than_its_window(chromium, odd_page, tmp_path):
             assert page.evaluate(wider) > 500, width
             page.close()
         browser.close()
-
-
-def test_tables_of_ones_own_runs_do_not_claim_the_papers_numbers(compared, tmp_path):
-    text = (compared / "tables.md").read_text()
-    assert "## Per class: " in text and "(the paper's" not in text + Page(compared / "report.html").text
-    write_outputs(tmp_path / "paper", grid(tmp_path, {"convnext": 0.6, "kd_both": 0.8}, repeats=1), bootstrap=50)
-    assert re.search(r"## Per class: \w+ \(the paper's Table 3\)", (tmp_path / "paper" / "tables.md").read_text())
