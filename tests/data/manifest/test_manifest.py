@@ -97,7 +97,10 @@ def test_one_option_names_all_columns_that_are_called_otherwise(tmp_path):
     found = findings_of(table)
     (option,) = {one for finding in found for one in re.findall(r'ive --columns "(.*?)"', finding)}
     assert len(found) == 4 and read_manifest(table, columns=option).table["width"].tolist() == [6, 6]
-    # What was given stays in the option, and nothing is said of rows that are alike for want of their boxes.
+    # What was given is not asked about again.
+    found = findings_of(table, columns="lesion_id=case_id")
+    assert len(found) == 3 and not any("looks like the id" in finding for finding in found)
+    # It stays in the option, and nothing is said of rows that are alike for want of their boxes.
     (found,) = findings_of(table, columns="image=filename,label=cell_type,lesion_id=case_id")
     assert '"image=filename,label=cell_type,lesion_id=case_id,x=xmin,y=ymin,right=xmax,bottom=ymax"' in found
 
