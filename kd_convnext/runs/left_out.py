@@ -36,7 +36,7 @@ def left_out_table(
     found: list[dict[str, object]] = [{"where": finding.where, "reason": finding.what} for finding in manifest.skipped]
     for row, finding in sorted(failed.items()):
         if split.parts[row] in parts:
-            region = manifest.table.iloc[row][[*_IDENTITY, "label"]].to_dict()
+            region = {name: manifest.table.at[row, name] for name in (*_IDENTITY, "label")}
             found.append({"where": finding.where, "reason": finding.what, **region, "split": split.parts[row]})
     return pd.DataFrame(found, columns=_COLUMNS, dtype=object)
 

@@ -121,8 +121,7 @@ def paper(
     if launcher == "slurm" and not collect:
         return _print_script(cells, choice.out, sbatch)
     records = _standing(cells, choice.out) if collect else _launch(cells, place, launcher, workers)
-    _write_outputs(grid, choice, bootstrap, shown)
-    return _summary(choice.out, records)
+    return _summary(_write_outputs(grid, choice, bootstrap, shown), records)
 
 
 def _given(**options: str | None) -> dict[str, str]:
@@ -232,8 +231,8 @@ def _standing(cells: Sequence[Cell], out: Path) -> list[CellRecord]:
     return records
 
 
-def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[str, str]) -> None:
-    """Writes tables, figures and report of the wanted repeats, also of methods and settings finished before."""
+def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[str, str]) -> Path:
+    """Writes tables, figures and report of the wanted repeats, also of what was finished before; returns the folder."""
     from kd_convnext.experiment.report.enlarging import crop_lines
     from kd_convnext.experiment.report.outputs import write_outputs
     from kd_convnext.experiment.report.wishes import wishes
@@ -247,7 +246,7 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[st
         print(f"{counted(stale, 'cell')} of another configuration left out of the tables", file=sys.stderr)
     if not any(record.status == "finished" for record in records):
         print("No cell is finished: no tables are written", file=sys.stderr)
-        return
+        return choice.out
     analysis = write_outputs(
         choice.out,
         records,
@@ -261,6 +260,7 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[st
     for line in crop_lines(analysis):
         print(line)
     print(f"{choice.out / 'report.html'}, tables.md, results.csv, figures/")
+    return choice.out
 
 
 def _summary(out: Path, records: Sequence[CellRecord]) -> PaperSummary:
