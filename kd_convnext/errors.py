@@ -87,6 +87,10 @@ def _carried(text: str) -> tuple[Finding, ...]:
     return (Finding("another process", lines[-1] if lines else "it failed", "See its messages above."),)
 
 
+class ManifestWarning(UserWarning):
+    """Something in a manifest or its division that a person should look at once."""
+
+
 class ManifestError(KDConvNeXtError):
     """The manifest, its photographs or its boxes are not usable as they are."""
 

@@ -33,7 +33,7 @@ LONGEST = (
     "modules/test_stored_teacher.py",
     "experiment/report/test_clinical.py",
     "experiment/report/test_page.py",
-    "training/test_teacher_first.py",
+    "training/test_before_student.py",
     "test_realdata.py",
 )
 """Files that take longest: they begin, so that no process is left alone with one of them at the end."""

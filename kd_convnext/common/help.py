@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,8 @@ from typing import Literal
 from kd_convnext.common.files import atomic_write, default_cache_dir
 
 _HELP = ("-h", "--help")
+_MARKUP = re.compile(r"(:[a-z]+:)?`+~?")
+"""Marks of docstrings (``word``, :func:`word`), ours and libraries'."""
 
 
 def wanted_help(words: Sequence[str]) -> Literal["daily", "all"] | None:
@@ -57,7 +60,7 @@ def all_options(command: str, make: Callable[[], object]) -> str:
             return page
     with redirect_stdout(io.StringIO()) as printed:
         make()
-    page = printed.getvalue().rstrip("\n")
+    page = _MARKUP.sub("", printed.getvalue()).rstrip("\n")
     with suppress(OSError):
         atomic_write(kept, lambda file: file.write(f"{stamp}\n{page}".encode()))
     return page

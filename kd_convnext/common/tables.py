@@ -22,6 +22,9 @@ _UNPACKED = 1 << 29  # bytes of a workbook, of which openpyxl holds several time
 _WIDEST = 1000  # columns of a workbook
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm")
+"""How names of tables end, in lower case, where a photograph may be named as well."""
+
 
 @dataclass(frozen=True)
 class Records:

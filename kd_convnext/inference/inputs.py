@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kd_convnext.common.counting import counted
+from kd_convnext.common.tables import TABLE_SUFFIXES
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES
@@ -22,14 +23,15 @@ _NAMED = 3  # files that a warning names
 
 
 def photographs_of(
-    photos: Sequence[str], *, box: str | None = None, lesion_by: LesionBy = "manifest"
+    photos: Sequence[str], *, box: str | None = None, lesion_by: LesionBy = "manifest", columns: str | None = None
 ) -> tuple[list[Photograph], list[Failure]]:
     """Lists the photographs behind paths.
 
     Args:
-        photos: Image files, folders (every image file below them), and manifests (.csv, labels not needed).
+        photos: Image files, folders (every image file below them), and manifests (.csv, .xlsx; labels not needed).
         box: ``x,y,width,height`` in pixels, for a single image file.
         lesion_by: See `LesionBy`.
+        columns: Other names of the manifests' columns.
 
     Returns:
         The photographs in the order given (folders in the order of names), and those of manifests that cannot be read.
@@ -48,8 +50,8 @@ def photographs_of(
         path = Path(word).expanduser()
         if path.is_dir():
             found += _folder(path)
-        elif path.suffix.lower() in (".csv", ".tsv", ".xlsx"):
-            listed, unreadable = _manifest(path)
+        elif path.suffix.lower() in TABLE_SUFFIXES:
+            listed, unreadable = _manifest(path, columns)
             found += listed
             failures += unreadable
         else:
@@ -65,7 +67,13 @@ def photographs_of(
 
 
 def opened(
-    photos: Sequence[str], out: str, *, overwrite: bool, box: str | None = None, lesion_by: LesionBy = "manifest"
+    photos: Sequence[str],
+    out: str,
+    *,
+    overwrite: bool,
+    box: str | None = None,
+    lesion_by: LesionBy = "manifest",
+    columns: str | None = None,
 ) -> tuple[Path, list[Photograph], list[Failure]]:
     """Checks the folder of a tool's results and lists the photographs that it is asked about.
 
@@ -75,6 +83,7 @@ def opened(
         overwrite: Write into a folder that is not empty.
         box: See `photographs_of`.
         lesion_by: See `LesionBy`.
+        columns: See `photographs_of`.
 
     Returns:
         The folder, the photographs, and those of manifests that cannot be read.
@@ -85,7 +94,7 @@ def opened(
     """
     folder = Path(out).expanduser()
     require_empty(folder, permitted=overwrite, option="--overwrite true")
-    return folder, *photographs_of(photos, box=box, lesion_by=lesion_by)
+    return folder, *photographs_of(photos, box=box, lesion_by=lesion_by, columns=columns)
 
 
 def refuse_failures(failures: Sequence[Failure], on_error: Literal["raise", "skip"]) -> None:
@@ -163,8 +172,8 @@ def _folder(folder: Path) -> list[Photograph]:
     return [Photograph(path) for path in visible]
 
 
-def _manifest(path: Path) -> tuple[list[Photograph], list[Failure]]:
-    manifest = read_manifest(path, require_labels=False, on_error="skip")
+def _manifest(path: Path, columns: str | None) -> tuple[list[Photograph], list[Failure]]:
+    manifest = read_manifest(path, require_labels=False, on_error="skip", columns=columns)
     listed = [
         Photograph(
             manifest.image_path(row),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from kd_convnext.data.loading.card import DataCard
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.grouping import KEPT_APART, NO_GROUP, GroupBy, Part, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
+from kd_convnext.data.manifest.once import warned_once
 from kd_convnext.data.manifest.overlap import belonging
 from kd_convnext.data.manifest.splits import Split, make_split
 from kd_convnext.errors import CheckpointError, ConfigError, Finding, LeakError
@@ -86,18 +88,36 @@ def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_we
     Raises:
         ConfigError: The manifest is neither given nor known to the run.
     """
-    options = ungrouped(data_options(str(run.config)) or {}) if run.config.is_file() else {}
-    manifest = manifest or options.get("manifest")
+    manifest = manifest or recorded_manifest(run)
     if manifest is None:
         what = f"{run.config} does not say which photographs the checkpoint was trained on"
         raise ConfigError(Finding("--manifest", what, "Give their manifest, or --config of the fit."))
-    return RunSource(
-        manifest,
-        cache_dir or options.get("cache_dir"),
-        sr_weights or options.get("sr_weights"),
-        options.get("columns"),
-        options.get("on_error") or "raise",
-    )
+    found = recorded_source(run, manifest)
+    return replace(found, cache_dir=cache_dir or found.cache_dir, sr_weights=sr_weights or found.sr_weights)
+
+
+def recorded_manifest(run: RunFolder) -> str | None:
+    """Reads which photographs a run was trained on; None where its ``config.yaml`` does not say."""
+    return _recorded(run).get("manifest")
+
+
+def recorded_source(run: RunFolder, manifest: str) -> RunSource:
+    """Reads how a run reads photographs.
+
+    Args:
+        run: With a ``config.yaml`` or without.
+        manifest: The photographs, the run's own or others.
+
+    Returns:
+        The manifest with the run's columns, cache, weights and what it does about unreadable photographs.
+    """
+    options = _recorded(run)
+    named = {name: options[name] for name in ("cache_dir", "sr_weights", "columns", "on_error") if options.get(name)}
+    return RunSource(manifest, **named)
+
+
+def _recorded(run: RunFolder) -> dict[str, Any]:
+    return ungrouped(data_options(str(run.config)) or {}) if run.config.is_file() else {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +203,8 @@ def own_data(predictor: Predictor, source: RunSource, run: RunFolder) -> Calibra
     """
     card = predictor.network.card
     manifest = own_photographs(card, source, run)
-    split = make_split(manifest, group_by=_group_by(card))
+    with warned_once():
+        split = make_split(manifest, group_by=_group_by(card))
     if split.hash != card.split_hash:
         what = f"the photographs and parts in {source.manifest} are not those the checkpoint was trained with"
         raise CheckpointError(Finding("--ckpt_path", what, "Give the manifest and the run folder of its training."))
@@ -201,13 +222,14 @@ def own_photographs(card: DataCard, source: RunSource, run: RunFolder) -> Manife
     Raises:
         KDConvNeXtError: They cannot be read, or nothing says which part they were in.
     """
-    manifest = read_manifest(
-        source.manifest,
-        classes=card.class_names,
-        on_error=source.on_error,
-        group_by=_group_by(card),
-        columns=source.columns,
-    )
+    with warned_once():
+        manifest = read_manifest(
+            source.manifest,
+            classes=card.class_names,
+            on_error=source.on_error,
+            group_by=_group_by(card),
+            columns=source.columns,
+        )
     if run.split.is_file():
         return _with_parts(manifest, run.split)
     if (manifest.table["split"] == "").any():

@@ -250,7 +250,7 @@ def fit_linear_head(
         losses = F.cross_entropy(
             F.linear(values, weight, bias)[:, present], _compact(present)[targets], reduction="none"
         )
-        total = c / looks * (per_class[targets] * losses).sum() + weight.square().sum() / 2
+        total: Tensor = c / looks * (per_class[targets] * losses).sum() + weight.square().sum() / 2
         (total / len(labels)).backward()  # type: ignore[no-untyped-call]
         return total.detach() / len(labels)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # both load torch, which marking alone does without
 COVERAGE = 0.9
 """Of the prediction sets that the marking half counts lesions for, where no checkpoint is calibrated otherwise."""
 
-_DESCRIPTION = """Answers of one checkpoint for photographs of surgical specimens. For research: no answer may decide
+_DESCRIPTION = """Answers of one checkpoint for photographs. For research: no answer may decide
 about a patient. Every request needs `Authorization: Bearer TOKEN`, with the token of the address that the command
 printed."""
 

@@ -33,6 +33,11 @@ class RunFolder:
         return self.path / "split.csv"
 
     @property
+    def left_out(self) -> Path:
+        """File of what could not be read: only where something was left out."""
+        return self.path / "left_out.csv"
+
+    @property
     def environment(self) -> Path:
         """Versions, device and command of the fit."""
         return self.path / "environment.json"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kd_convnext.common.console import shown
 from kd_convnext.common.counting import counted
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.trust.prediction_sets import Few, check_options, lesions_needed
@@ -102,7 +103,7 @@ def calibrate(
     path = calibration.write(Path(out) if out else Path(ckpt_path).expanduser().parent)
     _report(calibration, judgements, transfer, stopped)
     figures = _publish(RunFolder(Path(out)) if out else run, judgements, wandb_project)
-    print(f"Wrote {path} and figures in {figures}")
+    print(f"Wrote {shown(path)} and figures in {shown(figures)}")
     return path
 
 
@@ -233,12 +234,15 @@ def _report_transfer(calibration: "Calibration", found: "Coverage") -> None:
 
 
 def _report_judgement(part: str, found: "Judgement") -> None:
+    from kd_convnext.evaluation.proportions import digits
+
     summary = found.summary()
-    answered = summary["accuracy_answered"]
+    answered, places = summary["accuracy_answered"], digits(summary["lesions"]) - 2
     print(
         f"{_PARTS[part]} part: {counted(summary['lesions'], 'lesion')}, answers {summary['answered']:.0%} of them"
-        + (f", right in {answered:.1%}" if answered is not None else "")
-        + f" (of all: {summary['accuracy']:.1%}); the gate stops {summary['stopped_by_gate']:.1%}"
+        + (f", right in {answered:.{places}%}" if answered is not None else "")
+        + f"; were it to answer all, right in {summary['accuracy']:.{places}%}"
+        + f"; the gate stops {summary['stopped_by_gate']:.{places}%}"
     )
     if part == "val":
         print("  (sets and gate were fitted on these lesions; --test true judges them on others)")

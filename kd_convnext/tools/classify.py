@@ -23,6 +23,7 @@ def classify(
     lesion_by: Literal["manifest", "folder", "all"] = "manifest",
     calibration: str = "auto",
     tta: bool | None = None,
+    columns: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     overwrite: bool = False,
     device: str = "cpu",
@@ -41,6 +42,7 @@ def classify(
         lesion_by: Which photographs show one lesion; those of one lesion_id of the manifest, of one folder, or all.
         calibration: auto takes calibration.json beside the checkpoint; none leaves it; else a file.
         tta: Average over the mirror images of each photograph; by default as calibrated.
+        columns: Other names of a manifest's columns: image=file,lesion_id=case.
         on_error: raise ends with exit code 2 where photographs have no answer; skip does not. The others are answered.
         overwrite: Write into a folder that is not empty.
         device: Where the network runs, as torch names it.
@@ -58,7 +60,9 @@ def classify(
     from kd_convnext.inference.inputs import opened, refuse_failures, region_warnings
     from kd_convnext.inference.prediction import Failure, Prediction
 
-    folder, photographs, failures = opened(photos, out, overwrite=overwrite, box=box, lesion_by=lesion_by)
+    folder, photographs, failures = opened(
+        photos, out, overwrite=overwrite, box=box, lesion_by=lesion_by, columns=columns
+    )
     predictor = _predictor(ckpt_path, sr_weights, calibration, tta, device)
     for warning in region_warnings(predictor.network.card, photographs):
         print(f"warning: {warning}", file=sys.stderr)

@@ -53,6 +53,7 @@ def doctor(
     cache_dir: str | None = None,
     sr_weights: str | None = None,
     device: str | None = None,
+    columns: str | None = None,
 ) -> list[Check]:
     """Checks this machine, and prints PASS, WARN or FAIL with the remedy for each point.
 
@@ -62,6 +63,7 @@ def doctor(
         cache_dir: Crop cache; $KD_CONVNEXT_CACHE or ~/.cache/kd-convnext by default.
         sr_weights: Super-resolution weights that are to be used.
         device: Where networks are to run; by default a GPU where there is one.
+        columns: Other names of the manifest's columns: image=file,label=diagnosis.
 
     Returns:
         All checks.
@@ -78,7 +80,7 @@ def doctor(
         _wandb,
     ]
     if manifest is not None:
-        steps.append(lambda: _manifest(manifest))
+        steps.append(lambda: _manifest(manifest, columns))
     if ckpt_path is not None:
         steps.append(lambda: _checkpoint(ckpt_path, sr_weights))
     done = []
@@ -215,13 +217,13 @@ def _wandb() -> Iterator[Check]:
         yield Check("wandb", "WARN", f"no login for {host}", "Run wandb login, or set WANDB_MODE=offline.")
 
 
-def _manifest(path: str) -> Iterator[Check]:
+def _manifest(path: str, columns: str | None) -> Iterator[Check]:
     from kd_convnext.data.manifest.manifest import read_manifest
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            manifest = read_manifest(path)
+            manifest = read_manifest(path, columns=columns)
         except KDConvNeXtError as error:
             yield from _failed("manifest", error)
             return

@@ -30,6 +30,7 @@ def explain(
     sr_weights: str | None = None,
     reduction: Literal[4, 8, 16, 32] | None = None,
     box: str | None = None,
+    columns: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     overwrite: bool = False,
     device: str = "cpu",
@@ -51,6 +52,7 @@ def explain(
         sr_weights: Real-ESRGAN weights of the training, where they are not where they were.
         reduction: Stage whose map is shown, at 1/4 to 1/32 of the input; by default the deepest of 7 cells a side.
         box: Region of interest of a single photograph: x,y,width,height in pixels.
+        columns: Other names of the columns where photos are a manifest: image=file.
         on_error: raise ends with exit code 2 where photographs cannot be explained; skip does not.
         overwrite: Write into a folder that is not empty.
         device: Where the networks run, as torch names it.
@@ -71,7 +73,7 @@ def explain(
     require_at_least(neighbours=(neighbours, 0))
     of_cases = {"manifest": manifest, "cache_dir": cache_dir}
     warn_of_idle(**{name: (neighbours == 0 and bool(given), "with --neighbours 0") for name, given in of_cases.items()})
-    folder, photographs, failures = opened(photos, out, overwrite=overwrite, box=box)
+    folder, photographs, failures = opened(photos, out, overwrite=overwrite, box=box, columns=columns)
     predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights, device=device)
     teacher = load_network(teacher_ckpt, device) if teacher_ckpt is not None else None
     cases = _cases(predictor, ckpt_path, neighbours, manifest, cache_dir, sr_weights)

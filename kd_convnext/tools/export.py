@@ -193,15 +193,19 @@ def _describe(path: Path, words: "Words", files: list[Path], found: "Compared", 
 
 
 def _report(files: list[Path], found: "Compared", shown: "ExportSamples") -> None:
+    from kd_convnext.evaluation.proportions import digits
+
     size = sum(file.stat().st_size for file in files) / 1e6
+    percent, places = digits(found.photographs) - 2, digits(found.labelled)
     print(f"Wrote {files[0]}, {', '.join(file.name for file in files[1:])} ({size:.1f} MB)")
     print(
         f"Compared with the checkpoint on {shown.source}: largest difference of a probability "
-        f"{found.largest_difference:.2g}, same class in {found.agreement:.1%}"
+        f"{found.largest_difference:.2g}, same class in {found.agreement:.{percent}%}"
     )
     if found.gate_difference is not None:
-        print(f"Largest difference of a gate score {found.gate_difference:.2g}, same decision in {found.decisions:.1%}")
+        same = f"same decision in {found.decisions:.{percent}%}"
+        print(f"Largest difference of a gate score {found.gate_difference:.2g}, {same}")
     if found.labelled:
         pairs = ((found.accuracy, found.accuracy_checkpoint), (found.f1_macro, found.f1_macro_checkpoint))
-        (accuracy, f1) = (f"{own:.3f} (checkpoint {before:.3f})" for own, before in pairs)
+        (accuracy, f1) = (f"{own:.{places}f} (checkpoint {before:.{places}f})" for own, before in pairs)
         print(f"On {counted(found.labelled, 'labelled photograph')}: accuracy {accuracy}, macro F1 {f1}")

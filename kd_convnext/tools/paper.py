@@ -48,6 +48,7 @@ def paper(
     sweep: bool = False,
     cache_dir: str | None = None,
     sr_weights: str | None = None,
+    columns: str | None = None,
     overlays: list[str] | None = None,
     launcher: Literal["serial", "ray", "slurm"] = "serial",
     workers: int = 1,
@@ -75,6 +76,7 @@ def paper(
         sweep: Also search over grid.sweep, on the validation part only.
         cache_dir: Where crops are stored; by default $KD_CONVNEXT_CACHE, else ~/.cache/kd-convnext.
         sr_weights: Real-ESRGAN weights file.
+        columns: Other names of the manifest's columns: image=file,label=diagnosis.
         overlays: Configurations laid over every cell, such as [configs/wandb.yaml].
         launcher: One cell after the other, on Ray, or a printed script for SLURM.
         workers: Cells at a time on Ray.
@@ -100,7 +102,7 @@ def paper(
     shown = _given(by=by, prevalence=prevalence, thresholds=thresholds)
     choice = Choice(
         out=Path(out),
-        data=_given(manifest=manifest, cache_dir=cache_dir, sr_weights=sr_weights),
+        data=_given(manifest=manifest, cache_dir=cache_dir, sr_weights=sr_weights, columns=columns),
         seed=seed,
         repeats=chosen_repeats(repeats),
         methods=selected(methods, grid),
@@ -119,8 +121,7 @@ def paper(
     if launcher == "slurm" and not collect:
         return _print_script(cells, choice.out, sbatch)
     records = _standing(cells, choice.out) if collect else _launch(cells, place, launcher, workers)
-    _write_outputs(grid, choice, bootstrap, shown)
-    return _summary(choice.out, records)
+    return _summary(_write_outputs(grid, choice, bootstrap, shown), records)
 
 
 def _check(bootstrap: int, seed: int, workers: int, launcher: str) -> None:
@@ -235,8 +236,8 @@ def _standing(cells: Sequence[Cell], out: Path) -> list[CellRecord]:
     return records
 
 
-def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[str, str]) -> None:
-    """Writes tables, figures and report of the wanted repeats, also of methods and settings finished before."""
+def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[str, str]) -> Path:
+    """Writes tables, figures and report of the wanted repeats, also of what was finished before; returns the folder."""
     from kd_convnext.experiment.report.enlarging import crop_lines
     from kd_convnext.experiment.report.outputs import write_outputs
     from kd_convnext.experiment.report.wishes import wishes
@@ -250,7 +251,7 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[st
         print(f"{counted(stale, 'cell')} of another configuration left out of the tables", file=sys.stderr)
     if not any(record.status == "finished" for record in records):
         print("No cell is finished: no tables are written", file=sys.stderr)
-        return
+        return choice.out
     analysis = write_outputs(
         choice.out,
         records,
@@ -264,6 +265,7 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[st
     for line in crop_lines(analysis):
         print(line)
     print(f"{choice.out / 'report.html'}, tables.md, results.csv, figures/")
+    return choice.out
 
 
 def _summary(out: Path, records: Sequence[CellRecord]) -> PaperSummary:

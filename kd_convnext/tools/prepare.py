@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+from kd_convnext.common.configs import data_options
 from kd_convnext.common.console import duration, megabytes
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import default_cache_dir
@@ -23,6 +24,7 @@ from kd_convnext.data.crops.preparing.preview import write_preview
 from kd_convnext.data.crops.preparing.prune import find_unused, remove
 from kd_convnext.data.crops.spec import CropSpec, UpscalerChoice
 from kd_convnext.data.crops.upscaling.weights import download as download_weights
+from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.pixels import refuse_undecodable
 from kd_convnext.data.manifest.summary import describe
@@ -140,9 +142,20 @@ def _print_fit(
         value = getattr(spec, field.name)
         # Recipes have a stored size of their own.
         if field.name not in ("sr_weights", "upscaler") and (value != field.default or field.name == "store_size"):
-            given[f"crops.{field.name}"] = "null" if value is None else str(value).lower()
-    words = [word for name, value in given.items() for word in (f"--data.{name}", shlex.quote(value))]
-    print(f"Next:\n  kd-convnext fit --config {file} {' '.join(words)}")
+            given[f"crops.{field.name}"] = _typed(value)
+    held = {} if config is None else ungrouped(data_options(config) or {})
+    said = {name: _typed(value) for name, value in held.items()}
+    # What the file says itself need not be typed.
+    wanted = {name: value for name, value in given.items() if said.get(name.rpartition(".")[2]) != value}
+    words = [f"--data.{name} {shlex.quote(value)}" for name, value in wanted.items()]
+    print(f"Next:\n  {' '.join(['kd-convnext fit --config', file, *words])}")
+
+
+def _typed(value: object) -> str:
+    """Writes an option's value as it is typed."""
+    if isinstance(value, list):
+        return json.dumps(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _opened(root: Path, spec: CropSpec, device: str, manifest: Manifest) -> CropCache:

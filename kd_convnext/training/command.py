@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -24,19 +24,20 @@ from kd_convnext.common.trust import require_trusted, require_trusted_words
 from kd_convnext.common.words import files_first, without_foreign_arguments
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.idle import idle_options
+from kd_convnext.data.manifest.once import warned_once
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder, require_writable
 from kd_convnext.training.before_student import TEACHER, trained_teacher
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
+from kd_convnext.training.config_record import ConfigRecord
 from kd_convnext.training.curve import begin_curve
 from kd_convnext.training.foreign_errors import building_trainer, in_words, refused_by
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.loader_tuning import LoaderTuning
 from kd_convnext.training.old_spelling import modern_words
 from kd_convnext.training.one_fit import writing_into
-from kd_convnext.training.outputs import HoldsFiles
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.ranks import RankWatch
@@ -64,36 +65,13 @@ CHECKPOINT_DEFAULTS: dict[str, Any] = {
 }
 
 
-class ConfigRecord(Callback, HoldsFiles):
-    """Gives the resolved configuration to the run's record and to the loggers.
-
-    Attributes:
-        begins: The configuration's text, by the path of its file; `RunRecord` writes it where a fit begins.
-    """
-
-    def __init__(self, path: Path, text: str, values: dict[str, Any]) -> None:
-        """Keeps the configuration.
-
-        Args:
-            path: Its file.
-            text: As YAML.
-            values: As plain values.
-        """
-        super().__init__()
-        self.begins, self.values = {path: text.encode()}, values
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gives it to the loggers that keep no files here."""
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            if not isinstance(logger, CSVLogger):
-                logger.log_hyperparams({"config": self.values})
-
-
 class TrainingCLI(LightningCLI):
     """Runs one configuration in one run folder."""
 
     folder: RunFolder
     _resumed_at: int | None = None
+    _split_hash: str | None = None  # of the checkpoint's own fit
+    _teacher_first = False
 
     @classmethod
     def parsed(cls, words: Sequence[str]) -> "TrainingCLI | None":
@@ -208,6 +186,7 @@ class TrainingCLI(LightningCLI):
             raise ConfigError(Finding("--ckpt_path", f"{command} needs a checkpoint", remedy))
         path = self.config[command].ckpt_path = str(Path(path).expanduser())
         checkpoint = read_checkpoint(path, may_be_edited=command == "fit")
+        self._split_hash = (checkpoint[KEY].get("card") or {}).get("split_hash")
         if command == "fit":
             if "optimizer_states" not in checkpoint:
                 what = "holds a network, not the state of its training"
@@ -271,6 +250,7 @@ class TrainingCLI(LightningCLI):
         else:
             # Started by the first process, which has trained it.
             path = RunFolder(self.folder.path / TEACHER).best
+        self._teacher_first, config.header.describe_data = True, False
         model.teacher_ckpt = self._clean.model.init_args.teacher_ckpt = str(path)
 
     def instantiate_classes(self) -> None:
@@ -295,7 +275,8 @@ class TrainingCLI(LightningCLI):
         built = partial(self.parser.instantiate, instantiators=[(build, object, True)])
         self.parser.instantiate_classes = built
         try:
-            super().instantiate_classes()
+            with warned_once(self._warned_of):
+                super().instantiate_classes()
         except ValueError:
             # The parser tries every type that an argument may have, and reports all failures as one of its own.
             if refused:
@@ -304,6 +285,12 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and is_first_process():
             for told in idle_options(self.datamodule):
                 print(f"Warning: --data: {told}", flush=True)
+
+    def _warned_of(self) -> bool:
+        """Tells whether an earlier fit has warned of these photographs: the checkpoint's, or the teacher's before."""
+        data, known = self.datamodule, self._split_hash
+        same = isinstance(data, SpecimenDataModule) and known is not None and data.split.hash == known
+        return self._teacher_first or same
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with our callbacks and, for a fit, always a CSV logger."""

@@ -40,6 +40,7 @@ class RunHeader(Callback):
         distill_config: str | None = None,
         measured_steps: int = 2,
         next_steps: bool = True,
+        describe_data: bool = True,
     ) -> None:
         """Sets what is named.
 
@@ -49,12 +50,14 @@ class RunHeader(Callback):
             distill_config: For a teacher: the config of the student it can teach; None says nothing of it.
             measured_steps: Steps after the first (which warms up) whose time is measured for the estimate.
             next_steps: Whether the end says what to type next; not where another fit follows by itself.
+            describe_data: Whether the start counts photographs by class and part; not where a fit before has.
         """
         super().__init__()
         self.small_config = small_config
         self.distill_config = distill_config
         self.measured_steps = measured_steps
         self.next_steps = next_steps
+        self.describe_data = describe_data
         self._clock: StepClock | None = None
         self._validation_batch: float | None = None
         self._validation_begun = 0.0
@@ -72,7 +75,7 @@ class RunHeader(Callback):
         say(trainer, header_line(trainer, pl_module))
         say(trainer, machine_line(trainer, pl_module))
         data = getattr(trainer, "datamodule", None)
-        if isinstance(data, SpecimenDataModule):
+        if isinstance(data, SpecimenDataModule) and self.describe_data:
             for line in describe(data.manifest, data.split_spec.group_by, data.split):
                 say(trainer, line)
 

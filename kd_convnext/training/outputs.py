@@ -1,23 +1,30 @@
 """Finds the run folder of a trainer and logs figures to every logger."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from lightning.pytorch import Trainer
+import pandas as pd
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from matplotlib.figure import Figure
 
+from kd_convnext.checkpoints.naming import network_name
 from kd_convnext.common.console import say
+from kd_convnext.common.counting import count_words
 from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.files import atomic_write_all, sha256_of
+from kd_convnext.common.tables import guarded, read_table
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.manifest.grouping import Part
+from kd_convnext.data.manifest.ids import hidden_ids
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
 from kd_convnext.runs.judged import Judged, data_name, external_folder, require_free
+from kd_convnext.runs.left_out import left_out_table, read_left_out
 from kd_convnext.runs.loggers import log_figure
+from kd_convnext.runs.tables import write_table
 from kd_convnext.training.changed import changes
 from kd_convnext.training.outside import refuse_copies
 
@@ -81,6 +88,26 @@ def begin_files(trainer: Trainer, files: Mapping[Path, bytes]) -> None:
     atomic_write_all({path: partial(_put, content) for path, content in contents.items()})
 
 
+def left_out_file(trainer: Trainer, *parts: Part) -> dict[Path, bytes]:
+    """Collects what could not be read of parts, beside what the run's record holds of other parts.
+
+    Args:
+        trainer: After the crops of the parts were made.
+        parts: Those that are used now.
+
+    Returns:
+        The content of ``left_out.csv``, by its path; nothing where there is nothing to say and nothing was said.
+    """
+    data, folder = _data(trainer), run_folder(trainer)
+    before = read_left_out(folder)
+    kept = before[~before["split"].isin([*parts, ""])]
+    now = left_out_table(data.manifest, data.split, data.crops.failed, parts)
+    found = kept if now.empty else now if kept.empty else pd.concat([now, kept])
+    if found.empty and not folder.left_out.is_file():
+        return {}
+    return {folder.left_out: guarded(found).to_csv(index=False, lineterminator="\n").encode()}
+
+
 def _put(content: bytes, file: BinaryIO) -> None:
     file.write(content)
 
@@ -137,6 +164,39 @@ def show_figure(trainer: Trainer, name: str, figure: Figure, *, photographs: boo
         if photographs and not pictures_may_leave(trainer):
             loggers = [logger for logger in loggers if not isinstance(logger, WandbLogger)]
         log_figure(loggers, name, figure, trainer.global_step)
+
+
+def model_words(module: LightningModule) -> str:
+    """Names the network of a module and its size, for figures.
+
+    Args:
+        module: A teacher, a baseline or a student.
+    """
+    settings = module.hparams.get("student") or module.hparams.get("backbone") or {}
+    backbone = getattr(module, "classifier", module)
+    network = settings if isinstance(settings, Mapping) else {"name": getattr(backbone, "name", "network")}
+    size = count_words(sum(parameter.numel() for parameter in backbone.parameters()))
+    return f"{network_name(network)}, {size} parameters"
+
+
+def shareable(folder: RunFolder, tables: Sequence[Path], data: SpecimenDataModule) -> list[Path]:
+    """Copies tables into ``shared/``, ids and names of files as salted hashes: what loggers may upload.
+
+    Args:
+        folder: Of the run.
+        tables: Files there; such as are not there are left out.
+        data: Whose split is the salt.
+
+    Returns:
+        The copies.
+    """
+    copies = []
+    for path in tables:
+        if path.is_file():
+            copy = folder.path / "shared" / path.name
+            write_table(copy, hidden_ids(read_table(path), data.split.hash, images=True))
+            copies.append(copy)
+    return copies
 
 
 def _elsewhere(trainer: Trainer) -> list[Logger]:

@@ -10,8 +10,10 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from kd_convnext.common.counting import counted
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.manifest.grouping import Part
 from kd_convnext.runs.figures import crop_grid, training_curves
-from kd_convnext.training.outputs import _data, show_figure
+from kd_convnext.training.outputs import _data, model_words, show_figure
 
 _BEYOND = {"reflect": "its mirror image (--data.augment.border black shows none)", "black": "black"}
 
@@ -58,9 +60,25 @@ class CurveFigures(Callback):
             logger.save()
             metrics = Path(logger.log_dir) / "metrics.csv"
             if metrics.exists():
-                caption = "Training and validation part over the epochs: mean of an epoch's batches, whole validation."
+                caption = _over_the_epochs(trainer, pl_module)
                 show_figure(trainer, "train/training_curves", training_curves(pd.read_csv(metrics), caption))
                 return
+
+
+def _over_the_epochs(trainer: Trainer, module: LightningModule) -> str:
+    """Says what curves show: of how many photographs and lesions, where that is known, by which network."""
+    data = getattr(trainer, "datamodule", None)
+    shown = "Training and validation part"
+    if isinstance(data, SpecimenDataModule):
+        shown = f"Training part ({_counts(data, 'train')}) and validation part ({_counts(data, 'val')})"
+    return f"{shown} over the epochs: mean of an epoch's batches, whole validation. {model_words(module)}."
+
+
+def _counts(data: SpecimenDataModule, part: Part) -> str:
+    rows = data.split.rows(part)
+    used = rows[~np.isin(rows, list(data.crops.failed))]
+    lesions = np.unique(data.manifest.groups("lesion")[used]).size
+    return f"{counted(len(used), 'photograph')} of {counted(lesions, 'lesion')}"
 
 
 def _picture(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -76,6 +76,19 @@ class DataWaitBar(TQDMProgressBar):
         self._looked = 0.0
         super().on_train_epoch_end(trainer, pl_module)
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends the bar of ``validate`` before its results are printed: each line would draw it again."""
+        if trainer.state.fn == "validate":
+            self.val_progress_bar.close()
+
+    def on_test_epoch_end(self, *args: Any) -> None:
+        """Ends the bar before the results are printed."""
+        self.test_progress_bar.close()
+
+    def on_predict_epoch_end(self, *args: Any) -> None:
+        """Ends the bar before the results are printed."""
+        self.predict_progress_bar.close()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Excludes validation from the timing."""
         super().on_validation_end(trainer, pl_module)

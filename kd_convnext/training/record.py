@@ -7,11 +7,9 @@ The callbacks that talk to the user during a fit (``DataWaitBar``, ``RunHeader``
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -19,13 +17,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from kd_convnext.checkpoints.naming import network_name
 from kd_convnext.common.console import say, shown
-from kd_convnext.common.counting import count_words, counted
+from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import save_for_print
+from kd_convnext.common.files import write_text
 from kd_convnext.common.reading import json_text
-from kd_convnext.common.tables import read_table
 from kd_convnext.data.crops.preparing.faithful import fidelity_figures
+from kd_convnext.data.crops.resize import reduced_size, resize_to
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.views import still_view
 from kd_convnext.data.manifest.ids import hidden_ids
@@ -33,7 +31,6 @@ from kd_convnext.errors import KDConvNeXtError
 from kd_convnext.evaluation.answers import UNKNOWN, Evaluation
 from kd_convnext.evaluation.statistics import LesionCounts, class_intervals, count_lesions
 from kd_convnext.runs.figures import Subject, confusion_matrix, crop_grid, per_class_bars, reliability_diagram
-from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.judged import Judged, results_recorded
 from kd_convnext.runs.loggers import log_confusion, log_files, log_table
 from kd_convnext.runs.tables import (
@@ -47,7 +44,17 @@ from kd_convnext.runs.tables import (
 )
 from kd_convnext.training.environment import environment
 from kd_convnext.training.header import RunHeader
-from kd_convnext.training.outputs import _data, begin_files, begin_results, judges_others, run_folder, show_figure
+from kd_convnext.training.outputs import (
+    _data,
+    begin_files,
+    begin_results,
+    judges_others,
+    left_out_file,
+    model_words,
+    run_folder,
+    shareable,
+    show_figure,
+)
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.summary import best_epoch_line, patient_lines, score_lines
@@ -120,7 +127,8 @@ class RunRecord(Callback):
         self._begun, self._best = time.perf_counter(), None
         folder, data = run_folder(trainer), _data(trainer)
         found = json_text(environment(trainer)).encode()
-        begin_files(trainer, {folder.split: data.split.text(data.manifest), folder.environment: found})
+        files = {folder.split: data.split.text(data.manifest), folder.environment: found}
+        begin_files(trainer, files | left_out_file(trainer, "train", "val"))
         if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
             say(trainer, _PICTURES_LEAVE if self.wandb_pictures else _PICTURES_STAY)
 
@@ -133,7 +141,7 @@ class RunRecord(Callback):
             say(trainer, f"Figures: {shown(run_folder(trainer).figures)}")
         if self.artifacts and trainer.is_global_zero:
             folder = run_folder(trainer)
-            log_files(trainer.loggers, "split", "split", _shareable(folder, [folder.split], _data(trainer)))
+            log_files(trainer.loggers, "split", "split", shareable(folder, [folder.split], _data(trainer)))
             log_files(trainer.loggers, "checkpoint", "model", [folder.best])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -182,7 +190,7 @@ class RunRecord(Callback):
             self._show_heat_maps(trainer, pl_module, found)
         if self.artifacts:
             folder = run_folder(trainer)
-            tables = _shareable(folder, [folder.predictions], _data(trainer))
+            tables = shareable(folder, [folder.predictions], _data(trainer))
             report = [folder.report] if self.wandb_pictures else []
             log_files(trainer.loggers, "results", "report", [folder.metrics, *tables, *report])
 
@@ -195,6 +203,8 @@ class RunRecord(Callback):
         write_cost(folder, network_cost(cast("Backbone", module.classifier)))
         faithful = fidelity_figures(_data(trainer).crops, found.index)
         write_metrics(folder, {f"test/{FIDELITY}{name}": value for name, value in faithful.items()})
+        for path, content in left_out_file(trainer, "test").items():
+            write_text(path, content.decode())
         self._record(trainer, module, found)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -264,7 +274,8 @@ class RunRecord(Callback):
         """Gives the loggers the table of predictions with pictures, and a grid of wrong ones."""
         data = _data(trainer)
         chosen = most_telling(found)[: self.max_pictures]
-        pictures = [_shrink(data.crops.load(int(row)), self.picture_size) for row in found.index[chosen]]
+        crops = [data.crops.load(int(row)) for row in found.index[chosen]]
+        pictures = [resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], self.picture_size)) for crop in crops]
         table = prediction_table(found, data.manifest).iloc[chosen].reset_index(drop=True)
         # Files have them all in predictions.csv; ids of lesions stay on this machine.
         table = hidden_ids(table, data.split.hash)
@@ -323,16 +334,7 @@ def _subject(
 ) -> Subject:
     """Tells what figures of a run are about."""
     known = None if lesions is None else int((lesions.labels != UNKNOWN).sum())
-    return Subject(found.part, unit, int((found.labels != UNKNOWN).sum()), known, _model_words(module))
-
-
-def _model_words(module: LightningModule) -> str:
-    """Names the network and its size."""
-    settings = module.hparams.get("student") or module.hparams.get("backbone") or {}
-    backbone = getattr(module, "classifier", module)
-    network = settings if isinstance(settings, Mapping) else {"name": getattr(backbone, "name", "network")}
-    size = count_words(sum(parameter.numel() for parameter in backbone.parameters()))
-    return f"{network_name(network)}, {size} parameters"
+    return Subject(found.part, unit, int((found.labels != UNKNOWN).sum()), known, model_words(module))
 
 
 def _lesion_counts(trainer: Trainer, evaluation: Evaluation) -> LesionCounts:
@@ -376,25 +378,6 @@ def _teacher(trainer: Trainer, module: LightningModule) -> "Backbone | None":
         return None
 
 
-def _shareable(folder: RunFolder, tables: Sequence[Path], data: SpecimenDataModule) -> list[Path]:
-    """Copies tables into ``shared/``, ids and names of files as salted hashes: what loggers may upload."""
-    copies = []
-    for path in tables:
-        if path.is_file():
-            copy = folder.path / "shared" / path.name
-            write_table(copy, hidden_ids(read_table(path), data.split.hash, images=True))
-            copies.append(copy)
-    return copies
-
-
 def _evaluation(trainer: Trainer, module: LightningModule, name: str) -> Evaluation | None:
     """Reads what the module has collected; None in all processes but the first."""
     return cast("Evaluation | None", getattr(module, name, None)) if trainer.is_global_zero else None
-
-
-def _shrink(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    scale = side / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -76,9 +76,10 @@ def test_the_options_of_the_training_pages_are_the_parsers():
 
 
 def test_all_options_are_the_parsers_own_without_the_functions_docstring(capsys):
-    assert main(["prepare", "--help", "all"]) == 0
+    assert main(["prepare", "--help", "all"]) == main(["paper", "--help", "all"]) == 0
     printed = capsys.readouterr().out
-    assert "--crops.sr_wdn_weights" in printed and "Raises:" not in printed
+    assert "--crops.sr_wdn_weights" in printed and "--grid.sweep" in printed
+    assert "Raises:" not in printed and "`" not in printed
 
 
 def test_the_page_of_all_options_is_made_once_for_a_width_and_set_of_packages(tmp_path, monkeypatch, capsys):

@@ -1,11 +1,15 @@
 import json
 import math
+import re
 import shutil
 import struct
 
 import pandas as pd
 import pytest
+import torch
 from helpers import tiny
+from helpers.bad_files import cut_short
+from helpers.command_line import OFFLINE, SMALL_SWIN, TINY
 from helpers.inference import changed, copy_run
 from huggingface_hub import ModelCard
 from safetensors import safe_open
@@ -218,3 +222,51 @@ def test_publishing_again_removes_a_calibration_of_before_and_keeps_other_files(
         "model.safetensors",
         "notes.txt",
     ]
+
+
+# ---- what a reader does with it
+
+
+def test_the_cards_own_lines_answer(tested_run, published, tiny_manifest, tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (published / "README.md").read_text(), re.DOTALL)
+    shutil.copy(tiny_manifest.parent / "0_0_0.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("FOLDER_OR_REPOSITORY", str(published)), {})
+    assert capsys.readouterr().out.startswith(Predictor.from_checkpoint(tested_run)("photo.jpg").predicted)
+
+
+def test_unreadable_photographs_are_counted_nowhere(tiny_manifest, tmp_path, capsys):
+    photos = shutil.copytree(tiny_manifest.parent, tmp_path / "photos")
+    data = ["--data.manifest", str(photos / "manifest.csv"), "--data.cache_dir", str(tmp_path / "cache")]
+    whole = tiny.data(tiny_manifest, str(tmp_path / "cache"))
+    of_part = {part: whole.manifest.table["image"].iloc[whole.split.rows(part)].iloc[0] for part in ("train", "test")}
+    for name in of_part.values():
+        cut_short(photos / name)  # found when its crop is made
+    (photos / "4_0_0.png").write_bytes(b"no photograph")  # found when the manifest is read
+    run = tmp_path / "run"
+    fit = ["fit", "--model", "TeacherModule", *SMALL_SWIN, *OFFLINE, *TINY, *data, "--data.on_error=skip"]
+    assert main([*fit, "--trainer.default_root_dir", str(run)]) == 0
+    best = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt")]
+    assert main(["test", "--config", str(run / "config.yaml"), *best]) == 0
+    gone = pd.read_csv(run / "left_out.csv")
+    assert sorted(gone["split"].dropna()) == ["test", "train"] and sorted(gone["image"].dropna()) == sorted(
+        of_part.values()
+    )
+    assert gone["reason"].notna().all() and "4_0_0.png" in gone["reason"].iloc[0]
+    assert main(["card", *best]) == 0 and main(["report", str(run)]) == 0
+    split_hash = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["kd_convnext"]["card"]["split_hash"]
+    told = "2 regions of the division (training 1, test 1) and 1 photograph before it was divided"
+    card, page = (run / "MODEL_CARD.md").read_text(), (run / "report.html").read_text()
+    split = pd.read_csv(run / "split.csv")
+    used = split[~split["image"].isin(of_part.values())]
+    for label in split["label"].unique():
+        mine = used[used["label"] == label]
+        counts = [
+            f"{(mine['split'] == part).sum()} ({mine[mine['split'] == part]['lesion_id'].nunique()})"
+            for part in ("train", "val", "test")
+        ]
+        assert f"| {label} | {' | '.join(counts)} |" in card
+        assert re.search(r"\s*".join(f"<td[^>]*>{re.escape(count)}</td>" for count in counts), page), label
+    assert told in card and told in page and str(photos) not in card
+    # One split has one name: in the card, beside the leak check and in the table of cells.
+    assert f"split sha256 `{split_hash[:16]}`" in card and page.count(split_hash[:16]) == 2

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,19 @@ def unlabelled(tiny_manifest, tmp_path):
 
 def classify(*words):
     return main(["classify", *map(str, words)])
+
+
+def test_a_table_with_other_columns_is_read_as_the_refusal_says(calibrated, unlabelled, tmp_path, capsys):
+    table = unlabelled.with_name("Liste.TSV")
+    table.write_text(unlabelled.read_text().replace("image,", "Filename,", 1).replace(",", "\t"))
+    words = ["--ckpt_path", calibrated, "--out", tmp_path / "out"]
+    assert classify(table, *words) == 2
+    (option,) = re.findall(r'--columns "(.*?)"', capsys.readouterr().err)
+    assert option == "image=filename"
+    assert classify(table, *words, "--columns", option) == 0
+    assert len(pd.read_csv(tmp_path / "out" / "answers.csv")) == 12
+    assert main(["doctor", "--manifest", str(table), "--columns", option]) in (0, 2)
+    assert "there is no column 'image'" not in capsys.readouterr().out
 
 
 def test_manifest_without_labels(calibrated, unlabelled, tmp_path):

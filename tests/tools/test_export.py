@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import pickletools
+import re
 import subprocess
 import sys
 import zipfile
@@ -356,7 +357,9 @@ def test_a_place_that_cannot_be_written_is_named(student, tmp_path, capsys, monk
 @pytest.mark.parametrize("name", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_int8_says_what_it_costs(student, tmp_path, capsys, name):
     assert export(student, tmp_path / "out", f"--format={name}", "--int8=true") == 0
-    assert "On 30 labelled photographs: accuracy" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"On 30 labelled photographs: accuracy (\d\.\d\d) \(checkpoint \d\.\d\d\)", said)
+    assert re.search(r"same class in \d+%$", said, re.MULTILINE)
     compared = json.loads((tmp_path / "out" / "model.json").read_text())["compared"]
     assert 0 < compared["largest_difference"] < 0.05 and compared["agreement"] > 0.8
     assert 0 <= compared["accuracy"] <= 1 and compared["f1_macro_checkpoint"] is not None

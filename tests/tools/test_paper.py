@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -242,6 +243,19 @@ def test_bad_data_is_found_before_the_first_cell(options, tmp_path, capsys):
     assert "--thresholds: no class is called 'AlS'. Did you mean AIS?" in error
     assert "manifest.csv has no column site" in error and "--prevalence" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_with_other_columns_is_read_as_the_refusal_says(options, tiny_manifest, tmp_path, capsys):
+    table = tiny_manifest.with_name("other.csv")
+    table.write_text(tiny_manifest.read_text().replace("image,label,lesion_id", "File,Diagnosis,case", 1))
+    words = ["paper", f"--config={write(tmp_path, description())}", *options, f"--manifest={table}"]
+    words += ["--launcher=slurm", f"--out={tmp_path / 'out'}"]
+    assert main(words) == 2
+    (option,) = set(re.findall(r'--columns "(.*?)"', capsys.readouterr().err))
+    assert main([*words, "--columns", option]) == 0
+    experiment = yaml.safe_load((tmp_path / "out" / "experiment.yaml").read_text())
+    assert experiment["columns"] == option == "image=file,label=diagnosis,lesion_id=case"
+    table.unlink()
 
 
 def test_the_slurm_script_submits_every_cell_students_after_teachers(options, tmp_path, capsys):

@@ -32,12 +32,18 @@ def words(tmp_path, monkeypatch, tiny_manifest, tiny_cache):
     return ["fit", "--config", "student.yaml", *TINY, *data, "--trainer.default_root_dir=run"]
 
 
-def test_one_command_trains_the_teacher_and_then_the_student(words, tmp_path, capsys):
+def test_one_command_trains_the_teacher_and_then_the_student(words, tiny_manifest, tmp_path, capsys, recwarn):
+    head, *rows = tiny_manifest.read_text().splitlines()
+    odd = [f"{head},site", *(f"{tiny_manifest.parent}/{row},A" for row in rows)]
+    (tmp_path / "odd.csv").write_text("\n".join(odd) + "\n")
+    words = [*words, f"--data.manifest={tmp_path / 'odd.csv'}"]
     assert main(words) == 0
     out, err = capsys.readouterr()
+    assert sum("not used: 'site'" in str(entry.message) for entry in recwarn) == 1
     assert "The teacher first, by teacher.yaml:" in out and "not empty" not in err
     # What to type next is the student's, not its teacher's.
     assert out.count("kd-convnext test") == 1 and "run/teacher/config.yaml" not in out
+    assert out.count("regions (photographs") == 1
     teacher, student = tmp_path / "run/teacher", tmp_path / "run"
     cards = [
         torch.load(run / "checkpoints/best.ckpt", weights_only=True)["kd_convnext"]["card"]

@@ -128,7 +128,7 @@ def draw_specimens(
                 pool.map(draw, range(len(names))),
                 description="drawing lesions",
                 total=len(names),
-                console=Console(stderr=True),
+                console=Console(stderr=True, force_jupyter=False),
                 disable=not progress,
             )
             rows = [row for lesion in shown for row in lesion]

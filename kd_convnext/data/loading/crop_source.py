@@ -1,5 +1,6 @@
 """Makes the missing crops of a stage, over all processes of a trainer, and says where they are loaded from."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,10 @@ def open_cache(folder: str | None, spec: CropSpec, trainer: pl.Trainer | None) -
     """
     root = default_cache_dir() if folder is None else Path(folder).expanduser()
     device = "cuda" if trainer and trainer.strategy.root_device.type == "cuda" else "cpu"
-    return CropCache(root, spec, device)
+    with warnings.catch_warnings():
+        if trainer and trainer.state.fn != "fit":
+            warnings.filterwarnings("ignore", "no Real-ESRGAN weights")  # the fit has said so
+        return CropCache(root, spec, device)
 
 
 def fill_crops(

@@ -17,7 +17,7 @@ from kd_convnext.data.manifest.columns import BOX_COLUMNS
 from kd_convnext.data.manifest.ids import normal_id
 from kd_convnext.data.manifest.inspection import PhotographFile, first_of_same_bytes, inspect_files
 from kd_convnext.data.manifest.likeness import first_alike, look_at
-from kd_convnext.errors import Finding
+from kd_convnext.errors import Finding, ManifestWarning
 
 PARTS = ("train", "val", "test")
 _RARE, _FREQUENT = 2, 20  # a label of so many rows at most beside one of so many times more may be a slip
@@ -84,14 +84,14 @@ def _warn_of_spellings(counts: "pd.Series[int]", place: str) -> None:
             "labels that differ in capitals, blanks, zeros or letters that look alike (I l 1, O 0, foreign ones) only "
             "are different classes"
         )
-        warnings.warn(f"{place}: {what}: {same}: is it a slip?", stacklevel=4)
+        warnings.warn(f"{place}: {what}: {same}: is it a slip?", ManifestWarning, stacklevel=4)
     for rare in present:
         frequent = [name for name in present if counts[name] >= _FREQUENT * counts[rare] and read[name] != read[rare]]
         close = nearest(rare, frequent, cutoff=0.75)
         # "Grade 1" beside "Grade 2" is no slip.
         if close and counts[rare] <= _RARE and re.sub(r"[0-9]", "", rare) != re.sub(r"[0-9]", "", close):
-            what = f"the label {rare!r} stands in {counted(counts[rare], 'row')}, {close!r} in {counts[close]}"
-            warnings.warn(f"{place}: {what}: is it a slip? It counts as a class of its own", stacklevel=4)
+            what = f"{place}: the label {rare!r} stands in {counted(counts[rare], 'row')}, {close!r} in {counts[close]}"
+            warnings.warn(f"{what}: is it a slip? It counts as a class of its own", ManifestWarning, stacklevel=4)
 
 
 def unknown_label_findings(table: pd.DataFrame, classes: Sequence[str] | None) -> list[Finding]:
@@ -154,7 +154,7 @@ def _outward(numbers: NDArray[np.floating[Any]], sound: NDArray[np.bool_], table
         first = table[fractional].iloc[0]
         number = counted(int(fractional.sum()), "box")
         said = f"{number} with fractions of pixels, rounded outward (first: {first['where']}"
-        warnings.warn(f"{said}, {_box_text(first)})", stacklevel=4)
+        warnings.warn(f"{said}, {_box_text(first)})", ManifestWarning, stacklevel=4)
     return boxes
 
 
@@ -270,7 +270,7 @@ def warn_of_mixed_ids(table: pd.DataFrame, place: str) -> None:
             first = known.loc[lesion[known.index] == mixed.index[0], column].unique()
             example = f"{mixed.index[0]!r}: {', '.join(first)}"
             message = f"{place}: several {word} in {len(mixed)} of {counted(len(kinds), 'lesion')} (first {example})"
-            warnings.warn(f"{message}. {hint}.", stacklevel=3)
+            warnings.warn(f"{message}. {hint}.", ManifestWarning, stacklevel=3)
 
 
 def add_file_facts(
@@ -326,7 +326,7 @@ def warn_of_twins(table: pd.DataFrame, place: str) -> None:
         )
         what = f"{place}: near-identical photographs, kept in one part: {int(new.sum())} in {counted(len(sets), 'set')}"
         hint = "Look at them: give them one lesion_id, delete copies, or let --data.split.group_by patient not compare"
-        warnings.warn(f"{what} ({examples}). {hint}.", stacklevel=3)
+        warnings.warn(f"{what} ({examples}). {hint}.", ManifestWarning, stacklevel=3)
 
 
 def _unreadable(table: pd.DataFrame, files: dict[str, PhotographFile]) -> dict[str, Finding]:

@@ -3,9 +3,10 @@
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from kd_convnext.common.nearest import did_you_mean, nearest
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.errors import ConfigError, Finding, ManifestWarning
 
 BOX_COLUMNS = ("x", "y", "width", "height")
 TEXT_COLUMNS = ("image", "label", "lesion_id", "patient_id", *BOX_COLUMNS, "split")
@@ -32,7 +33,10 @@ _PATHS = (
     "bild",
     "foto",
 )
-_CLASSES = ("diagnosis", "diagnostic", "dx", "class", "target", "category", "labels", "truth", "diagnose", "klasse")
+_CLASSES = (
+    *("diagnosis", "diagnostic", "dx", "class", "target", "category", "labels", "truth", "diagnose", "klasse"),
+    *("groundtruth", "celltype", "lesiontype", "tissuetype", "type", "subtype", "species", "finding"),
+)
 _ALIASES = {"image": _PATHS, "label": _CLASSES}
 _CORNER_NAMES = (
     *(("xmin", "ymin", "xmax", "ymax"), ("minx", "miny", "maxx", "maxy"), ("x0", "y0", "x1", "y1")),
@@ -50,6 +54,7 @@ _BEFORE_A_SIDE = re.compile(r"^(bbox|boundingbox|box|roi|crop|rect|region)(?=.)"
 _LESION = r"(lesion|case|group|biopsy|specimen|mole|nevus|naevus|fall|grp)"
 _PATIENT = r"(patient|pat|subject|person|individual|participant|mrn|pid)"
 _SUFFIX = r"(id|ids|uid|no|nr|num|number|name|code|key|identifier)"
+_GIVEN = re.compile(r'ive --columns "([^"]*)"')
 _ID = re.compile(
     rf"^(({_LESION}|{_PATIENT}){_SUFFIX}?|(accession|study|exam|slide|block|tumou?r|sample|family){_SUFFIX})$"
 )
@@ -146,21 +151,50 @@ def unused(header: Sequence[str], where: str, *, strict: bool) -> list[Finding]:
     Returns:
         The findings.
     """
-    others = [name for name in header if name and name not in (*TEXT_COLUMNS, *CORNERS, IGNORE) and name[0] != "("]
-    findings = _boxes(header, others, where)
-    ids = [name for name in others if _ID.match(_plain(name))]
-    named = [name for name in ("lesion_id", "patient_id") if name in header]
-    if strict and len(named) < 2:
-        findings += [_id_finding(name, where) for name in ids]
-    rest = [name for name in others if not (strict and name in ids)]
+    others, findings = _others(header), misread(header, where, strict=strict)
+    rest = [name for name in others if not (strict and _ID.match(_plain(name)))]
     if findings or not rest:
         return findings
     hints = []
     for name in rest:
         close = nearest(name, [ours for ours in TEXT_COLUMNS if ours not in header], cutoff=0.75)
         hints.append(f"'{name}'" + (f" (did you mean '{close}'?)" if close else ""))
-    warnings.warn(f"{where}: columns that are not used: {', '.join(hints)}", stacklevel=4)
+    warnings.warn(f"{where}: columns that are not used: {', '.join(hints)}", ManifestWarning, stacklevel=4)
     return []
+
+
+def misread(header: Sequence[str], where: str, *, strict: bool) -> list[Finding]:
+    """Finds columns that look like boxes or ids and are not read as such.
+
+    Args:
+        header: See `unused`.
+        where: See `unused`.
+        strict: See `unused`.
+
+    Returns:
+        The findings.
+    """
+    others = _others(header)
+    named = [name for name in ("lesion_id", "patient_id") if name in header]
+    ids = [name for name in others if _ID.match(_plain(name))] if strict and len(named) < 2 else []
+    return [*_boxes(header, others, where), *(_id_finding(name, where) for name in ids)]
+
+
+def with_one_option(findings: Sequence[Finding], chosen: Mapping[str, str]) -> list[Finding]:
+    """Makes all remedies name one ``--columns`` for every column, those that were named already among them.
+
+    Args:
+        findings: Some with a remedy of `lacking` or `misread`.
+        chosen: See `parse_columns`.
+    """
+    texts = [text for finding in findings for text in _GIVEN.findall(finding.remedy)]
+    pairs = [f"{ours}={theirs}" for theirs, ours in chosen.items()] + [one for text in texts for one in text.split(",")]
+    whole = ",".join(dict.fromkeys(pairs))
+    return [replace(finding, remedy=_GIVEN.sub(f'ive --columns "{whole}"', finding.remedy)) for finding in findings]
+
+
+def _others(header: Sequence[str]) -> list[str]:
+    return [name for name in header if name and name not in (*TEXT_COLUMNS, *CORNERS, IGNORE) and name[0] != "("]
 
 
 def _boxes(header: Sequence[str], others: Sequence[str], where: str) -> list[Finding]:

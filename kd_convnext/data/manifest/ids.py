@@ -8,6 +8,7 @@ import warnings
 import pandas as pd
 
 from kd_convnext.common.counting import counted
+from kd_convnext.errors import ManifestWarning
 
 ID_COLUMNS = {"lesion_id": "lesion", "patient_id": "patient"}
 """Columns of ids, and what each id names."""
@@ -74,7 +75,8 @@ def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
         if unknown.any():
             rows = int(table[column].isin(list(written[unknown])).sum())
             names = ", ".join(repr(name) for name in written[unknown])
-            warnings.warn(f"{place}: {names} as {column} in {counted(rows, 'row')}: taken as unknown", stacklevel=4)
+            message = f"{place}: {names} as {column} in {counted(rows, 'row')}: taken as unknown"
+            warnings.warn(message, ManifestWarning, stacklevel=4)
         several = written[~unknown].groupby(normal[~unknown]).agg(list)
         several = several[several.map(len) > 1]
         if len(several):
@@ -83,7 +85,7 @@ def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
             message = (
                 f"{place}: {counted(len(several), f'{word} id')} spelt in several ways, taken for one: {examples}{more}"
             )
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, ManifestWarning, stacklevel=4)
         alike = written[~unknown].groupby(normal[~unknown].map(_without_marks)).agg(list)
         alike = alike[alike.map(lambda names: len({normal_id(name) for name in names}) > 1)]
         if len(alike):
@@ -91,7 +93,7 @@ def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
             more = ", ..." if len(alike) > _NAMED else ""
             what = "ids that differ in blanks and punctuation alone are taken for different ones"
             message = f"{place}: {word} {what}: {examples}{more}: are they? If not, spell them alike"
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, ManifestWarning, stacklevel=4)
     return tidied
 
 

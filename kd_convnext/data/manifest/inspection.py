@@ -112,5 +112,7 @@ def in_parallel(function: Callable[[_Item], _Result], items: Sequence[_Item], de
             from rich.console import Console
             from rich.progress import track
 
-            return list(track(results, description, total=len(items), console=Console(stderr=True)))
+            return list(
+                track(results, description, total=len(items), console=Console(stderr=True, force_jupyter=False))
+            )
         return list(results)

@@ -18,7 +18,7 @@ from kd_convnext.data.manifest.columns import BOX_COLUMNS
 from kd_convnext.data.manifest.grouping import GroupBy, group_names
 from kd_convnext.data.manifest.ids import tidy_ids
 from kd_convnext.data.manifest.source import Source, read_source
-from kd_convnext.errors import Finding, ManifestError
+from kd_convnext.errors import Finding, ManifestError, ManifestWarning
 
 PAPER_CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
 """The paper's classes in the paper's order."""
@@ -179,8 +179,9 @@ def _checked(
         findings += checks.unknown_label_findings(table, classes)
     likeness = require_labels and group_by == "known"
     table, unreadable = checks.add_file_facts(table, source.root, likeness=likeness)
-    findings += checks.outside_findings(table) + checks.repeated_findings(table)
-    findings += checks.split_findings(table)
+    findings += checks.outside_findings(table) + checks.split_findings(table)
+    if not source.findings:  # boxes that are not read as such would all be the whole photograph
+        findings += checks.repeated_findings(table)
     if require_labels:  # copies are leaks between parts; two photographs to be answered for may be the same
         findings += checks.copy_findings(table)
     findings += checks.crossing_findings(table, _indivisible(group_by))
@@ -220,7 +221,7 @@ def _lost(kept: pd.DataFrame, class_names: Sequence[str], place: str, unreadable
 def _warn_of_skipped(rows: int, unreadable: dict[str, Finding], place: str) -> None:
     first = next(iter(unreadable.values()))
     number = f"{counted(len(unreadable), 'unreadable photograph')} ({counted(rows, 'row')})"
-    warnings.warn(f"{place}: {number} left out; the first: {first}", stacklevel=3)
+    warnings.warn(f"{place}: {number} left out; the first: {first}", ManifestWarning, stacklevel=3)
 
 
 def _warn_of_divided(table: pd.DataFrame, place: str, group_by: GroupBy) -> None:
@@ -228,13 +229,13 @@ def _warn_of_divided(table: pd.DataFrame, place: str, group_by: GroupBy) -> None
         divided = checks.crossing_findings(table, [(column, word)]) if group_by in allowing else []
         if divided:
             message = f"{place}: {counted(len(divided), word)} in more than one part, as grouping by {group_by} allows"
-            warnings.warn(f"{message}; metrics will be too good.", stacklevel=3)
+            warnings.warn(f"{message}; metrics will be too good.", ManifestWarning, stacklevel=3)
     twins = checks.crossing_findings(table, [("alike", "near-identical photograph")])
     if twins:
         message = (
             f"{place}: {counted(len(twins), 'near-identical photograph')} in more than one part of its split column"
         )
-        warnings.warn(f"{message} (first: {twins[0].what}); metrics may be too good.", stacklevel=3)
+        warnings.warn(f"{message} (first: {twins[0].what}); metrics may be too good.", ManifestWarning, stacklevel=3)
 
 
 def _tidy(table: pd.DataFrame) -> pd.DataFrame:

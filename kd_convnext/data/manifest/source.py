@@ -11,10 +11,21 @@ from pathlib import Path
 import pandas as pd
 
 from kd_convnext.common.tables import read_records
-from kd_convnext.data.manifest.columns import BOX_COLUMNS, CORNERS, TEXT_COLUMNS, lacking, parse_columns, rename, unused
-from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES
-from kd_convnext.errors import Finding, ManifestError
+from kd_convnext.data.manifest.columns import (
+    BOX_COLUMNS,
+    CORNERS,
+    TEXT_COLUMNS,
+    lacking,
+    misread,
+    parse_columns,
+    rename,
+    unused,
+    with_one_option,
+)
+from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from kd_convnext.errors import Finding, ManifestError, ManifestWarning
 
+_NAMED = 3  # examples in a warning
 _PART_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
@@ -75,8 +86,9 @@ def _read_csv(path: Path, require_labels: bool, chosen: Mapping[str, str]) -> So
     header, findings = rename(written, chosen, where)
     if "image" not in header:
         needed = ["image", "label"] if require_labels and "label" not in header else ["image"]
-        raise ManifestError([*findings, *lacking(written, needed, where)])
-    findings += _header_findings(header, where, require_labels)
+        findings += [*lacking(written, needed, where), *misread(header, where, strict=require_labels)]
+        raise ManifestError(with_one_option(findings, chosen))
+    findings = with_one_option([*findings, *_header_findings(header, where, require_labels)], chosen)
     kept: list[tuple[int, list[str]]] = []
     for line, fields in zip(records.lines[1:], records.fields[1:], strict=True):
         if len(fields) == len(header):
@@ -177,23 +189,32 @@ def _read_folder(folder: Path, require_labels: bool) -> Source:
     images: list[str] = []
     labels: list[str] = []
     empty: list[str] = []
+    others: list[str] = []
     for child in sorted(folder.iterdir()):
         if child.name.startswith((".", "__")):
             continue
         if child.is_dir():
-            found = _images_below(child)
+            found, strange = _images_below(child)
+            others += [f"{child.name}/{name}" for name in strange]
             images += [f"{child.name}/{image}" for image in found]
             labels += [child.name] * len(found)
             empty += [] if found else [child.name]
         elif child.suffix.lower() in IMAGE_SUFFIXES:
             images.append(child.name)
             labels.append("")
+        elif child.suffix.lower() in OTHER_SUFFIXES:
+            others.append(child.name)
     if not images:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         remedy = f"Give a folder with one folder of photographs ({kinds}) per class, or a CSV file."
         raise ManifestError(Finding(str(folder), "there are no photographs in the class folders", remedy))
+    if others:
+        named = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
+        message = f"{folder}: {named} left out, which are no photographs by their names"
+        warnings.warn(f"{message}; a CSV file may name them", ManifestWarning, stacklevel=2)
     if empty:
-        warnings.warn(f"{folder}: folders without photographs, left out: {', '.join(empty)}", stacklevel=2)
+        message = f"{folder}: folders without photographs, left out: {', '.join(empty)}"
+        warnings.warn(message, ManifestWarning, stacklevel=2)
     findings = []
     if require_labels and {label.lower() for label in labels} - {""} <= _PART_FOLDERS and any(labels):
         what = f"the folders {', '.join(sorted(set(labels) - {''}))} are parts of a split, not classes"
@@ -202,9 +223,10 @@ def _read_folder(folder: Path, require_labels: bool) -> Source:
     return Source(folder, folder, table.reindex(columns=["row", "where", *TEXT_COLUMNS], fill_value=""), True, findings)
 
 
-def _images_below(folder: Path) -> list[str]:
-    """Lists photographs in a folder and its folders, sorted, links followed but never in a circle."""
+def _images_below(folder: Path) -> tuple[list[str], list[str]]:
+    """Lists photographs in a folder and its folders, and other files, sorted; links are followed, never in a circle."""
     found: list[str] = []
+    others: list[str] = []
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -213,9 +235,7 @@ def _images_below(folder: Path) -> list[str]:
             continue
         seen.add(real)
         below = Path(place).relative_to(folder)
-        found += [
-            (below / name).as_posix()
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(found)
+        for name in (name for name in files if not name.startswith(".")):
+            kind = found if Path(name).suffix.lower() in IMAGE_SUFFIXES else others
+            kind.append((below / name).as_posix())
+    return sorted(found), sorted(others)

@@ -4,10 +4,10 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from kd_convnext.common.tables import guarded
 from kd_convnext.data.manifest.grouping import GroupBy, Part, kept_together
 from kd_convnext.data.manifest.manifest import Manifest
 from kd_convnext.data.manifest.stratify import scarce_classes, stratify
-from kd_convnext.errors import Finding, SplitError
+from kd_convnext.errors import Finding, ManifestWarning, SplitError
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -161,7 +161,8 @@ def make_split(
         # What merely looks alike was warned of when the manifest was read: whoever gave the parts has decided.
         given = manifest.table["split"].tolist()
         for part, lacking in missing_classes(manifest.table["label"].tolist(), given, manifest.class_names).items():
-            warnings.warn(f"{manifest.name}: the split column has {absent(part, lacking)}", stacklevel=2)
+            message = f"{manifest.name}: the split column has {absent(part, lacking)}"
+            warnings.warn(message, ManifestWarning, stacklevel=2)
         parts = _given(manifest, manifest.groups("patient") if group_by == "known" else groups, index, group_by)
     else:
         names, member = np.unique(groups, return_inverse=True)
@@ -257,7 +258,7 @@ def _checked(
         findings.append(Finding(place, "there is no patient_id to group by", remedy))
     elif group_by == "patient" and not patients.all():
         message = f"{place}: {counted(int((~patients).sum()), 'row')} without patient_id, grouped by lesion"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, ManifestWarning, stacklevel=3)
     if (manifest.labels < 0).any() and (manifest.table["split"] == "").any():
         remedy = "Fill in the labels, or read the manifest for prediction only."
         findings.append(Finding(place, f"{counted(int((manifest.labels < 0).sum()), 'row')} without a label", remedy))
@@ -326,13 +327,26 @@ def _report_few_groups(
     if findings and few_groups == "error":
         raise SplitError(findings)
     for finding in findings:
-        warnings.warn(str(finding), stacklevel=3)
+        warnings.warn(str(finding), ManifestWarning, stacklevel=3)
 
 
 def _hash(manifest: Manifest, parts: NDArray[np.str_]) -> str:
     """Hashes which region of which photograph is in which part."""
     table = manifest.table[_IDENTITY].astype(object)
     table = table.where(table.notna(), None).assign(part=parts)
-    rows = table[parts != ""].itertuples(index=False)
-    lines = sorted(json.dumps(tuple(row), default=int) for row in rows)
+    return _hash_rows(table[parts != ""].itertuples(index=False, name=None))
+
+
+def written_hash(table: pd.DataFrame) -> str:
+    """Returns the hash (`Split.hash`) of a division that `Split.write` wrote.
+
+    Args:
+        table: As text: image, x, y, width, height and split.
+    """
+    rows = table[[*_IDENTITY, "split"]].itertuples(index=False, name=None)
+    return _hash_rows((image, *(int(side) if side else None for side in box), part) for image, *box, part in rows)
+
+
+def _hash_rows(rows: Iterable[tuple[Any, ...]]) -> str:
+    lines = sorted(json.dumps(row, default=int) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -65,6 +65,13 @@ def _preparation(analysis: Analysis) -> str | None:
     return f"Regions of interest cut out and enlarged: {'; '.join(crops)}." if crops else None
 
 
+def _left_out(analysis: Analysis) -> str | None:
+    found = [f"Repeat {one.repeat}: {one.left_out}" for one in analysis.divisions if one.left_out]
+    return (
+        f"{' '.join(found)} Reasons: left_out.csv of each run; what else is missing, by the authors." if found else None
+    )
+
+
 def _sizes(analysis: Analysis) -> str | None:
     if not analysis.divisions:
         return None
@@ -171,7 +178,7 @@ ITEMS = (
     Item("Data", "Preparation of the images", "9", "7", _preparation),
     Item("Data", "Subsets, predictors", "10", "9a, 9b, 9c", _authors),
     Item("Data", "De-identification", "11", "", _authors),
-    Item("Data", "Missing data", "12", "11", _authors),
+    Item("Data", "Missing data", "12", "11", _left_out),
     Item("Data", "How the pictures were taken: camera, light, distance", "13", "", _authors),
     Item("Reference standard", "Definition, reason, annotators, tools, agreement", "14-18", "8a, 8b, 8c", _authors),
     Item("Data partitions", "How data were assigned to parts", "19", "12a", _partition),

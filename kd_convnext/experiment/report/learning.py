@@ -1,13 +1,11 @@
 """Puts methods that were trained on different numbers of lesions on one learning curve."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from kd_convnext.common.figures import line_look, wrapped
-from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.grouping import lesion_names
 from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.proportions import Interval, digits
@@ -16,6 +14,8 @@ from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.descriptions import network_words, teacher_files
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.experiment.report.tables import Table
+from kd_convnext.runs.folder import RunFolder
+from kd_convnext.runs.left_out import read_used
 
 _DIFFERENT = 1.05
 """Ratio of training lesions from which two arms stand at different places of a curve."""
@@ -53,7 +53,7 @@ def learning_points(analysis: Analysis) -> list[Point]:
     """
     points = []
     for arm in analysis.methods:
-        found = (_trained_on(result.run.split) for result in arm.results if result.run.split.is_file())
+        found = (_trained_on(result.run) for result in arm.results if result.run.split.is_file())
         sizes = [size for size in found if size is not None]
         if not len(arm.answers) or not sizes:
             continue
@@ -116,10 +116,10 @@ def _network(arm: Arm) -> str:
     return f"{network_words(arm)}{', distilled' if teacher_files(arm.results[0].config) else ''}"
 
 
-def _trained_on(split: Path) -> tuple[int, int] | None:
+def _trained_on(run: RunFolder) -> tuple[int, int] | None:
     """Counts lesions and regions of the training part in a split file; None where it cannot be read, told elsewhere."""
     try:
-        table = read_table(split, ("image", "label", "lesion_id", "patient_id", "split"))
+        table = read_used(run, ("image", "label", "lesion_id", "patient_id", "split"))
     except ConfigError:
         return None
     train = table[table["split"] == "train"]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from kd_convnext._version import __version__
 from kd_convnext.common.figures import as_svg
-from kd_convnext.common.files import sha256_of, write_text
+from kd_convnext.common.files import write_text
 from kd_convnext.data.manifest.grouping import crowded, kept_together
 from kd_convnext.evaluation.proportions import FEW
 from kd_convnext.experiment.plan.record import setting_words
@@ -60,7 +60,6 @@ def render(analysis: Analysis, figures: Sequence[NamedFigure]) -> str:
 
 def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, Any]:
     comparisons = [*analysis.teachers, *analysis.comparisons, *analysis.resolution]
-    named = len({arm.record.family for arm in analysis.arms} & {"ablation", "rival"}) > 0
     return {
         "settings": analysis.settings,
         "version": __version__,
@@ -81,13 +80,21 @@ def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, An
         "best": analysis.best,
         "chosen_by": analysis.chosen_by,
         "limits": _limits(analysis),
-        "paper": reference.REMARKS if named else (),
+        "paper": reference.REMARKS if _like_the_paper(analysis) else (),
         "environments": environments(analysis.results),
         "cell_table": _cell_table(analysis),
         "failed": [f"{cell_name(record)}: {record.error}" for record in analysis.failed],
         "remarks": analysis.remarks,
         "checklist": checklist.filled(analysis),
     }
+
+
+def _like_the_paper(analysis: Analysis) -> bool:
+    return bool(analysis.of_family("ablation", "rival"))
+
+
+def _divided(times: int) -> str:
+    return "Divided once" if times == 1 else f"Divided {times} times"
 
 
 def _question(analysis: Analysis) -> str:
@@ -113,13 +120,14 @@ def _parts_table(analysis: Analysis) -> Table | None:
         for name in (*names, None)
     ]
     heads = [f"Repeat {division.repeat}, {_PARTS[part]}" for division, part in parts]
-    note = "Regions of interest (photographs) and, in brackets, lesions."
+    left_out = [f" Repeat {one.repeat}: {one.left_out}" for one in analysis.divisions if one.left_out]
+    note = f"Regions of interest (photographs) and, in brackets, lesions.{''.join(left_out)}"
     return Table("Classes and parts", ("Class", *heads), tuple(rows), note)
 
 
 def _leak_line(division: Division) -> str:
     found = ", ".join(f"{count} {kind}" for kind, count in division.leaks.items())
-    kept = f"Kept together {kept_together(division.group_by)}; split file sha256 {division.sha256[:16]}."
+    kept = f"Kept together {kept_together(division.group_by)}; split sha256 {division.hash[:16]}."
     if division.unnamed == len(division.table):
         return f"Repeat {division.repeat}: no photograph names its lesion, so a leak could not be seen. {kept}"
     return f"Repeat {division.repeat}: {found} in more than one part. {kept}"
@@ -134,7 +142,8 @@ def _limits(analysis: Analysis) -> list[str]:
     ]
     repeats = {result.record.repeat for result in analysis.results if result.finished and result.part == "test"}
     if len(repeats) < 5:
-        found.append(f"{len(repeats)} of the paper's five repeats: little is known of how results vary between splits.")
+        times = f"{len(repeats)} of the paper's five repeats" if _like_the_paper(analysis) else _divided(len(repeats))
+        found.append(f"{times}: little is known of how results vary between divisions.")
     if analysis.best is not None and len(analysis.best.answers):
         counts = zip(analysis.class_names, analysis.best.lesions.per_class(), strict=True)
         few = [f"{name} ({count})" for name, count in counts if count < FEW]
@@ -165,7 +174,7 @@ def _cell_table(analysis: Analysis) -> Table:
         named = (record.title, setting_words(record.setting))
         shared = (*named, str(record.repeat), str(record.seed), record.config_hash[:12])
         minutes = f"{record.seconds / 60:.1f}" if math.isfinite(record.seconds) else tables.NONE
-        split = sha256_of(result.run.split)[:16] if result.run.split.is_file() else tables.NONE
+        split = next((one.hash[:16] for one in analysis.divisions if one.is_of(result)), tables.NONE)
         rows.append((*shared, split, record.status, minutes))
     columns = ("Method", "Setting", "Repeat", "Seed", "Configuration", "Split", "Status", "Minutes")
     note = "Hashes are shortened; each cell's folder holds its configuration, split, predictions and environment."

@@ -10,9 +10,10 @@ from kd_convnext.common.counting import counted
 from kd_convnext.common.files import sha256_of
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.grouping import lesion_names
-from kd_convnext.data.manifest.splits import PARTS
+from kd_convnext.data.manifest.splits import PARTS, written_hash
 from kd_convnext.errors import ConfigError
 from kd_convnext.experiment.report.results import CellResult
+from kd_convnext.runs.left_out import left_out_words, read_used
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,14 +23,22 @@ class Division:
     Attributes:
         repeat: Which of the seeded splits.
         sha256: Of the file.
+        hash: Of photographs and parts, as checkpoint and model card name the split.
         group_by: What was kept together.
-        table: One row a region: ``image``, ``label``, ``lesion_id``, ``patient_id``, ``split``, ``lesion``.
+        table: One row a used region: ``image``, ``label``, ``lesion_id``, ``patient_id``, ``split``, ``lesion``.
+        left_out: What could not be read, in words; "" where all could.
     """
 
     repeat: int
     sha256: str
+    hash: str
     group_by: str
     table: pd.DataFrame
+    left_out: str = ""
+
+    def is_of(self, result: CellResult) -> bool:
+        """Tells whether a run was divided so."""
+        return result.run.split.is_file() and sha256_of(result.run.split) == self.sha256
 
     def photographs(self, part: str, label: str | None = None) -> int:
         """Counts regions of interest of a part, of one class or of all."""
@@ -98,10 +107,11 @@ def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[
 
 def _read(result: CellResult, name: str) -> Division:
     columns = ["image", "label", "lesion_id", "patient_id", "split"]
-    table = read_table(result.run.split, columns)[columns]
+    table = read_used(result.run, columns)[columns]
     table = table.assign(lesion=lesion_names(table))
     group_by = str(((result.config or {}).get("data") or {}).get("group_by", "lesion"))
-    return Division(result.record.repeat, name, group_by, table)
+    found = written_hash(read_table(result.run.split))
+    return Division(result.record.repeat, name, found, group_by, table, left_out_words(result.run))
 
 
 def _strays(result: CellResult, division: Division) -> int:

@@ -214,7 +214,7 @@ def per_class(analysis: Analysis) -> Table | None:
         "All repeats together; in brackets exact 95 % intervals for as many trials as the lesions are worth. "
         f"{_weak(behind)}Shown because: {analysis.chosen_by}."
     )
-    return Table(f"Per class: {arm.title} (the paper's Table 3)", columns, tuple(rows), note)
+    return Table(f"Per class: {arm.title}{_like(analysis, 'Table 3')}", columns, tuple(rows), note)
 
 
 def confusion(analysis: Analysis) -> Table | None:
@@ -229,7 +229,12 @@ def confusion(analysis: Analysis) -> Table | None:
         rows.append((name, *rates, str(counts.sum())))
     note = "Photographs of all repeats; in brackets the share of the true class."
     columns = ("True class", *(f"as {name}" for name in arm.class_names), "Sum")
-    return Table(f"Confusion matrix: {arm.title} (the paper's Fig. 8)", columns, tuple(rows), note)
+    return Table(f"Confusion matrix: {arm.title}{_like(analysis, 'Fig. 8')}", columns, tuple(rows), note)
+
+
+def _like(analysis: Analysis, name: str) -> str:
+    """Names the paper's table or figure that an experiment of the paper's kind repeats; "" for runs of one's own."""
+    return f" (the paper's {name})" if analysis.of_family("ablation", "rival") else ""
 
 
 def verdicts(comparisons: Sequence[Comparison]) -> list[str]:

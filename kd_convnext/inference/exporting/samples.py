@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.common.arrays import Pixels
-from kd_convnext.common.configs import data_options
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import default_cache_dir
 from kd_convnext.data.crops.cache.cache import CropCache, OnError
@@ -16,7 +15,9 @@ from kd_convnext.data.crops.cache.prepared import PreparedCrops
 from kd_convnext.data.drawn.specimens import draw_specimens
 from kd_convnext.data.manifest.grouping import KEPT_APART, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
+from kd_convnext.data.manifest.once import warned_once
 from kd_convnext.inference.predictor import Predictor
+from kd_convnext.inference.run_data import recorded_manifest, recorded_source
 from kd_convnext.runs.folder import run_of_checkpoint
 
 LEARNED = 64
@@ -61,23 +62,24 @@ def samples_of(
     Raises:
         KDConvNeXtError: The photographs cannot be used.
     """
-    config = run_of_checkpoint(ckpt_path).config
-    options = (data_options(str(config)) or {}) if config.is_file() else {}
-    known = options.get("manifest")
-    if manifest is None and known is not None and Path(known).expanduser().exists():
-        manifest = str(known)
+    run = run_of_checkpoint(ckpt_path)
+    own = recorded_manifest(run)
+    if manifest is None and own is not None and Path(own).expanduser().exists():
+        manifest = own
     if manifest is None:
         return _drawn(predictor, count)
-    root = cache_dir or options.get("cache_dir")
-    on_error: OnError = options["on_error"] if options.get("on_error") else "raise"
-    photographs = read_manifest(
-        manifest,
-        classes=predictor.network.card.class_names,
-        require_labels=False,
-        on_error=on_error,
-        columns=options.get("columns"),
-    )
-    return _chosen(predictor, photographs, Path(root).expanduser() if root else default_cache_dir(), count, on_error)
+    source = recorded_source(run, manifest)
+    with warned_once(lambda: manifest == own):
+        photographs = read_manifest(
+            manifest,
+            classes=predictor.network.card.class_names,
+            require_labels=False,
+            on_error=source.on_error,
+            columns=source.columns,
+        )
+    root = cache_dir or source.cache_dir
+    root_folder = Path(root).expanduser() if root else default_cache_dir()
+    return _chosen(predictor, photographs, root_folder, count, source.on_error)
 
 
 def _chosen(predictor: Predictor, manifest: Manifest, root: Path, count: int, on_error: OnError) -> ExportSamples:

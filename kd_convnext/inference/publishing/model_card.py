@@ -99,6 +99,7 @@ def _words(
     predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]], lesions: "LesionCounts | None"
 ) -> dict[str, Any]:
     from kd_convnext.data.manifest.grouping import kept_together
+    from kd_convnext.runs.left_out import left_out_words
 
     info, data = predictor.network.info, predictor.network.card
     needs_weights = data.crop_identity["upscaler"]["weights_sha256"] is not None
@@ -117,6 +118,7 @@ def _words(
         "kept_together": kept_together(data.group_by),
         "leak_words": _leak_words(run),
         "crowded": _crowded(run),
+        "left_out": left_out_words(run),
         "split_hash": data.split_hash,
         "crop": _crop_words(data),
         "calibration": _calibration_words(predictor.calibration),
@@ -235,12 +237,12 @@ def _eval_results(results: Mapping[str, Any], photographs: str) -> list[Any]:
 
 
 def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, str]]:
-    from kd_convnext.common.tables import read_table
     from kd_convnext.data.manifest.grouping import lesion_names
+    from kd_convnext.runs.left_out import read_used
 
     if not run.split.is_file():
         return []
-    frame = read_table(run.split, _OF_A_SPLIT)
+    frame = read_used(run, _OF_A_SPLIT)
     frame["lesion"] = lesion_names(frame)
     found = []
     for name in class_names:
@@ -254,22 +256,22 @@ def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, st
 
 def _crowded(run: "RunFolder") -> str:
     """Says what intervals leave out where patients of the test part have several lesions."""
-    from kd_convnext.common.tables import read_table
     from kd_convnext.data.manifest.grouping import crowded
+    from kd_convnext.runs.left_out import read_used
 
     if not run.split.is_file():
         return ""
-    frame = read_table(run.split, _OF_A_SPLIT)
+    frame = read_used(run, _OF_A_SPLIT)
     return crowded(frame[frame["split"] == "test"])
 
 
 def _leak_words(run: "RunFolder") -> str:
     """Says what of leaks between the parts can be known from the split, "" where all rows name lesion or patient."""
-    from kd_convnext.common.tables import read_table
+    from kd_convnext.runs.left_out import read_used
 
     if not run.split.is_file():
         return ""
-    frame = read_table(run.split, _OF_A_SPLIT)
+    frame = read_used(run, _OF_A_SPLIT)
     unnamed = (frame["lesion_id"] == "") & (frame["patient_id"] == "")
     if unnamed.all():
         return (
@@ -327,7 +329,7 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
 def _limits(predictor: "Predictor", lesions: "LesionCounts | None") -> list[str]:
     from kd_convnext.evaluation.proportions import FEW
 
-    found = ["Tested on lesions of the same collection as it was trained on; nothing is known of other hospitals."]
+    found = ["Tested on lesions of the collection it was trained on; nothing is known of photographs from elsewhere."]
     if predictor.network.info.leak_allowed:
         found.append("**Lesions it was judged on were in its training**, or in its teacher's: the results are no test.")
     if lesions is not None:

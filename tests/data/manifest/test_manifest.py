@@ -1,3 +1,4 @@
+import re
 import sys
 import time
 import unicodedata
@@ -87,17 +88,39 @@ def test_paths_are_spelt_one_way(tmp_path):
     assert manifest.table["image"].tolist() == ["images/a.png", "images/a.png", "images/b.png", "../elsewhere/c.png"]
 
 
+def test_one_option_names_all_columns_that_are_called_otherwise(tmp_path):
+    rows = [
+        {"filename": "a.png", "cell_type": name, "xmin": x, "ymin": 0, "xmax": x + 6, "ymax": 8, "case_id": "7"}
+        for name, x in (("RBC", 0), ("WBC", 5))
+    ]
+    save_image(tmp_path / "a.png")
+    table = write_csv(tmp_path / "cells.csv", rows)
+    found = findings_of(table)
+    (option,) = {one for finding in found for one in re.findall(r'ive --columns "(.*?)"', finding)}
+    assert len(found) == 4 and read_manifest(table, columns=option).table["width"].tolist() == [6, 6]
+    # What was given is not asked about again.
+    found = findings_of(table, columns="lesion_id=case_id")
+    assert len(found) == 3 and not any("looks like the id" in finding for finding in found)
+    # It stays in the option, and nothing is said of rows that are alike for want of their boxes.
+    (found,) = findings_of(table, columns="image=filename,label=cell_type,lesion_id=case_id")
+    assert '"image=filename,label=cell_type,lesion_id=case_id,x=xmin,y=ymin,right=xmax,bottom=ymax"' in found
+
+
 def test_class_folders_are_read(tmp_path):
     for seed, name in enumerate(["AIS/a.JPG", "AIS/deep/er/b.webp", "MIA/c.tiff", "MIA/.hidden.png", ".git/d.png"]):
         save_image(tmp_path / name, seed)
-    (tmp_path / "AIS/notes.txt").write_text("no photograph")
+    for name in ("AIS/notes.txt", "MIA/raw.CR2", "loose.psd"):
+        (tmp_path / name).write_text("no photograph")
     (tmp_path / "split.csv").write_text("a file beside the class folders")
     (tmp_path / "AIS/circle").symlink_to(tmp_path / "AIS")
     (tmp_path / "Empty").mkdir()
 
-    with pytest.warns(UserWarning, match="without photographs, left out: Empty"):
+    with pytest.warns(UserWarning) as said:
         manifest = read_manifest(tmp_path)
 
+    told = " ".join(str(entry.message) for entry in said)
+    assert "without photographs, left out: Empty" in told
+    assert "AIS/notes.txt, MIA/raw.CR2, loose.psd left out, which are no photographs by their names" in told
     assert manifest.table["image"].tolist() == ["AIS/a.JPG", "AIS/deep/er/b.webp", "MIA/c.tiff"]
     assert manifest.table["label"].tolist() == ["AIS", "AIS", "MIA"]
     assert manifest.root == tmp_path and manifest.where(0) == "AIS/a.JPG" and manifest.box(0) is None
@@ -424,13 +447,14 @@ def test_columns_of_other_names_are_asked_about_and_taken(tmp_path):
     rows = [{"file": row["image"], "diagnosis": row["label"], "case": row["lesion_id"]} for row in GOOD]
     write_manifest(tmp_path, GOOD)
     path = write_csv(tmp_path / "m.csv", rows)
-    found = findings_of(path)  # both columns at once, with one option for both
-    assert len(found) == 2 and all('--columns "image=file,label=diagnosis"' in finding for finding in found)
+    found = findings_of(path)  # all columns at once, with one option for them
+    whole = '--columns "image=file,label=diagnosis,lesion_id=case"'
+    assert len(found) == 3 and all(whole in finding for finding in found)
     foreign = write_csv(tmp_path / "n.csv", [{"unknown": row["image"], "diagnose": row["label"]} for row in GOOD])
     found = findings_of(foreign)  # no column for two things
     assert "Did you mean" not in found[0] and '--columns "label=diagnose"' in found[1]
     found = findings_of(path, columns="image=file,label=diagnosis")
-    assert "'case' looks like the id" in found[0] and '--columns "lesion_id=case"' in found[0]
+    assert "'case' looks like the id" in found[0] and whole in found[0]
     manifest = read_manifest(path, columns="image=file, label=diagnosis, lesion_id=case")
     assert manifest.table["lesion_id"].tolist() == ["L1", "L2"]
     assert (read_manifest(path, columns="image=file,label=diagnosis,ignore=case").table["lesion_id"] == "").all()

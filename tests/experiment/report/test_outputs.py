@@ -298,3 +298,15 @@ def test_a_broken_split_file_is_told(tmp_path):
     _, text = written(tmp_path, cells)
     assert "convnext, repeat 0: its split file cannot be read" in text
     assert "Compared with convnext" in text
+
+
+def test_tables_of_ones_own_runs_do_not_claim_the_papers_numbers(tmp_path):
+    chances = {"convnext": 0.6, "kd_both": 0.8}
+    _, of_the_paper = written(tmp_path / "paper", grid(tmp_path, chances, repeats=1))
+    assert "## Per class: " in of_the_paper and "(the paper's Table 3)" in of_the_paper
+    own = [
+        fake_cell(tmp_path / name, specimens(0, right), method=name, family="run") for name, right in chances.items()
+    ]
+    _, text = written(tmp_path / "own", own)
+    assert "## Per class: " in text and "(the paper's" not in text
+    assert "(the paper's" not in (tmp_path / "own" / "report.html").read_text()

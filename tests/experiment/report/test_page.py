@@ -98,7 +98,7 @@ def test_the_page_tells_data_methods_limits_and_how_to_repeat(compared):
         "Repeat 1: 0 lesions, 0 patients, 0 photographs in more than one part.",
         "Repeat 1, test Grade 1 4 (1) 1 (1) 24 (12) 4 (1) 1 (1) 24 (12)",
         "convnext_tiny timm's published weights 224 px bicubic, stretch focal, gamma 2.0 3 8 adamw, lr 0.001",
-        "2 of the paper's five repeats",
+        "Divided 2 times: little is known of how results vary between divisions.",
         "kd-convnext compare",
         "CPU (1 thread), 32-true. Python 3.11.7 on Linux.",
         "No cell failed.",

@@ -42,7 +42,8 @@ def estimate(cache: CropCache, manifest: Manifest) -> PrepareSummary:
         print(f"about {kept:.0%} of them from enlarged crops that are kept, without the network")
     if sizes:
         fewer = sum(before != after for before, after in zip(sizes, reduced, strict=True))
-        print(f"{fewer} of them are first reduced to {cache.spec.sr_max_side} px (sr_max_side)")
+        if fewer:
+            print(f"{fewer} of them are first reduced to {cache.spec.sr_max_side} px (sr_max_side)")
         print(
             f"about {duration(seconds)} and {megabytes(size)} "
             f"(estimated from one crop of at most {_TIMED_SIDE} px, made and timed just now)"

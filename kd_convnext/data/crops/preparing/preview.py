@@ -87,26 +87,30 @@ def compare(cache: CropCache, manifest: Manifest, row: int) -> Comparison:
 
 
 def preview_grid(comparisons: Sequence[Comparison], upscaler: str) -> Figure:
-    """Draws one row a crop: as cut, bicubic, super-resolved.
+    """Draws one row a crop: as cut, bicubic, and as stored where that is another form.
 
     Args:
         comparisons: What to show.
-        upscaler: What the last column shows.
+        upscaler: What is stored.
 
     Returns:
         The figure; pixels of the crop are shown as squares.
     """
-    figure = Figure(figsize=(_WIDTH, 3.3 * max(1, len(comparisons))), layout="constrained")
-    panels = figure.subplots(max(1, len(comparisons)), 3, squeeze=False)
+    bicubic = _named(BicubicUpscaler().identity)
+    ways = 1 if upscaler == bicubic else 2
+    figure = Figure(figsize=(_WIDTH, (5.7 - 1.2 * ways) * max(1, len(comparisons))), layout="constrained")
+    panels = figure.subplots(max(1, len(comparisons)), 1 + ways, squeeze=False)
     for panel in panels.ravel():
         panel.set_axis_off()
         panel.set(xticks=[], yticks=[])  # hidden ones too are laid out, which takes longer than all else
     for row, comparison in zip(panels, comparisons, strict=False):
-        titles = (comparison.title, "bicubic x4", f"{upscaler}\nreduced again: {comparison.kept}")
-        for panel, picture, title in zip(row, comparison[1:4], titles, strict=True):
+        stored = (comparison.upscaled, f"{upscaler}\nreduced again: {comparison.kept}")
+        forms = [(comparison.crop, comparison.title), (comparison.bicubic, bicubic), stored]
+        for panel, (picture, title) in zip(row, forms if ways == 2 else [forms[0], stored], strict=True):
             panel.imshow(picture, interpolation="nearest")
-            panel.set_title(wrapped(title, _WIDTH / 3.2, _LETTERS), fontsize=_LETTERS, parse_math=False)
-    put_caption(figure, f"The middle of crops, {_SHOWN} px at most: as cut, and enlarged in two ways.")
+            panel.set_title(wrapped(title, _WIDTH / (1.2 + ways), _LETTERS), fontsize=_LETTERS, parse_math=False)
+    enlarged = "enlarged" if ways == 1 else "enlarged in two ways"
+    put_caption(figure, f"The middle of crops, {_SHOWN} px at most: as cut, and {enlarged}.")
     return figure
 
 

@@ -184,7 +184,7 @@ def _fetch(name: str, release: Release, path: Path, progress: bool) -> None:
     def copy(target: BinaryIO) -> None:
         with urlopen(release.address, timeout=_TIMEOUT) as response:  # https, or what a test put there
             length = int(response.headers.get("Content-Length", 0))
-            console = Console(stderr=True, quiet=not progress)
+            console = Console(stderr=True, force_jupyter=False, quiet=not progress)
             digest, received = hashlib.sha256(), 0
             with wrap_file(response, length, description=release.file, console=console) as source:
                 while block := source.read(_BLOCK):
