@@ -26,7 +26,6 @@ from kd_convnext.runs.left_out import left_out_table, read_left_out
 from kd_convnext.runs.loggers import log_figure
 from kd_convnext.runs.tables import write_table
 from kd_convnext.training.changed import changes
-from kd_convnext.training.outside import refuse_copies
 
 
 def run_folder(trainer: Trainer) -> RunFolder:
@@ -135,6 +134,8 @@ def begin_results(trainer: Trainer, part: str, *, overwrite: bool) -> Judged | N
     if not overwrite:
         require_free(folder, part, judged, own=not others)
     if others and part in ("val", "test"):
+        from kd_convnext.training.outside import refuse_copies  # with the networks, and what they import
+
         refuse_copies(trainer, data, cast("Part", part))
     return judged
 
