@@ -76,16 +76,15 @@ def test_token_head_reads_class_tokens_and_the_mean_patch():
     torch.testing.assert_close(embedding[:, 48:], tokens[:, 1:].mean(1))
 
 
+def linear_teacher(source, **options):
+    names = {"num_classes": source.num_classes, "class_names": source.class_names}
+    return TeacherModule(**names, backbone=VIT, finetune="linear", linear_c=100.0, **options)
+
+
 @pytest.fixture(scope="module")
 def fitted(tiny_manifest, tiny_cache, tmp_path_factory):
     source = tiny.data(tiny_manifest, tiny_cache)
-    module = TeacherModule(
-        num_classes=source.num_classes,
-        class_names=source.class_names,
-        backbone=VIT,
-        finetune="linear",
-        linear_c=100.0,
-    )
+    module = linear_teacher(source)
     folder = tmp_path_factory.mktemp("linear")
     trainer = tiny.trainer(folder, limit_train_batches=1)
     trainer.fit(module, datamodule=source)
@@ -156,14 +155,7 @@ def test_a_head_learns_to_see_past_what_turning_changes():
 
 def test_the_student_s_teacher_looks_as_it_was_fitted(fitted, tmp_path):
     module, source, _, _ = fitted
-    turned = TeacherModule(
-        num_classes=source.num_classes,
-        class_names=source.class_names,
-        backbone=VIT,
-        finetune="linear",
-        linear_c=100.0,
-        linear_looks=4,
-    )
+    turned = linear_teacher(source, linear_looks=4)
     trainer = tiny.trainer(tmp_path, limit_train_batches=1)
     trainer.fit(turned, datamodule=source)
     trainer.save_checkpoint(tmp_path / "teacher.ckpt")
