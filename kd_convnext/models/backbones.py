@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.models.depthwise import quicken_depthwise
+from kd_convnext.models.timm_import import timm
 from kd_convnext.models.token_head import TokenHead
 from kd_convnext.models.weights import hub_or_cache, load_weights
 

@@ -1,5 +1,7 @@
 """Backbones of every family and their start weights."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -270,3 +272,13 @@ def test_a_weights_file_wins_over_the_hub(no_hub: Path):
     source, path = convnext(), no_hub / "w.pth"
     torch.save(source.network.state_dict(), path)
     assert same(convnext(pretrained=True, weights=str(path)), source)
+
+
+def test_building_a_network_loads_no_wandb() -> None:
+    code = (
+        "import sys; from kd_convnext.models import BackboneSpec, build_backbone; "
+        "build_backbone(BackboneSpec(name='convnext_atto'), 2); "
+        "loaded = 'wandb' in sys.modules; import wandb; print(loaded, callable(wandb.init))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
