@@ -200,7 +200,7 @@ def saved(backbone: Backbone, path: Path) -> Path:
     own = {"format_version": FORMAT_VERSION, "kind": "TeacherModule", "class_names": list(CLASSES)}
     content = {
         KEY: own | {"card": card.to_state()},
-        "hyper_parameters": {"backbone": asdict(SPEC)},
+        "hyper_parameters": {"backbone": asdict(SPEC), "num_classes": len(CLASSES)},
         "state_dict": {f"backbone.{name}": value for name, value in backbone.state_dict().items()},
     }
     torch.save(content, path)
