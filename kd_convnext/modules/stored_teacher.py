@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import View
-from kd_convnext.data.loading.sampler import view_seeds
-from kd_convnext.data.loading.teacher_outputs import AnswerKind, TeacherAnswers, view_name
+from kd_convnext.data.loading.limited_views import limited_views, view_names
+from kd_convnext.data.loading.teacher_outputs import AnswerKind, TeacherAnswers
 from kd_convnext.losses.term import logits_of
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
 from kd_convnext.modules.output_store import Answer, filled_store, on_the_cpu
@@ -35,7 +34,8 @@ def stored_answers(teacher: FrozenTeacher, data: SpecimenDataModule, trainer: pl
     with trainer.precision_plugin.module_init_context():
         teacher.to(trainer.strategy.root_device, torch.get_default_dtype())
     kind = _kind(teacher, fingerprint, data, trainer)
-    views, names = _all_views(data, trainer.max_epochs)
+    views = limited_views(data.train_set, data.loader, trainer.max_epochs, unlabelled=True)
+    names = view_names(data.train_set, views)
 
     def asked(chosen: Sequence[View]) -> Iterator[Answer]:
         for batch in data.view_loader(chosen):
@@ -59,19 +59,3 @@ def _kind(teacher: FrozenTeacher, fingerprint: str, data: SpecimenDataModule, tr
         maps=tuple(tuple(values.shape[1:]) for values in found.maps or ()),
         embedding=0 if found.embedding is None else found.embedding.shape[1],
     )
-
-
-def _all_views(data: SpecimenDataModule, epochs: int | None) -> tuple[list[View], list[int]]:
-    """Lists every view that training can ask for, and its name; whole epochs one after the other."""
-    # One view an epoch, in turn; balanced classes draw any of them.
-    numbers = data.loader.views or 0
-    if epochs is not None and epochs > 0 and data.loader.sampling == "natural":
-        numbers = min(numbers, epochs)
-    part = data.train_set
-    keys = [part.crops.key(row) for row in part.rows.tolist()]
-    views, names = [], []
-    for number in range(numbers):
-        seeds = view_seeds(data.loader.seed, part.rows, np.full(len(part), number)).tolist()
-        views += [View(position, seed) for position, seed in enumerate(seeds)]
-        names += [view_name(key, seed) for key, seed in zip(keys, seeds, strict=True)]
-    return views, names

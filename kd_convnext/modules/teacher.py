@@ -24,13 +24,8 @@ from kd_convnext.modules.averaging import average_again
 from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
-from kd_convnext.modules.frozen_features import (
-    Looks,
-    fit_linear_head,
-    linear_head,
-    still_features,
-    training_embeddings,
-)
+from kd_convnext.modules.frozen_features import Looks, linear_head, still_features, training_embeddings
+from kd_convnext.modules.linear_heads import fit_linear_head
 from kd_convnext.modules.mixing import MixSpec
 from kd_convnext.modules.optim import OptimSpec
 

@@ -143,27 +143,25 @@ class TeachingStaff:
                 "Give --data.loader.views a number (as many as there are epochs changes nothing else), or leave it off."
             )
             raise ConfigError(Finding("--model.teacher_cache", what, remedy))
-        if not still:
-            data.teach(
-                {name: StoredTeacher(stored_answers(teacher, data, trainer)) for name, teacher in self.live.items()}
-            )
-            return
         findings = [
             Finding(
                 "--model.teacher_cache", f"a term needs maps of {name!r}, which still outputs do not have", "Use true."
             )
             for name, teacher in self.live.items()
-            if Needs.MAPS in teacher.probe.needs
+            if still and Needs.MAPS in teacher.probe.needs
         ]
         if findings:
             raise ConfigError(findings)
         split = data.card().split_hash
-        answers = {
-            name: StoredTeacher(
-                headed_features(teacher.backbone, data, trainer, teacher.held_out_c(split), teacher.looks), STILL
-            )
-            for name, teacher in self.live.items()
-        }
+        answers = {}
+        for name, teacher in self.live.items():
+            c = teacher.held_out_c(split)
+            # A linear head knows its own training crops by heart: views too are answered by heads without their lesion.
+            if still or (c is not None and Needs.MAPS not in teacher.probe.needs):
+                found = headed_features(teacher.backbone, data, trainer, c, teacher.looks, views=not still)
+                answers[name] = StoredTeacher(found, STILL if still else None)
+            else:
+                answers[name] = StoredTeacher(stored_answers(teacher, data, trainer))
         data.teach(answers)
 
 

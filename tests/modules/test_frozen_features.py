@@ -2,13 +2,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from kd_convnext import TeacherModule
+from kd_convnext.data.loading.limited_views import limited_views
 from kd_convnext.data.loading.teacher_outputs import STILL
+from kd_convnext.losses import CosineEmbedding, Objective, SoftTargets
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
-from kd_convnext.modules.frozen_features import fit_linear_head, headed_features, held_out_logits, still_features
+from kd_convnext.modules.frozen_features import headed_features, still_features
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
+from kd_convnext.modules.linear_heads import fit_linear_head, held_out_heads
 
 VIT = BackboneSpec(
     name="vit_tiny_patch16_224",
@@ -48,19 +52,21 @@ def test_held_out_answers_come_from_heads_without_the_lesion():
     groups = np.array([f"lesion:{number // 2}" for number in range(300)])
     weight, bias = fit_linear_head(features[:, None], labels, 3, 10.0)
     by_heart = ((features @ weight.numpy().T + bias.numpy()).argmax(1) == labels).mean()
-    held_out = (held_out_logits(features[:, None], labels, groups, 3, 10.0).argmax(1) == labels).mean()
+    heads = held_out_heads(features[:, None], labels, groups, 3, 10.0)
+    answers = [head.logits(values).argmax() for head, values in zip(heads, features, strict=True)]
+    held_out = (np.array(answers) == labels).mean()
     assert by_heart > 0.85 and held_out < 0.45
 
 
 def test_lesions_are_never_divided(monkeypatch):
     fitted = []
     monkeypatch.setattr(
-        "kd_convnext.modules.frozen_features.fit_linear_head",
+        "kd_convnext.modules.linear_heads.fit_linear_head",
         lambda features, labels, k, c: fitted.append(set(features[:, 0, 0])) or (torch.zeros(k, 1), torch.zeros(k)),
     )
     groups = np.array([f"L{number % 20}" for number in range(60)])
     features = np.array([[[number % 20]] for number in range(60)], np.float32)
-    held_out_logits(features, np.arange(60) % 2, groups, 2, 1.0)
+    held_out_heads(features, np.arange(60) % 2, groups, 2, 1.0)
     outside = [set(range(20)) - inside for inside in fitted]
     assert sorted(name for each in outside for name in each) == list(range(20))
 
@@ -161,3 +167,49 @@ def test_the_student_s_teacher_looks_as_it_was_fitted(fitted, tmp_path):
     trainer.save_checkpoint(tmp_path / "teacher.ckpt")
     assert FrozenTeacher(str(tmp_path / "teacher.ckpt")).looks == 4
     assert (turned.backbone.network.head.weight != module.backbone.network.head.weight).any()
+
+
+def test_views_are_answered_at_the_teacher_s_size_by_heads_without_their_lesion(
+    fitted, tiny_manifest, tiny_cache, tmp_path
+):
+    (tmp_path / "others").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)).save(
+        tmp_path / "others" / "1.png"
+    )
+    module = fitted[0]
+    options = {"image_size": 24, "views": 2, "unlabelled": str(tmp_path / "others")}
+    source = tiny.data(tiny_manifest, tiny_cache, **options)
+    source.trainer = tiny.trainer(tmp_path, epochs=2)
+    source.setup("fit")
+    answers = headed_features(module.backbone, source, source.trainer, 100.0, views=True)
+    part = source.train_set
+    views = limited_views(part, source.loader, 2)
+    assert len(views) == 2 * len(part.rows)
+    for view in views[::5]:
+        picture = part.seen_through(part.views.at(32))[view]["image"]
+        key = part.crops.key(int(part.rows[view.position]))
+        found = answers.load(key, view.seed)
+        with torch.no_grad():
+            embedding = module.backbone.network.embed(module.backbone.normalise(picture[None] / 255))[0].numpy()
+        np.testing.assert_allclose(found.embedding.astype(np.float32), embedding, rtol=0.02, atol=0.02)
+        logits = answers.held_out[key].logits(embedding)
+        np.testing.assert_allclose(found.logits.astype(np.float32), logits, rtol=0.02, atol=0.1)
+    other = part.place(len(part.rows))
+    alike = [answers.load(other.crops.key(other.row), seed).embedding for seed in (STILL, 17)]
+    assert np.array_equal(*alike)
+
+
+def test_a_student_of_views_learns_from_answers_without_its_lesions(fitted, tiny_manifest, tiny_cache, tmp_path):
+    source = tiny.data(tiny_manifest, tiny_cache, views=2)
+    soft = Objective({"soft": SoftTargets(), "embedding": CosineEmbedding()})
+    student = tiny.student(source, fitted[3], objective=soft, teacher_cache=True)
+    seen = []
+
+    class Answers(tiny.pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, number):
+            seen.extend(zip(batch["index"].tolist(), batch["teacher_logits"].argmax(1).tolist(), strict=True))
+
+    tiny.trainer(tmp_path, epochs=2, callbacks=[Answers()]).fit(student, datamodule=source)
+    right = np.mean([source.manifest.labels[row] == answer for row, answer in seen])
+    # Its head knows all of them by heart (`test_only_the_head_is_fitted_and_it_fits`).
+    assert right < 0.7

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny
+from PIL import Image
 
 from kd_convnext.cli import main
 from kd_convnext.data.loading.augment import AugmentSpec
@@ -170,6 +171,20 @@ def test_no_more_views_are_asked_about_than_the_fit_has_epochs(tiny_manifest, ca
     asked.clear()
     fit(tiny_manifest, cache, tmp_path / "b", teacher_ckpt, stored=True, epochs=3, data=many)
     assert sum(asked) == 1 + len(source.train_set)
+
+
+def test_crops_without_labels_are_answered_too(tiny_manifest, cache, tmp_path, teacher_ckpt, asked):
+    (tmp_path / "others").mkdir()
+    for number in range(7):
+        picture = np.random.default_rng(number).integers(0, 256, (30, 30, 3), np.uint8)
+        Image.fromarray(picture).save(tmp_path / "others" / f"{number}.png")
+    data = {"unlabelled": str(tmp_path / "others"), "unlabelled_ratio": 0.5}
+    options = {"objective": {"drop": ["feature"]}, "data": data}
+    live, *_ = fit(tiny_manifest, cache, tmp_path / "a", teacher_ckpt, stored=False, **options)
+    asked.clear()
+    stored, _, source = fit(tiny_manifest, cache, tmp_path / "b", teacher_ckpt, stored=True, **options)
+    assert sum(asked) == 1 + VIEWS * (len(source.train_set.rows) + 7)
+    np.testing.assert_allclose(stored, live, rtol=2e-3)
 
 
 def tiny_view(position, seed):

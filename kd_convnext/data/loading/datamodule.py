@@ -298,9 +298,15 @@ class SpecimenDataModule(pl.LightningDataModule):
         """Returns the rows of ``predict_part`` in order."""
         return self._loader(self.predict_set)
 
-    def view_loader(self, views: Sequence[View]) -> DataLoader[Any]:
-        """Returns batches of chosen views of the training part, in their order."""
-        return self._loader(self.train_set, sampler=views)
+    def view_loader(self, views: Sequence[View], drawn: Views | None = None) -> DataLoader[Any]:
+        """Returns batches of chosen views of the training part, labelled or not, in their order.
+
+        Args:
+            views: Which.
+            drawn: How crops become pictures; as in the training where None.
+        """
+        part = self.train_set
+        return self._loader(part if drawn is None else part.seen_through(drawn), sampler=views)
 
     def shared_with(self, card: DataCard, part: Part) -> Groups:
         """Finds what a part shares with all that a network has seen.
@@ -345,16 +351,6 @@ class SpecimenDataModule(pl.LightningDataModule):
         crops = self._cache().fill(unlabelled.manifest, unlabelled.rows, on_error="skip")
         kept = unlabelled.rows[~np.isin(unlabelled.rows, list(crops.failed))]
         return SpecimenDataset(crops, kept, np.full(len(unlabelled.rows), UNLABELLED, np.int64), views)
-
-    def still_loader(self, image_size: int, views: Sequence[View]) -> DataLoader[Any]:
-        """Returns batches of training crops, labelled or not, without augmentation.
-
-        Args:
-            image_size: Side of the pictures in pixels; a teacher may see another size than its student.
-            views: Which crops, in this order.
-        """
-        still, part = Views(image_size, self.in_chans, resize=self.crop_spec.resize), self.train_set
-        return self._loader(part.seen_through(still), sampler=views)
 
     def _rows(self, name: str) -> npt.NDArray[np.int64]:
         if name == "predict":

@@ -45,6 +45,14 @@ class Views:
         self._further = built_transforms(augment.transforms) if augment and augment.transforms else None
         self._augment = paper_pipeline(augment, image_size) if augment and augment.engine == "albumentations" else None
 
+    def at(self, image_size: int) -> "Views":
+        """Draws the same views at another size.
+
+        Args:
+            image_size: Side of the result in pixels.
+        """
+        return Views(image_size, self.in_chans, self._spec, self.resize)
+
     def identity(self) -> dict[str, Any]:
         """Returns, as plain values, all that decides which picture a crop and a seed give."""
         engine = self._spec.engine if self._spec else "opencv"

@@ -1,0 +1,107 @@
+"""Fits linear heads on frozen features by logistic regression, also such that have not seen a crop's lesion."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Embeddings = npt.NDArray[np.float32]
+
+_FOLDS = 5
+
+
+class Head(NamedTuple):
+    """A linear classifier: weight float32 [K, D], bias float32 [K]."""
+
+    weight: Embeddings
+    bias: Embeddings
+
+    def logits(self, embedding: Embeddings) -> Embeddings:
+        """Applies it: float32 [K] from float32 [D]."""
+        return self.weight @ embedding + self.bias
+
+
+def held_out_heads(
+    features: Embeddings, labels: npt.NDArray[np.int64], groups: npt.NDArray[np.str_], num_classes: int, c: float
+) -> list[Head]:
+    """Fits, for each crop, a head that has not seen its group (five folds).
+
+    Args:
+        features: float32 [N, V, D], V looks at each crop.
+        labels: int64 [N].
+        groups: str [N], such as lesions; a fold holds whole groups.
+        num_classes: K.
+        c: As of :func:`fit_linear_head`.
+
+    Returns:
+        N heads, those of a fold one object.
+    """
+    names, members = np.unique(groups, return_inverse=True)
+    # Rarest classes first, round after round, so that every fold has its share of each.
+    frequency = np.bincount(labels, minlength=num_classes)
+    label_of = np.zeros(len(names), np.int64)
+    label_of[members] = labels
+    order = np.lexsort((np.random.default_rng(0).random(len(names)), label_of, frequency[label_of]))
+    fold = np.empty(len(names), np.int64)
+    fold[order] = np.arange(len(names)) % _FOLDS
+    heads = []
+    for number in range(fold.max() + 1):
+        inside = fold[members] != number
+        known = inside if inside.any() else ~inside  # one group alone
+        weight, bias = fit_linear_head(features[known], labels[known], num_classes, c)
+        heads.append(Head(weight.numpy(), bias.numpy()))
+    return [heads[number] for number in fold[members]]
+
+
+def fit_linear_head(
+    features: Embeddings, labels: npt.NDArray[np.int64], num_classes: int, c: float
+) -> tuple[Tensor, Tensor]:
+    """Fits a linear classifier by logistic regression, every class weighing alike.
+
+    Features are standardised for the fit; the scaling is folded into the layer. L2 regularisation as scikit-learn's
+    ``LogisticRegression``: the sum of weighted losses times ``c``, plus half the squared weights. Each look at a crop
+    is a sample of its own, which teaches the head what turning does not change; a crop's loss is the mean over them.
+
+    Args:
+        features: float32 [N, V, D], V looks at each crop.
+        labels: int64 [N]; classes that do not occur get a bias that never wins.
+        num_classes: K.
+        c: Inverse strength of regularisation, above 0.
+
+    Returns:
+        Weight float32 [K, D] and bias float32 [K].
+    """
+    looks = features.shape[1]
+    flat, labels = features.reshape(-1, features.shape[2]), labels.repeat(looks)
+    mean, scale = flat.mean(0), flat.std(0) + 1e-6
+    values = torch.from_numpy((flat - mean) / scale)
+    targets = torch.from_numpy(labels)
+    counts = torch.bincount(targets, minlength=num_classes).float()
+    present = counts > 0
+    per_class = torch.where(present, len(labels) / (present.sum() * counts.clamp_min(1)), torch.zeros(()))
+    weight = torch.zeros(num_classes, values.shape[1], requires_grad=True)
+    bias = torch.zeros(num_classes, requires_grad=True)
+    search = torch.optim.LBFGS([weight, bias], max_iter=300, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        losses = F.cross_entropy(
+            F.linear(values, weight, bias)[:, present], _compact(present)[targets], reduction="none"
+        )
+        total: Tensor = c / looks * (per_class[targets] * losses).sum() + weight.square().sum() / 2
+        (total / len(labels)).backward()  # type: ignore[no-untyped-call]
+        return total.detach() / len(labels)
+
+    with torch.enable_grad():
+        search.step(closure)  # type: ignore[no-untyped-call]
+    found = weight.detach() / torch.from_numpy(scale)
+    shift = bias.detach() - found @ torch.from_numpy(mean)
+    return found, torch.where(present, shift, torch.full((), -1e4))
+
+
+def _compact(present: Tensor) -> Tensor:
+    """Numbers the classes that occur, 0 .. K'-1."""
+    return present.long().cumsum(0) - 1
