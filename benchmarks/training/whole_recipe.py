@@ -101,7 +101,7 @@ def parts_of(form: str, manifest: Path, weights: Path, epochs: int) -> list[Part
     best = Path(form) / "checkpoints" / "best.ckpt"
     test, _ = timed(["test", "--config", f"{form}/config.yaml", f"--ckpt_path={best}"], "benchmarks")
     judging = Part("judging on the test part", test, NOTHING, 1)
-    return [*trained(fit, said, photographs_in(manifest)), judging]
+    return [*trained(form, fit, said, photographs_in(manifest)), judging]
 
 
 def photographs_in(manifest: Path) -> int:
@@ -119,14 +119,16 @@ def written(form: str, epochs: int) -> Path:
         trainer["enable_progress_bar"] = False
         if "teacher_cache" in model:
             trainer["max_epochs"] = epochs
-            model["teacher_cache"] = "still" if form == "recipe" else False
+            if form == "plain":
+                model["teacher_cache"] = False
+                del config["data"]["loader"]["views"]
         if "teacher_config" in config:
             config["teacher_config"] = f"{form}/teacher.yaml"
         (Path(form) / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return Path(form) / "student.yaml"
 
 
-def trained(whole: tuple[float, float], said: str, photographs: int) -> list[Part]:
+def trained(form: str, whole: tuple[float, float], said: str, photographs: int) -> list[Part]:
     """Takes a fit apart by what its watches told."""
     told = [json.loads(line[len(TOLD) :]) for line in said.splitlines() if line.startswith(TOLD)]
     accounts = {account["name"]: account for account in told}
@@ -138,11 +140,15 @@ def trained(whole: tuple[float, float], said: str, photographs: int) -> list[Par
     # The first epoch also pays for what is made once, such as memory.
     steps = [less(epoch, judged) for epoch, judged in zip(epochs, validations, strict=True)][1:]
     length = yaml.safe_load((CONFIGS / f"{FITS['student']}.yaml").read_text())["trainer"]["max_epochs"]
-    spent = features
+    # The plain form's teacher is only loaded here, which takes as long whatever the photographs.
+    views = between(student["setup"], student["first"]) if form == "recipe" else NOTHING
+    spent = plus(features, views)
     for epoch in epochs:
         spent = plus(spent, epoch)
+    labelled = round(TRAINING * photographs)
     return [
-        Part("teacher: features and head", NOTHING, share(features, round(TRAINING * photographs)), TRAINING),
+        Part("teacher: features and head", NOTHING, share(features, labelled), TRAINING),
+        Part("teacher: the student's views", NOTHING, share(views, labelled), TRAINING),
         Part("student: steps", NOTHING, share(middle(steps), images), TRAINING, length),
         Part("student: validation", NOTHING, share(middle(validations), round(0.1 * photographs)), 0.1, length),
         Part("imports, set-up, files of the two fits", less(whole, spent), NOTHING, 1),

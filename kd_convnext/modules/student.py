@@ -85,8 +85,9 @@ class DistillModule(ClassifierModule):
             teachers: Checkpoints of trained :class:`TeacherModule` by the names that terms call them.
             teacher_ckpt: The same for a single teacher, whom terms call ``teacher``.
             teacher_cache: Run teachers once for each of ``data.loader.views`` views of each crop before training, and
-                keep their outputs beside the crops for every run with the same teacher, views and taps. ``still``: once
-                a crop, without augmentation; logits and embedding only.
+                keep their outputs beside the crops for every run with the same teacher, views and taps. A linear
+                teacher (``finetune: linear``) looks at the views at its own size, and at crops without labels once.
+                ``still``: once a crop, without augmentation; logits and embedding only.
             taps: Modules to tap where terms need maps; by default the four stages of each network.
             optim: Optimiser and schedule; by default the paper's.
             compile: Whether a fit compiles its steps; ``auto`` on a GPU, where the fit is long enough to pay for it.
