@@ -89,8 +89,11 @@ def _parts(
 ) -> "Parts":
     from kd_convnext.common.files import default_cache_dir
     from kd_convnext.page.marking import Marking
+    from kd_convnext.runs.folder import require_writable
 
     kept = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    if cache_dir:
+        require_writable(kept)
     names: tuple[str, ...] = ()
     asking = reading = marking = None
     folder = Path(manifest).expanduser() if manifest is not None else None
