@@ -16,7 +16,7 @@ from typing import Any, get_origin
 
 from kd_convnext._version import __version__
 from kd_convnext.common.configs import require_files, with_shipped_files
-from kd_convnext.common.help import all_options, daily_options, wanted_help
+from kd_convnext.common.help import all_options, daily_options, plain_formatter, wanted_help
 from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.parsing import PARSER, exit_code, parsing
 from kd_convnext.common.process import process_state_kept, stopping_cleanly
@@ -144,7 +144,8 @@ def _run_tool(command: str, words: list[str]) -> None:
     module, function = TOOLS[command][0].split(":")
     tool: Callable[..., Any] = getattr(import_module(module), function)
     described = inspect.cleandoc(tool.__doc__ or "").split("\nArgs:")[0]
-    parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", **PARSER, description=described)
+    shown = {"formatter_class": plain_formatter(), "description": described}
+    parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", **PARSER, **shown)
     parser.add_argument("--config", action="config", help="Options from a YAML file, also from a fit's.")
     named = POSITIONAL.get(command)
     parser.add_function_arguments(tool, as_positional=False, skip={named} if named else None)

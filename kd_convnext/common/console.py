@@ -1,6 +1,8 @@
 """Prints lines and progress bars, and formats sizes, times and paths for them."""
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +76,19 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60} min"
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24} h"
+
+
+def fitted(text: str) -> str:
+    """Wraps a line to the terminal's width, 80 letters where there is none; a longer word, such as a path, stays whole.
+
+    Args:
+        text: One line.
+
+    Returns:
+        Lines, those after the first indented.
+    """
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def megabytes(size: int) -> str:

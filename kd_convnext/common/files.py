@@ -165,6 +165,8 @@ def write_finding(path: Path, error: OSError) -> Finding:
     Returns:
         The finding, with a remedy that fits the reason (space, permission, read-only, a file in the way).
     """
+    if error.errno == errno.EEXIST and path.is_symlink() and not path.exists():
+        return Finding(str(path), "is a link that leads nowhere", "Remove it, or name another place.")
     reason = error.strerror or str(error)
     remedy = _REMEDIES.get(error.errno or 0, "Check the disk and the folder, or name another folder")
     return Finding(str(path), f"cannot be written ({reason})", f"{remedy}.")

@@ -10,13 +10,17 @@ from contextlib import redirect_stdout, suppress
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kd_convnext.common.files import atomic_write, default_cache_dir
 
+if TYPE_CHECKING:
+    from jsonargparse import DefaultHelpFormatter
+
 _HELP = ("-h", "--help")
-_MARKUP = re.compile(r"(:[a-z]+:)?`+~?")
-"""Marks of docstrings (``word``, :func:`word`), ours and libraries'."""
+_ROLE = re.compile(r":[a-z]+:`+~?(?:[\w.]+\.)?(\w+)`+")
+_DIRECTIVE = re.compile(r"\.\.\s+([a-z])([a-z]*)::")
+_BLOCK = re.compile(r"(\w)::(?=\s|$)")
 
 
 def wanted_help(words: Sequence[str]) -> Literal["daily", "all"] | None:
@@ -60,10 +64,36 @@ def all_options(command: str, make: Callable[[], object]) -> str:
             return page
     with redirect_stdout(io.StringIO()) as printed:
         make()
-    page = _MARKUP.sub("", printed.getvalue()).rstrip("\n")
+    page = printed.getvalue().rstrip("\n")
     with suppress(OSError):
         atomic_write(kept, lambda file: file.write(f"{stamp}\n{page}".encode()))
     return page
+
+
+def plain_formatter() -> "type[DefaultHelpFormatter]":
+    """Returns a parser's formatter that leaves out the marks of docstrings, ours and libraries', before it wraps."""
+    from jsonargparse import DefaultHelpFormatter
+
+    class PlainFormatter(DefaultHelpFormatter):
+        """Writes help without marks."""
+
+        def _split_lines(self, text: str, width: int) -> list[str]:
+            return super()._split_lines(_plain(text), width)
+
+        def start_section(self, heading: str | None) -> None:
+            """Begins a group of options."""
+            super().start_section(_plain(heading or ""))
+
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return super()._fill_text(_plain(text), width, indent)
+
+    return PlainFormatter
+
+
+def _plain(text: str) -> str:
+    """Leaves out the marks of a docstring: ``word``, :func:`word`, ``.. warning::``, ``Example::``."""
+    text = _DIRECTIVE.sub(lambda found: f"{found[1].upper()}{found[2]}:", _ROLE.sub(r"\1", text))
+    return _BLOCK.sub(r"\1:", text).replace("`", "")
 
 
 def _stamp() -> str:

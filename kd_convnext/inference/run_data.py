@@ -16,6 +16,7 @@ from kd_convnext.data.crops.cache.cache import CropCache, OnError
 from kd_convnext.data.crops.cache.prepared import PreparedCrops
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.data.loading.flat_options import ungrouped
+from kd_convnext.data.manifest.columns import columns_given_by
 from kd_convnext.data.manifest.grouping import KEPT_APART, NO_GROUP, GroupBy, Part, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.once import warned_once
@@ -76,7 +77,9 @@ class LabelledAnswers:
         return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
 
 
-def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_weights: str | None) -> RunSource:
+def source_of(
+    run: RunFolder, manifest: str | None, cache_dir: str | None, sr_weights: str | None, columns: str | None = None
+) -> RunSource:
     """Fills in what was not given from the run's ``config.yaml``.
 
     Args:
@@ -84,6 +87,7 @@ def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_we
         manifest: As given.
         cache_dir: As given.
         sr_weights: As given.
+        columns: As given.
 
     Raises:
         ConfigError: The manifest is neither given nor known to the run.
@@ -93,7 +97,8 @@ def source_of(run: RunFolder, manifest: str | None, cache_dir: str | None, sr_we
         what = f"{run.config} does not say which photographs the checkpoint was trained on"
         raise ConfigError(Finding("--manifest", what, "Give their manifest, or --config of the fit."))
     found = recorded_source(run, manifest)
-    return replace(found, cache_dir=cache_dir or found.cache_dir, sr_weights=sr_weights or found.sr_weights)
+    given: dict[str, Any] = {"cache_dir": cache_dir, "sr_weights": sr_weights, "columns": columns}
+    return replace(found, **{name: value for name, value in given.items() if value})
 
 
 def recorded_manifest(run: RunFolder) -> str | None:
@@ -152,7 +157,7 @@ class CalibrationData:
             CacheError: Photographs cannot be read, and are not to be left out.
         """
         crops = self.cache.fill(self.manifest, rows, on_error=self.on_error)
-        return crops, rows[~np.isin(rows, list(crops.failed))]
+        return crops, crops.made(rows)
 
     def hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
         """Hashes lesions, patients or photographs of rows: those that the checkpoint's split kept apart, else all."""
@@ -238,12 +243,15 @@ def own_photographs(card: DataCard, source: RunSource, run: RunFolder) -> Manife
     return manifest
 
 
-def further_data(predictor: Predictor, manifest: str, source: RunSource, own: CalibrationData) -> CalibrationData:
+def further_data(
+    predictor: Predictor, manifest: str, columns: str | None, source: RunSource, own: CalibrationData
+) -> CalibrationData:
     """Opens further labelled photographs, of lesions that neither training nor validation nor test has.
 
     Args:
         predictor: The checkpoint's network.
         manifest: The further photographs.
+        columns: Other names of its columns.
         source: Whose cache is used.
         own: The checkpoint's data.
 
@@ -251,7 +259,8 @@ def further_data(predictor: Predictor, manifest: str, source: RunSource, own: Ca
         LeakError: It shares lesions, patients or photographs with the checkpoint's data, or near-identical ones.
     """
     card = predictor.network.card
-    table = read_manifest(manifest, classes=card.class_names, group_by=_group_by(card))
+    with columns_given_by("--extra_columns"):
+        table = read_manifest(manifest, classes=card.class_names, group_by=_group_by(card), columns=columns)
     table = replace(table, table=table.table.assign(split=""))
     data = CalibrationData(table, None, _cache(predictor, source), predictor)
     seen = card.shared(data.hashes(data.rows("val")))

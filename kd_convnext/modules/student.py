@@ -21,6 +21,7 @@ from kd_convnext.models.probe import Probe
 from kd_convnext.models.taps import TapSpec
 from kd_convnext.modules.averaging import average_again
 from kd_convnext.modules.batches import ForeignBatch
+from kd_convnext.modules.class_shares import changed_shares
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
 from kd_convnext.modules.guard import leaks
@@ -130,14 +131,14 @@ class DistillModule(ClassifierModule):
         self.student = build_backbone(student, num_classes)
         self.start_from(student)
         self._tell_classes(class_weights, class_counts)
-        self.task_loss = _task_loss(self.objective, class_weights)
         # Registered here: hooks must be there before torch.compile sees the first batch.
         self.probe = Probe(self.student, self.objective.student_needs, taps.student)
         self._taught: dict[str, Any] = {}
         self._weights: Tensor | None = None
 
     def _tell_classes(self, weights: list[float] | None, counts: list[int] | None) -> None:
-        """Gives the terms the weights and counts of the classes, where the data has told them."""
+        """Gives the terms, and the loss of validation, the weights and counts of the classes that the data has told."""
+        self.task_loss = _task_loss(self.objective, weights)
         if weights is not None:
             self.objective.weigh_classes(weights)
         if counts is not None:
@@ -165,6 +166,9 @@ class DistillModule(ClassifierModule):
         if data is not None:
             data.teach(None)  # perhaps another teacher's, of an earlier fit
             self._require_labels(data)
+        if changed := changed_shares(self.hparams, data):
+            self.keep_hyperparameters(**changed)
+            self._tell_classes(changed.get("class_weights"), changed.get("class_counts"))
         staff = TeachingStaff(self.teachers, self.objective, self.taps)
         names = tuple(data.class_names) if data is not None else self.class_names
         staff.check(self.student, names, data)

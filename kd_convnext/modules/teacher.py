@@ -22,6 +22,7 @@ from kd_convnext.models.lora import (
 )
 from kd_convnext.modules.averaging import average_again
 from kd_convnext.modules.batches import ForeignBatch
+from kd_convnext.modules.class_shares import changed_shares
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
 from kd_convnext.modules.frozen_features import Looks, linear_head, still_features, training_embeddings
@@ -179,7 +180,7 @@ class TeacherModule(ClassifierModule):
             head.bias.copy_(bias)
 
     def setup(self, stage: str) -> None:
-        """Puts the updates of ``finetune: lora`` beside the layers, for a fit alone.
+        """Weighs classes by what is used, and puts updates of ``finetune: lora`` beside the layers, for a fit alone.
 
         Args:
             stage: Only ``fit`` needs them.
@@ -187,6 +188,10 @@ class TeacherModule(ClassifierModule):
         Raises:
             ConfigError: peft is not installed.
         """
+        changed = changed_shares(self.hparams, self.specimens) if stage == "fit" else {}
+        if changed:
+            self.keep_hyperparameters(**changed)
+            self.task_loss = build_task_loss(self.hparams["loss"], changed["class_weights"], self.hparams["gamma"])
         if stage == "fit" and self.finetune == "lora" and not self._adapted:
             add_adapters(self.backbone, self.lora)
             self._adapted = True

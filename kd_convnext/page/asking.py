@@ -45,6 +45,7 @@ class AskingOptions:
         device: Where the network runs.
         cache_dir: Crop cache of the training cases; None as the run says.
         manifest: Of the training photographs, where the run does not say it.
+        columns: Other names of the manifest's columns, likewise.
     """
 
     ckpt_path: str
@@ -54,6 +55,7 @@ class AskingOptions:
     device: str = "cpu"
     cache_dir: str | None = None
     manifest: str | None = None
+    columns: str | None = None
 
 
 class Asking:
@@ -214,8 +216,8 @@ class Asking:
         run = run_of_checkpoint(ckpt)
         try:
             said = run.config.is_file() and (data_options(str(run.config)) or {}).get("manifest")
-            manifest = None if said else self.settings.manifest
-            source = source_of(run, manifest, self.settings.cache_dir, self.settings.sr_weights)
+            named = (None, None) if said else (self.settings.manifest, self.settings.columns)
+            source = source_of(run, named[0], self.settings.cache_dir, self.settings.sr_weights, named[1])
             data = own_data(self.predictor, source, run)
             self.cases = TrainingCases(data, ckpt.with_name(f"{ckpt.stem}.features.safetensors"))
         except KDConvNeXtError as error:

@@ -8,7 +8,7 @@ import os
 import posixpath
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +16,7 @@ from typing import BinaryIO
 from kd_convnext.common.files import atomic_write, read_bytes, write_finding
 from kd_convnext.common.tables import as_written, inert
 from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.columns import CORNERS, lacking, parse_columns, rename, with_one_option
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, ManifestError
 
 COLUMNS = ("image", "label", "lesion_id", "patient_id", "x", "y", "width", "height")
@@ -71,6 +72,7 @@ class Content:
     Attributes:
         digest: Hash of the bytes; empty where there is no file.
         header: Names of the columns, as written.
+        names: The same as the package calls them, in lower case.
         head: The header's text.
         records: The rows.
         images: Photograph to the positions of its rows.
@@ -80,6 +82,7 @@ class Content:
 
     digest: str
     header: tuple[str, ...]
+    names: tuple[str, ...]
     head: str
     records: tuple[Record, ...]
     images: dict[str, list[int]] = field(repr=False)
@@ -88,8 +91,8 @@ class Content:
 
     def value(self, record: Record, name: str) -> str:
         """Returns a row's value in a column, stripped; empty where there is none."""
-        for position, column in enumerate(self.header[: len(record.fields)]):
-            if column.strip().lower() == name:
+        for position, column in enumerate(self.names[: len(record.fields)]):
+            if column == name:
                 return as_written(record.fields[position].strip())
         return ""
 
@@ -122,9 +125,21 @@ class ManifestFile:
         path: The file; it need not exist yet.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Names the file."""
-        self.path = path
+    def __init__(self, path: Path, columns: str | None = None) -> None:
+        """Names the file.
+
+        Args:
+            path: It need not exist yet.
+            columns: Other names of its columns; those it gets later have the package's names.
+
+        Raises:
+            ConfigError: The names cannot be read, or are of edges of boxes that could not be written.
+        """
+        self.path, self.columns = path, parse_columns(columns)
+        edges = [f"{ours}={theirs}" for theirs, ours in self.columns.items() if ours in CORNERS]
+        if edges:
+            what = f"{', '.join(edges)}: boxes are written here with width and height, not with their far edges"
+            raise ConfigError(Finding("--columns", what, "Give the manifest columns x, y, width and height."))
         self._lock = threading.RLock()
         self._kept: tuple[tuple[int, ...], Content] | None = None
 
@@ -137,7 +152,7 @@ class ManifestFile:
         with self._lock:
             state = _state(self.path)
             if self._kept is None or self._kept[0] != state or not state:
-                self._kept = (state, _parsed(self.path))
+                self._kept = (state, _parsed(self.path, self.columns))
             return self._kept[1]
 
     def replace(self, image: str, version: str, regions: Sequence[Region]) -> Content:
@@ -177,7 +192,7 @@ class ManifestFile:
     def _write(self, image: str, version: str, text: Callable[[Content], str]) -> Content:
         with self._lock, _folder_lock(self.path.parent):
             before = _state(self.path)
-            content = _parsed(self.path)
+            content = _parsed(self.path, self.columns)
             if content.version(image) != version:
                 what = "its regions were changed by somebody else meanwhile"
                 raise ConflictError(Finding(image, what, "Look at them as they are now, then change them again."))
@@ -230,11 +245,11 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _parsed(path: Path) -> Content:
+def _parsed(path: Path, columns: Mapping[str, str]) -> Content:
     try:
         data = read_bytes(path)
     except FileNotFoundError:
-        return Content("", COLUMNS, ",".join(COLUMNS) + "\n", (), {})
+        return Content("", COLUMNS, COLUMNS, ",".join(COLUMNS) + "\n", (), {})
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         raise ManifestError(Finding(str(path), what, "Check the file's permissions.")) from error
@@ -248,21 +263,23 @@ def _parsed(path: Path) -> Content:
     lines = io.StringIO(text, newline="").readlines()
     records = _records(path, lines, separator)
     if not records:
-        return Content(hashlib.sha256(data).hexdigest(), COLUMNS, ",".join(COLUMNS) + "\n", (), {})
+        return Content(hashlib.sha256(data).hexdigest(), COLUMNS, COLUMNS, ",".join(COLUMNS) + "\n", (), {})
     head, *rows = records
+    names, where = [name.strip().lower() for name in head.fields], f"{path.name}, row 1"
+    names, findings = rename(names, columns, where)
+    findings += [] if "image" in names else lacking(names, ["image"], where)
+    if findings:
+        raise ManifestError(with_one_option(findings, columns))
     content = Content(
         digest=hashlib.sha256(data).hexdigest(),
         header=head.fields,
+        names=tuple(names),
         head=head.raw,
         records=tuple(rows),
         images={},
         dialect=(separator, "\r\n" if head.raw.endswith("\r\n") else "\n"),
         marked=data.startswith(b"\xef\xbb\xbf"),
     )
-    if "image" not in [name.strip().lower() for name in head.fields]:
-        what = f"there is no column 'image' (columns: {', '.join(head.fields)})"
-        remedy = "Name the column that holds the photographs' paths 'image'."
-        raise ManifestError(Finding(f"{path.name}, row 1", what, remedy))
     for place, record in enumerate(rows):
         name = image_name(content.value(record, "image"), path.parent)
         content.images.setdefault(name, []).append(place)
@@ -294,7 +311,7 @@ def _changed(content: Content, image: str, regions: Sequence[Region]) -> str:
     needed += [name for region in regions for name, _ in region.more]
     if any(name in _BOX for name in needed):
         needed += _BOX  # half a box is none
-    known = [name.strip().lower() for name in content.header]
+    known = content.names
     added = [name for name in dict.fromkeys(needed) if name not in known]
     columns = [*known, *added]
     end = content.dialect[1]

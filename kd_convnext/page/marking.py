@@ -51,13 +51,16 @@ class Marking:
         thumbnails: Their small pictures.
     """
 
-    def __init__(self, manifest: Path, cache_dir: Path, class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, manifest: Path, cache_dir: Path, class_names: Sequence[str] = (), columns: str | None = None
+    ) -> None:
         """Opens a folder.
 
         Args:
             manifest: A CSV file, or the folder of photographs; its ``manifest.csv`` is made with the first region.
             cache_dir: Where thumbnails are kept.
             class_names: The classes, where a checkpoint says them.
+            columns: Other names of the manifest's columns.
 
         Raises:
             ManifestError: There is no such folder, or the file is no manifest.
@@ -66,7 +69,7 @@ class Marking:
         if not file.parent.is_dir() or file.suffix.lower() != ".csv":
             remedy = "Give a folder of photographs, or its manifest (.csv)."
             raise ManifestError(Finding(str(manifest), "there is no such folder of photographs", remedy))
-        self.file = ManifestFile(file)
+        self.file, self._columns = ManifestFile(file, columns), columns
         self.thumbnails = Thumbnails(cache_dir / "thumbnails")
         self.folder = PhotographFolder(file.parent, own=self.thumbnails.folder)
         self._class_names = tuple(class_names)
@@ -242,7 +245,7 @@ class Marking:
         with self._lock, warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             try:
-                read_manifest(self.file.path)
+                read_manifest(self.file.path, columns=self._columns)
             except KDConvNeXtError as error:
                 found += [{"severity": "error", **asdict(finding)} for finding in error.findings]
         found += [

@@ -29,18 +29,20 @@ class Reading:
         run: Its folder.
     """
 
-    def __init__(self, ckpt_path: str, manifest: Path | None = None) -> None:
+    def __init__(self, ckpt_path: str, manifest: Path | None = None, columns: str | None = None) -> None:
         """Finds the run of a checkpoint.
 
         Args:
             ckpt_path: The checkpoint.
             manifest: Of its photographs, where the run does not say it.
+            columns: Other names of the manifest's columns, where the run does not say them.
         """
         self.ckpt_path = ckpt_path
         self.run: RunFolder = run_of_checkpoint(Path(ckpt_path).expanduser())
         options = (data_options(str(self.run.config)) or {}) if self.run.config.is_file() else {}
         named = options.get("manifest")
         self.manifest = Path(named).expanduser() if named else manifest
+        self.columns = options.get("columns") if named else columns
 
     def overview(self) -> dict[str, Any]:
         """Lists what there is to read.
@@ -161,7 +163,7 @@ class Reading:
             raise ConfigError(Finding(str(self.manifest), what, "Move the photograph into the folder of its class."))
         if not label.strip() or not (label + note).isprintable():
             raise ManifestError(Finding("label", f"{label!r} is no class", "Choose one from the list."))
-        file, was = ManifestFile(self.manifest), str(self._frame().iloc[row]["label"])
+        file, was = ManifestFile(self.manifest, self.columns), str(self._frame().iloc[row]["label"])
         content, image = file.read(), str(photograph)
         regions = content.regions(image)
         matching = [place for place, region in enumerate(regions) if region.box == photograph.box]
@@ -196,7 +198,7 @@ class Reading:
     def _corrections(self) -> dict[tuple[str, tuple[int, ...] | None], str]:
         if self.manifest is None or not self.manifest.is_file():
             return {}
-        content = ManifestFile(self.manifest).read()
+        content = ManifestFile(self.manifest, self.columns).read()
         found = {}
         for record in content.records:
             text = content.value(record, CORRECTIONS)

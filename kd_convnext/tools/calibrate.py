@@ -9,6 +9,7 @@ import numpy as np
 
 from kd_convnext.common.console import shown
 from kd_convnext.common.counting import counted
+from kd_convnext.common.parsing import warn_of_idle
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.trust.prediction_sets import Few, check_options, lesions_needed
 
@@ -29,7 +30,9 @@ def calibrate(
     manifest: str | None = None,
     cache_dir: str | None = None,
     sr_weights: str | None = None,
+    columns: str | None = None,
     extra_manifest: str | None = None,
+    extra_columns: str | None = None,
     coverage: float = 0.9,
     merge: str | None = None,
     few: Few = "include",
@@ -52,7 +55,10 @@ def calibrate(
         manifest: The photographs it was trained with; by default as the run's config.yaml says.
         cache_dir: Crop cache; by default as the run's config.yaml says.
         sr_weights: Real-ESRGAN weights of the training, where they are not where they were.
+        columns: Other names of the manifest's columns: image=file,label=diagnosis; by default as the run's config.yaml
+            says.
         extra_manifest: Further labelled photographs, of other lesions, to calibrate on too.
+        extra_columns: Other names of the columns of extra_manifest.
         coverage: How often a prediction set must hold the true class, for each class by itself.
         merge: Classes counted together where one alone has too few lesions: "Grade 1+Grade 3", several with commas.
         few: What becomes of a class with too few lesions; include it in every set, or judge it by the pooled threshold
@@ -82,14 +88,15 @@ def calibrate(
 
     run = run_of_checkpoint(ckpt_path)
     _require_place(run, out, overwrite=overwrite)
-    source = source_of(run, manifest, cache_dir, sr_weights)
+    warn_of_idle(extra_columns=(extra_columns is not None and extra_manifest is None, "without --extra_manifest"))
+    source = source_of(run, manifest, cache_dir, sr_weights, columns)
     predictor = Predictor.from_checkpoint(
         ckpt_path, sr_weights=source.sr_weights, device=device, calibration="none", tta=tta, per_pass=16
     )
     options = CalibrationOptions(coverage, _mergers(merge), few, gate_false_alarms)
     _check(predictor.network.card.class_names, options)
     data = own_data(predictor, source, run)
-    answers = _held_out_answers(data, source, extra_manifest)
+    answers = _held_out_answers(data, source, extra_manifest, extra_columns)
     others = held_out_by([path.strip() for path in also.split(",")], data, source) if also else []
     calibration = fit_calibration(data, answers, options, others)
     transfer = checked_transfer(calibration, answers, others)
@@ -116,7 +123,9 @@ def _require_place(run: "RunFolder", out: str | None, *, overwrite: bool) -> Non
         require_empty(Path(out), permitted=overwrite, option="--overwrite true")
 
 
-def _held_out_answers(data: "CalibrationData", source: "RunSource", extra_manifest: str | None) -> "LabelledAnswers":
+def _held_out_answers(
+    data: "CalibrationData", source: "RunSource", extra_manifest: str | None, extra_columns: str | None
+) -> "LabelledAnswers":
     """Answers for the validation part of a run, and for further photographs where a manifest names them."""
     from kd_convnext.inference.run_data import LabelledAnswers, further_data, refuse_leak
 
@@ -124,7 +133,7 @@ def _held_out_answers(data: "CalibrationData", source: "RunSource", extra_manife
     answers = data.answers(data.rows("val"))
     if extra_manifest is None:
         return answers
-    further = further_data(data.predictor, extra_manifest, source, data)
+    further = further_data(data.predictor, extra_manifest, extra_columns, source, data)
     return LabelledAnswers.of([answers, further.answers(further.rows("val"))])
 
 

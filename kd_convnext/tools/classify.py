@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kd_convnext.common.console import fitted
 from kd_convnext.common.counting import counted
+from kd_convnext.common.words import command_line
 
 if TYPE_CHECKING:
     from kd_convnext.inference.prediction import Failure, Prediction
@@ -65,7 +67,7 @@ def classify(
     )
     predictor = _predictor(ckpt_path, sr_weights, calibration, tta, device)
     for warning in region_warnings(predictor.network.card, photographs):
-        print(f"warning: {warning}", file=sys.stderr)
+        print(fitted(f"warning: {warning}"), file=sys.stderr)
     answers: list[Prediction] = []
     # A large photograph's memory would come from the system anew each time: a fifth of the time at 12 megapixels.
     bar = progress_bar(len(photographs), True, "classifying", "photographs")
@@ -90,11 +92,11 @@ def _predictor(ckpt_path: str, sr_weights: str | None, calibration: str, tta: bo
         ckpt_path, sr_weights=sr_weights, device=device, calibration=calibration, tta=tta
     )
     if predictor.calibration is None:
-        print(
-            "warning: this checkpoint is not calibrated: no prediction sets, no gate, every answer abstains "
-            f"(kd-convnext calibrate --ckpt_path {ckpt_path})",
-            file=sys.stderr,
+        lacking = (
+            "warning: this checkpoint is not calibrated: no prediction sets, no gate, every answer abstains. Next:"
         )
+        print(fitted(lacking), file=sys.stderr)
+        print(f"  {command_line(['calibrate'], ckpt_path=ckpt_path)}", file=sys.stderr)
     if predictor.network.info.leak_allowed:
         print("warning: this network has seen lesions that it was judged on", file=sys.stderr)
     return predictor
@@ -117,10 +119,11 @@ def _summarise(
     folder: Path, answers: "list[Prediction]", lesions: "list[Prediction]", failures: "list[Failure]"
 ) -> None:
     for answer in answers[:LISTED]:
-        print(_line(answer))
+        print(fitted(_line(answer)))
     if len(answers) > LISTED:
         print(f"... and {len(answers) - LISTED} more")
     abstained = sum(answer.abstain for answer in answers)
     whole = f", {counted(len(lesions), 'lesion')}" if lesions else ""
     lacking = f", {len(failures)} without an answer (failures.csv)" if failures else ""
-    print(f"{counted(len(answers), 'photograph')} answered ({abstained} abstained){whole}{lacking}; {folder}")
+    answered = counted(len(answers), "photograph")
+    print(fitted(f"{answered} answered ({abstained} abstained){whole}{lacking}; {folder}"))

@@ -1,6 +1,7 @@
 """Explains predictions by heat maps and similar training cases: the command ``explain``."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,7 @@ def explain(
     target: str | None = None,
     neighbours: int | None = None,
     manifest: str | None = None,
+    manifest_columns: str | None = None,
     cache_dir: str | None = None,
     sr_weights: str | None = None,
     reduction: Literal[4, 8, 16, 32] | None = None,
@@ -48,6 +50,7 @@ def explain(
         target: The class whose evidence is sought; by default the one that the network predicts for each photograph.
         neighbours: Training cases to show, one a lesion; by default 3 where the run's photographs are at hand. 0: none.
         manifest: The photographs of the training; by default as the run's config.yaml says.
+        manifest_columns: Other names of its columns; by default as the run's config.yaml says.
         cache_dir: Their crop cache; by default as the run's config.yaml says.
         sr_weights: Real-ESRGAN weights of the training, where they are not where they were.
         reduction: Stage whose map is shown, at 1/4 to 1/32 of the input; by default the deepest of 7 cells a side.
@@ -71,12 +74,13 @@ def explain(
     from kd_convnext.inference.predictor import Predictor
 
     require_at_least(neighbours=(neighbours, 0))
-    of_cases = {"manifest": manifest, "cache_dir": cache_dir}
+    of_cases = {"manifest": manifest, "manifest_columns": manifest_columns, "cache_dir": cache_dir}
     warn_of_idle(**{name: (neighbours == 0 and bool(given), "with --neighbours 0") for name, given in of_cases.items()})
     folder, photographs, failures = opened(photos, out, overwrite=overwrite, box=box, columns=columns)
     predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights, device=device)
     teacher = load_network(teacher_ckpt, device) if teacher_ckpt is not None else None
-    cases = _cases(predictor, ckpt_path, neighbours, manifest, cache_dir, sr_weights)
+    source = {"manifest": manifest, "columns": manifest_columns, "cache_dir": cache_dir, "sr_weights": sr_weights}
+    cases = _cases(predictor, ckpt_path, neighbours, source)
     explainer = Explainer(
         predictor, teacher, target, reduction, cases, NEIGHBOURS if neighbours is None else neighbours
     )
@@ -96,14 +100,10 @@ def explain(
 
 
 def _cases(
-    predictor: "Predictor",
-    ckpt_path: str,
-    neighbours: int | None,
-    manifest: str | None,
-    cache_dir: str | None,
-    sr_weights: str | None,
+    predictor: "Predictor", ckpt_path: str, neighbours: int | None, given: Mapping[str, str | None]
 ) -> "TrainingCases | None":
     """Opens the training photographs; where they were not asked for and are missing, it warns and returns None."""
+    from kd_convnext.data.manifest.columns import columns_given_by
     from kd_convnext.inference.explaining.neighbours import TrainingCases
     from kd_convnext.inference.run_data import own_data, source_of
     from kd_convnext.runs.folder import run_of_checkpoint
@@ -112,10 +112,11 @@ def _cases(
         return None
     run, ckpt = run_of_checkpoint(ckpt_path), Path(ckpt_path).expanduser()
     try:
-        data = own_data(predictor, source_of(run, manifest, cache_dir, sr_weights), run)
+        with columns_given_by("--manifest_columns"):
+            data = own_data(predictor, source_of(run, **given), run)
         return TrainingCases(data, ckpt.with_name(f"{ckpt.stem}.features.safetensors"))
     except KDConvNeXtError as error:
-        if neighbours is not None or manifest is not None:
+        if neighbours is not None or given["manifest"] is not None:
             raise
         print(f"warning: no training cases are shown: {error.findings[0].what}", file=sys.stderr)
         return None

@@ -32,6 +32,7 @@ def export(
     int8: bool = False,
     pixels: Literal["uint8", "float32"] = "uint8",
     manifest: str | None = None,
+    columns: str | None = None,
     cache_dir: str | None = None,
     sr_weights: str | None = None,
     calibration: str = "auto",
@@ -54,6 +55,8 @@ def export(
         int8: Whole-number products where they pay, and what they cost; not for torch.
         pixels: Type of the input; uint8 0..255 or float32 0..1.
         manifest: Photographs to compare on, with labels for the accuracy of int8; by default the run's own, else drawn.
+        columns: Other names of the manifest's columns: image=file,label=diagnosis; by default as the run's config.yaml
+            says.
         cache_dir: Crop cache; by default as the run's config.yaml says.
         sr_weights: Real-ESRGAN weights of the training, where they are not where they were.
         calibration: auto takes calibration.json beside the checkpoint; none leaves it; else a file.
@@ -81,7 +84,7 @@ def export(
     check_packages(format)
     require_empty(folder, permitted=overwrite, option="--overwrite true")
     predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights, calibration=calibration, tta=tta)
-    shown = samples_of(predictor, ckpt_path, manifest, cache_dir, samples)
+    shown = samples_of(predictor, ckpt_path, manifest, columns, cache_dir, samples)
     precision = "int8" if int8 else "float32"
     words = words_of(predictor.network, predictor.calibration, tta=predictor.tta, pixels=pixels, precision=precision)
     with _staged(folder) as place:

@@ -17,6 +17,7 @@ TOKEN = "KD_CONVNEXT_PAGE_TOKEN"
 def page(
     ckpt_path: str | None = None,
     manifest: str | None = None,
+    columns: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8734,
     open_browser: bool = True,
@@ -34,6 +35,7 @@ def page(
     Args:
         ckpt_path: The checkpoint to ask, in its run folder; without it there is the marking half alone.
         manifest: Folder of photographs to mark, or its manifest (.csv); without it there is the asking half alone.
+        columns: Other names of the manifest's columns: image=file,label=diagnosis.
         host: Where to listen. Another one than 127.0.0.1 is reached by everybody who knows the token, unencrypted.
         port: Where to listen; 0 for any free one.
         open_browser: Open the page in the browser.
@@ -59,7 +61,7 @@ def page(
         raise ConfigError(Finding("kd-convnext page", what, "pip install 'kd-convnext[page]'")) from error
     listening = bound_socket(host, port)
     with listening:
-        parts = _parts(Parts, ckpt_path, manifest, sr_weights, calibration, tta, cache_dir, device)
+        parts = _parts(Parts, ckpt_path, manifest, columns, sr_weights, calibration, tta, cache_dir, device)
         number = listening.getsockname()[1]
         token = os.environ.get(TOKEN) or new_token()
         app = create_app(parts, Access(token, number, local=host in LOOPBACK))
@@ -78,6 +80,7 @@ def _parts(
     parts: "type[Parts]",
     ckpt_path: str | None,
     manifest: str | None,
+    columns: str | None,
     sr_weights: str | None,
     calibration: str,
     tta: bool | None,
@@ -86,8 +89,11 @@ def _parts(
 ) -> "Parts":
     from kd_convnext.common.files import default_cache_dir
     from kd_convnext.page.marking import Marking
+    from kd_convnext.runs.folder import require_writable
 
     kept = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    if cache_dir:
+        require_writable(kept)
     names: tuple[str, ...] = ()
     asking = reading = marking = None
     folder = Path(manifest).expanduser() if manifest is not None else None
@@ -97,8 +103,8 @@ def _parts(
         from kd_convnext.page.reading import Reading
 
         named = str(file) if file is not None else None
-        asking = Asking(AskingOptions(ckpt_path, sr_weights, calibration, tta, device, cache_dir, named))
-        reading, names = Reading(ckpt_path, file), asking.predictor.network.card.class_names
+        asking = Asking(AskingOptions(ckpt_path, sr_weights, calibration, tta, device, cache_dir, named, columns))
+        reading, names = Reading(ckpt_path, file, columns), asking.predictor.network.card.class_names
     if folder is not None:
-        marking = Marking(folder, kept / "page", names)
+        marking = Marking(folder, kept / "page", names, columns)
     return parts(marking, asking, reading)

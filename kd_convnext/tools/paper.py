@@ -10,7 +10,7 @@ import yaml
 
 from kd_convnext.common.console import duration
 from kd_convnext.common.counting import counted
-from kd_convnext.common.files import atomic_write
+from kd_convnext.common.files import atomic_write, default_cache_dir
 from kd_convnext.common.parsing import require_at_least, warn_of_idle
 from kd_convnext.common.words import command_line
 from kd_convnext.errors import CellError, ConfigError, Finding
@@ -19,7 +19,7 @@ from kd_convnext.experiment.plan.grid import Grid
 from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell
 from kd_convnext.experiment.running.cell import Workplace, finished, run_cell
 from kd_convnext.experiment.running.launch import run_on_ray, run_serial, slurm_script
-from kd_convnext.runs.folder import require_empty
+from kd_convnext.runs.folder import require_empty, require_writable
 
 EXPERIMENT = "experiment.yaml"
 
@@ -111,9 +111,10 @@ def paper(
         overlays=tuple(overlays or ()),
     )
     cells = plan_cells(grid, choice)
+    _require_places(choice.out, cells[0], permitted=resume or collect or dry_run)
     if dry_run:
         return _estimate(cells, choice.out, workers if launcher == "ray" else 1)
-    place = _workplace(choice.out, isolate, permitted=resume or collect)
+    place = Workplace(choice.out, isolate, group=choice.out.name)
     if cell is not None:
         return _one(cells, cell, place)
     if not collect:
@@ -133,9 +134,20 @@ def _given(**options: str | None) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _workplace(out: Path, isolate: bool, *, permitted: bool) -> Workplace:
-    require_empty(out, permitted=permitted, option="--resume true")
-    return Workplace(out, isolate, group=out.name)
+def _require_places(out: Path, cell: Cell, *, permitted: bool) -> None:
+    """Checks the folders of the experiment and of its crops before anything is measured or run: both together."""
+    cache = cell.config["data"].get("cache_dir")
+    findings: list[Finding] = []
+    for check in (
+        lambda: require_empty(out, permitted=permitted, option="--resume true"),
+        lambda: require_writable(Path(cache).expanduser() if cache else default_cache_dir()),
+    ):
+        try:
+            check()
+        except ConfigError as error:
+            findings += error.findings
+    if findings:
+        raise ConfigError(findings)
 
 
 def _print_script(cells: Sequence[Cell], out: Path, sbatch: str) -> PaperSummary:
@@ -272,7 +284,13 @@ def _summary(out: Path, records: Sequence[CellRecord]) -> PaperSummary:
     """Returns the records where none has failed."""
     remedy = "See log.txt there; --resume true tries again."
     failed = [
-        Finding(str(record.folder), record.error or "failed", remedy) for record in records if record.status == "failed"
+        Finding(
+            str(record.folder),
+            (record.error or "failed").removeprefix(f"{record.folder}: ").replace(f"{record.folder}/", ""),
+            remedy,
+        )
+        for record in records
+        if record.status == "failed"
     ]
     if failed:
         raise CellError(failed)

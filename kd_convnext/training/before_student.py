@@ -21,7 +21,7 @@ TEACHER = "teacher"
 ENDED = "ended"
 """A file that says of this run that it has ended by itself."""
 
-_OWN = {"image_size", "batch_size", "augment", "loader", "unlabelled", "predict_part"}
+_OWN = {"image_size", "batch_size", "augment", "loader", "unlabelled", "unlabelled_columns", "predict_part"}
 """Options of the data that each run has for itself."""
 
 Train = Callable[[Sequence[str]], int]
@@ -83,7 +83,9 @@ def _refuse_judged(data: Mapping[str, Any]) -> None:
     )
     judged = np.concatenate([student.split.rows("val"), student.split.rows("test")])
     by, allow = student.split_spec.group_by, data["allow_leak"]
-    refuse_judged(read_unlabelled(data["unlabelled"]), student.manifest, judged, by, allow=allow)
+    refuse_judged(
+        read_unlabelled(data["unlabelled"], data["unlabelled_columns"]), student.manifest, judged, by, allow=allow
+    )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import kd_convnext
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.common.configs import with_shipped_files
 from kd_convnext.common.console import say
+from kd_convnext.common.help import plain_formatter
 from kd_convnext.common.machine import device_kind
 from kd_convnext.common.parsing import PARSER, parsing
 from kd_convnext.common.process import quiet_libraries
@@ -95,6 +96,7 @@ class TrainingCLI(LightningCLI):
         # The parser knows short names of classes that are imported.
         _ = kd_convnext.DistillModule, kd_convnext.TeacherModule
         # The parsers of the other commands, which nobody asked for, would take three times as long again.
+        options = {**PARSER, "formatter_class": plain_formatter()}
         alone = {"subcommands": staticmethod(lambda: {command: cls.subcommands()[command]})}
         of_one_command = cast("type[TrainingCLI]", type(cls.__name__, (cls,), alone))
         try:
@@ -109,7 +111,7 @@ class TrainingCLI(LightningCLI):
                     save_config_callback=None,
                     seed_everything_default=0,
                     trainer_defaults={"enable_model_summary": False},
-                    parser_kwargs={**PARSER, "prog": "kd-convnext", command: dict(PARSER)},
+                    parser_kwargs={**options, "prog": "kd-convnext", command: options},
                     args=modern,
                 )
         except SIGTERMException:

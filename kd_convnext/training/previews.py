@@ -75,8 +75,7 @@ def _over_the_epochs(trainer: Trainer, module: LightningModule) -> str:
 
 
 def _counts(data: SpecimenDataModule, part: Part) -> str:
-    rows = data.split.rows(part)
-    used = rows[~np.isin(rows, list(data.crops.failed))]
+    used = data.used(part)
     lesions = np.unique(data.manifest.groups("lesion")[used]).size
     return f"{counted(len(used), 'photograph')} of {counted(lesions, 'lesion')}"
 

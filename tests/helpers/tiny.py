@@ -40,10 +40,10 @@ def teacher(source: SpecimenDataModule, **options) -> TeacherModule:
 
 def student(source: SpecimenDataModule, teacher_ckpt=None, **options) -> DistillModule:
     pl.seed_everything(1, verbose=False)
-    settings = {"student": CONVNEXT_SPEC, "optim": OptimSpec(lr=1e-3), **options}
-    ckpt = None if teacher_ckpt is None else str(teacher_ckpt)
     known = {"class_weights": source.class_weights, "class_counts": source.class_counts}
-    return DistillModule(source.num_classes, **known, teacher_ckpt=ckpt, **settings)
+    settings = {"student": CONVNEXT_SPEC, "optim": OptimSpec(lr=1e-3), **known, **options}
+    ckpt = None if teacher_ckpt is None else str(teacher_ckpt)
+    return DistillModule(source.num_classes, teacher_ckpt=ckpt, **settings)
 
 
 def trainer(folder, epochs=1, **options) -> pl.Trainer:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.manifest import read_manifest
-from kd_convnext.errors import ManifestError
+from kd_convnext.errors import ConfigError, ManifestError
 from kd_convnext.page import manifest_file
 from kd_convnext.page.manifest_file import ConflictError, ManifestFile, Region
 
@@ -55,6 +55,22 @@ def test_a_new_row_follows_the_photographs_others_and_a_new_photograph_the_last(
         "b.jpg,MIA,HE,,,,,",
         "c.jpg,AIS,,,,,,",
     ]
+
+
+def test_columns_of_other_names_keep_them(tmp_path):
+    file = manifest(tmp_path, "File;dx;stain;label\na.jpg;AIS;HE;old\nb.jpg;MIA;HE;old\n")
+    with pytest.raises(ManifestError, match='give --columns "image=file"'):
+        file.read()
+    file = ManifestFile(file.path, "image=file,label=dx")
+    assert [region.label for region in file.read().regions("a.jpg")] == ["AIS"]
+    change(file, "a.jpg", Region("MIA", box=Box(1, 2, 3, 4), place=0))
+    assert file.path.read_text().splitlines() == [
+        "File;dx;stain;label;x;y;width;height",
+        "a.jpg;MIA;HE;old;1;2;3;4",
+        "b.jpg;MIA;HE;old;;;;",
+    ]
+    with pytest.raises(ConfigError, match="width and height"):
+        ManifestFile(file.path, "x=x1,y=y1,right=x2,bottom=y2")
 
 
 def test_a_region_that_is_not_named_is_deleted(tmp_path):

@@ -48,6 +48,23 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path):
         assert "Traceback" not in process.stderr.read()
 
 
+def test_a_table_with_other_columns(tmp_path, capsys):
+    photographs(tmp_path, 2)
+    (tmp_path / "table.csv").write_text("file,dx\np0000.png,AIS\n")
+    words = ["--manifest", tmp_path / "table.csv", "--cache_dir", tmp_path / "cache"]
+    assert main(["page", *map(str, words), "--port", "0"]) == 2
+    assert 'give --columns "image=file"' in capsys.readouterr().err
+    with (
+        served(*words, "--columns", "image=file,label=dx") as (_, address),
+        httpx.Client(trust_env=False, follow_redirects=True) as browser,
+    ):
+        browser.get(address)
+        marked = f"{address.split('/?')[0]}/api/mark"
+        found, checks = (browser.get(f"{marked}/{name}").json() for name in ("photographs", "checks"))
+    assert found["classes"] == ["AIS"]
+    assert not [entry for entry in checks["findings"] if "column" in entry["what"]]
+
+
 def test_marking_alone_loads_no_torch(tmp_path):
     code = "import sys; import kd_convnext.page.app, kd_convnext.tools.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

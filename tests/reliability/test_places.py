@@ -163,3 +163,23 @@ def test_a_terminal_that_lacks_a_letter(tmp_path, monkeypatch):
     assert main(["prepare", str(tmp_path / "manifest.csv"), "--dry_run", "--cache_dir", str(tmp_path / "cache")]) == 0
     terminal.flush()
     assert rb"L\xe4sion" in terminal.buffer.getvalue() and terminal.errors == "strict"
+
+
+@pytest.mark.parametrize("dry", [["--dry_run"], []])
+@pytest.mark.parametrize("kind", ["a file", "below a file", "a dead link"])
+def test_an_experiment_whose_crops_have_no_place(kind, dry, commands, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    place = {"a file": "file", "below a file": "file/cache", "a dead link": "link"}[kind]
+    words = [*commands["paper"], *dry, f"--cache_dir={tmp_path / place}", f"--out={tmp_path / 'file' / 'out'}"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "2 problems found" in said and f"{tmp_path / place}: " in said and f"{tmp_path / 'file' / 'out'}: " in said
+    assert ("is a link that leads nowhere" in said) == (kind == "a dead link")
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file"])
+def test_a_page_whose_thumbnails_have_no_place(kind, tiny_manifest, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    place = tmp_path / "file" if kind == "a file" else tmp_path / "file" / "cache"
+    refused(["page", "--manifest", str(tiny_manifest), "--port=0", f"--cache_dir={place}"], f"{place}: ", capsys)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -57,7 +58,7 @@ def test_photographs_that_the_run_has_left_out_are_left_out(run, tiny_manifest, 
     config["data"]["on_error"] = "skip"
     (run.parent.parent / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(words) == 0
-    found = samples_of(Predictor.from_checkpoint(run), str(run), None, None, 200)
+    found = samples_of(Predictor.from_checkpoint(run), str(run), None, None, None, 200)
     assert len(found.learned) == (split["split"] == "train").sum() - 1
     photograph = str(photos / split["image"].iloc[-1])
     assert main(["explain", photograph, "--ckpt_path", str(run), "--out", str(tmp_path / "explained")]) == 0
@@ -193,6 +194,18 @@ def test_further_lesions_count(run, tiny_manifest, tmp_path, capsys):
     assert all(found["guaranteed"]) and min(found["lesions"]) >= 7
     assert main([*words, "--extra_manifest", str(tiny_manifest)]) == 2
     assert "it has seen" in capsys.readouterr().err
+
+
+def test_further_lesions_of_a_table_with_other_columns(run, tiny_manifest, tmp_path, capsys):
+    more = further(tiny_manifest, tmp_path, ImageOps.mirror)
+    table = Path(more)
+    table.write_text(table.read_text().replace("image,label", "file,dx"))
+    words = ["calibrate", "--ckpt_path", str(run), "--coverage=0.8", "--extra_manifest", more]
+    assert main(words) == 2
+    assert 'give --extra_columns "image=file,label=dx". ' in capsys.readouterr().err
+    assert main([*words, "--extra_columns", "image=file,label=dx"]) == 0
+    found = json.loads((run.parent / "calibration.json").read_text())["lesion"]["classes"]
+    assert min(found["lesions"]) >= 7
 
 
 @pytest.mark.parametrize("again", [lambda picture: picture.copy(), lambda picture: picture.resize((64, 60))])

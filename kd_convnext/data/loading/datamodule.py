@@ -1,6 +1,7 @@
 """Loads manifest, split, crops and batches in one LightningDataModule."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -19,8 +20,7 @@ from kd_convnext.data.loading.crop_source import fill_crops, open_cache, packed_
 from kd_convnext.data.loading.dataset import SpecimenDataset, View
 from kd_convnext.data.loading.flat_options import with_flat
 from kd_convnext.data.loading.loader import specimen_loader
-from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, unlabelled_share
-from kd_convnext.data.loading.sampler import ViewSampler
+from kd_convnext.data.loading.mixing import MixedDataset, training_sampler
 from kd_convnext.data.loading.spec import LoaderSpec, check_sizes
 from kd_convnext.data.loading.teacher_outputs import StoredTeacher
 from kd_convnext.data.loading.unlabelled import (
@@ -82,6 +82,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         in_chans: Literal[1, 3] = 3,
         augment: AugmentSpec | None = None,
         unlabelled: str | None = None,
+        unlabelled_columns: str | None = None,
         batch_size: int = 32,
         loader: LoaderSpec = _LOADER,
         predict_part: Literal["all", "train", "val", "test"] = "all",
@@ -107,6 +108,7 @@ class SpecimenDataModule(pl.LightningDataModule):
             augment: The random changes of training; by default the paper's.
             unlabelled: Photographs without labels for a teacher to answer for: a manifest, or a folder. None of their
                 lesions, patients or files may be in validation or test.
+            unlabelled_columns: Other names of the columns of ``unlabelled``: ``image=file``.
             batch_size: Images a batch and process.
             loader: How batches are loaded: loader processes, order, views, sampling, packed crops.
             predict_part: What ``predict`` answers for.
@@ -127,7 +129,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         self.split_spec, self.loader = split, loader
         self.image_size, self.in_chans, self.augment = image_size, in_chans, augment or AugmentSpec()
         self.batch_size = batch_size
-        self.unlabelled_path = unlabelled
+        self.unlabelled_path, self.unlabelled_columns = unlabelled, unlabelled_columns
         self.workers = unmeasured_workers(loader.num_workers)
         self._measure: Callable[[Iterable[View]], Workers] | None = None
         self.predict_part, self.allow_leak = predict_part, allow_leak
@@ -141,12 +143,11 @@ class SpecimenDataModule(pl.LightningDataModule):
         Raises:
             ManifestError: With every problem found.
         """
-        group_by = self.split_spec.group_by
+        options: dict[str, Any] = {"on_error": self.on_error, "columns": self.columns}
+        options["group_by"] = self.split_spec.group_by
         if self.ignores_labels:
-            return read_without_labels(self.path, on_error=self.on_error, group_by=group_by, columns=self.columns)
-        return read_manifest(
-            self.path, classes=self.classes, on_error=self.on_error, group_by=group_by, columns=self.columns
-        )
+            return read_without_labels(self.path, **options)
+        return read_manifest(self.path, classes=self.classes, **options)
 
     @cached_property
     def split(self) -> Split:
@@ -164,7 +165,8 @@ class SpecimenDataModule(pl.LightningDataModule):
         Raises:
             ManifestError: They cannot be read.
         """
-        return None if self.unlabelled_path is None else read_unlabelled(self.unlabelled_path)
+        path = self.unlabelled_path
+        return None if path is None else read_unlabelled(path, self.unlabelled_columns)
 
     @property
     def train_set(self) -> SpecimenDataset:
@@ -208,8 +210,13 @@ class SpecimenDataModule(pl.LightningDataModule):
 
     @property
     def class_counts(self) -> list[int]:
-        """Images of each class in the training part; 1 each where it is empty (photographs to be judged only)."""
-        return class_counts(self.manifest.labels[self.split.rows("train")], self.num_classes)
+        """Images of each class that training uses; 1 each where it has none (photographs to be judged only)."""
+        return class_counts(self.manifest.labels[self.used("train")], self.num_classes)
+
+    def used(self, part: Part) -> npt.NDArray[np.int64]:
+        """Returns the rows of a part, int64 [N]; what cannot be read is known, and left out, after ``setup``."""
+        rows = self.split.rows(part)
+        return self.crops.made(rows) if hasattr(self, "crops") else rows
 
     def setup(self, stage: str) -> None:
         """Makes the missing crops of the parts that a stage needs, and its datasets.
@@ -230,7 +237,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         still = Views(self.image_size, self.in_chans, resize=self.crop_spec.resize)
         moving = Views(self.image_size, self.in_chans, self.augment, self.crop_spec.resize)
         for name, wanted in rows.items():
-            kept = wanted[~np.isin(wanted, list(self.crops.failed))]
+            kept = self.crops.made(wanted)
             if not len(kept):
                 remedy = "Check the ratios, the `split` column, and the photographs."
                 raise ManifestError(Finding(self.path, f"the {name} part is empty", remedy))
@@ -262,20 +269,8 @@ class SpecimenDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns shuffled, augmented training batches; a last batch of one image is dropped."""
         trainer, part = self.trainer, self.train_set
-        options: dict[str, Any] = {
-            "seed": self.loader.seed,
-            "sampling": self.loader.sampling,
-            "views": self.loader.views,
-            "num_replicas": trainer.world_size if trainer else 1,
-            "rank": trainer.global_rank if trainer else 0,
-        }
-        sampler: ViewSampler
-        size = self.batch_size
-        if isinstance(part, MixedDataset):
-            sampler = MixedSampler(part, block=size, ratio=self.loader.unlabelled_ratio, **options)
-            size += unlabelled_share(size, self.loader.unlabelled_ratio)
-        else:
-            sampler = ViewSampler(part, **options)
+        ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank} if trainer else {}
+        sampler, size = training_sampler(part, self.loader, self.batch_size, **ranks)
         if len(sampler) < 2:
             remedy = "Give more photographs, or larger ratios for training; a step compares several at once."
             raise ManifestError(Finding(self.path, "the training part has one photograph for each process", remedy))
@@ -330,7 +325,8 @@ class SpecimenDataModule(pl.LightningDataModule):
 
     def card(self) -> DataCard:
         """Describes data and split for a checkpoint trained on them."""
-        seen = group_hashes(self.manifest.table, self.split.rows("train"))
+        rows = self.used("train")
+        seen = group_hashes(self.manifest.table, rows)
         if self.unlabelled is not None:
             seen = np.union1d(seen, self.unlabelled.groups)
         return DataCard(
@@ -344,13 +340,14 @@ class SpecimenDataModule(pl.LightningDataModule):
             seen_groups=salted(seen, self.split.hash),
             leak_allowed=self.unlabelled is not None and self._unlabelled_leak,
             salt=self.split.hash,
-            regions=regions_of(self.manifest.table.iloc[self.split.rows("train")]),
+            regions=regions_of(self.manifest.table.iloc[rows]),
         )
 
     def _unlabelled_set(self, unlabelled: Unlabelled, views: Views) -> SpecimenDataset:
         crops = self._cache().fill(unlabelled.manifest, unlabelled.rows, on_error="skip")
-        kept = unlabelled.rows[~np.isin(unlabelled.rows, list(crops.failed))]
-        return SpecimenDataset(crops, kept, np.full(len(unlabelled.rows), UNLABELLED, np.int64), views)
+        self.unlabelled = replace(unlabelled, rows=crops.made(unlabelled.rows))
+        labels = np.full(len(unlabelled.manifest), UNLABELLED, np.int64)
+        return SpecimenDataset(crops, self.unlabelled.rows, labels, views)
 
     def _rows(self, name: str) -> npt.NDArray[np.int64]:
         if name == "predict":

@@ -17,6 +17,8 @@ def idle_options(data: SpecimenDataModule) -> list[str]:
     found = data.crop_spec.idle()
     if data.unlabelled_path is None and data.loader.unlabelled_ratio != LoaderSpec.unlabelled_ratio:
         found.append("loader.unlabelled_ratio has no effect without unlabelled")
+    if data.unlabelled_path is None and data.unlabelled_columns is not None:
+        found.append("unlabelled_columns has no effect without unlabelled")
     if data.ignores_labels and data.classes is not None:
         found.append("classes has no effect beside labels ignore")
     if (data.manifest.table["split"] != "").all():

@@ -9,6 +9,7 @@ import torch
 
 from kd_convnext.data.loading.dataset import Place, SpecimenDataset, View
 from kd_convnext.data.loading.sampler import ViewSampler, view_seeds
+from kd_convnext.data.loading.spec import LoaderSpec
 
 
 class MixedDataset(SpecimenDataset):
@@ -118,3 +119,22 @@ def unlabelled_share(labelled: int, ratio: float) -> int:
         At least 1.
     """
     return max(1, round(labelled * ratio))
+
+
+def training_sampler(part: SpecimenDataset, loader: LoaderSpec, block: int, **ranks: int) -> tuple[ViewSampler, int]:
+    """Builds the sampler of a training part.
+
+    Args:
+        part: Labelled crops, or labelled and unlabelled ones.
+        loader: Order, views and shares.
+        block: Labelled images a batch.
+        **ranks: ``num_replicas`` and ``rank`` of several processes.
+
+    Returns:
+        The sampler, and all images of a batch.
+    """
+    options: dict[str, Any] = {"seed": loader.seed, "sampling": loader.sampling, "views": loader.views, **ranks}
+    if not isinstance(part, MixedDataset):
+        return ViewSampler(part, **options), block
+    sampler = MixedSampler(part, block=block, ratio=loader.unlabelled_ratio, **options)
+    return sampler, block + unlabelled_share(block, loader.unlabelled_ratio)

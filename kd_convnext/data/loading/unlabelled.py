@@ -1,12 +1,14 @@
 """Reads photographs without labels for distillation, and keeps lesions of the evaluation out of them."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kd_convnext.data.manifest.columns import columns_given_by
 from kd_convnext.data.manifest.grouping import GroupBy, group_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.overlap import belonging
@@ -27,16 +29,16 @@ class Unlabelled:
 
     Attributes:
         manifest: Their manifest; its labels, where it has any, are never read.
-        groups: Sorted hashes of their lesions, patients and photographs, int64.
+        rows: Those of the manifest that are used, int64 [U].
     """
 
     manifest: Manifest
-    groups: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
 
-    @property
-    def rows(self) -> npt.NDArray[np.int64]:
-        """All rows of the manifest, int64 [U]."""
-        return np.arange(len(self.manifest), dtype=np.int64)
+    @cached_property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """Sorted hashes of their lesions, patients and photographs, int64."""
+        return group_hashes(self.manifest.table, self.rows)
 
 
 def read_without_labels(path: str | Path, **options: Any) -> Manifest:
@@ -56,11 +58,12 @@ def read_without_labels(path: str | Path, **options: Any) -> Manifest:
     return replace(found, table=found.table.assign(label=NO_CLASS), class_names=(NO_CLASS,))
 
 
-def read_unlabelled(path: str | Path) -> Unlabelled:
+def read_unlabelled(path: str | Path, columns: str | None = None) -> Unlabelled:
     """Reads a manifest or a folder of photographs; labels are not needed, and a class may be unknown.
 
     Args:
         path: A CSV as of :func:`read_manifest`, or a folder with photographs anywhere below it.
+        columns: Other names of its columns.
 
     Returns:
         The photographs.
@@ -68,9 +71,9 @@ def read_unlabelled(path: str | Path) -> Unlabelled:
     Raises:
         ManifestError: There are none, or the manifest has problems.
     """
-    manifest = read_manifest(path, require_labels=False, on_error="skip")
-    rows = np.arange(len(manifest), dtype=np.int64)
-    return Unlabelled(manifest, group_hashes(manifest.table, rows))
+    with columns_given_by("--data.unlabelled_columns"):
+        manifest = read_manifest(path, require_labels=False, on_error="skip", columns=columns)
+    return Unlabelled(manifest, np.arange(len(manifest), dtype=np.int64))
 
 
 def refuse_judged(

@@ -2,11 +2,12 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from kd_convnext.common.nearest import did_you_mean, nearest
-from kd_convnext.errors import ConfigError, Finding, ManifestWarning
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, ManifestWarning
 
 BOX_COLUMNS = ("x", "y", "width", "height")
 TEXT_COLUMNS = ("image", "label", "lesion_id", "patient_id", *BOX_COLUMNS, "split")
@@ -15,7 +16,8 @@ CORNERS = ("right", "bottom")
 IGNORE = "ignore"
 """Word of ``columns`` for columns that are left out on purpose."""
 
-_OPTION = "--columns (--data.columns in a fit)"
+_IN_A_FIT = " (--data.columns in a fit)"
+_OPTION = f"--columns{_IN_A_FIT}"
 _PATHS = (
     "file",
     "filename",
@@ -93,6 +95,27 @@ def parse_columns(text: str | None) -> dict[str, str]:
     return found
 
 
+@contextmanager
+def columns_given_by(option: str) -> Iterator[None]:
+    """Names the option of a manifest's columns in the errors of its reading, where it is another than ``--columns``.
+
+    Args:
+        option: Such as ``--extra_columns``.
+
+    Raises:
+        KDConvNeXtError: What the reading raised.
+    """
+
+    def told(text: str) -> str:
+        return text.replace(_IN_A_FIT, "").replace("--columns", option)
+
+    try:
+        yield
+    except KDConvNeXtError as error:
+        findings = [Finding(told(one.where), told(one.what), told(one.remedy)) for one in error.findings]
+        raise type(error)(findings) from error
+
+
 def rename(header: Sequence[str], chosen: Mapping[str, str], where: str) -> tuple[list[str], list[Finding]]:
     """Renames columns of a table to the manifest's names.
 
@@ -129,7 +152,7 @@ def lacking(header: Sequence[str], names: Sequence[str], where: str) -> list[Fin
         holds = "the photographs' paths" if name == "image" else "the classes"
         hint = ""
         if name in meant:
-            hint = f'Did you mean {meant[name]}? Then give --columns "{option}" (--data.columns in a fit). '
+            hint = f'Did you mean {meant[name]}? Then give --columns "{option}"{_IN_A_FIT}. '
         findings.append(Finding(where, what, f"{hint}Name the column that holds {holds} '{name}'."))
     return findings
 
@@ -230,7 +253,7 @@ def _id_finding(name: str, where: str) -> Finding:
 
 def _remedy(pairs: str, names: Sequence[str]) -> str:
     ignored = ",".join(f"{IGNORE}={name}" for name in names)
-    return f'Give --columns "{pairs}" (--data.columns in a fit), or "{ignored}" to leave it out.'
+    return f'Give --columns "{pairs}"{_IN_A_FIT}, or "{ignored}" to leave it out.'
 
 
 def _side(name: str) -> str:

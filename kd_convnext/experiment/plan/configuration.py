@@ -80,7 +80,8 @@ def read_yaml(path: str) -> dict[str, Any]:
     try:
         found = yaml_of(read_bytes(shipped_file(path)))
     except (OSError, ValueError) as error:
-        what = f"cannot be read ({' '.join(str(error).split())[:200]})"
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        what = f"cannot be read ({reason})"
         raise ConfigError(Finding(path, what, "Name a configuration of fit.")) from error
     if not isinstance(found, dict):
         raise ConfigError(Finding(path, "is not a table of options", "Name a configuration of fit."))

@@ -44,7 +44,12 @@ class ExportSamples:
 
 
 def samples_of(
-    predictor: Predictor, ckpt_path: str, manifest: str | None, cache_dir: str | None, count: int
+    predictor: Predictor,
+    ckpt_path: str,
+    manifest: str | None,
+    columns: str | None,
+    cache_dir: str | None,
+    count: int,
 ) -> ExportSamples:
     """Collects photographs to compare on.
 
@@ -53,6 +58,7 @@ def samples_of(
         ckpt_path: Its checkpoint.
         manifest: The photographs; by default those of the run's ``config.yaml``, where they are still there, else
             drawn specimens.
+        columns: Other names of its columns; by default as the run's ``config.yaml`` says.
         cache_dir: Crop cache; by default as the run's ``config.yaml`` says.
         count: So many at most.
 
@@ -75,7 +81,7 @@ def samples_of(
             classes=predictor.network.card.class_names,
             require_labels=False,
             on_error=source.on_error,
-            columns=source.columns,
+            columns=columns or source.columns,
         )
     root = cache_dir or source.cache_dir
     root_folder = Path(root).expanduser() if root else default_cache_dir()
@@ -89,7 +95,7 @@ def _chosen(predictor: Predictor, manifest: Manifest, root: Path, count: int, on
     judged = np.sort((unseen if len(unseen) else learned)[:count])
     learned = np.sort((learned if len(learned) else unseen)[:LEARNED])
     crops = _crops(predictor, manifest, root, np.union1d(judged, learned), on_error)
-    judged, learned = (rows[~np.isin(rows, list(crops.failed))] for rows in (judged, learned))
+    judged, learned = crops.made(judged), crops.made(learned)
     labels = np.where(seen[judged], -1, manifest.labels[judged])
     kind = "not seen" if len(unseen) else "all seen"
     return ExportSamples(

@@ -52,6 +52,15 @@ def test_labels_of_an_unlabelled_manifest_are_never_read(tiny_manifest, tiny_cac
     assert {part[position]["label"] for position in range(len(part.labelled), len(part))} == {-1}
 
 
+def test_other_columns_of_photographs_without_labels(tiny_manifest, tiny_cache, photographs, tmp_path):
+    table = photographs / "files.csv"
+    table.write_text("file\n" + "".join(f"ward/{number}.png\n" for number in range(7)))
+    with pytest.raises(ManifestError, match=r'give --data\.unlabelled_columns "image=file"\. Name'):
+        data(tiny_manifest, tiny_cache, unlabelled=str(table)).setup("fit")
+    found = data(tiny_manifest, tiny_cache, unlabelled=str(table), unlabelled_columns="image=file")
+    assert len(found.unlabelled.rows) == 7
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 9), st.floats(0.1, 3), st.integers(0, 5), st.integers(1, 3))
 def test_unlabelled_crops_are_passed_over_evenly(source, block, ratio, epochs, replicas):

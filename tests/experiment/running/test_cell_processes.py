@@ -15,6 +15,7 @@ from helpers.wandb_reader import read_runs
 
 from kd_convnext.cli import main
 from kd_convnext.experiment.running import estimate
+from kd_convnext.training.one_fit import LOCK
 
 pytestmark = pytest.mark.slow
 PATIENCE = 240
@@ -108,6 +109,18 @@ def test_a_killed_cell_is_a_failed_cell(options, tmp_path):
     assert "killed by SIGKILL" in error and "swin/default/repeat0" in error
     found = {name: record(cell)["status"] for name, cell in cells(out).items()}
     assert found == {"swin/default/repeat0": "failed", "swin/default/repeat1": "finished"}
+
+
+def test_a_failed_cell_names_its_folder_once(options, tmp_path, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    folder = tmp_path / "out" / "cells" / "swin" / "default" / "repeat0"
+    folder.mkdir(parents=True)
+    with (folder / LOCK).open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        words = ["--repeats=1", "--methods=swin", f"--out={tmp_path / 'out'}", "--resume"]
+        assert main(["paper", *options, *words]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert line.startswith(f"error: {folder}: another fit is writing into it. ") and line.count(str(folder)) == 1
 
 
 def test_ray_gives_the_results_of_the_serial_run(options, straight, tmp_path):

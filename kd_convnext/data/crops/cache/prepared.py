@@ -79,6 +79,10 @@ class PreparedCrops:
         """Rows of the manifest that can be loaded, ascending, int64 [N]."""
         return np.array(sorted(self.keys), np.int64)
 
+    def made(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Leaves out the rows that could not be made, int64 [N]."""
+        return rows[~np.isin(rows, list(self.failed))]
+
     def load(self, i: int) -> Pixels:
         """Loads one crop. An entry that is gone or damaged since is made again from the photograph, or refused.
 
