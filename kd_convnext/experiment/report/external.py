@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from kd_convnext.common.counting import counted
-from kd_convnext.data.manifest.units import with_units
+from kd_convnext.data.manifest.units import GROUP, NO_GROUPS, with_units
 from kd_convnext.evaluation.proportions import FEW, digits
 from kd_convnext.evaluation.statistics import METRICS, count_groups, intervals, scores
 from kd_convnext.experiment.report.analysis import Analysis, cell_name
@@ -22,12 +22,13 @@ def external_tests(analysis: Analysis) -> Table | None:
     Args:
         analysis: The numbers.
     """
-    rows = []
+    rows, old = [], []
     for title, folder in _folders(analysis):
         with suppress(OSError, ValueError):
             frame, names = read_predictions(folder.predictions)
             if not len(frame) or names != analysis.class_names:
                 continue
+            old += [] if GROUP in frame else [folder.path.name]
             counts = count_groups(with_units(frame), names)
             values = scores(counts.total)
             spans = intervals(counts, analysis.settings.resamples, analysis.settings.seed)
@@ -48,6 +49,8 @@ def external_tests(analysis: Analysis) -> Table | None:
         "photograph, 95 % intervals by the unit. Test refuses lesions, patients and files that are known from the "
         f"training. {MARK} fewer than {FEW} of them."
     )
+    if old:
+        note += f" {', '.join(dict.fromkeys(old))}: {NO_GROUPS}."
     heads = tuple(
         {"accuracy": "Accuracy", "recall_macro": "Macro recall", "f1_macro": "Macro F1"}[name]
         for name in METRICS
