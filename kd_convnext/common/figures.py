@@ -3,7 +3,7 @@
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,8 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kd_convnext.common.files import atomic_write, write_finding
-from kd_convnext.errors import ConfigError
+from kd_convnext.common.files import write_all
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#000000", "#CC79A7")
 """Colours that stay apart for colour-blind readers (Okabe & Ito 2008), for lines, bars and points."""
@@ -129,14 +128,22 @@ def save_figure(path: Path, figure: Figure, dpi: float | None = None) -> None:
     Raises:
         ConfigError: The file cannot be written.
     """
-    try:
-        atomic_write(path, lambda file: _draw(figure, path.suffix, file, dpi or PRINT_DPI))
-    except OSError as error:
-        raise ConfigError(write_finding(path, error)) from error
+    write_all({path: figure_writer(path.suffix, figure, dpi)})
+
+
+def figure_writer(suffix: str, figure: Figure, dpi: float | None = None) -> Callable[[BinaryIO], object]:
+    """Returns what writes a figure into a file.
+
+    Args:
+        suffix: The format: ``.png``, ``.pdf``, ``.svg``.
+        figure: Any figure.
+        dpi: Pixels an inch; by default `PRINT_DPI`.
+    """
+    return lambda file: _draw(figure, suffix, file, dpi or PRINT_DPI)
 
 
 def save_for_print(path: Path, figure: Figure) -> None:
-    """Writes a figure as PNG with 300 pixels an inch, and as PDF with drawn lines beside it.
+    """Writes a figure as PNG with 300 pixels an inch, and as PDF with drawn lines beside it: both, or none.
 
     Args:
         path: The PNG file; the other has the ending ``.pdf``.
@@ -145,10 +152,18 @@ def save_for_print(path: Path, figure: Figure) -> None:
     Raises:
         ConfigError: A file cannot be written.
     """
-    save_figure(path, figure)
-    # To find what stands where is most of what drawing costs.
-    figure.set_layout_engine("none")
-    save_figure(path.with_suffix(".pdf"), figure)
+    write_all(print_writers(path, figure))
+
+
+def print_writers(path: Path, figure: Figure) -> dict[Path, Callable[[BinaryIO], object]]:
+    """Returns what writes the two files of `save_for_print`, the PNG first, by path."""
+
+    def pdf(file: BinaryIO) -> None:
+        # To find what stands where is most of what drawing costs.
+        figure.set_layout_engine("none")
+        _draw(figure, ".pdf", file, PRINT_DPI)
+
+    return {path: figure_writer(".png", figure), path.with_suffix(".pdf"): pdf}
 
 
 def _draw(figure: Figure, suffix: str, file: BinaryIO, dpi: float) -> None:

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,28 @@ def move_in(files: Sequence[Path], folder: Path, key: str, stale: Iterable[str] 
     for file in sorted(files, key=lambda file: file.name == key):
         file.replace(folder / file.name)
     return [folder / file.name for file in files]
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside a folder, for files that are moved in together once all are whole.
+
+    Args:
+        folder: Where they will lie.
+
+    Raises:
+        ConfigError: The block or the folder met a full disk, or another error of writing.
+    """
+    prefix = f".{folder.name}-"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as name:
+            yield Path(name)
+    except OSError as error:
+        # A library's own error of a full disk does not say where; ours may be about a file that lies elsewhere.
+        named = Path(str(error.filename or folder))
+        own = folder.is_relative_to(named) or any(part.startswith(prefix) for part in named.parts)
+        raise ConfigError(write_finding(folder if own else named, error)) from error
 
 
 @contextmanager
@@ -268,12 +291,25 @@ def write_texts(texts: Mapping[Path, str]) -> None:
     Raises:
         ConfigError: A file cannot be written.
     """
+    write_all({path: text_writer(text) for path, text in texts.items()})
 
-    def writer(text: str) -> Callable[[BinaryIO], object]:
-        return lambda file: file.write(text.encode("utf-8", "backslashreplace"))
 
+def text_writer(text: str) -> Callable[[BinaryIO], object]:
+    """Returns what writes a text into a file (UTF-8; bytes of a file's name that are none are escaped)."""
+    return lambda file: file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def write_all(writes: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
+    """Writes files that belong together; where one cannot be written, all stay as they were.
+
+    Args:
+        writes: As of `atomic_write_all`.
+
+    Raises:
+        ConfigError: A file cannot be written.
+    """
     try:
-        atomic_write_all({path: writer(text) for path, text in texts.items()})
+        atomic_write_all(writes)
     except OSError as error:
-        path = next((path for path in texts if str(path) == error.filename), next(iter(texts)))
+        path = next((path for path in writes if str(path) == error.filename), next(iter(writes)))
         raise ConfigError(write_finding(path, error)) from error

@@ -10,9 +10,9 @@ import pandas as pd
 from kd_convnext.evaluation.proportions import FEW, LEVEL, Interval, difference_interval
 from kd_convnext.evaluation.statistics import (
     METRICS,
-    LesionCounts,
+    GroupCounts,
     Metric,
-    count_lesions,
+    count_groups,
     draw_weights,
     exchange_test,
     holm,
@@ -21,6 +21,7 @@ from kd_convnext.evaluation.statistics import (
     resampled,
     scores,
     sign_flip_test,
+    with_unit,
 )
 
 Verdict = Literal["better", "worse", "no difference shown"]
@@ -37,7 +38,7 @@ class Difference:
 
     Attributes:
         value: The difference, -1..1.
-        interval: 95 % interval, paired bootstrap over lesions.
+        interval: 95 % interval, paired bootstrap over groups.
         corrected: The same at level 1 - 0.05 / m: all m of a family hold together with 95 % (Bonferroni).
         p_value: Two-sided.
         p_corrected: Holm-corrected over the family.
@@ -64,17 +65,19 @@ class Comparison:
     Attributes:
         title: The method.
         against: The other.
-        lesions: Lesions judged by both.
+        groups: Groups judged by both.
+        unit: What the groups are: ``lesion``, ``patient`` or ``group``.
         photographs: Answers of each (a photograph counts in every repeat that tested it).
         repeats: Repeats that both finished.
-        gained: Lesions with more right answers than the other method gave.
-        lost: Lesions with fewer.
+        gained: Groups with more right answers than the other method gave.
+        lost: Groups with fewer.
         differences: By metric.
     """
 
     title: str
     against: str
-    lesions: int
+    groups: int
+    unit: str
     photographs: int
     repeats: int
     gained: int
@@ -89,15 +92,15 @@ class Pair:
     Attributes:
         title: The method.
         against: The other.
-        first: The method's answers by lesion.
-        second: The other's; the same lesions in the same order.
+        first: The method's answers by group.
+        second: The other's; the same groups in the same order.
         repeats: Repeats they have in common.
     """
 
     title: str
     against: str
-    first: LesionCounts
-    second: LesionCounts
+    first: GroupCounts
+    second: GroupCounts
     repeats: int
 
 
@@ -108,7 +111,8 @@ def make_pair(
 
     Args:
         title: Name of the method.
-        first: Its answers: ``lesion``, ``label``, ``prediction`` and the columns of :data:`IDENTITY`.
+        first: Its answers: ``label``, ``prediction``, the columns of :data:`IDENTITY`, and the groups as
+            `count_groups` reads them.
         against: Name of the other.
         second: Its answers.
         class_names: The classes.
@@ -117,14 +121,16 @@ def make_pair(
         The pair, or None where no photograph of a repeat was judged by both.
     """
     keys = list(IDENTITY)
-    ours, theirs = (frame.drop_duplicates(keys).set_index(keys) for frame in (first, second))
+    ours, theirs = (with_unit(frame).drop_duplicates(keys).set_index(keys) for frame in (first, second))
     shared = ours.index.intersection(theirs.index)
     if not len(shared):
         return None
     ours, theirs = ours.loc[shared].reset_index(), theirs.loc[shared].reset_index()
-    # The lesions of one method's table name the lesions of both.
-    theirs["lesion"], theirs["label"] = ours["lesion"], ours["label"]
-    counted = [count_lesions(frame, class_names) for frame in (ours, theirs)]
+    # One method's table names the groups of both: the one that knows of more that belongs together.
+    known = min((ours, theirs), key=lambda frame: int(frame["unit"].nunique()))[["unit", "by"]]
+    ours[["unit", "by"]] = theirs[["unit", "by"]] = known
+    theirs["label"] = ours["label"]
+    counted = [count_groups(frame, class_names) for frame in (ours, theirs)]
     return Pair(title, against, counted[0], counted[1], int(ours["repeat"].nunique()))
 
 
@@ -163,7 +169,7 @@ def compare_pairs(pairs: Sequence[Pair], resamples: int, seed: int) -> list[Comp
 def _difference_intervals(pair: Pair, level: float, resamples: int, seed: int) -> dict[Metric, Interval]:
     """Bootstraps the differences; where resamples say little, it combines the intervals of both sides.
 
-    Of fewer than ten lesions the bootstrap's intervals are too narrow (with six they held the true difference of
+    Of fewer than ten groups the bootstrap's intervals are too narrow (with six they held the true difference of
     accuracy in 75 to 91 of 100 simulated pairs): they are widened. Where all resamples are equal they are replaced.
     """
     sides = (pair.first, pair.second)
@@ -171,11 +177,11 @@ def _difference_intervals(pair: Pair, level: float, resamples: int, seed: int) -
     first, second = (scores(resampled(weights, side.counts)) for side in sides)
     found = {metric: percentile_interval(first[metric] - second[metric], level) for metric in METRICS}
     mute = [metric for metric in METRICS if np.ptp(first[metric] - second[metric]) < _NOTHING]
-    few = list(METRICS) if len(pair.first.lesions) < FEW else mute
+    few = list(METRICS) if len(pair.first) < FEW else mute
     if few:
         whole = [scores(side.total) for side in sides]
         own = [intervals(side, resamples, seed, level) for side in sides]
-        # Answers that are the same in every lesion go together; of others nothing is known here.
+        # Answers that are the same in every group go together; of others nothing is known here.
         together = 1.0 if np.array_equal(pair.first.counts, pair.second.counts) else 0.0
         for metric in few:
             values = (float(whole[0][metric]), float(whole[1][metric]))
@@ -189,8 +195,8 @@ def _p_values(pair: Pair, resamples: int, seed: int) -> dict[Metric, float]:
     return values | {"accuracy": sign_flip_test(_right(pair.first) - _right(pair.second))}
 
 
-def _right(lesions: LesionCounts) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    return np.asarray(np.trace(lesions.counts, axis1=1, axis2=2), dtype=np.int64)
+def _right(answers: GroupCounts) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    return np.asarray(np.trace(answers.counts, axis1=1, axis2=2), dtype=np.int64)
 
 
 def _comparison(pair: Pair, differences: dict[Metric, Difference]) -> Comparison:
@@ -198,7 +204,8 @@ def _comparison(pair: Pair, differences: dict[Metric, Difference]) -> Comparison
     return Comparison(
         title=pair.title,
         against=pair.against,
-        lesions=len(signs),
+        groups=len(signs),
+        unit=pair.first.unit,
         photographs=pair.first.photographs,
         repeats=pair.repeats,
         gained=int((signs > 0).sum()),

@@ -1,4 +1,4 @@
-"""Computes ROC and precision-recall curves of each class against the rest, with intervals by lesion."""
+"""Computes ROC and precision-recall curves of each class against the rest, with intervals by group."""
 
 import math
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ class Ranking:
     Attributes:
         scores: float64 [N], higher for the class.
         positive: bool [N], whether the answer is of the class.
-        lesions: int64 [N], number of the lesion.
+        groups: int64 [N], number of the group: patient, lesion, or what else is taken as the unit.
     """
 
     scores: Floats
     positive: npt.NDArray[np.bool_]
-    lesions: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
 
     @property
     def mixed(self) -> bool:
         """Whether there are both, without which no curve exists."""
         return bool(self.positive.any() and not self.positive.all())
 
-    def lesions_of(self, positive: bool) -> int:
-        """Counts the lesions of the class, or of the rest."""
-        return len(np.unique(self.lesions[self.positive == positive]))
+    def groups_of(self, positive: bool) -> int:
+        """Counts the groups of the class, or of the rest."""
+        return len(np.unique(self.groups[self.positive == positive]))
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Area:
 def roc_area(ranking: Ranking, level: float = LEVEL) -> Area:
     """Computes the area under the ROC curve and its interval.
 
-    The variance is that of DeLong et al. (1988) with the components of a lesion added up (Obuchowski 1997); the
-    interval is symmetric on the scale of the logit. With fewer than ten lesions on a side, or where every lesion
-    ranks alike, that variance says little: Newcombe's (2006) interval stands instead, with lesions as numbers.
+    The variance is that of DeLong et al. (1988) with the components of a group added up (Obuchowski 1997); the
+    interval is symmetric on the scale of the logit. With fewer than ten groups on a side, or where every group
+    ranks alike, that variance says little: Newcombe's (2006) interval stands instead, with groups as numbers.
 
     Args:
         ranking: N answers.
@@ -67,16 +67,16 @@ def roc_area(ranking: Ranking, level: float = LEVEL) -> Area:
     if not ranking.mixed:
         return Area(math.nan, UNKNOWN)
     value, variance = _delong(ranking)
-    few = min(ranking.lesions_of(True), ranking.lesions_of(False)) < FEW
+    few = min(ranking.groups_of(True), ranking.groups_of(False)) < FEW
     if few or variance <= 0 or not 0 < value < 1:
-        return Area(value, _newcombe(value, ranking.lesions_of(True), ranking.lesions_of(False), level))
+        return Area(value, _newcombe(value, ranking.groups_of(True), ranking.groups_of(False), level))
     reach = norm.ppf((1 + level) / 2) * math.sqrt(variance) / (value * (1 - value))
     logit = math.log(value / (1 - value))
     return Area(value, Interval(_expit(logit - reach), _expit(logit + reach)))
 
 
 def _delong(ranking: Ranking) -> tuple[float, float]:
-    """Returns the area and its variance with lesions as clusters (Obuchowski 1997, formulas 3 to 6)."""
+    """Returns the area and its variance with groups as clusters (Obuchowski 1997, formulas 3 to 6)."""
     positive = ranking.positive
     cases, controls = ranking.scores[positive], ranking.scores[~positive]
     m, n = len(cases), len(controls)
@@ -84,7 +84,7 @@ def _delong(ranking: Ranking) -> tuple[float, float]:
     above = (together[:m] - rankdata(cases)) / n
     below = 1 - (together[m:] - rankdata(controls)) / m
     value = float(above.mean())
-    _, member = np.unique(ranking.lesions, return_inverse=True)
+    _, member = np.unique(ranking.groups, return_inverse=True)
     number = int(member.max()) + 1
     of_cases = np.bincount(member[positive], weights=above - value, minlength=number)
     of_controls = np.bincount(member[~positive], weights=below - value, minlength=number)
@@ -143,8 +143,8 @@ def precision_recall_curve(ranking: Ranking) -> tuple[Floats, Floats]:
 def average_precision(ranking: Ranking, resamples: int = 1000, seed: int = 0) -> Area:
     """Computes the area under the precision-recall curve, as steps, and its interval.
 
-    The interval is a percentile bootstrap of lesions on the scale of the logit around its middle; with fewer than
-    ten lesions of the class it is Boyd et al.'s (2013) logit interval with the lesions as number.
+    The interval is a percentile bootstrap of groups on the scale of the logit around its middle; with fewer than
+    ten groups of the class it is Boyd et al.'s (2013) logit interval with the groups as number.
 
     Args:
         ranking: N answers.
@@ -157,13 +157,13 @@ def average_precision(ranking: Ranking, resamples: int = 1000, seed: int = 0) ->
     if not ranking.mixed:
         return Area(math.nan, UNKNOWN)
     value = _steps(ranking.scores, ranking.positive, np.ones(len(ranking.scores)))
-    cases = ranking.lesions_of(True)
+    cases = ranking.groups_of(True)
     if cases < FEW:
         inner = min(max(value, 1 / (2 * cases + 2)), 1 - 1 / (2 * cases + 2))
         logit, reach = math.log(inner / (1 - inner)), norm.ppf((1 + LEVEL) / 2) / math.sqrt(cases * inner * (1 - inner))
         low, high = _expit(logit - reach), _expit(logit + reach)
         return Area(value, Interval(min(low, value), max(high, value)))
-    _, member = np.unique(ranking.lesions, return_inverse=True)
+    _, member = np.unique(ranking.groups, return_inverse=True)
     rng, drawn = np.random.default_rng(seed), []
     number = int(member.max()) + 1
     for _ in range(resamples):

@@ -17,7 +17,7 @@ class Share:
 
     Attributes:
         value: 0..1, NaN of none.
-        interval: At 95 %, with the lesion as the unit.
+        interval: At 95 %, with the group as the unit.
     """
 
     value: float
@@ -49,14 +49,14 @@ def operating_point(ranking: Ranking, threshold: float) -> OperatingPoint:
         threshold: A score that reaches it is called the class.
 
     Returns:
-        The shares, with exact intervals for as many trials as the lesions are worth.
+        The shares, with exact intervals for as many trials as the groups are worth.
     """
     called, positive = ranking.scores >= threshold, ranking.positive
     return OperatingPoint(
         called=int(called.sum()),
-        sensitivity=_share(called, positive, ranking.lesions),
-        specificity=_share(~called, ~positive, ranking.lesions),
-        precision=_share(positive, called, ranking.lesions),
+        sensitivity=_share(called, positive, ranking.groups),
+        specificity=_share(~called, ~positive, ranking.groups),
+        precision=_share(positive, called, ranking.groups),
     )
 
 
@@ -75,9 +75,9 @@ def operating_points(ranking: Ranking, most: int = 25) -> list[OperatingPoint]:
     return [operating_point(ranking, threshold) for threshold in (np.inf, *scores[chosen])]
 
 
-def _share(hit: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_], lesions: npt.NDArray[np.int64]) -> Share:
+def _share(hit: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64]) -> Share:
     """Returns the share of hits among some answers."""
-    _, member = np.unique(lesions[among], return_inverse=True)
+    _, member = np.unique(groups[among], return_inverse=True)
     hits, asked = np.bincount(member, weights=hit[among]), np.bincount(member)
     value = float(hits.sum() / asked.sum()) if len(asked) else float("nan")
     return Share(value, clustered_interval(hits, asked))

@@ -1,4 +1,4 @@
-"""Computes intervals of proportions that hold for small numbers, with the lesion as the unit."""
+"""Computes intervals of proportions that hold for small numbers, with the group as the unit."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LEVEL = 0.95
 """Of every interval."""
 
 FEW = 10
-"""Lesions below which a class is marked: its figures say little."""
+"""Groups below which a class is marked: its figures say little."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def clustered_interval(successes: npt.ArrayLike, trials: npt.ArrayLike, level: f
     Pearson.
 
     Args:
-        successes: [L], right answers of each lesion.
-        trials: [L], answers of each lesion.
+        successes: [L], right answers of each group.
+        trials: [L], answers of each group.
         level: Probability, 0..1.
 
     Returns:
@@ -118,7 +118,7 @@ def f1_interval(right: npt.ArrayLike, concerned: npt.ArrayLike, level: float = L
     proportion: its interval is turned into that of F1, which grows with it.
 
     Args:
-        right: [L], answers of each lesion that are rightly of the class.
+        right: [L], answers of each group that are rightly of the class.
         concerned: [L], answers labelled or predicted as the class.
         level: Probability, 0..1.
 
@@ -168,6 +168,6 @@ def difference_interval(
     return Interval(max(-1.0, one - other - reach[0]), min(1.0, one - other + reach[1]))
 
 
-def digits(lesions: int) -> int:
-    """Returns the number of digits to print of a share of so many lesions: two below a hundred, else three."""
-    return 2 if lesions < 100 else 3
+def digits(groups: int) -> int:
+    """Returns the number of digits to print of a share of so many groups: two below a hundred, else three."""
+    return 2 if groups < 100 else 3

@@ -1,8 +1,8 @@
-"""Computes scores, bootstrap intervals and paired tests, with the lesion as the unit.
+"""Computes scores, bootstrap intervals and paired tests, with the group as the unit: the patient, else the lesion.
 
-Photographs of one lesion resemble each other, and with repeated splits the same lesion is judged several times. So
-nothing here treats two photographs of a lesion as independent: a lesion is drawn, or exchanged, with all its
-photographs of all repeats. Everything goes by the confusion matrix of each lesion, int64 [L, K, K] (rows true).
+Photographs of one patient or lesion resemble each other, and with repeated splits the same ones are judged several
+times. So nothing here treats two photographs of a group as independent: a group is drawn, or exchanged, with all its
+photographs of all repeats. Everything goes by the confusion matrix of each group, int64 [L, K, K] (rows true).
 """
 
 from collections.abc import Sequence
@@ -30,16 +30,32 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class LesionCounts:
-    """Confusion matrix of each lesion.
+class GroupCounts:
+    """Confusion matrix of each group.
 
     Attributes:
-        lesions: str [L], names, each once.
-        counts: int64 [L, K, K], the confusion matrix of each lesion's photographs over all repeats, rows true.
+        groups: str [L], names, each once.
+        counts: int64 [L, K, K], the confusion matrix of each group's photographs over all repeats, rows true.
+        unit: What the groups are: ``lesion``, ``patient`` or ``group``.
     """
 
-    lesions: npt.NDArray[np.str_]
+    groups: npt.NDArray[np.str_]
     counts: Counts
+    unit: str = "lesion"
+
+    @property
+    def by(self) -> str:
+        """Says by what intervals are: ``by lesion``, ``by patient``, ``by group of photographs``."""
+        return f"by {self.unit}{' of photographs' if self.unit == 'group' else ''}"
+
+    @property
+    def head(self) -> str:
+        """Heads a column of their number: ``Lesions``, ``Patients``, ``Groups``."""
+        return f"{self.unit.capitalize()}s"
+
+    def __len__(self) -> int:
+        """Returns L."""
+        return len(self.groups)
 
     @cached_property
     def total(self) -> Counts:
@@ -53,35 +69,43 @@ class LesionCounts:
 
     @cached_property
     def strata(self) -> npt.NDArray[np.int64]:
-        """int64 [L], the class most of the lesion's photographs have."""
+        """int64 [L], the class most of the group's photographs have."""
         return np.asarray(self.counts.sum(axis=2).argmax(axis=1), dtype=np.int64)
 
     def per_class(self) -> npt.NDArray[np.int64]:
-        """Counts lesions.
+        """Counts groups.
 
         Returns:
-            int64 [K], lesions that have a photograph of the class.
+            int64 [K], groups that have a photograph of the class.
         """
         return np.asarray((self.counts.sum(axis=2) > 0).sum(axis=0), dtype=np.int64)
 
 
-def count_lesions(frame: pd.DataFrame, class_names: Sequence[str]) -> LesionCounts:
-    """Counts answers by lesion.
+def with_unit(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds ``unit`` and ``by`` to answers that have none: each ``lesion`` is one."""
+    return frame if "unit" in frame else frame.assign(unit=frame["lesion"], by="lesion")
+
+
+def count_groups(frame: pd.DataFrame, class_names: Sequence[str]) -> GroupCounts:
+    """Counts answers by group.
 
     Args:
-        frame: One row an answer: ``lesion``, ``label`` and ``prediction`` (names of classes).
+        frame: One row an answer: ``label`` and ``prediction`` (names of classes), ``unit`` (name of the group) and
+            ``by`` (what the groups are, the same in all rows); without these ``lesion``.
         class_names: The K classes, in the order of the matrices.
 
     Returns:
-        The counts, lesions sorted by name. Rows whose label is no class (unknown) count nowhere.
+        The counts, groups sorted by name. Rows whose label is no class (unknown) count nowhere.
     """
+    frame = with_unit(frame)
+    unit = str(frame["by"].iloc[0]) if len(frame) else "lesion"
     frame = frame[frame["label"].isin(class_names)]
     places = {name: place for place, name in enumerate(class_names)}
-    lesions, member = np.unique(frame["lesion"].to_numpy(dtype=np.str_), return_inverse=True)
-    counts = np.zeros((len(lesions), len(class_names), len(class_names)), dtype=np.int64)
+    groups, member = np.unique(frame["unit"].to_numpy(dtype=np.str_), return_inverse=True)
+    counts = np.zeros((len(groups), len(class_names), len(class_names)), dtype=np.int64)
     where = (member, frame["label"].map(places).to_numpy(np.int64), frame["prediction"].map(places).to_numpy(np.int64))
     np.add.at(counts, where, 1)
-    return LesionCounts(lesions, counts)
+    return GroupCounts(groups, counts, unit)
 
 
 def class_scores(counts: npt.ArrayLike) -> dict[str, Floats]:
@@ -129,18 +153,18 @@ def scores(counts: npt.ArrayLike, among: Sequence[int] | None = None) -> dict[Me
 
 
 def draw_weights(strata: npt.NDArray[np.int64], resamples: int, seed: int) -> Floats:
-    """Draws bootstrap resamples of lesions, within each class as the splits were drawn.
+    """Draws bootstrap resamples of groups, within each class as the splits were drawn.
 
-    Of a class with n lesions n - 1 are drawn and count n / (n - 1) times (Rao & Wu 1988): drawing n would make the
-    variance too small by (n - 1) / n, which is much where a class has few lesions.
+    Of a class with n groups n - 1 are drawn and count n / (n - 1) times (Rao & Wu 1988): drawing n would make the
+    variance too small by (n - 1) / n, which is much where a class has few.
 
     Args:
-        strata: [L], class of each lesion.
+        strata: [L], class of each group.
         resamples: How many, B.
         seed: Of the drawing.
 
     Returns:
-        [B, L], the weight of each lesion in each resample; a class keeps its weight. A class with a single lesion
+        [B, L], the weight of each group in each resample; a class keeps its weight. A class with a single group
         always has it: nothing is known of how it varies.
     """
     rng = np.random.default_rng(seed)
@@ -155,7 +179,7 @@ def draw_weights(strata: npt.NDArray[np.int64], resamples: int, seed: int) -> Fl
 
 
 def resampled(weights: Floats, counts: Counts) -> Floats:
-    """Sums the lesions' confusion matrices over each resample.
+    """Sums the groups' confusion matrices over each resample.
 
     Args:
         weights: [B, L].
@@ -182,33 +206,33 @@ def percentile_interval(values: Floats, level: float = LEVEL) -> Interval:
 
 
 def intervals(
-    lesions: LesionCounts, resamples: int, seed: int, level: float = LEVEL, among: Sequence[int] | None = None
+    answers: GroupCounts, resamples: int, seed: int, level: float = LEVEL, among: Sequence[int] | None = None
 ) -> dict[Metric, Interval]:
-    """Computes the interval of each metric over lesions.
+    """Computes the interval of each metric over groups.
 
     Accuracy is a proportion and gets :func:`clustered_interval`. Means over the classes get the bootstrap over
-    lesions, widened where the intervals of the single classes, put together as if they were independent
-    (:func:`mean_interval`), reach further: a bootstrap of three lesions that are all right knows no doubt.
+    groups, widened where the intervals of the single classes, put together as if they were independent
+    (:func:`mean_interval`), reach further: a bootstrap of three groups that are all right knows no doubt.
 
     Args:
-        lesions: The answers.
+        answers: By group.
         resamples: How many.
         seed: Of the drawing.
         level: Probability, 0..1.
         among: Classes that means over the classes are of; by default all.
 
     Returns:
-        The interval of each metric of the pooled answers; NaN without a lesion.
+        The interval of each metric of the pooled answers; NaN without an answer.
     """
-    if not len(lesions.lesions):
+    if not len(answers):
         return {metric: UNKNOWN for metric in METRICS}
-    drawn = resampled(draw_weights(lesions.strata, resamples, seed), lesions.counts)
+    drawn = resampled(draw_weights(answers.strata, resamples, seed), answers.counts)
     booted = {metric: percentile_interval(values, level) for metric, values in scores(drawn, among).items()}
-    points, single = class_scores(lesions.total), class_intervals(lesions, level)
-    chosen = list(range(lesions.total.shape[0]) if among is None else among)
+    points, single = class_scores(answers.total), class_intervals(answers, level)
+    chosen = list(range(answers.total.shape[0]) if among is None else among)
     macro = {name: mean_interval(points[name][chosen], [single[name][k] for k in chosen]) for name in points}
     found: dict[Metric, Interval] = {
-        "accuracy": clustered_interval(_right(lesions.counts), lesions.counts.sum(axis=(1, 2)), level),
+        "accuracy": clustered_interval(_right(answers.counts), answers.counts.sum(axis=(1, 2)), level),
         "precision_macro": booted["precision_macro"].joined(macro["precision"]),
         "recall_macro": booted["recall_macro"].joined(macro["recall"]),
         "f1_macro": booted["f1_macro"].joined(macro["f1"]),
@@ -219,17 +243,17 @@ def intervals(
     return found | {"f1_paper": booted["f1_paper"].joined(Interval(low, high))}
 
 
-def class_intervals(lesions: LesionCounts, level: float = LEVEL) -> dict[str, list[Interval]]:
-    """Computes the intervals of each class's scores, as proportions with the lesion as the unit.
+def class_intervals(answers: GroupCounts, level: float = LEVEL) -> dict[str, list[Interval]]:
+    """Computes the intervals of each class's scores, as proportions with the group as the unit.
 
     Args:
-        lesions: The answers.
+        answers: By group.
         level: Probability, 0..1.
 
     Returns:
         K intervals for each of ``precision``, ``recall`` and ``f1``; NaN where nothing was predicted or labelled so.
     """
-    counts = lesions.counts
+    counts = answers.counts
     right = np.diagonal(counts, axis1=1, axis2=2)
     predicted, labelled = counts.sum(axis=1), counts.sum(axis=2)
     classes = range(counts.shape[1])
@@ -249,12 +273,12 @@ def _ends(interval: Interval) -> tuple[float, float]:
 
 
 def sign_flip_test(differences: npt.NDArray[np.int64]) -> float:
-    """Tests exactly whether two methods are right equally often, lesions being the unit.
+    """Tests exactly whether two methods are right equally often, groups being the unit.
 
-    If the methods are exchangeable, each lesion's difference could as well have the other sign. The p-value is the
+    If the methods are exchangeable, each group's difference could as well have the other sign. The p-value is the
     share of all sign assignments whose sum is as far from 0 as the observed one; all 2^L are counted, by adding up
-    the distribution lesion by lesion. Where each lesion has one photograph this is McNemar's exact test; unlike it,
-    it stays valid where photographs of a lesion, or repeats, are answered alike.
+    the distribution group by group. Where each group has one photograph this is McNemar's exact test; unlike it,
+    it stays valid where photographs of a group, or repeats, are answered alike.
 
     Args:
         differences: int64 [L], right answers of one method minus those of the other.
@@ -274,11 +298,11 @@ def sign_flip_test(differences: npt.NDArray[np.int64]) -> float:
 
 
 def exchange_test(first: Counts, second: Counts, resamples: int, seed: int) -> dict[Metric, float]:
-    """Tests whether two methods score alike, by exchanging their answers lesion by lesion at random.
+    """Tests whether two methods score alike, by exchanging their answers group by group at random.
 
     Args:
         first: int64 [L, K, K] of one method.
-        second: The other's, of the same lesions.
+        second: The other's, of the same groups.
         resamples: Random exchanges.
         seed: Of the drawing.
 

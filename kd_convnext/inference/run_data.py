@@ -22,6 +22,7 @@ from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.once import warned_once
 from kd_convnext.data.manifest.overlap import belonging
 from kd_convnext.data.manifest.splits import Split, make_split
+from kd_convnext.data.manifest.units import Unit, unit_word, units_of
 from kd_convnext.errors import CheckpointError, ConfigError, Finding, LeakError
 from kd_convnext.inference.predictor import Predictor
 from kd_convnext.inference.trust.appearance import appearance_of
@@ -62,14 +63,23 @@ class LabelledAnswers:
         features: float32 [N, D].
         appearances: float64 [N, M].
         labels: int64 [N].
-        groups: str [N], what the split kept together: lesions at least.
+        lesions: str [N].
+        groups: str [N], what is taken as independent: all that is known to belong together, lesions at least.
+        kinds: str [N], ``patient`` where a group is one; see `units_of`.
     """
 
     logits: Values
     features: Features
     appearances: Values
     labels: Rows
+    lesions: npt.NDArray[np.str_]
     groups: npt.NDArray[np.str_]
+    kinds: npt.NDArray[np.str_]
+
+    @property
+    def unit(self) -> Unit:
+        """What the groups are."""
+        return unit_word(self.lesions, self.groups, self.kinds)
 
     @classmethod
     def of(cls, parts: Sequence["LabelledAnswers"]) -> "LabelledAnswers":
@@ -189,10 +199,10 @@ class CalibrationData:
         if not logits:
             what = "no labelled photographs to calibrate on"
             raise ConfigError(Finding(self.manifest.name, what, "Use a split with a validation part."))
-        group_by = _group_by(self.predictor.network.card)
-        groups = self.manifest.groups("lesion" if group_by == "image" else group_by)[rows]
-        labels = self.manifest.labels[rows]
-        return LabelledAnswers(np.concatenate(logits), np.concatenate(features), np.stack(appearances), labels, groups)
+        units = units_of(self.manifest, rows)
+        named = (units[name].to_numpy(np.str_) for name in ("lesion", "unit", "kind"))
+        outputs = (np.concatenate(logits), np.concatenate(features), np.stack(appearances))
+        return LabelledAnswers(*outputs, self.manifest.labels[rows], *named)
 
 
 def own_data(predictor: Predictor, source: RunSource, run: RunFolder) -> CalibrationData:

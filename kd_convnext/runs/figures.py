@@ -225,16 +225,18 @@ def _curve(frame: pd.DataFrame, name: str, axis: str) -> "pd.Series[float] | Non
 def per_class_bars(
     evaluation: "Evaluation",
     intervals: Mapping[str, Sequence[Interval]] | None = None,
-    lesions: Sequence[int] | None = None,
+    groups: Sequence[int] | None = None,
     caption: str = "",
+    unit: str = "lesion",
 ) -> Figure:
     """Draws precision, recall and F1 of every class as bars.
 
     Args:
         evaluation: Of a part with known labels.
         intervals: K intervals of each score, drawn over the bars.
-        lesions: K numbers of lesions, written under the classes; fewer than ten are marked.
+        groups: K numbers of lesions or other units, written under the classes; fewer than ten are marked.
         caption: Above it.
+        unit: What ``groups`` counts.
 
     Returns:
         The figure; under each class stands how many samples it has.
@@ -254,10 +256,10 @@ def per_class_bars(
             arms = np.nan_to_num(np.clip(np.stack([heights - ends[0], ends[1] - heights]), 0, None))
             axes.errorbar(at, heights, yerr=arms, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
     labels = [f"{name}\n(n = {count})" for name, count in zip(table["class"], table["support"], strict=True)]
-    if lesions is not None:
+    if groups is not None:
         labels = [
-            f"{label[:-1]},\n{counted(count, 'lesion')}{' †' if count < FEW else ''})"
-            for label, count in zip(labels, lesions, strict=True)
+            f"{label[:-1]},\n{counted(count, unit)}{' †' if count < FEW else ''})"
+            for label, count in zip(labels, groups, strict=True)
         ]
     figure.set_figheight(4.2 + label_ticks(axes.xaxis, labels, each, 8))
     axes.set(ylim=(0, 1.05), ylabel="score")

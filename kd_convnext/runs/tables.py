@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from kd_convnext.common.files import read_bytes, write_text
 from kd_convnext.common.reading import json_of
 from kd_convnext.common.tables import guarded
+from kd_convnext.data.manifest.units import GROUP, stored_groups
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder
 
@@ -81,21 +82,24 @@ def class_table(evaluation: "Evaluation") -> pd.DataFrame:
     return pd.DataFrame({**table, **scores})
 
 
-def prediction_table(evaluation: "Evaluation", manifest: "Manifest") -> pd.DataFrame:
+def prediction_table(evaluation: "Evaluation", manifest: "Manifest", salt: str) -> pd.DataFrame:
     """Tabulates the predictions of an evaluation.
 
     Args:
         evaluation: Its ``index`` holds rows of ``manifest``.
         manifest: The manifest that was evaluated.
+        salt: Of the hashes in ``group``, such as the hash of the split.
 
     Returns:
-        One row an ROI, in the manifest's order: ``image``, ``lesion_id``, ``label`` (empty if unknown),
+        One row an ROI, in the manifest's order: ``image``, ``lesion_id``, ``group`` (what is taken as independent, as
+        ``patient:<hash>``, ``lesion:<hash>`` or ``group:<hash>``), ``label`` (empty if unknown),
         ``prediction``, ``prob_<class>`` for each class, and, where the manifest has boxes, ``x``, ``y``,
         ``width``, ``height`` (several ROIs may share a photograph).
     """
     names = np.array([*evaluation.class_names, ""], dtype=object)  # label -1 is the last: unknown
     rows = manifest.table.iloc[evaluation.index].reset_index(drop=True)
     frame = rows[["image", "lesion_id"]].copy()
+    frame[GROUP] = stored_groups(manifest, evaluation.index, salt)
     frame["label"] = names[evaluation.labels]
     frame["prediction"] = names[evaluation.predictions]
     for column, name in enumerate(evaluation.class_names):
@@ -145,15 +149,16 @@ def table_text(frame: pd.DataFrame) -> str:
     return str(guarded(frame).to_csv(index=False, float_format="%.8g"))
 
 
-def write_predictions(folder: RunFolder, evaluation: "Evaluation", manifest: "Manifest") -> None:
+def write_predictions(folder: RunFolder, evaluation: "Evaluation", manifest: "Manifest", salt: str) -> None:
     """Writes ``predictions.csv``.
 
     Args:
         folder: The run.
         evaluation: See ``prediction_table``.
         manifest: See ``prediction_table``.
+        salt: See ``prediction_table``.
 
     Raises:
         ConfigError: The file cannot be written.
     """
-    write_table(folder.predictions, prediction_table(evaluation, manifest))
+    write_table(folder.predictions, prediction_table(evaluation, manifest, salt))

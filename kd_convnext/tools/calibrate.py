@@ -197,9 +197,9 @@ def _report(
     print(f"Temperature {calibration.temperature:.3f}{why}")
     print(f"  {'photographs':<30}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
     for part, found in judgements.items():
-        print(scores_line(f"{part}, before", scores(found.before), len(found.lesions)))
+        print(scores_line(f"{part}, before", scores(found.before), found.groups))
         after = f"{part}, after" + (" (cross-fitted)" if part == "val" else "")
-        print(scores_line(after, scores(found.after), len(found.lesions)))
+        print(scores_line(after, scores(found.after), found.groups))
     _report_sets(calibration)
     if transfer is not None:
         _report_transfer(calibration, transfer)
@@ -210,8 +210,8 @@ def _report(
 
 def _report_sets(calibration: "Calibration") -> None:
     classes = calibration.lesion.classes
-    needed = lesions_needed(calibration.coverage)
-    print(f"Prediction sets at {calibration.coverage:.0%} coverage of each class ({counted(needed, 'lesion')} needed)")
+    needed = counted(lesions_needed(calibration.coverage), calibration.unit)
+    print(f"Prediction sets at {calibration.coverage:.0%} coverage of each class ({needed} needed)")
     crossed = classes.crossed or (0,) * len(classes.class_names)
     width = max(20, *map(len, classes.class_names))
     columns = (classes.class_names, classes.lesions, classes.guaranteed, crossed)
@@ -221,10 +221,9 @@ def _report_sets(calibration: "Calibration") -> None:
         without = "judged with all classes" if calibration.few == "pooled" else "in every set"
         verdict = f"promised{' of the merger alone' if group else ''}" if promised else f"NO guarantee: {without}"
         if with_others:
-            verdict = (
-                f"NO guarantee: about, by {counted(with_others, 'lesion')} with those that other networks have held out"
-            )
-        print(f"  {name:<{width}} {counted(count, 'lesion'):>12}: {verdict}{together}")
+            number = counted(with_others, calibration.unit)
+            verdict = f"NO guarantee: about, by {number} with those that other networks have held out"
+        print(f"  {name:<{width}} {counted(count, calibration.unit):>12}: {verdict}{together}")
     if calibration.few == "include" and not all(np.isfinite(classes.values)):
         print(
             "  A class in every set leaves hardly an answer without abstaining. Ways out: more labelled lesions "
@@ -246,9 +245,9 @@ def _report_judgement(part: str, found: "Judgement") -> None:
     from kd_convnext.evaluation.proportions import digits
 
     summary = found.summary()
-    answered, places = summary["accuracy_answered"], digits(summary["lesions"]) - 2
+    answered, places = summary["accuracy_answered"], digits(found.groups) - 2
     print(
-        f"{_PARTS[part]} part: {counted(summary['lesions'], 'lesion')}, answers {summary['answered']:.0%} of them"
+        f"{_PARTS[part]} part: {found.behind}, answers {summary['answered']:.0%} of them"
         + (f", right in {answered:.{places}%}" if answered is not None else "")
         + f"; were it to answer all, right in {summary['accuracy']:.{places}%}"
         + f"; the gate stops {summary['stopped_by_gate']:.{places}%}"
@@ -280,7 +279,7 @@ def _figures(judgements: Mapping[str, "Judgement"]) -> "dict[str, Figure]":
 
     figures = {}
     for part, found in judgements.items():
-        behind = f"{counted(len(found.before), 'photograph')} of {counted(len(found.lesions), 'lesion')}"
+        behind = f"{counted(len(found.before), 'photograph')} of {found.behind}"
         title = "Calibration: how often answers are right against how sure they are"
         for when, judged in (("before", found.before), ("after", found.after)):
             caption = f"{title}, {when} temperature scaling. {_PARTS[part]} part: {behind}."
@@ -290,7 +289,7 @@ def _figures(judgements: Mapping[str, "Judgement"]) -> "dict[str, Figure]":
             confidence,
             found.right,
             found.answered,
-            f"Error among the answers given. {_PARTS[part]} part, {counted(len(confidence), 'lesion')}.",
+            f"Error among the answers given. {_PARTS[part]} part, {found.behind}.",
         )
     return figures
 

@@ -34,7 +34,7 @@ def compare(
     prevalence: str | None = None,
     thresholds: str | None = None,
 ) -> Path:
-    """Compares tested runs: tables, intervals and tests by lesion, figures, report.html.
+    """Compares tested runs: tables, intervals and tests by patient or lesion, figures, report.html.
 
     Runs of one name on different splits (split_index) are repeats of one method.
 
@@ -96,7 +96,7 @@ def report(
     prevalence: str | None = None,
     thresholds: str | None = None,
 ) -> Path:
-    """Writes report.html for one tested run: data, results with intervals by lesion, limits, how to repeat.
+    """Writes report.html for one tested run: data, results with intervals by patient or lesion, limits, how to repeat.
 
     Args:
         run: Folder of a run that `kd-convnext test` has judged.

@@ -12,7 +12,7 @@ from kd_convnext.common.figures import save_figure
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.crops.cache.prepared import PreparedCrops
 from kd_convnext.evaluation.comparisons import Comparison, compare_pairs, make_pair
-from kd_convnext.evaluation.statistics import METRICS, count_lesions, scores
+from kd_convnext.evaluation.statistics import METRICS, count_groups, scores
 from kd_convnext.experiment.report.results import read_predictions
 from kd_convnext.runs.figures import crop_grid, method_curves
 from kd_convnext.runs.folder import RunFolder
@@ -49,10 +49,10 @@ class DemoTable:
         rows = []
         for method, frame in joined.items():
             for repeat, part in frame.groupby("repeat"):
-                found = scores(count_lesions(part, self.class_names).total)
+                found = scores(count_groups(part, self.class_names).total)
                 rows.append({"method": method, "repeat": repeat} | {str(name): float(found[name]) for name in METRICS})
         self.results = pd.DataFrame(rows)
-        self._counts = {method: count_lesions(frame, self.class_names) for method, frame in joined.items()}
+        self._counts = {method: count_groups(frame, self.class_names) for method, frame in joined.items()}
         pairs = [make_pair(one, joined[one], other, joined[other], self.class_names) for one, other in COMPARED]
         self.comparisons: list[Comparison] = compare_pairs([pair for pair in pairs if pair], RESAMPLES, seed=0)
 
@@ -74,7 +74,7 @@ class DemoTable:
                 "difference": difference.value,
                 "low": difference.interval.low,
                 "high": difference.interval.high,
-                "lesions": found.lesions,
+                "lesions": found.groups,
             }
             for found in self.comparisons
             for metric, difference in found.differences.items()
@@ -85,7 +85,7 @@ class DemoTable:
         """Prints the table, and what it says of the best recipe."""
         against = {found.title: found.differences["f1_macro"] for found in self.comparisons}
         lesions, photographs = self._counts["best"], len(self.results[self.results["method"] == "best"])
-        title = f"Held-out lesions: {len(lesions.lesions)}, photographs: {lesions.photographs // photographs}"
+        title = f"Held-out lesions: {len(lesions)}, photographs: {lesions.photographs // photographs}"
         table = Table(title=title)
         table.add_column("")
         for name in ("accuracy", "macro F1", "of each seed", "macro F1 minus alone [95 % interval by lesion]"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kd_convnext.common.counting import counted
+from kd_convnext.common.files import atomic_write, move_in, staged, text_writer
 from kd_convnext.common.parsing import require_at_least, warn_of_idle
 from kd_convnext.common.reading import json_text
 from kd_convnext.errors import KDConvNeXtError
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from kd_convnext.inference.explaining.explainer import Explanation
     from kd_convnext.inference.explaining.neighbours import TrainingCases
     from kd_convnext.inference.predictor import Predictor
+
+_KEY = "explanations.json"
+"""File that names the others."""
 
 NEIGHBOURS = 3
 """Training cases that are shown where nothing else is asked for."""
@@ -84,15 +88,17 @@ def explain(
     explainer = Explainer(
         predictor, teacher, target, reduction, cases, NEIGHBOURS if neighbours is None else neighbours
     )
-    entries = []
-    for number, found in enumerate(explainer(photographs)):
-        if isinstance(found, Failure):
-            failures.append(found)
-            continue
-        figure = _draw(folder, number, found)
-        entries.append({**found.to_dict(predictor.network.card.class_names), "figure": figure})
-        print(f"{found.photograph}: {_line(found)} ({figure})")
-    _write(folder, predictor, entries)
+    entries: list[dict[str, object]] = []
+    with staged(folder) as place:
+        for number, found in enumerate(explainer(photographs)):
+            if isinstance(found, Failure):
+                failures.append(found)
+                continue
+            figure = _draw(place, number, found)
+            entries.append({**found.to_dict(predictor.network.card.class_names), "figure": figure})
+            print(f"{found.photograph}: {_line(found)} ({figure})")
+        _write(place, predictor, entries)
+        move_in(sorted(place.iterdir()), folder, _KEY)
     lacking = f", {len(failures)} not" if failures else ""
     print(f"{counted(len(entries), 'photograph')} explained{lacking}; {folder}")
     refuse_failures(failures, on_error)
@@ -123,11 +129,11 @@ def _cases(
 
 
 def _draw(folder: Path, number: int, found: "Explanation") -> str:
-    from kd_convnext.common.figures import save_figure
+    from kd_convnext.common.figures import figure_writer
     from kd_convnext.inference.explaining.figure import explanation_figure
 
     name = f"{number:04d}_{Path(str(found.photograph)).stem}.png"
-    save_figure(folder / name, explanation_figure(found))
+    atomic_write(folder / name, figure_writer(".png", explanation_figure(found)))
     return name
 
 
@@ -140,7 +146,5 @@ def _line(found: "Explanation") -> str:
 
 
 def _write(folder: Path, predictor: "Predictor", entries: list[dict[str, object]]) -> None:
-    from kd_convnext.common.files import write_text
-
     content = {"class_names": list(predictor.network.card.class_names), "explanations": entries}
-    write_text(folder / "explanations.json", json_text(content))
+    atomic_write(folder / _KEY, text_writer(json_text(content)))

@@ -1,15 +1,12 @@
 """Exports a checkpoint to ONNX, OpenVINO or torch and compares the outputs: the command ``export``."""
 
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kd_convnext.common.counting import counted
-from kd_convnext.common.files import move_in, sha256_of, write_finding
+from kd_convnext.common.files import move_in, sha256_of, staged
 from kd_convnext.errors import ConfigError, ExportError, Finding
 
 if TYPE_CHECKING:
@@ -87,7 +84,7 @@ def export(
     shown = samples_of(predictor, ckpt_path, manifest, columns, cache_dir, samples)
     precision = "int8" if int8 else "float32"
     words = words_of(predictor.network, predictor.calibration, tta=predictor.tta, pixels=pixels, precision=precision)
-    with _staged(folder) as place:
+    with staged(folder) as place:
         found = _write(predictor, place, wish, words, shown)
         made = [place / f"model{ending}" for ending in FILES[format]]
         lacking = why_no_crop(predictor)
@@ -121,18 +118,6 @@ def _check(wish: _Wish, samples: int) -> None:
         findings.append(Finding("--samples", counted(samples, "photograph"), "Compare on one at least."))
     if findings:
         raise ConfigError(findings)
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder, which becomes the folder only if the block succeeds."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-            yield Path(name)
-    except OSError as error:
-        # A library's own error of a full disk does not say where.
-        raise ConfigError(write_finding(folder, error)) from error
 
 
 def _write(predictor: "Predictor", place: Path, wish: _Wish, words: "Words", shown: "ExportSamples") -> "Compared":

@@ -1,7 +1,6 @@
 """Publishes a checkpoint as a folder that ``from_pretrained`` reads, or on the hub: the command ``publish``."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,21 +58,18 @@ def _replace(folder: Path, model: "PublishedModel") -> None:
     """Writes the files beside the folder, and moves them in when all are whole; till then an earlier model stays."""
     from safetensors import SafetensorError
 
-    from kd_convnext.common.files import move_in, write_finding
+    from kd_convnext.common.files import move_in, staged
     from kd_convnext.errors import ConfigError, Finding
     from kd_convnext.inference.publishing.hub import CONFIG, FILES
 
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-            model.save_pretrained(Path(name))
-            made = sorted(Path(name).iterdir())
+        with staged(folder) as place:
+            model.save_pretrained(place)
+            made = sorted(place.iterdir())
             for file in made:
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
             move_in(made, folder, CONFIG, stale=set(FILES) - {file.name for file in made})
-    except OSError as error:
-        raise ConfigError(write_finding(folder, error)) from error
     except SafetensorError as error:
         what = f"cannot be written ({error})"
         raise ConfigError(

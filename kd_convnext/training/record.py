@@ -27,9 +27,10 @@ from kd_convnext.data.crops.resize import reduced_size, resize_to
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.views import still_view
 from kd_convnext.data.manifest.ids import hidden_ids
+from kd_convnext.data.manifest.units import unit_word, units_of
 from kd_convnext.errors import KDConvNeXtError
 from kd_convnext.evaluation.answers import UNKNOWN, Evaluation
-from kd_convnext.evaluation.statistics import LesionCounts, class_intervals, count_lesions
+from kd_convnext.evaluation.statistics import GroupCounts, class_intervals, count_groups
 from kd_convnext.runs.figures import Subject, confusion_matrix, crop_grid, per_class_bars, reliability_diagram
 from kd_convnext.runs.judged import Judged, results_recorded
 from kd_convnext.runs.loggers import log_confusion, log_files, log_table
@@ -57,7 +58,7 @@ from kd_convnext.training.outputs import (
 )
 from kd_convnext.training.previews import AugmentationPreview, CurveFigures
 from kd_convnext.training.progress_bar import DataWaitBar
-from kd_convnext.training.summary import best_epoch_line, patient_lines, score_lines
+from kd_convnext.training.summary import best_epoch_line, score_lines
 
 if TYPE_CHECKING:
     from kd_convnext.models.backbones import Backbone
@@ -137,7 +138,7 @@ class RunRecord(Callback):
         # Without labels there is one class, and it is always right.
         if trainer.is_global_zero and self._best is not None and not _data(trainer).ignores_labels:
             epoch, best = self._best
-            say(trainer, best_epoch_line(epoch, _lesion_counts(trainer, best), time.perf_counter() - self._begun))
+            say(trainer, best_epoch_line(epoch, _group_counts(trainer, best), time.perf_counter() - self._begun))
             say(trainer, f"Figures: {shown(run_folder(trainer).figures)}")
         if self.artifacts and trainer.is_global_zero:
             folder = run_folder(trainer)
@@ -199,7 +200,7 @@ class RunRecord(Callback):
         from kd_convnext.training.cost import network_cost  # timm imports wandb where it is installed
 
         folder = run_folder(trainer)
-        write_predictions(folder, found, _data(trainer).manifest)
+        write_predictions(folder, found, _data(trainer).manifest, _data(trainer).split.hash)
         write_cost(folder, network_cost(cast("Backbone", module.classifier)))
         faithful = fidelity_figures(_data(trainer).crops, found.index)
         write_metrics(folder, {f"test/{FIDELITY}{name}": value for name, value in faithful.items()})
@@ -216,7 +217,7 @@ class RunRecord(Callback):
         folder = run_folder(trainer)
         path = folder.predictions_of(data.predict_part)
         with results_recorded(folder, f"predict_{data.predict_part}", self._judged):
-            write_table(path, prediction_table(found, data.manifest))
+            write_table(path, prediction_table(found, data.manifest, data.split.hash))
         say(trainer, f"Answers for {counted(len(found), 'region')} of interest: {shown(path)}")
 
     def _record(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
@@ -233,7 +234,7 @@ class RunRecord(Callback):
                 continue
             write_metrics(run_folder(trainer), {f"{prefix}/{name}": value for name, value in metrics.items()})
             subject = _subject(found, lesions, module, "photograph" if evaluation is found else "lesion")
-            behind = _lesion_counts(trainer, evaluation)
+            behind = _group_counts(trainer, evaluation)
             self._draw(trainer, prefix, evaluation, subject, behind)
             log_table(trainer.loggers, f"{prefix}/per_class_table", class_table(evaluation), trainer.global_step)
         self._say_scores(trainer, found, lesions)
@@ -242,11 +243,10 @@ class RunRecord(Callback):
         """Prints the scores, and where the rest is."""
         if not (found.labels != UNKNOWN).any():
             return
-        own = None if lesions is None else _lesion_counts(trainer, lesions)
+        own = None if lesions is None else _group_counts(trainer, lesions)
         named = {"val": "validation"}.get(found.part, found.part)
         folder = run_folder(trainer)
-        lines = score_lines(named, _lesion_counts(trainer, found), own, found.class_names)
-        for line in lines + patient_lines(getattr(trainer, "datamodule", None), found.index):
+        for line in score_lines(named, _group_counts(trainer, found), own, found.class_names):
             say(trainer, line)
         say(trainer, f"Figures: {shown(folder.figures)}; all numbers: {shown(folder.metrics)}")
         if judges_others(trainer):
@@ -256,16 +256,17 @@ class RunRecord(Callback):
             say(trainer, f"Next: kd-convnext report {shlex.quote(shown(folder.path))}")
 
     def _draw(
-        self, trainer: Trainer, prefix: str, evaluation: Evaluation, subject: Subject, lesions: LesionCounts
+        self, trainer: Trainer, prefix: str, evaluation: Evaluation, subject: Subject, behind: GroupCounts
     ) -> None:
         """Draws confusion matrix, scores of the classes and calibration."""
         name, caption = f"{prefix}/confusion_matrix", subject.says("Confusion matrix, rows are true classes")
         figure = confusion_matrix(evaluation.confusion_matrix(), evaluation.class_names, caption=caption)
         save_for_print(run_folder(trainer).figure(name), figure)
         log_confusion(trainer.loggers, name, evaluation, trainer.global_step, caption)
-        caption = subject.says("Scores of each class with 95 % intervals by lesion († fewer than ten lesions)")
-        behind = [int(count) for count in lesions.per_class()]
-        bars = per_class_bars(evaluation, class_intervals(lesions), behind, caption)
+        few = f"† fewer than ten {behind.unit}s"
+        caption = subject.says(f"Scores of each class with 95 % intervals {behind.by} ({few})")
+        numbers = [int(count) for count in behind.per_class()]
+        bars = per_class_bars(evaluation, class_intervals(behind), numbers, caption, behind.unit)
         show_figure(trainer, f"{prefix}/per_class", bars)
         caption = subject.says("How often answers are right against how sure they are")
         show_figure(trainer, f"{prefix}/reliability", reliability_diagram(evaluation, caption=caption))
@@ -276,7 +277,7 @@ class RunRecord(Callback):
         chosen = most_telling(found)[: self.max_pictures]
         crops = [data.crops.load(int(row)) for row in found.index[chosen]]
         pictures = [resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], self.picture_size)) for crop in crops]
-        table = prediction_table(found, data.manifest).iloc[chosen].reset_index(drop=True)
+        table = prediction_table(found, data.manifest, data.split.hash).iloc[chosen].reset_index(drop=True)
         # Files have them all in predictions.csv; ids of lesions stay on this machine.
         table = hidden_ids(table, data.split.hash)
         here = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger | WandbLogger)]
@@ -337,15 +338,18 @@ def _subject(
     return Subject(found.part, unit, int((found.labels != UNKNOWN).sum()), known, model_words(module))
 
 
-def _lesion_counts(trainer: Trainer, evaluation: Evaluation) -> LesionCounts:
-    """Counts answers by lesion; without our data each is a lesion of its own."""
+def _group_counts(trainer: Trainer, evaluation: Evaluation) -> GroupCounts:
+    """Counts answers by group; without our data each is a lesion of its own."""
     names, known = np.array([*evaluation.class_names]), evaluation.labels != UNKNOWN
     data = getattr(trainer, "datamodule", None)
-    lesions = evaluation.index.astype(str)
+    answers = pd.DataFrame({"label": names[evaluation.labels], "prediction": names[evaluation.predictions]})[known]
+    rows = evaluation.index[known]
     if isinstance(data, SpecimenDataModule):
-        lesions = data.manifest.groups("lesion")[evaluation.index]
-    columns = {"lesion": lesions, "label": names[evaluation.labels], "prediction": names[evaluation.predictions]}
-    return count_lesions(pd.DataFrame(columns)[known], evaluation.class_names)
+        units = units_of(data.manifest, rows)
+        answers = answers.assign(unit=units["unit"].to_numpy(), by=unit_word(*(units[name] for name in units)))
+    else:
+        answers = answers.assign(lesion=rows.astype(str))
+    return count_groups(answers, evaluation.class_names)
 
 
 def most_telling(evaluation: Evaluation) -> npt.NDArray[np.intp]:

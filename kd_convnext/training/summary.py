@@ -1,14 +1,9 @@
 """Prints what a test or a fit has found: a table of a dozen lines, and the best epoch with its interval."""
 
-import numpy as np
-import numpy.typing as npt
-
 from kd_convnext.common.console import duration
 from kd_convnext.common.counting import counted
-from kd_convnext.data.loading.datamodule import SpecimenDataModule
-from kd_convnext.data.manifest.grouping import crowded
 from kd_convnext.evaluation.proportions import FEW, Interval, digits
-from kd_convnext.evaluation.statistics import LesionCounts, Metric, class_scores, intervals, scores
+from kd_convnext.evaluation.statistics import GroupCounts, Metric, class_scores, intervals, scores
 
 RESAMPLES = 500
 """Of the bootstrap behind the printed intervals."""
@@ -23,23 +18,23 @@ _WIDEST = 26
 
 
 def score_lines(
-    part: str, photographs: LesionCounts, lesions: LesionCounts | None, class_names: tuple[str, ...]
+    part: str, photographs: GroupCounts, lesions: GroupCounts | None, class_names: tuple[str, ...]
 ) -> list[str]:
     """Makes the table that a test prints.
 
     Args:
         part: Of the data.
-        photographs: The answers about photographs, by lesion.
-        lesions: The answers about lesions; None where nothing is known of them.
+        photographs: The answers about photographs, by group.
+        lesions: The answers about lesions, by group; None where nothing is known of them.
         class_names: K classes.
 
     Returns:
         Lines of at most 80 characters: four metrics per photograph and per lesion with their 95 % intervals, then
-        each class; three digits at most, classes with fewer than ten lesions marked.
+        each class; three digits at most, classes with fewer than ten groups marked.
     """
-    number = len(photographs.lesions)
-    judged = f"{counted(photographs.photographs, 'photograph')} of {counted(number, 'lesion')}"
-    lines = [f"{part.capitalize()} part: {judged}, 95 % intervals by lesion"]
+    number, unit = len(photographs), photographs.unit
+    judged = f"{counted(photographs.photographs, 'photograph')} of {counted(number, unit)}"
+    lines = [f"{part.capitalize()} part: {judged}, 95 % intervals {photographs.by}"]
     columns = [photographs] if lesions is None else [photographs, lesions]
     heads = ["per photograph", "per lesion"][: len(columns)]
     lines.append(f"  {'':<16}" + "".join(f"{head:<24}" for head in heads).rstrip())
@@ -52,44 +47,31 @@ def score_lines(
         ]
         lines.append(f"  {name:<16}" + "".join(cells).rstrip())
     classes, behind = class_scores(photographs.total), photographs.per_class()
-    lines.append(f"  {'class':<{_WIDEST}}{'lesions':>9}{'precision':>11}{'recall':>9}{'F1':>9}")
+    lines.append(f"  {'class':<{_WIDEST}}{f'{unit}s':>9}{'precision':>11}{'recall':>9}{'F1':>9}")
     for k, name in enumerate(class_names):
         places, mark = digits(int(behind[k])), "†" if behind[k] < FEW else " "
         cells = [f"{classes[score][k]:.{places}f}" for score in ("precision", "recall", "f1")]
         short = name if len(name) < _WIDEST else f"{name[: _WIDEST - 3]}.."
         lines.append(f"  {short:<{_WIDEST}}{behind[k]:>8}{mark}{cells[0]:>11}{cells[1]:>9}{cells[2]:>9}")
     if (behind < FEW).any():
-        lines.append(f"  † fewer than {FEW} lesions: these figures say little")
+        lines.append(f"  † fewer than {FEW} {unit}s: these figures say little")
     return lines
 
 
-def patient_lines(data: object, rows: npt.NDArray[np.int64]) -> list[str]:
-    """Makes a line on patients with several of the lesions that a table is about.
-
-    Args:
-        data: A fit's data; of others than ours nothing is known.
-        rows: Of its manifest, int64.
-    """
-    told = crowded(data.manifest.table.iloc[rows]) if isinstance(data, SpecimenDataModule) else ""
-    return [f"  note: {told}"] if told else []
-
-
-def best_epoch_line(epoch: int, best: LesionCounts, seconds: float) -> str:
+def best_epoch_line(epoch: int, best: GroupCounts, seconds: float) -> str:
     """Returns a line on the best epoch, its score with interval, and the time of the fit.
 
     Args:
         epoch: Counted from 0, as in ``metrics.csv``.
-        best: Its validation answers by lesion.
+        best: Its validation answers by group.
         seconds: Of the fit.
     """
-    value = with_interval(
-        float(scores(best.total)["f1_macro"]), intervals(best, RESAMPLES, 0)["f1_macro"], len(best.lesions)
-    )
-    lesions = counted(len(best.lesions), "validation lesion")
-    return f"Best epoch {epoch}: macro F1 {value}, 95 % by lesion, {lesions}. The fit took {duration(seconds)}."
+    value = with_interval(float(scores(best.total)["f1_macro"]), intervals(best, RESAMPLES, 0)["f1_macro"], len(best))
+    behind = counted(len(best), f"validation {best.unit}")
+    return f"Best epoch {epoch}: macro F1 {value}, 95 % {best.by}, {behind}. The fit took {duration(seconds)}."
 
 
-def with_interval(value: float, span: Interval, lesions: int) -> str:
-    """Writes a score with its interval, two digits below a hundred lesions, else three."""
-    places = digits(lesions)
+def with_interval(value: float, span: Interval, groups: int) -> str:
+    """Writes a score with its interval, two digits below a hundred groups, else three."""
+    places = digits(groups)
     return f"{value:.{places}f} [{span.low:.{places}f}, {span.high:.{places}f}]"

@@ -50,7 +50,7 @@ def test_the_variance_is_delongs():
 
 def test_photographs_of_a_lesion_make_the_area_no_surer():
     ranking = drawn(2)
-    three = Ranking(*(np.repeat(values, 3) for values in (ranking.scores, ranking.positive, ranking.lesions)))
+    three = Ranking(*(np.repeat(values, 3) for values in (ranking.scores, ranking.positive, ranking.groups)))
     one, other = roc_area(ranking).interval, roc_area(three).interval
     assert (one.low, one.high) == pytest.approx((other.low, other.high))
 

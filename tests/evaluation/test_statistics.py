@@ -14,10 +14,10 @@ from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_sc
 from kd_convnext.data.manifest.grouping import lesion_names
 from kd_convnext.evaluation.comparisons import Pair, compare_pairs, make_pair
 from kd_convnext.evaluation.statistics import (
-    LesionCounts,
+    GroupCounts,
     class_intervals,
     class_scores,
-    count_lesions,
+    count_groups,
     draw_weights,
     exchange_test,
     holm,
@@ -67,7 +67,7 @@ def test_scores_are_sklearns_also_where_a_class_is_absent():
 
 def test_means_over_some_classes_leave_the_others_out_and_keep_their_errors():
     frame = frame_of(["a", "a", "b", "b"], ["a", "c", "b", "b"], ["L1", "L2", "L3", "L4"])
-    lesions = count_lesions(frame, ("a", "b", "c"))
+    lesions = count_groups(frame, ("a", "b", "c"))
     found, some = scores(lesions.total), scores(lesions.total, [0, 1])
     assert (found["recall_macro"], some["recall_macro"]) == pytest.approx((0.5, 0.75))
     assert some["f1_macro"] == pytest.approx((2 / 3 + 1) / 2) and some["accuracy"] == found["accuracy"]
@@ -77,8 +77,8 @@ def test_means_over_some_classes_leave_the_others_out_and_keep_their_errors():
 
 
 def test_lesions_are_counted_by_name_and_class():
-    found = count_lesions(frame_of(["a", "a", "b", "?"], ["a", "b", "b", "a"], ["L2", "L2", "L1", "L3"]), ("a", "b"))
-    assert found.lesions.tolist() == ["L1", "L2"]
+    found = count_groups(frame_of(["a", "a", "b", "?"], ["a", "b", "b", "a"], ["L2", "L2", "L1", "L3"]), ("a", "b"))
+    assert found.groups.tolist() == ["L1", "L2"]
     assert found.counts.tolist() == [[[0, 0], [0, 1]], [[1, 1], [0, 0]]]
     assert found.photographs == 3
     assert found.per_class().tolist() == [1, 1]
@@ -110,7 +110,7 @@ def test_resamples_are_sums_of_whole_lesions():
 
 def test_the_interval_of_a_share_is_the_binomials():
     right = np.arange(400) % 10 < 8
-    found = intervals(count_lesions(two_class(right), ("a", "b")), 4000, seed=0)["accuracy"]
+    found = intervals(count_groups(two_class(right), ("a", "b")), 4000, seed=0)["accuracy"]
     exact = 1.96 * math.sqrt(0.8 * 0.2 / 400)
     assert (found.low, found.high) == pytest.approx((0.8 - exact, 0.8 + exact), abs=0.005)
 
@@ -118,8 +118,8 @@ def test_the_interval_of_a_share_is_the_binomials():
 def test_the_interval_by_lesion_is_wider_where_photographs_of_a_lesion_are_answered_alike():
     """Eight photographs a lesion, all right or all wrong: one lesion says as much as one photograph."""
     right = np.repeat(np.arange(50) % 5 > 0, 8)
-    by_lesion = count_lesions(two_class(right, np.repeat([f"L{k}" for k in range(50)], 8)), ("a", "b"))
-    by_image = count_lesions(two_class(right), ("a", "b"))
+    by_lesion = count_groups(two_class(right, np.repeat([f"L{k}" for k in range(50)], 8)), ("a", "b"))
+    by_image = count_groups(two_class(right), ("a", "b"))
     wide, narrow = (intervals(found, 4000, seed=0)["accuracy"] for found in (by_lesion, by_image))
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(math.sqrt(8), rel=0.1)
 
@@ -127,19 +127,19 @@ def test_the_interval_by_lesion_is_wider_where_photographs_of_a_lesion_are_answe
 def test_the_interval_by_lesion_is_the_same_where_photographs_are_lesions():
     frame = golden().assign(repeat=0)
     frame["lesion"] = lesion_names(frame)
-    found = count_lesions(frame, PAPER)
-    assert len(found.lesions) == found.photographs == 209
+    found = count_groups(frame, PAPER)
+    assert len(found.groups) == found.photographs == 209
     assert (found.total == CONFUSION).all()
 
 
 def test_nothing_tested_has_no_interval():
-    found = intervals(LesionCounts(np.array([], dtype=str), np.zeros((0, 2, 2), dtype=np.int64)), 100, seed=0)
+    found = intervals(GroupCounts(np.array([], dtype=str), np.zeros((0, 2, 2), dtype=np.int64)), 100, seed=0)
     assert math.isnan(found["accuracy"].low)
     assert not found["accuracy"].excludes_zero
 
 
 def test_three_lesions_that_are_all_wrong_are_in_doubt_by_every_metric():
-    found = intervals(count_lesions(two_class([False] * 3), ("a", "b")), 500, seed=0)
+    found = intervals(count_groups(two_class([False] * 3), ("a", "b")), 500, seed=0)
     assert (found["accuracy"].low, found["accuracy"].high) == pytest.approx((0, 0.7075982), abs=1e-6)
     for name in ("f1_macro", "precision_macro", "recall_macro"):
         assert found[name].low == 0
@@ -149,7 +149,7 @@ def test_three_lesions_that_are_all_wrong_are_in_doubt_by_every_metric():
 
 def test_three_lesions_a_class_that_are_all_right_are_in_doubt():
     frame = pd.concat([two_class([True] * 3), frame_of(["b"] * 3, ["b"] * 3, ["M1", "M2", "M3"])])
-    lesions = count_lesions(frame, ("a", "b"))
+    lesions = count_groups(frame, ("a", "b"))
     found = intervals(lesions, 500, seed=0)
     assert all(found[name].low < 0.65 and found[name].high == 1 for name in found)
     classes = class_intervals(lesions)
@@ -173,7 +173,7 @@ def test_the_interval_of_macro_f1_holds_its_value_in_19_of_20_draws(lesions):
         counts = np.zeros((len(labels), 3, 3), dtype=np.int64)
         for view in range(2):
             np.add.at(counts, (np.arange(len(labels)), labels, guesses[:, view]), 1)
-        found = intervals(LesionCounts(names, counts), 200, seed=0)
+        found = intervals(GroupCounts(names, counts), 200, seed=0)
         for name in inside:
             inside[name] += found[name].low <= truth[name] <= found[name].high
     # 150 draws at 95 % fall below 0.90 once in 200 times.
@@ -215,7 +215,7 @@ def test_the_test_bears_thousands_of_lesions():
 
 def test_exchanges_at_random_come_near_the_exact_test():
     ours, theirs = np.arange(40) < 30, np.arange(40) % 2 == 0
-    first, second = (count_lesions(two_class(right), ("a", "b")) for right in (ours, theirs))
+    first, second = (count_groups(two_class(right), ("a", "b")) for right in (ours, theirs))
     exact = sign_flip_test(ours.astype(int) - theirs.astype(int))
     found = exchange_test(first.counts, second.counts, 20000, seed=0)["accuracy"]
     assert found == pytest.approx(exact, abs=0.01)
@@ -248,7 +248,7 @@ def test_a_clear_difference_is_called_better_and_the_other_way_round_worse():
     (found,) = compare_pairs([pair_of(strong, weak)], 1000, seed=0)
     assert found.differences["accuracy"].verdict == found.differences["f1_macro"].verdict == "better"
     assert found.differences["accuracy"].value == pytest.approx(0.4)
-    assert (found.lesions, found.gained, found.lost) == (200, 80, 0)
+    assert (found.groups, found.gained, found.lost) == (200, 80, 0)
     (found,) = compare_pairs([pair_of(weak, strong)], 1000, seed=0)
     assert found.differences["accuracy"].verdict == found.differences["f1_macro"].verdict == "worse"
 
@@ -295,7 +295,7 @@ def test_only_answers_to_the_same_question_are_compared():
     theirs = two_class(np.array([True, True, False, False])).iloc[:3].sample(frac=1, random_state=0)
     pair = make_pair("ours", ours, "theirs", theirs, ("a", "b"))
     assert (pair.first.photographs, pair.second.photographs, pair.repeats) == (3, 3, 1)
-    assert pair.first.lesions.tolist() == pair.second.lesions.tolist()
+    assert pair.first.groups.tolist() == pair.second.groups.tolist()
     assert make_pair("ours", ours, "theirs", theirs.assign(repeat=5), ("a", "b")) is None
 
 
@@ -321,7 +321,7 @@ def trial(rng, first, second, lesions=400, repeats=5):
         counts = np.zeros((len(labels), 5, 5), dtype=np.int64)
         lesion, repeat = np.nonzero(tested)
         np.add.at(counts, (lesion, labels[lesion], guesses[lesion, repeat]), 2)
-        sides.append(LesionCounts(names, counts))
+        sides.append(GroupCounts(names, counts))
     (found,) = compare_pairs([Pair("first", "second", *sides, repeats)], 500, seed=0)
     return [found.differences[metric].verdict for metric in ("accuracy", "f1_macro")]
 

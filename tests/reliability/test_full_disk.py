@@ -126,6 +126,42 @@ def test_earlier_answers_stay_whole(run, monkeypatch, capsys):
     assert contents(run.path / "classified") == before
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_earlier_explanations_stay_whole(count, run, monkeypatch, capsys):
+    """The disk is full after some of the figures; they are of another class than those of before."""
+    before = contents(run.path)
+    with monkeypatch.context() as harm:
+        full_after(harm, count)
+        assert main([*words("explain", run), "--target", "MIA"]) == 2
+    assert said_in_one_line(capsys.readouterr().err, f"{run.path / 'explained'}:")
+    assert contents(run.path) == before
+    assert main([*words("explain", run), "--target", "MIA"]) == 0
+    assert contents(run.path).keys() == before.keys() and contents(run.path) != before
+
+
+def test_training_cases_that_find_no_room_name_their_own_folder(run, monkeypatch, capsys):
+    with monkeypatch.context() as harm:
+        full_after(harm, 0)
+        assert main(words("explain", run)[:-2]) == 2
+    assert said_in_one_line(capsys.readouterr().err, run.best.with_name("best.features.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_an_earlier_comparison_stays_whole(count, run, monkeypatch, capsys):
+    """The disk is full after some tables or figures; they are of other answers than those of before."""
+    compare = words("compare", run)
+    assert main(compare) == 0
+    before = contents(run.path.parent / "compared")
+    table = run.predictions.read_text().splitlines(keepends=True)
+    run.predictions.write_text("".join(table[:-4]))
+    with monkeypatch.context() as harm:
+        full_after(harm, count)
+        assert main([*compare, "--overwrite", "true"]) == 2
+    assert said_in_one_line(capsys.readouterr().err, run.path.parent / "compared")
+    assert contents(run.path.parent / "compared") == before
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 def test_results_are_never_said_to_be_of_another_checkpoint(count, run, whole, monkeypatch, capsys):
     test = ["test", "--config", str(run.config), "--ckpt_path", str(run.last), "--overwrite", "true"]

@@ -9,12 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.command_line import TINY, convnext
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
+from kd_convnext.cli import main
 from kd_convnext.common.process import is_stopped
 from kd_convnext.errors import Terminated, TrainingError
+from kd_convnext.runs.folder import RunFolder
 from kd_convnext.training import foreign_errors
+from kd_convnext.training.one_fit import LOCK
 from kd_convnext.training.ranks import RankWatch
 
 BOUND = 60
@@ -90,6 +94,18 @@ def test_all_end_within_a_minute_in_words(number, whom, code, training):
     assert ended(first, second) == code
     text = said.read_text()
     assert "error: " in text and "Traceback" not in text and "last.ckpt" in text
+    # The folder is free again, and the fit goes on from where it was.
+    run = RunFolder(said.parent / "run")
+    epoch = torch.load(run.last, weights_only=True)["epoch"]
+    again = ["fit", "--config", str(run.config), "--ckpt_path", str(run.last), f"--trainer.max_epochs={epoch + 2}"]
+    assert subprocess.run([sys.executable, "-m", "kd_convnext.cli", *again], timeout=PATIENCE).returncode == 0
+    assert torch.load(run.last, weights_only=True)["epoch"] == epoch + 1 and not (run.path / LOCK).exists()
+
+
+@pytest.mark.slow
+def test_a_fit_of_several_processes_keeps_others_out(training, tmp_path, capsys):
+    assert main([*FIT, "--trainer.devices=1", f"--trainer.default_root_dir={tmp_path / 'run'}"]) == 2
+    assert "another fit is writing into it" in capsys.readouterr().err
 
 
 def test_a_stopped_process_is_seen():

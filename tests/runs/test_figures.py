@@ -106,7 +106,7 @@ def test_training_curves_of_an_empty_log_say_so():
 
 
 def test_per_class_bars_show_the_metrics_and_the_support():
-    figure = plotting.per_class_bars(evaluation_of(PAPER), lesions=[3, 122, 14, 1, 30])
+    figure = plotting.per_class_bars(evaluation_of(PAPER), groups=[3, 122, 14, 1, 30])
     axes = figure.axes[0]
     heights = [bar.get_height() for bar in axes.containers[1]]
     assert heights == pytest.approx([3 / 5, 1, 11 / 16, 10 / 12, 33 / 54])

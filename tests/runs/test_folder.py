@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kd_convnext.data.manifest.ids import hidden
 from kd_convnext.data.manifest.manifest import Manifest
 from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.answers import Evaluation
@@ -24,6 +25,8 @@ def manifest(boxes: bool) -> Manifest:
             "image": ["a.jpg", "b.jpg", "b.jpg", "ü, c.jpg"],
             "label": ["AIS", "AIS", "MIA", ""],
             "lesion_id": ["L1", "L1", "L2", ""],
+            "patient_id": ["P1", "P1", "P1", ""],
+            "photograph": ["a.jpg", "b.jpg", "b.jpg", "ü, c.jpg"],
         }
     ).assign(**dict(zip(("x", "y", "width", "height"), box, strict=True)))
     return Manifest(Path("m.csv"), Path(), table, CLASSES)
@@ -100,18 +103,19 @@ def test_foreign_metrics_are_not_overwritten(tmp_path, content):
 
 def test_predictions_name_image_lesion_label_answer_and_probabilities(tmp_path):
     run = RunFolder(tmp_path)
-    write_predictions(run, answers(), manifest(boxes=False))
+    write_predictions(run, answers(), manifest(boxes=False), "salt")
+    patient, unknown = hidden("patient:P1", "salt"), hidden("image:ü, c.jpg", "salt")
     assert run.predictions.read_text(encoding="utf-8").splitlines() == [
-        "image,lesion_id,label,prediction,prob_AIS,prob_MIA",
-        "a.jpg,L1,AIS,MIA,0.25,0.75",
-        "b.jpg,L2,MIA,MIA,0.125,0.875",
-        '"ü, c.jpg",,,AIS,1,1e-09',
+        "image,lesion_id,group,label,prediction,prob_AIS,prob_MIA",
+        f"a.jpg,L1,patient:{patient},AIS,MIA,0.25,0.75",
+        f"b.jpg,L2,patient:{patient},MIA,MIA,0.125,0.875",
+        f'"ü, c.jpg",,lesion:{unknown},,AIS,1,1e-09',
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
 
 
 def test_boxes_tell_apart_the_rois_of_one_photograph():
-    table = prediction_table(answers(), manifest(boxes=True))
+    table = prediction_table(answers(), manifest(boxes=True), "salt")
     assert list(table.columns)[-4:] == ["x", "y", "width", "height"]
     assert table.loc[1, ["x", "y", "width", "height"]].tolist() == [1, 2, 3, 4]
 
@@ -119,7 +123,7 @@ def test_boxes_tell_apart_the_rois_of_one_photograph():
 def test_predictions_that_cannot_be_written_say_so(tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(ConfigError, match=r"predictions\.csv: cannot be written"):
-        write_predictions(RunFolder(tmp_path / "run"), answers(), manifest(boxes=False))
+        write_predictions(RunFolder(tmp_path / "run"), answers(), manifest(boxes=False), "salt")
 
 
 def test_class_table_counts_what_is_labelled():

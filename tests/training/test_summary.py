@@ -2,7 +2,7 @@ import numpy as np
 from helpers.fake_cells import PAPER
 from helpers.paper import CONFUSION
 
-from kd_convnext.evaluation.statistics import LesionCounts
+from kd_convnext.evaluation.statistics import GroupCounts
 from kd_convnext.training.summary import best_epoch_line, score_lines
 
 
@@ -10,7 +10,7 @@ def counts_of(matrix):
     pairs = [(row, column) for row, column in np.ndindex(*matrix.shape) for _ in range(matrix[row, column])]
     counts = np.zeros((len(pairs), *matrix.shape), dtype=np.int64)
     counts[range(len(pairs)), [row for row, _ in pairs], [column for _, column in pairs]] = 1
-    return LesionCounts(np.array([f"L{k}" for k in range(len(pairs))]), counts)
+    return GroupCounts(np.array([f"L{k}" for k in range(len(pairs))]), counts)
 
 
 def test_a_test_prints_a_dozen_lines_with_three_digits():

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kd_convnext.common.counting import counted
 from kd_convnext.data.manifest.ids import normal_id
 
 Part = Literal["train", "val", "test"]
@@ -141,22 +140,6 @@ def group_names(table: pd.DataFrame, group_by: GroupBy) -> NDArray[np.str_]:
     _, first = np.unique(component, return_index=True)
     names_of_rows: NDArray[np.str_] = np.array(nodes, dtype=np.str_)[first][component[photographs]]
     return names_of_rows
-
-
-def crowded(table: pd.DataFrame) -> str:
-    """Describes what intervals by lesion leave out where patients have several: "" where none is known to.
-
-    Args:
-        table: The photographs that are judged: ``image``, ``lesion_id`` and ``patient_id`` ("" where unknown).
-    """
-    known = table["patient_id"] != ""
-    lesions = pd.Series(lesion_names(table), index=table.index)[known].groupby(table["patient_id"][known]).nunique()
-    several = int((lesions > 1).sum())
-    if not several:
-        return ""
-    named = "lesions" if (table["lesion_id"][known] != "").all() else "lesions, or photographs that name none"
-    number = f"{several} of {counted(len(lesions), 'patient')}"
-    return f"{number} with several {named}: intervals by lesion take these as independent, and may be too narrow"
 
 
 def lesion_names(frame: pd.DataFrame) -> NDArray[np.str_]:

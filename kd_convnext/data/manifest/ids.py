@@ -111,11 +111,17 @@ def hidden_ids(frame: pd.DataFrame, salt: str, *, images: bool = False) -> pd.Da
     found = frame.copy()
     for column, word in ID_COLUMNS.items():
         if column in found:
-            found[column] = [_hash(f"{salt}:{word}:{normal_id(value)}") if value else "" for value in found[column]]
+            found[column] = [hidden(f"{word}:{normal_id(value)}", salt) if value else "" for value in found[column]]
     if images and "image" in found:
-        found["image"] = [_hash(f"{salt}:image:{name}") for name in found["image"]]
+        found["image"] = [hidden(f"image:{name}", salt) for name in found["image"]]
     return found
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def hidden(name: str, salt: str) -> str:
+    """Hashes a name with a salt, for tables that leave the machine.
+
+    Args:
+        name: With its kind: ``lesion:L7``.
+        salt: See `hidden_ids`.
+    """
+    return hashlib.sha256(f"{salt}:{name}".encode()).hexdigest()[:12]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kd_convnext.common.counting import counted
+from kd_convnext.data.manifest.units import GROUP, NO_GROUPS
 from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.comparisons import Comparison, Pair, compare_pairs, make_pair
 from kd_convnext.evaluation.proportions import Interval
@@ -75,6 +77,11 @@ class Analysis:
         return tuple(result.record for result in self.results if not result.finished)
 
     @property
+    def unit(self) -> str:
+        """What intervals and tests take as independent: ``lesion``, ``patient`` or ``group``."""
+        return self.best.counts.unit if self.best and len(self.best.answers) else "lesion"
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """In the order of the models' outputs; empty where nothing was tested."""
         return self.best.class_names if self.best else ()
@@ -116,6 +123,8 @@ def analyse(cells: Sequence[CellRecord], settings: AnalysisOptions, best: str | 
         *(f"{cell_name(result.record)}: {text}" for result in results for text in result.remarks),
         *remarks,
     ]
+    old = [result for result in results if result.predictions is not None and GROUP not in result.predictions]
+    remarks += [f"{counted(len(old), 'cell')}: {NO_GROUPS}"] if old else []
     comparisons = _with_baseline(methods, settings, remarks)
     resolution = _with_own_setting(tested, settings)
     chosen, chosen_by = _best(methods or tested, best, remarks)
@@ -123,7 +132,7 @@ def analyse(cells: Sequence[CellRecord], settings: AnalysisOptions, best: str | 
         settings=settings,
         results=tuple(results),
         arms=tuple(arms),
-        intervals={arm: intervals(arm.lesions, settings.resamples, settings.seed) for arm in tested},
+        intervals={arm: intervals(arm.counts, settings.resamples, settings.seed) for arm in tested},
         comparisons=tuple(comparisons),
         resolution=tuple(resolution),
         teachers=tuple(_with_teacher(methods, settings, remarks)),

@@ -132,16 +132,16 @@ def _performance(analysis: Analysis) -> str | None:
     if best is None or best not in analysis.intervals:
         return None
     found = analysis.intervals[best]["f1_macro"]
-    places = digits(len(best.lesions.lesions))
+    places = digits(len(best.counts))
     span = f"{found.low:.{places}f} to {found.high:.{places}f}"
-    return f"{best.title}: macro F1 95 % interval {span} (unit: lesion); all methods in section 4."
+    return f"{best.title}: macro F1 95 % interval {span} (unit: {best.counts.unit}); all methods in section 4."
 
 
 def _flow(analysis: Analysis) -> str | None:
     return (
         None
         if analysis.best is None
-        else f"Lesions that were tested: {len(analysis.best.lesions.lesions)} (section 4)."
+        else f"{analysis.best.counts.unit.capitalize()}s that were tested: {len(analysis.best.counts)} (section 4)."
     )
 
 
@@ -163,9 +163,17 @@ def _registered(analysis: Analysis) -> str | None:
     return None if analysis.settings.command is None else f"Command: {analysis.settings.command}"
 
 
-_RESAMPLING = "95 % intervals and paired tests with the lesion as the unit, corrected for their number (section 5)."
+def _resampling(analysis: Analysis) -> str:
+    unit = analysis.unit
+    return f"95 % intervals and paired tests with the {unit} as the unit, corrected for their number (section 5)."
+
+
+def _sample(analysis: Analysis) -> str:
+    number = f"the number of {analysis.unit}s"
+    return f"No size was computed beforehand; the intervals in section 4 show what {number} can bear."
+
+
 _OUTPUT = "A probability for each class; the class with the highest is the answer. Calibration: reliability diagram."
-_SAMPLE = "No size was computed beforehand; the intervals in section 4 show what the number of lesions can bear."
 
 ITEMS = (
     Item("Title and abstract", "Study named as one of AI; kind of model and outcome", "1", "1", _authors),
@@ -183,7 +191,7 @@ ITEMS = (
     Item("Reference standard", "Definition, reason, annotators, tools, agreement", "14-18", "8a, 8b, 8c", _authors),
     Item("Data partitions", "How data were assigned to parts", "19", "12a", _partition),
     Item("Data partitions", "Level at which parts are disjoint", "20", "12a, 16", _disjoint),
-    Item("Data partitions", "Size, and how it was determined", "21", "10", _always(_SAMPLE)),
+    Item("Data partitions", "Size, and how it was determined", "21", "10", _sample),
     Item("Model", "Architecture, inputs, outputs", "22", "12c, 22", _models),
     Item("Model", "Output and how it becomes an answer", "22", "15", _always(_OUTPUT)),
     Item("Model", "Software and versions", "23", "18f", _always("Section 7.")),
@@ -194,7 +202,7 @@ ITEMS = (
     Item("Training", "Choice of the final model", "26", "12c", _always("Best macro F1 on validation; tested once.")),
     Item("Training", "Ensembles", "27", "", _always("None; each repeat is one network.")),
     Item("Evaluation", "Metrics", "28", "12e", _always("Accuracy, macro precision, recall and both readings of F1.")),
-    Item("Evaluation", "Uncertainty and significance", "29", "12e", _always(_RESAMPLING)),
+    Item("Evaluation", "Uncertainty and significance", "29", "12e", _resampling),
     Item("Evaluation", "Robustness, differences between groups or centres", "30", "12d, 14, 23b", _groups),
     Item("Evaluation", "Explanation of single answers", "31", "", _authors),
     Item("Evaluation", "Test within the collection", "32", "16", _internal),

@@ -11,7 +11,7 @@ from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.further import join_further, read_further
 from kd_convnext.evaluation.discrimination import Ranking, average_precision, roc_area
 from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits
-from kd_convnext.evaluation.statistics import LesionCounts, count_lesions, intervals, scores
+from kd_convnext.evaluation.statistics import GroupCounts, count_groups, intervals, scores
 from kd_convnext.evaluation.utility import predictive_intervals, predictive_values
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.results import Arm
@@ -24,9 +24,9 @@ _BOX = ["x", "y", "width", "height"]
 def ranking_of(arm: Arm, name: str) -> Ranking:
     """Ranks a method's answers by the probability of one class."""
     answers = arm.answers
-    _, lesions = np.unique(answers["lesion"].to_numpy(dtype=np.str_), return_inverse=True)
+    _, groups = np.unique(answers["unit"].to_numpy(dtype=np.str_), return_inverse=True)
     positive = (answers["label"] == name).to_numpy(np.bool_)
-    return Ranking(answers[f"prob_{name}"].to_numpy(np.float64), positive, lesions.astype(np.int64))
+    return Ranking(answers[f"prob_{name}"].to_numpy(np.float64), positive, groups.astype(np.int64))
 
 
 def one_against_rest(analysis: Analysis, prevalence: Mapping[str, float]) -> Table | None:
@@ -34,20 +34,20 @@ def one_against_rest(analysis: Analysis, prevalence: Mapping[str, float]) -> Tab
 
     Args:
         analysis: The numbers.
-        prevalence: Share of classes where the model is to be used; by default their share of the test lesions.
+        prevalence: Share of classes where the model is to be used; by default their share of the tested groups.
     """
     arm = analysis.best
     if arm is None or not len(arm.answers):
         return None
-    lesions = arm.lesions
-    behind = lesions.per_class()
+    answers, unit = arm.counts, arm.counts.unit
+    behind = answers.per_class()
     rows = []
     for k, name in enumerate(arm.class_names):
         places = digits(int(behind[k]))
         share = prevalence.get(name, float(behind[k] / max(1, behind.sum())))
         ranking = ranking_of(arm, name)
         area, precision = roc_area(ranking), average_precision(ranking, 500, analysis.settings.seed)
-        (seen, seen_span), (spared, spared_span) = _rates(lesions, k)
+        (seen, seen_span), (spared, spared_span) = _rates(answers, k)
         values = predictive_values(seen, spared, share)
         spans = predictive_intervals(seen_span, spared_span, share)
         cells = [
@@ -59,15 +59,15 @@ def one_against_rest(analysis: Analysis, prevalence: Mapping[str, float]) -> Tab
             *(with_interval(value, span, places) for value, span in zip(values, spans, strict=True)),
         ]
         rows.append((name, f"{behind[k]} {MARK}" if behind[k] < FEW else str(behind[k]), *cells))
-    columns = ("Class", "Lesions", "AUC", "Average precision", "Sensitivity", "Specificity", "Prevalence", "PPV", "NPV")
+    rates = ("AUC", "Average precision", "Sensitivity", "Specificity", "Prevalence", "PPV", "NPV")
     note = (
-        f"Each class against the rest, per photograph, {arm.title}; the most probable class answers. 95 % intervals by "
-        "lesion: areas by DeLong et al. (1988) with clusters (Obuchowski 1997), with fewer than ten lesions by "
+        f"Each class against the rest, per photograph, {arm.title}; the most probable class answers. 95 % intervals "
+        f"{answers.by}: areas by DeLong et al. (1988) with clusters (Obuchowski 1997), with fewer than ten {unit}s by "
         "Newcombe (2006); sensitivity and specificity exact; predictive values at the prevalence, taken as known (that "
         "of the test part unless --prevalence says another). "
-        f"{MARK} fewer than {FEW} lesions: these figures say little."
+        f"{MARK} fewer than {FEW} {unit}s: these figures say little."
     )
-    return Table("Each class against the rest", columns, tuple(rows), note)
+    return Table("Each class against the rest", ("Class", answers.head, *rates), tuple(rows), note)
 
 
 def by_unit(analysis: Analysis) -> Table | None:
@@ -82,12 +82,15 @@ def by_unit(analysis: Analysis) -> Table | None:
         units["patient"] = patients.where(patients != "", answers["lesion"])
     rows = []
     for unit, groups in units.items():
-        judged = answers if unit == "photograph" else _merged(answers.assign(lesion=groups), arm.class_names)
-        counts = count_lesions(judged, arm.class_names)
+        # Files of earlier versions know of no patients: what is judged is then the unit.
+        known = answers.assign(unit=groups) if arm.counts.unit == "lesion" else answers
+        judged = known if unit == "photograph" else _merged(known.assign(lesion=groups), arm.class_names)
+        counts = count_groups(judged, arm.class_names)
         rows.append((f"per {unit}", str(counts.photographs), *_scores(counts, analysis)))
+    others = ", the last row's by patient" if patients is not None and arm.counts.unit == "lesion" else ""
     note = (
         f"{arm.title}. Per lesion or patient the mean probability over its photographs in a repeat answers; one whose "
-        "photographs have several labels counts in none. 95 % intervals."
+        f"photographs have several labels counts in none. 95 % intervals {arm.counts.by}{others}."
     )
     if patients is None:
         note += " The photographs name no patients."
@@ -113,25 +116,25 @@ def subgroups(analysis: Analysis, columns: tuple[str, ...]) -> list[Table]:
     named = tuple(column for column in columns if column not in measured)
     answers = _with_columns(arm, named) if named else arm.answers
     answers = answers.assign(**{name: values.to_numpy() for name, values in measured.items()})
-    found = []
+    found, unit = [], arm.counts.unit
     for column in (*named, *measured):
         if column in measured and not (answers[column] != "").any():
             continue
         rows = []
         for value, part in answers.groupby(column, sort=True):
-            counts = count_lesions(part, arm.class_names)
-            number = len(counts.lesions)
-            lesions = f"{number} {MARK}" if number < FEW else str(number)
+            counts = count_groups(part, arm.class_names)
+            number = len(counts)
+            behind = f"{number} {MARK}" if number < FEW else str(number)
             # Where a subgroup lacks a class, a mean over all classes would tell of that and not of the answers.
             (present,) = np.nonzero(counts.total.sum(axis=1))
-            sizes = (lesions, str(counts.photographs), f"{len(present)} of {len(arm.class_names)}")
+            sizes = (behind, str(counts.photographs), f"{len(present)} of {len(arm.class_names)}")
             rows.append((str(value) or "(empty)", *sizes, *_scores(counts, analysis, present.tolist())))
         note = (
             f"{arm.title}, per photograph; macro means are over the classes that occur in the subgroup: compare them "
-            f"only where these are alike. 95 % intervals by lesion. {MARK} fewer than {FEW} lesions."
+            f"only where these are alike. 95 % intervals {arm.counts.by}. {MARK} fewer than {FEW} {unit}s."
         )
         title = _MEASURED.get(column, f"By {column}")
-        found.append(Table(title, (column, "Lesions", "Photographs", "Classes", *_HEADS), tuple(rows), note))
+        found.append(Table(title, (column, arm.counts.head, "Photographs", "Classes", *_HEADS), tuple(rows), note))
     return found
 
 
@@ -139,17 +142,17 @@ _MEASURED = {SIZE: "By size of the region", SHARPNESS: "By sharpness of the regi
 _HEADS = ("Accuracy", "Macro recall", "Macro F1")
 
 
-def _scores(counts: LesionCounts, analysis: Analysis, among: Sequence[int] | None = None) -> tuple[str, ...]:
+def _scores(counts: GroupCounts, analysis: Analysis, among: Sequence[int] | None = None) -> tuple[str, ...]:
     values = scores(counts.total, among)
     spans = intervals(counts, analysis.settings.resamples, analysis.settings.seed, among=among)
-    places = digits(len(counts.lesions))
+    places = digits(len(counts))
     names = ("accuracy", "recall_macro", "f1_macro")
     return tuple(with_interval(float(values[name]), spans[name], places) for name in names)  # type: ignore[index]
 
 
-def _rates(lesions: LesionCounts, place: int) -> tuple[tuple[float, Interval], tuple[float, Interval]]:
-    """Sensitivity and specificity of one class, each with its interval by lesion."""
-    counts = lesions.counts
+def _rates(answers: GroupCounts, place: int) -> tuple[tuple[float, Interval], tuple[float, Interval]]:
+    """Sensitivity and specificity of one class, each with its interval by group."""
+    counts = answers.counts
     labelled, predicted = counts.sum(axis=2), counts.sum(axis=1)
     right, cases = counts[:, place, place], labelled[:, place]
     others = counts.sum(axis=(1, 2)) - cases
@@ -184,7 +187,7 @@ def _merged(answers: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
     columns = [f"prob_{name}" for name in names]
     grouped = answers.groupby(["lesion", "repeat"])
     merged = grouped[columns].mean().reset_index()
-    merged["label"] = grouped["label"].first().to_numpy()
+    merged[["label", "unit", "by"]] = grouped[["label", "unit", "by"]].first().to_numpy()
     places = merged[columns].to_numpy().argmax(axis=1)
     merged["prediction"] = np.array(names, dtype=object)[places]
     return merged[(grouped["label"].nunique() == 1).to_numpy()]

@@ -24,7 +24,7 @@ _BINS = 5
 
 
 def class_panels(
-    rankings: Sequence[tuple[str, Ranking]], draw: Callable[[Axes, Ranking], str], x: str, y: str
+    rankings: Sequence[tuple[str, Ranking]], draw: Callable[[Axes, Ranking], str], x: str, y: str, unit: str = "lesion"
 ) -> Figure:
     """Draws one panel a class.
 
@@ -33,6 +33,7 @@ def class_panels(
         draw: Draws into the panel and returns what its title says beneath the class.
         x: Label of the horizontal axes.
         y: Label of the vertical axes.
+        unit: What the groups of the rankings are.
     """
     rows, columns = grid_shape(len(rankings))
     figure = Figure(figsize=(_SIDE * columns + 0.6, (_SIDE + 0.5) * rows + 0.6), layout="constrained")
@@ -40,8 +41,8 @@ def class_panels(
     for panel in panels[len(rankings) :]:
         panel.set_axis_off()
     for panel, (name, ranking) in zip(panels, rankings, strict=False):
-        lesions = ranking.lesions_of(True)
-        marked = f"{counted(lesions, 'lesion')}{' †' if lesions < FEW else ''}"
+        number = ranking.groups_of(True)
+        marked = f"{counted(number, unit)}{' †' if number < FEW else ''}"
         said = draw(panel, ranking) if ranking.mixed else "only one side occurs"
         title = f"{wrapped(name, _SIDE - 0.6, 8)}\n{marked}\n{said}"
         panel.set_title(title, fontsize=8, parse_math=False)
@@ -96,14 +97,14 @@ def draw_calibration(panel: Axes, ranking: Ranking) -> str:
     order = np.argsort(ranking.scores, kind="stable")
     gap, total = 0.0, len(order)
     for part in np.array_split(order, min(_BINS, total)):
-        _, member = np.unique(ranking.lesions[part], return_inverse=True)
+        _, member = np.unique(ranking.groups[part], return_inverse=True)
         span = clustered_interval(np.bincount(member, weights=ranking.positive[part]), np.bincount(member))
         mean, share = float(ranking.scores[part].mean()), float(ranking.positive[part].mean())
         arms = [[max(0.0, share - span.low)], [max(0.0, span.high - share)]]
         panel.errorbar(mean, share, yerr=arms, fmt="o", ms=4, color=PALETTE[0], capsize=2, lw=0.9)
         gap += abs(mean - share) * len(part) / total
     panel.set(xlim=(0, 1), ylim=(0, 1.03))
-    return f"mean gap {gap:.{digits(ranking.lesions_of(True))}f}"
+    return f"mean gap {gap:.{digits(ranking.groups_of(True))}f}"
 
 
 def _band(panel: Axes, places: Sequence[float], spans: Sequence[Interval], *, steps: bool = False) -> None:
@@ -113,5 +114,5 @@ def _band(panel: Axes, places: Sequence[float], spans: Sequence[Interval], *, st
 
 
 def _span(value: float, low: float, high: float, ranking: Ranking) -> str:
-    places = digits(ranking.lesions_of(True))
+    places = digits(ranking.groups_of(True))
     return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
-from kd_convnext.data.manifest.grouping import lesion_names
+from kd_convnext.common.counting import counted
+from kd_convnext.data.manifest.units import GROUP, NO_GROUPS, with_units
 from kd_convnext.evaluation.proportions import FEW, digits
-from kd_convnext.evaluation.statistics import METRICS, count_lesions, intervals, scores
+from kd_convnext.evaluation.statistics import METRICS, count_groups, intervals, scores
 from kd_convnext.experiment.report.analysis import Analysis, cell_name
 from kd_convnext.experiment.report.results import read_predictions
 from kd_convnext.experiment.report.tables import MARK, Table
@@ -21,38 +22,41 @@ def external_tests(analysis: Analysis) -> Table | None:
     Args:
         analysis: The numbers.
     """
-    rows = []
+    rows, old = [], []
     for title, folder in _folders(analysis):
         with suppress(OSError, ValueError):
             frame, names = read_predictions(folder.predictions)
             if not len(frame) or names != analysis.class_names:
                 continue
-            counts = count_lesions(frame.assign(repeat=0, lesion=lesion_names(frame)), names)
+            old += [] if GROUP in frame else [folder.path.name]
+            counts = count_groups(with_units(frame), names)
             values = scores(counts.total)
             spans = intervals(counts, analysis.settings.resamples, analysis.settings.seed)
-            number, places = len(counts.lesions), digits(len(counts.lesions))
+            number, places = len(counts), digits(len(counts))
             cells = (
                 f"{values[name]:.{places}f} [{spans[name].low:.{places}f}, {spans[name].high:.{places}f}]"
                 for name in METRICS
                 if name in _SHOWN
             )
-            lesions = f"{number} {MARK}" if number < FEW else str(number)
+            behind = f"{counted(number, counts.unit)} {MARK}" if number < FEW else counted(number, counts.unit)
             known = read_metrics(folder).get("test/leak_allowed")
             data = f"{folder.path.name}{' (lesions of the training are in it: no test)' if known else ''}"
-            rows.append((title, data, str(len(frame)), lesions, *cells))
+            rows.append((title, data, str(len(frame)), behind, *cells))
     if not rows:
         return None
     note = (
         "Each row is one test of one network on other photographs, or another division, than it was trained with; per "
-        "photograph, 95 % intervals by lesion. Test refuses lesions, patients and files that are known from the "
-        f"training. {MARK} fewer than {FEW} lesions."
+        "photograph, 95 % intervals by the unit. Test refuses lesions, patients and files that are known from the "
+        f"training. {MARK} fewer than {FEW} of them."
     )
+    if old:
+        note += f" {', '.join(dict.fromkeys(old))}: {NO_GROUPS}."
     heads = tuple(
         {"accuracy": "Accuracy", "recall_macro": "Macro recall", "f1_macro": "Macro F1"}[name]
         for name in METRICS
         if name in _SHOWN
     )
-    return Table("Tests on other data", ("Run", "Data", "Photographs", "Lesions", *heads), tuple(rows), note)
+    return Table("Tests on other data", ("Run", "Data", "Photographs", "Unit", *heads), tuple(rows), note)
 
 
 def _folders(analysis: Analysis) -> Iterator[tuple[str, RunFolder]]:

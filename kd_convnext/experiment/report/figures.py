@@ -71,17 +71,17 @@ def _methods(analysis: Analysis) -> list[NamedFigure]:
         return []
     groups = {}
     for arm in arms:
-        values, found = scores(arm.lesions.total), analysis.intervals[arm]
+        values, found = scores(arm.counts.total), analysis.intervals[arm]
         groups[arm.title] = {
             name: Bar(float(values[metric]), _ends(found[metric]), tuple(arm.values(metric)))
             for name, metric in _BARS.items()
         }
-    most = max(arms, key=lambda arm: arm.lesions.photographs)
+    most = max(arms, key=lambda arm: arm.counts.photographs)
     like = " (as the paper's Fig. 7)" if analysis.of_family("rival") else ""
     several = any(len(arm.results) > 1 for arm in arms)
     repeats = ": bars are all repeats together, points the single ones" if several else ""
     caption = (
-        f"Each method{like} with 95 % intervals by lesion{repeats}; "
+        f"Each method{like} with 95 % intervals {most.counts.by}{repeats}; "
         f"precision, recall and F1 are means over the classes. {_tested(most)}"
     )
     return [NamedFigure("methods", caption, score_bars(groups))]
@@ -103,9 +103,10 @@ def _difference(name: str, comparisons: tuple[Comparison, ...]) -> NamedFigure:
     other = next(iter(against)) if len(against) == 1 else "the method's own setting"
     caption = (
         f"Difference in {SHORT[metric]} from {other} on the same photographs, with 95 % intervals by paired bootstrap "
-        "over lesions; the thin line is corrected for the number of comparisons. Test part, judged per photograph: "
+        f"over {comparisons[0].unit}s; the thin line is corrected for the number of comparisons. Test part, judged per "
+        "photograph: "
         f"{counted(max(found.photographs for found in comparisons), 'answer')} about "
-        f"{counted(max(found.lesions for found in comparisons), 'lesion')} at most."
+        f"{counted(max(found.groups for found in comparisons), comparisons[0].unit)} at most."
     )
     return NamedFigure(name, caption, difference_plot(rows, f"difference in {SHORT[metric]} from {other}"))
 
@@ -116,7 +117,7 @@ def _confusion(analysis: Analysis) -> list[NamedFigure]:
     arm = _tested_best(analysis)
     if arm is None:
         return []
-    drawn = confusion_matrix(arm.lesions.total, arm.class_names)
+    drawn = confusion_matrix(arm.counts.total, arm.class_names)
     caption = f"Confusion matrix, rows are true classes: counts and shares of the row. {_tested(arm)} {_model(arm)}"
     return [NamedFigure("confusion", caption, drawn)]
 
@@ -126,8 +127,8 @@ def _tested(arm: Arm) -> str:
     repeats = len(arm.results)
     over = "" if repeats == 1 else f" in {repeats} repeats"
     return (
-        f"Test part, judged per photograph: {counted(arm.lesions.photographs, 'answer')}{over} about "
-        f"{counted(len(arm.lesions.lesions), 'lesion')}."
+        f"Test part, judged per photograph: {counted(arm.counts.photographs, 'answer')}{over} about "
+        f"{counted(len(arm.counts), arm.counts.unit)}."
     )
 
 
@@ -139,18 +140,18 @@ def _classes(analysis: Analysis) -> list[NamedFigure]:
     arm = _tested_best(analysis)
     if arm is None:
         return []
-    values = class_scores(arm.lesions.total)
-    found = class_intervals(arm.lesions)
-    behind = arm.lesions.per_class()
+    values = class_scores(arm.counts.total)
+    found = class_intervals(arm.counts)
+    behind = arm.counts.per_class()
     groups = {
-        f"{name}\n({counted(behind[k], 'lesion')}{f' {MARK}' if behind[k] < FEW else ''})": {
+        f"{name}\n({counted(behind[k], arm.counts.unit)}{f' {MARK}' if behind[k] < FEW else ''})": {
             score.capitalize(): Bar(float(values[score][k]), _ends(found[score][k])) for score in values
         }
         for k, name in enumerate(arm.class_names)
     }
     caption = (
-        f"Precision, recall and F1 of each class with 95 % intervals by lesion ({MARK} fewer than {FEW} lesions). "
-        f"{_tested(arm)} {_model(arm)}"
+        f"Precision, recall and F1 of each class with 95 % intervals {arm.counts.by} ({MARK} fewer than {FEW} "
+        f"{arm.counts.unit}s). {_tested(arm)} {_model(arm)}"
     )
     return [NamedFigure("per_class", caption, score_bars(groups))]
 
@@ -189,34 +190,37 @@ def _clinical(analysis: Analysis) -> list[NamedFigure]:
             drawing.draw_precision_recall,
             "recall",
             "precision",
-            "Precision over recall of each class, shaded: exact 95 % intervals of the precision, by lesion",
+            "Precision over recall of each class, shaded: exact 95 % intervals of the precision, {by}",
         ),
         ("decision", drawing.draw_decision, "threshold probability", "net benefit", _DECISION),
         ("calibration", drawing.draw_calibration, "probability of the class", "share of the class", _CALIBRATED),
     )
     return [
-        NamedFigure(name, f"{says}. {_tested(arm)} {_model(arm)}", drawing.class_panels(rankings, draw, x, y))
+        NamedFigure(
+            name,
+            f"{says.format(by=arm.counts.by)}. {_tested(arm)} {_model(arm)}",
+            drawing.class_panels(rankings, draw, x, y, arm.counts.unit),
+        )
         for name, draw, x, y, says in kinds
     ]
 
 
 _ROC = (
-    "ROC curve of each class against the rest, shaded: exact 95 % intervals of the sensitivity at each threshold, by "
-    "lesion"
+    "ROC curve of each class against the rest, shaded: exact 95 % intervals of the sensitivity at each threshold, {by}"
 )
 _DECISION = (
     "Decision curve of each class: net benefit (true positives a case) of acting on the model (solid), on every case "
     "(dashed) and on none (zero)"
 )
-_CALIBRATED = "Calibration of each class: five groups of equal size by probability, 95 % intervals by lesion"
+_CALIBRATED = "Calibration of each class: five groups of equal size by probability, 95 % intervals {by}"
 
 
 def _learning(analysis: Analysis) -> list[NamedFigure]:
     points = learning_points(analysis)
     if not points:
         return []
-    most = max((point.arm for point in points), key=lambda arm: arm.lesions.photographs)
-    caption = f"Macro F1 against the number of lesions trained on, 95 % intervals by lesion. {_tested(most)}"
+    most = max((point.arm for point in points), key=lambda arm: arm.counts.photographs)
+    caption = f"Macro F1 against the number of lesions trained on, 95 % intervals {most.counts.by}. {_tested(most)}"
     return [NamedFigure("learning_curve", caption, learning_curve(points))]
 
 

@@ -31,7 +31,7 @@ class Point:
         lesions: Lesions it was trained on, mean over its repeats.
         photographs: Regions of interest, likewise.
         value: Macro F1 of all repeats together, per photograph.
-        interval: Of it, 95 % by lesion.
+        interval: Of it, 95 % by group.
     """
 
     arm: Arm
@@ -58,7 +58,7 @@ def learning_points(analysis: Analysis) -> list[Point]:
         if not len(arm.answers) or not sizes:
             continue
         lesions, photographs = np.mean(sizes, axis=0)
-        value = float(scores(arm.lesions.total)["f1_macro"])
+        value = float(scores(arm.counts.total)["f1_macro"])
         interval = analysis.intervals[arm]["f1_macro"]
         points.append(Point(arm, _network(arm), float(lesions), float(photographs), value, interval))
     kept = []
@@ -75,11 +75,12 @@ def learning_table(analysis: Analysis) -> Table | None:
         return None
     rows = []
     for point in points:
-        places = digits(len(point.arm.lesions.lesions))
+        places = digits(len(point.arm.counts))
         span = f"[{point.interval.low:.{places}f}, {point.interval.high:.{places}f}]"
         cells = (f"{point.lesions:.0f}", f"{point.photographs:.0f}", f"{point.value:.{places}f} {span}")
         rows.append((point.arm.title, point.network, *cells))
-    note = "Macro F1 of the test part per photograph, 95 % interval by lesion; what is judged is the same for all."
+    by = points[0].arm.counts.by
+    note = f"Macro F1 of the test part per photograph, 95 % interval {by}; what is judged is the same for all."
     columns = ("Method", "Network", "Training lesions", "Training photographs", "Macro F1")
     return Table("Learning curve", columns, tuple(rows), note)
 

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd_convnext.common.figures import save_for_print
-from kd_convnext.common.files import write_text
+from kd_convnext.common.figures import print_writers
+from kd_convnext.common.files import text_writer, write_all
 from kd_convnext.common.tables import markdown_text
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.experiment.report.analysis import Analysis, AnalysisOptions, analyse, cell_name
 from kd_convnext.experiment.report.contents import tables_of_file
-from kd_convnext.experiment.report.figures import NamedFigure, all_figures
-from kd_convnext.experiment.report.page import write_report
+from kd_convnext.experiment.report.figures import all_figures
+from kd_convnext.experiment.report.page import render
 from kd_convnext.experiment.report.paper_values import REMARKS
 from kd_convnext.experiment.report.results import results_table
 from kd_convnext.experiment.report.tables import markdown, verdicts
 from kd_convnext.experiment.report.wishes import NO_WISHES, Wishes
-from kd_convnext.runs.tables import write_table
+from kd_convnext.runs.tables import table_text
 
 
 def write_outputs(
@@ -34,7 +34,7 @@ def write_outputs(
 
     Args:
         out: Folder of ``results.csv``, ``tables.md``, ``figures/`` (PNG and PDF) and ``report.html``; files of these
-            names are replaced.
+            names are replaced, together or not at all.
         cells: Any set of cells, also incomplete or failed ones: what is lacking is said.
         baseline: Key of the method that others are compared with.
         best: Key of the method whose classes are shown; by default the one with the best validation.
@@ -53,25 +53,16 @@ def write_outputs(
     settings = AnalysisOptions(title, baseline, seed, bootstrap, command, wishes)
     analysis = analyse(cells, settings, best)
     figures = all_figures(analysis)
-    write_table(out / "results.csv", results_table(analysis.results, out))
-    write_text(out / "tables.md", tables_text(analysis))
-    write_figures(out / "figures", figures)
-    write_report(out / "report.html", analysis, figures)
-    return analysis
-
-
-def write_figures(folder: Path, figures: Sequence[NamedFigure]) -> None:
-    """Writes figures as PNG and PDF.
-
-    Args:
-        folder: Made if missing.
-        figures: The figures.
-
-    Raises:
-        ConfigError: A file cannot be written.
-    """
+    writes = {
+        out / "results.csv": text_writer(table_text(results_table(analysis.results, out))),
+        out / "tables.md": text_writer(tables_text(analysis)),
+    }
     for figure in figures:
-        save_for_print(folder / f"{figure.name}.png", figure.figure)
+        writes |= print_writers(out / "figures" / f"{figure.name}.png", figure.figure)
+    # Last: the files of the figures settle what stands where in those of the page.
+    writes[out / "report.html"] = lambda file: text_writer(render(analysis, figures))(file)
+    write_all(writes)
+    return analysis
 
 
 def tables_text(analysis: Analysis) -> str:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from kd_convnext._version import __version__
 from kd_convnext.common.figures import as_svg
 from kd_convnext.common.files import write_text
-from kd_convnext.data.manifest.grouping import crowded, kept_together
+from kd_convnext.data.manifest.grouping import kept_together
 from kd_convnext.evaluation.proportions import FEW
 from kd_convnext.experiment.plan.record import setting_words
 from kd_convnext.experiment.report import checklist, tables
@@ -70,6 +70,7 @@ def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, An
         "compared": bool(comparisons),
         "cells": Counter("finished" if result.finished else "failed" for result in analysis.results),
         "parts": _parts_table(analysis),
+        "unit": analysis.unit,
         "leaks": [_leak_line(division) for division in analysis.divisions],
         "leaking": any(sum(division.leaks.values()) for division in analysis.divisions),
         "methods": Table("", DESCRIBED, tuple(describe(arm) for arm in analysis.arms), ""),
@@ -134,21 +135,22 @@ def _leak_line(division: Division) -> str:
 
 
 def _limits(analysis: Analysis) -> list[str]:
+    unit = analysis.unit
     found = [
         "For research. Not a medical device; nothing here may decide about a patient.",
         _ELSEWHERE if external_tests(analysis) else _WITHIN,
-        "Intervals and tests are about the choice of test lesions, for the networks as trained. Repeats share most of "
-        "their training lesions, so the standard deviation over repeats is smaller than that over new collections.",
+        f"Intervals and tests are about the choice of test {unit}s, for the networks as trained. Repeats share most of "
+        f"their training {unit}s, so the standard deviation over repeats is smaller than that over new collections.",
     ]
     repeats = {result.record.repeat for result in analysis.results if result.finished and result.part == "test"}
     if len(repeats) < 5:
         times = f"{len(repeats)} of the paper's five repeats" if _like_the_paper(analysis) else _divided(len(repeats))
         found.append(f"{times}: little is known of how results vary between divisions.")
     if analysis.best is not None and len(analysis.best.answers):
-        counts = zip(analysis.class_names, analysis.best.lesions.per_class(), strict=True)
+        counts = zip(analysis.class_names, analysis.best.counts.per_class(), strict=True)
         few = [f"{name} ({count})" for name, count in counts if count < FEW]
         if few:
-            found.append(f"Classes with fewer than {FEW} tested lesions: {', '.join(few)}. Their figures are weak.")
+            found.append(f"Classes with fewer than {FEW} tested {unit}s: {', '.join(few)}. Their figures are weak.")
     if analysis.divisions and not any(division.names("patient") for division in analysis.divisions):
         found.append("Patients are not named: that one patient is in training and test cannot be excluded.")
     unnamed = max((division.unnamed for division in analysis.divisions), default=0)
@@ -157,9 +159,6 @@ def _limits(analysis: Analysis) -> list[str]:
             f"Photographs that do not name their lesion: {unnamed}. Each counts as a lesion of its own: leaks among "
             "them cannot be seen, and intervals may be too narrow."
         )
-    judged = [division.table[division.table["split"] == "test"] for division in analysis.divisions]
-    if told := next(filter(None, map(crowded, judged)), None):
-        found.append(f"Patients tested: {told}.")
     if any(sum(division.leaks.values()) for division in analysis.divisions):
         found.append("Lesions, patients or photographs are in more than one part: results are too good to be true.")
     if analysis.failed:

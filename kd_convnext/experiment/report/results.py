@@ -17,9 +17,10 @@ from kd_convnext.common.reading import yaml_of
 from kd_convnext.common.tables import read_numbers, read_table
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.grouping import lesion_names
+from kd_convnext.data.manifest.units import with_units
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.evaluation.direction import best_is
-from kd_convnext.evaluation.statistics import METRICS, LesionCounts, class_scores, count_lesions, scores
+from kd_convnext.evaluation.statistics import METRICS, GroupCounts, class_scores, count_groups, scores
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.tables import FIDELITY, read_metrics
@@ -97,17 +98,17 @@ class Arm:
 
     @cached_property
     def answers(self) -> pd.DataFrame:
-        """The test answers of all repeats, with the column ``lesion``; empty where nothing was tested."""
+        """The test answers of all repeats, with lesions and units named; empty where nothing was tested."""
         frames = [result.predictions for result in self.results if result.predictions is not None]
         if not frames:
             return pd.DataFrame()
-        frame = pd.concat(frames, ignore_index=True)
-        return frame.assign(lesion=lesion_names(frame))
+        # One repeat that names no groups leaves none for the others.
+        return with_units(pd.concat(frames, ignore_index=True, join="inner"))
 
     @cached_property
-    def lesions(self) -> LesionCounts:
-        """The answers by lesion."""
-        return count_lesions(self.answers, self.class_names)
+    def counts(self) -> GroupCounts:
+        """The answers by group."""
+        return count_groups(self.answers, self.class_names)
 
     def values(self, metric: str) -> npt.NDArray[np.float64]:
         """Returns a metric of each repeat, float64 [repeats]; NaN where a cell lacks it."""
@@ -256,7 +257,7 @@ def _test_metrics(frame: pd.DataFrame, names: tuple[str, ...]) -> dict[str, floa
         probabilities=frame[[f"{_PROBABILITY}{name}" for name in names]].to_numpy(np.float64),
         class_names=names,
     )
-    total = count_lesions(frame.assign(lesion=groups), names).total
+    total = count_groups(frame.assign(lesion=groups), names).total
     metrics = found.metrics()
     metrics |= {str(name): float(value) for name, value in scores(total).items()}
     for score, values in class_scores(total).items():

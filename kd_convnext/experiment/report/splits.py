@@ -63,8 +63,8 @@ class Division:
 
     @property
     def unnamed(self) -> int:
-        """Regions that do not name their lesion: each photograph then counts as one."""
-        return int((self.table["lesion_id"] == "").sum())
+        """Regions that name neither lesion nor patient: each photograph then counts as a lesion."""
+        return int(((self.table["lesion_id"] == "") & (self.table["patient_id"] == "")).sum())
 
 
 _KINDS = {"lesions": "lesion", "patients": "patient_id", "photographs": "image"}

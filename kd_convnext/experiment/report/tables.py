@@ -19,7 +19,7 @@ from kd_convnext.runs.tables import read_cost
 
 NONE = "-"
 MARK = "†"
-"""Behind the number of lesions of a class that has too few of them."""
+"""Behind the number of lesions, or other units, of a class that has too few of them."""
 NAMES = {
     "accuracy": "Accuracy [%]",
     "precision_macro": "Precision [%]",
@@ -88,24 +88,24 @@ def runs(analysis: Analysis) -> Table | None:
 
 
 def pooled(analysis: Analysis) -> Table | None:
-    """Intervals, and how many lesions are behind them."""
+    """Intervals, and how many groups are behind them."""
     arms = [arm for arm in analysis.intervals if len(arm.answers)]
     if not arms:
         return None
     rows = []
     for arm in arms:
-        values, found = scores(arm.lesions.total), analysis.intervals[arm]
-        lesions = arm.lesions
-        behind = len(lesions.lesions)
+        values, found = scores(arm.counts.total), analysis.intervals[arm]
+        behind = len(arm.counts)
         cells = (_with_interval(float(values[name]), found[name], _format(name, behind)) for name in _metrics())
-        rows.append((arm.title, str(behind), str(lesions.photographs), *cells))
+        rows.append((arm.title, str(behind), str(arm.counts.photographs), *cells))
+    unit = arms[0].counts.unit
     note = (
         "Each value is of the answers of all repeats together, so it may differ a little from the mean over the "
         f"repeats. In brackets its 95 % interval: percentile bootstrap, {analysis.settings.resamples} resamples of "
-        "lesions within each class (Rao & Wu 1988), a lesion with all its photographs of all repeats. A photograph "
+        f"{unit}s within each class (Rao & Wu 1988), a {unit} with all its photographs of all repeats. A photograph "
         "counts in every repeat that tested it. The intervals hold for the networks as trained."
     )
-    return Table("95 % intervals", ("Method", "Lesions", "Photographs", *NAMES.values()), tuple(rows), note)
+    return Table("95 % intervals", ("Method", arms[0].counts.head, "Photographs", *NAMES.values()), tuple(rows), note)
 
 
 def by_lesion(analysis: Analysis) -> Table | None:
@@ -140,29 +140,30 @@ def finding(analysis: Analysis) -> list[str]:
     arm = analysis.best
     if arm is None or not len(arm.answers):
         return ["No method has been tested: nothing is found."]
-    values, spans, count = scores(arm.lesions.total), analysis.intervals.get(arm, {}), len(arm.lesions.lesions)
+    values, spans, count = scores(arm.counts.total), analysis.intervals.get(arm, {}), len(arm.counts)
+    unit = arm.counts.unit
     shown = [
         f"{SHORT[metric]} {_with_interval(float(values[metric]), spans[metric], _fraction(count))}"
         for metric in COMPARED
         if metric in spans
     ]
     repeats = len(arm.results)
-    number = arm.lesions.photographs
+    number = arm.counts.photographs
     behind = f"{counted(number, 'answer')} in {repeats} repeats about"
     if repeats == 1:
         behind = f"{counted(number, 'photograph')} of"
     first = (
         f"{arm.title} ({network_words(arm)}) reaches {' and '.join(shown)} on the test part: {behind} "
-        f"{counted(count, 'lesion')}; 95 % intervals, the lesion is the unit."
+        f"{counted(count, unit)}; 95 % intervals, the {unit} is the unit."
     )
     mine = [one for one in (*analysis.teachers, *analysis.comparisons) if one.title == arm.title]
     said = list(dict.fromkeys(f"against {one.against}: {_verdict(one, 'f1_macro')}" for one in mine))
     if said:
-        return [first, f"It is compared lesion by lesion {'; '.join(said)}."]
+        return [first, f"It is compared {unit} by {unit} {'; '.join(said)}."]
     others = [one for one in analysis.comparisons if one.against == arm.title]
     if others:
         listed = "; ".join(f"{one.title}: {_verdict(one, 'f1_macro')}" for one in others)
-        return [first, f"The others are compared with it lesion by lesion: {listed}."]
+        return [first, f"The others are compared with it {unit} by {unit}: {listed}."]
     return [first, "It is compared with no other network here."]
 
 
@@ -195,11 +196,11 @@ def per_class(analysis: Analysis) -> Table | None:
     arm = analysis.best
     if arm is None or not len(arm.answers):
         return None
-    lesions = arm.lesions
-    values = class_scores(lesions.total)
-    found = class_intervals(lesions)
+    answers = arm.counts
+    values = class_scores(answers.total)
+    found = class_intervals(answers)
     paper = set(arm.class_names) == set(reference.PER_CLASS)
-    behind, photographs = lesions.per_class(), lesions.total.sum(axis=1)
+    behind, photographs = answers.per_class(), answers.total.sum(axis=1)
     rows = []
     for k, name in enumerate(arm.class_names):
         cells = (
@@ -209,10 +210,10 @@ def per_class(analysis: Analysis) -> Table | None:
         printed = tuple(f"{value:.4f}" for value in reference.PER_CLASS[name]) if paper else ()
         rows.append((name, _marked(int(behind[k])), str(photographs[k]), *cells, *printed))
     printed = ("Paper: precision", "Paper: recall") if paper else ()
-    columns = ("Class", "Lesions", "Photographs", "Precision", "Recall", "F1", *printed)
+    columns = ("Class", answers.head, "Photographs", "Precision", "Recall", "F1", *printed)
     note = (
-        "All repeats together; in brackets exact 95 % intervals for as many trials as the lesions are worth. "
-        f"{_weak(behind)}Shown because: {analysis.chosen_by}."
+        f"All repeats together; in brackets exact 95 % intervals for as many trials as the {answers.unit}s are worth. "
+        f"{_weak(behind, answers.unit)}Shown because: {analysis.chosen_by}."
     )
     return Table(f"Per class: {arm.title}{_like(analysis, 'Table 3')}", columns, tuple(rows), note)
 
@@ -222,7 +223,7 @@ def confusion(analysis: Analysis) -> Table | None:
     arm = analysis.best
     if arm is None or not len(arm.answers):
         return None
-    total = arm.lesions.total
+    total = arm.counts.total
     rows = []
     for name, counts in zip(arm.class_names, total, strict=True):
         rates = (f"{count} ({count / counts.sum():.0%})" if counts.sum() else "0" for count in counts)
@@ -294,7 +295,7 @@ def means(arm: Arm, prefix: str = "") -> tuple[str, ...]:
     cells = []
     for metric in _metrics():
         values = arm.values(f"{prefix}{metric}")
-        values, text = values[np.isfinite(values)], _format(metric, _lesions(arm))
+        values, text = values[np.isfinite(values)], _format(metric, _behind(arm))
         mean = text(float(values.mean())) if len(values) else NONE
         cells.append(f"{mean} ± {text(float(values.std(ddof=1)))}" if len(values) > 1 else mean)
     return (arm.title, str(len(arm.results)), *cells)
@@ -302,7 +303,7 @@ def means(arm: Arm, prefix: str = "") -> tuple[str, ...]:
 
 def _verdict(found: Comparison, metric: Metric) -> str:
     one = found.differences[metric]
-    text = _signed(found.lesions)
+    text = _signed(found.groups)
     numbers = f"{text(one.value)}, 95 % interval {_span(one.interval, text)}"
     return f"{SHORT[metric]} {one.verdict} ({numbers})"
 
@@ -314,22 +315,23 @@ def _comparison_table(comparisons: Sequence[Comparison], title: str, resamples: 
         name = f"{found.title} against {found.against}" if several else found.title
         for metric in COMPARED:
             one = found.differences[metric]
-            counts = (f"{found.gained} / {found.lost}", str(found.lesions), str(found.photographs))
-            rows.append((name, SHORT[metric], one.verdict, *_difference(one, _signed(found.lesions)), *counts))
+            counts = (f"{found.gained} / {found.lost}", str(found.groups), str(found.photographs))
+            rows.append((name, SHORT[metric], one.verdict, *_difference(one, _signed(found.groups)), *counts))
     together = f"once each for itself and once corrected so that all {len(comparisons)} hold together (Bonferroni)"
     if len(comparisons) == 1:
         together = "one comparison alone: nothing is corrected"
+    unit = comparisons[0].unit
     note = (
         "Differences on the photographs that both methods were tested on, all repeats together; 95 % intervals by "
-        f"paired bootstrap over lesions ({resamples} resamples; where none differs from another, by both sides' own "
-        f"intervals, Newcombe 1998, which also widen those of fewer than {FEW} lesions), {together}. p: lesions "
-        "exchanged between the methods; exact for accuracy (McNemar's exact test where every lesion has one "
+        f"paired bootstrap over {unit}s ({resamples} resamples; where none differs from another, by both sides' own "
+        f"intervals, Newcombe 1998, which also widen those of fewer than {FEW} {unit}s), {together}. p: {unit}s "
+        f"exchanged between the methods; exact for accuracy (McNemar's exact test where every {unit} has one "
         f"photograph), {resamples} random exchanges for macro F1; then corrected by Holm. Better or worse is said only "
-        "where the corrected interval excludes 0 and the corrected p is below 0.05. Gained / lost: lesions with more / "
-        "fewer right answers than the other method gave."
+        f"where the corrected interval excludes 0 and the corrected p is below 0.05. Gained / lost: {unit}s with more "
+        "/ fewer right answers than the other method gave."
     )
     heads = ("Method", "Metric", "Verdict", "Difference", "95 % interval", "corrected interval", "p", "corrected p")
-    return Table(title, (*heads, "Gained / lost", "Lesions", "Photographs"), tuple(rows), note)
+    return Table(title, (*heads, "Gained / lost", f"{unit.capitalize()}s", "Photographs"), tuple(rows), note)
 
 
 def _difference(one: Difference, text: Callable[[float], str]) -> tuple[str, ...]:
@@ -341,33 +343,33 @@ def _metrics() -> tuple[Metric, ...]:
     return tuple(sorted(METRICS, key=list(NAMES).index))
 
 
-def _lesions(arm: Arm) -> int:
-    """Counts the lesions behind an arm; a search over the loss, judged on validation, has no stored predictions."""
-    return len(arm.lesions.lesions) if len(arm.answers) else 0
+def _behind(arm: Arm) -> int:
+    """Counts the groups behind an arm; a search over the loss, judged on validation, has no stored predictions."""
+    return len(arm.counts) if len(arm.answers) else 0
 
 
-def _marked(lesions: int) -> str:
-    return f"{lesions} {MARK}" if lesions < FEW else str(lesions)
+def _marked(groups: int) -> str:
+    return f"{groups} {MARK}" if groups < FEW else str(groups)
 
 
-def _weak(lesions: Iterable[int]) -> str:
-    return f"{MARK} fewer than {FEW} lesions: these figures say little. " if min(lesions, default=FEW) < FEW else ""
+def _weak(behind: Iterable[int], unit: str) -> str:
+    return f"{MARK} fewer than {FEW} {unit}s: these figures say little. " if min(behind, default=FEW) < FEW else ""
 
 
-def _format(metric: str, lesions: int) -> Callable[[float], str]:
-    return _percent(lesions) if "%" in NAMES[metric] else _fraction(lesions)
+def _format(metric: str, groups: int) -> Callable[[float], str]:
+    return _percent(groups) if "%" in NAMES[metric] else _fraction(groups)
 
 
-def _percent(lesions: int) -> Callable[[float], str]:
-    return lambda value: f"{100 * value:.{digits(lesions) - 2}f}"
+def _percent(groups: int) -> Callable[[float], str]:
+    return lambda value: f"{100 * value:.{digits(groups) - 2}f}"
 
 
-def _fraction(lesions: int) -> Callable[[float], str]:
-    return lambda value: f"{value:.{digits(lesions)}f}"
+def _fraction(groups: int) -> Callable[[float], str]:
+    return lambda value: f"{value:.{digits(groups)}f}"
 
 
-def _signed(lesions: int) -> Callable[[float], str]:
-    return lambda value: f"{value:+.{digits(lesions)}f}"
+def _signed(groups: int) -> Callable[[float], str]:
+    return lambda value: f"{value:+.{digits(groups)}f}"
 
 
 def _p(value: float) -> str:

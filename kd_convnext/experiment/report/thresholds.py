@@ -17,13 +17,13 @@ def at_thresholds(analysis: Analysis) -> Table | None:
     arm, chosen = analysis.best, analysis.settings.wishes.thresholds
     if arm is None or not len(arm.answers) or not chosen:
         return None
-    behind = dict(zip(arm.class_names, arm.lesions.per_class().tolist(), strict=True))
+    behind = dict(zip(arm.class_names, arm.counts.per_class().tolist(), strict=True))
     total = max(1, sum(behind.values()))
     rows = []
     for name, threshold in chosen:
-        ranking, lesions = ranking_of(arm, name), behind[name]
-        point, places = operating_point(ranking, threshold), digits(lesions)
-        share = analysis.settings.wishes.prevalence.get(name, lesions / total)
+        ranking, number = ranking_of(arm, name), behind[name]
+        point, places = operating_point(ranking, threshold), digits(number)
+        share = analysis.settings.wishes.prevalence.get(name, number / total)
         values = predictive_values(point.sensitivity.value, point.specificity.value, share)
         spans = predictive_intervals(point.sensitivity.interval, point.specificity.interval, share)
         benefit = net_benefit(point.sensitivity.value, point.specificity.value, share, threshold)
@@ -31,19 +31,20 @@ def at_thresholds(analysis: Analysis) -> Table | None:
         rows.append(
             (
                 name,
-                f"{lesions} {MARK}" if lesions < FEW else str(lesions),
+                f"{number} {MARK}" if number < FEW else str(number),
                 f"{threshold:g}",
                 f"{point.called} of {len(ranking.scores)}",
                 *(with_interval(one.value, one.interval, places) for one in shares),
                 f"{benefit:+.{places}f}",
             )
         )
+    unit = arm.counts.unit
     note = (
         f"{arm.title}, per photograph: the class is called where its probability reaches the threshold, whatever the "
-        "other classes have; exact 95 % intervals for as many trials as the lesions are worth. Predictive values and "
+        f"other classes have; exact 95 % intervals for as many trials as the {unit}s are worth. Predictive values and "
         "net benefit (true positives a case, Vickers & Elkin 2006) at the prevalence of --prevalence, else that of "
-        "the test lesions. A threshold that was chosen by looking at these photographs flatters itself. "
-        f"{MARK} fewer than {FEW} lesions."
+        f"the test {unit}s. A threshold that was chosen by looking at these photographs flatters itself. "
+        f"{MARK} fewer than {FEW} {unit}s."
     )
-    heads = ("Class", "Lesions", "Threshold", "Called", "Sensitivity", "Specificity", "PPV", "NPV", "Net benefit")
+    heads = ("Class", arm.counts.head, "Threshold", "Called", "Sensitivity", "Specificity", "PPV", "NPV", "Net benefit")
     return Table("At chosen thresholds", heads, tuple(rows), note)

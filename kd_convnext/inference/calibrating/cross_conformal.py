@@ -80,7 +80,7 @@ def checked(own: Held, others: Held, class_names: Sequence[str], coverage: float
     if not usable.any():
         return None
     held = thresholds.sets(own.probabilities)[np.arange(len(own.labels)), own.labels][usable]
-    (found,) = observed_coverage(held[:, None], np.zeros(len(held), np.int64), ("all",))
+    (found,) = observed_coverage(held[:, None], np.zeros(len(held), np.int64), ("all",), own.groups[usable])
     return found
 
 

@@ -75,10 +75,10 @@ def fit_calibration(
         ),
         lesion=Level(
             fit_thresholds(*lesions.held(), names, **thresholds, others=further_lesions),
-            _limits(lesions.distances, lesions.names, options.false_alarms),
+            _limits(lesions.distances, lesions.groups, options.false_alarms),
         ),
         gate=gate,
-        record={"manifest": data.manifest.name, "split_hash": network.card.split_hash},
+        record={"manifest": data.manifest.name, "split_hash": network.card.split_hash, "unit": answers.unit},
     )
 
 
@@ -133,7 +133,7 @@ def _limits(found: Sequence[Distances], groups: npt.NDArray[np.str_], false_alar
     """Returns the largest distances of the ordinary photographs that are not to be stopped.
 
     Those to be stopped are the strangest by rank, each photograph in appearance or detail, where it ranks higher: both
-    together stop the share of lesions that is asked for. None is, where there are too few lesions. The features have no
+    together stop the share of groups that is asked for. None is, where there are too few groups. The features have no
     share in it: they find hardly a foreign photograph that these do not, and would take false alarms from them.
     """
     columns = np.array(found)

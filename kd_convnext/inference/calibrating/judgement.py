@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.common.arrays import Values, softmax
+from kd_convnext.common.counting import counted
+from kd_convnext.data.manifest.units import Unit
 from kd_convnext.evaluation.answers import EvaluatedPart, Evaluation
 from kd_convnext.evaluation.proportions import digits
 from kd_convnext.inference.prediction import mean_rows
@@ -26,19 +28,19 @@ class Lesions:
         probabilities: float64 [L, K], mean calibrated probabilities.
         distances: L mean distances.
         labels: int64 [L]; -1 where photographs of a lesion are labelled differently.
-        names: str [L].
+        groups: str [L], what is taken as independent: patients, where they are known.
     """
 
     raw: Values
     probabilities: Values
     distances: tuple[Distances, ...]
     labels: npt.NDArray[np.int64]
-    names: npt.NDArray[np.str_]
+    groups: npt.NDArray[np.str_]
 
     def held(self) -> Held:
         """Returns what thresholds are found from."""
         known = self.labels >= 0
-        return Held(self.raw[known], self.labels[known], self.names[known])
+        return Held(self.raw[known], self.labels[known], self.groups[known])
 
 
 def lesions_of(answers: LabelledAnswers, probabilities: Values, distances: list[Distances]) -> Lesions:
@@ -51,7 +53,7 @@ def lesions_of(answers: LabelledAnswers, probabilities: Values, distances: list[
     """
     raw = softmax(answers.logits)
     spread = np.array(distances)
-    names, member = np.unique(answers.groups, return_inverse=True)
+    names, first, member = np.unique(answers.lesions, return_index=True, return_inverse=True)
     members = [np.flatnonzero(member == number) for number in range(len(names))]
     labels = [set(answers.labels[rows].tolist()) for rows in members]
     return Lesions(
@@ -59,7 +61,7 @@ def lesions_of(answers: LabelledAnswers, probabilities: Values, distances: list[
         probabilities=np.stack([mean_rows(list(probabilities[rows])) for rows in members]),
         distances=tuple(Distances(*mean_rows(list(spread[rows])).tolist()) for rows in members),
         labels=np.array([found.pop() if len(found) == 1 else -1 for found in labels], np.int64),
-        names=names,
+        groups=answers.groups[first],
     )
 
 
@@ -73,6 +75,8 @@ class Judgement:
         lesions: Lesions with calibrated ones.
         decisions: One a lesion.
         coverage: How often the lesions' sets held the true class.
+        groups: How many of the groups that are taken as independent the lesions are of.
+        unit: What these are.
     """
 
     before: Evaluation
@@ -80,6 +84,14 @@ class Judgement:
     lesions: Evaluation
     decisions: tuple[Decision, ...]
     coverage: tuple[Coverage, ...]
+    groups: int
+    unit: Unit
+
+    @property
+    def behind(self) -> str:
+        """Says how many lesions there are, and of how many patients or groups."""
+        of = "" if self.unit == "lesion" else f" of {counted(self.groups, self.unit)}"
+        return f"{counted(len(self.lesions), 'lesion')}{of}"
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
@@ -98,6 +110,8 @@ class Judgement:
         return {
             "photographs": len(self.before),
             "lesions": len(self.lesions),
+            "groups": self.groups,
+            "unit": self.unit,
             "before": asdict(scores(self.before)),
             "after": asdict(scores(self.after)),
             "accuracy": float(right.mean()),
@@ -141,10 +155,12 @@ def judge(
         after=evaluation(answers.labels, probabilities),
         lesions=evaluation(lesions.labels[known], lesions.probabilities[known]),
         decisions=decisions,
-        coverage=observed_coverage(sets, lesions.labels[known], names),
+        coverage=observed_coverage(sets, lesions.labels[known], names, lesions.groups[known]),
+        groups=len(np.unique(lesions.groups[known])),
+        unit=answers.unit,
     )
 
 
-def scores_line(name: str, found: Scores, lesions: int) -> str:
-    """Returns scores of answers about so many lesions as one line of a table."""
-    return f"  {name:<30}" + "".join(f"{value:>8.{digits(lesions)}f}" for value in (found.nll, found.brier, found.ece))
+def scores_line(name: str, found: Scores, groups: int) -> str:
+    """Returns scores of answers about so many groups as one line of a table."""
+    return f"  {name:<30}" + "".join(f"{value:>8.{digits(groups)}f}" for value in (found.nll, found.brier, found.ece))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
     from kd_convnext.data.loading.card import DataCard
-    from kd_convnext.evaluation.statistics import LesionCounts
+    from kd_convnext.evaluation.statistics import GroupCounts
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.inference.trust.calibration import Calibration
     from kd_convnext.runs.folder import RunFolder
@@ -55,8 +55,8 @@ def model_card(
 
     info, data = predictor.network.info, predictor.network.card
     own = judged_by(run, "test", info.checkpoint_sha256)
-    lesions = _tested(run, data.class_names) if own is not False else None
-    results = _results(lesions, data.class_names, resamples, seed) if lesions is not None else {}
+    answers = _tested(run, data.class_names) if own is not False else None
+    results = _results(run, answers, data.class_names, resamples, seed) if answers is not None else {}
     elsewhere = _external(run, info.checkpoint_sha256, data.class_names, resamples, seed)
     name = repo_id.split("/")[-1] if repo_id else f"{info.name} for {len(data.class_names)} classes"
     front = ModelCardData(
@@ -72,7 +72,7 @@ def model_card(
         or None,
     )
     counts = _counts(run, data.class_names)
-    words = _words(predictor, run, counts, lesions) | results | {"external": elsewhere}
+    words = _words(predictor, run, counts, answers) | results | {"external": elsewhere}
     if own is False:
         what = (
             "The run's test results are of another checkpoint or were not written to their end, and are left out here."
@@ -96,7 +96,7 @@ def _as_read(value: Any) -> Any:
 
 
 def _words(
-    predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]], lesions: "LesionCounts | None"
+    predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]], answers: "GroupCounts | None"
 ) -> dict[str, Any]:
     from kd_convnext.data.manifest.grouping import kept_together
     from kd_convnext.runs.left_out import left_out_words
@@ -117,12 +117,11 @@ def _words(
         "counts": counts,
         "kept_together": kept_together(data.group_by),
         "leak_words": _leak_words(run),
-        "crowded": _crowded(run),
         "left_out": left_out_words(run),
         "split_hash": data.split_hash,
         "crop": _crop_words(data),
         "calibration": _calibration_words(predictor.calibration),
-        "limits": _limits(predictor, lesions),
+        "limits": _limits(predictor, answers),
         "weights_argument": ', sr_weights="FILE"' if needs_weights else "",
         "checkpoint_sha256": info.checkpoint_sha256,
         "started": str(environment.get("started", ""))[:10],
@@ -131,11 +130,11 @@ def _words(
     }
 
 
-def _tested(run: "RunFolder", class_names: tuple[str, ...]) -> "LesionCounts | None":
+def _tested(run: "RunFolder", class_names: tuple[str, ...]) -> "GroupCounts | None":
     """Reads the test part's answers; None where the run was not tested."""
     from kd_convnext.common.tables import read_table
-    from kd_convnext.data.manifest.grouping import lesion_names
-    from kd_convnext.evaluation.statistics import count_lesions
+    from kd_convnext.data.manifest.units import with_units
+    from kd_convnext.evaluation.statistics import count_groups
 
     if not run.predictions.is_file():
         return None
@@ -149,7 +148,7 @@ def _tested(run: "RunFolder", class_names: tuple[str, ...]) -> "LesionCounts | N
         frame[probabilities] = frame[probabilities].astype(float)
     except ValueError as error:
         raise ConfigError(Finding(str(run.predictions), f"holds no numbers ({error})", _MOVE)) from error
-    found = count_lesions(frame.assign(lesion=lesion_names(frame)), class_names)
+    found = count_groups(with_units(frame), class_names)
     return found if found.photographs else None
 
 
@@ -163,9 +162,9 @@ def _external(
     for folder in external_folders(run):
         if not judged_by(folder, "test", checkpoint_sha256):
             continue
-        lesions = _tested(folder, class_names)
-        if lesions is not None:
-            results = _results(lesions, class_names, resamples, seed)
+        answers = _tested(folder, class_names)
+        if answers is not None:
+            results = _results(folder, answers, class_names, resamples, seed)
             leaked = bool(read_metrics(folder).get("test/leak_allowed"))
             found.append({"name": folder.path.name, "leak_allowed": leaked, **results})
     return found
@@ -188,17 +187,23 @@ def judged_by(folder: "RunFolder", part: str, checkpoint_sha256: str) -> bool | 
     return None if found is None else found.checkpoint_sha256 == checkpoint_sha256
 
 
-def _results(lesions: "LesionCounts", class_names: tuple[str, ...], resamples: int, seed: int) -> dict[str, Any]:
+def _results(
+    run: "RunFolder", answers: "GroupCounts", class_names: tuple[str, ...], resamples: int, seed: int
+) -> dict[str, Any]:
+    from kd_convnext.common.tables import read_table
+    from kd_convnext.data.manifest.units import GROUP, NO_GROUPS
     from kd_convnext.evaluation.proportions import FEW, digits
     from kd_convnext.evaluation.statistics import METRICS, class_scores, intervals, scores
     from kd_convnext.evaluation.statistics import class_intervals as per_class
 
-    point, around = scores(lesions.total), intervals(lesions, resamples, seed)
-    behind = lesions.per_class()
-    classes, f1 = class_scores(lesions.total), per_class(lesions)["f1"]
+    point, around = scores(answers.total), intervals(answers, resamples, seed)
+    behind = answers.per_class()
+    classes, f1 = class_scores(answers.total), per_class(answers)["f1"]
     return {
-        "tested": f"{counted(lesions.photographs, 'photograph')} of {counted(len(lesions.lesions), 'lesion')}",
-        "places": digits(len(lesions.lesions)),
+        "tested": f"{counted(answers.photographs, 'photograph')} of {counted(len(answers), answers.unit)}",
+        "unit": answers.unit,
+        "ungrouped": "" if GROUP in read_table(run.predictions) else NO_GROUPS,
+        "places": digits(len(answers)),
         "metrics": [
             {"name": name, "value": float(point[name]), "low": around[name].low, "high": around[name].high}
             for name in METRICS
@@ -206,8 +211,8 @@ def _results(lesions: "LesionCounts", class_names: tuple[str, ...], resamples: i
         "classes": [
             {
                 "name": name,
-                "support": int(lesions.total[place].sum()),
-                "lesions": int(behind[place]),
+                "support": int(answers.total[place].sum()),
+                "behind": int(behind[place]),
                 "few": bool(behind[place] < FEW),
                 "places": digits(int(behind[place])),
                 **{score: float(values[place]) for score, values in classes.items()},
@@ -254,17 +259,6 @@ def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, st
     return found
 
 
-def _crowded(run: "RunFolder") -> str:
-    """Says what intervals leave out where patients of the test part have several lesions."""
-    from kd_convnext.data.manifest.grouping import crowded
-    from kd_convnext.runs.left_out import read_used
-
-    if not run.split.is_file():
-        return ""
-    frame = read_used(run, _OF_A_SPLIT)
-    return crowded(frame[frame["split"] == "test"])
-
-
 def _leak_words(run: "RunFolder") -> str:
     """Says what of leaks between the parts can be known from the split, "" where all rows name lesion or patient."""
     from kd_convnext.runs.left_out import read_used
@@ -308,6 +302,7 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
     pairs = list(zip(classes.class_names, classes.guaranteed, strict=True))
     return {
         "temperature": calibration.temperature,
+        "unit": calibration.unit,
         "coverage": calibration.coverage,
         "gate_false_alarms": calibration.gate_false_alarms,
         "gate_stops": [
@@ -326,17 +321,17 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
     }
 
 
-def _limits(predictor: "Predictor", lesions: "LesionCounts | None") -> list[str]:
+def _limits(predictor: "Predictor", answers: "GroupCounts | None") -> list[str]:
     from kd_convnext.evaluation.proportions import FEW
 
     found = ["Tested on lesions of the collection it was trained on; nothing is known of photographs from elsewhere."]
     if predictor.network.info.leak_allowed:
         found.append("**Lesions it was judged on were in its training**, or in its teacher's: the results are no test.")
-    if lesions is not None:
-        counts = zip(predictor.network.card.class_names, lesions.per_class().tolist(), strict=True)
+    if answers is not None:
+        counts = zip(predictor.network.card.class_names, answers.per_class().tolist(), strict=True)
         few = [f"{name} ({count})" for name, count in counts if count < FEW]
         if few:
-            found.append(f"Fewer than {FEW} tested lesions: {', '.join(few)}; their scores say little.")
+            found.append(f"Fewer than {FEW} tested {answers.unit}s: {', '.join(few)}; their scores say little.")
     found.append("One split and one seed; another division of the photographs would give other numbers.")
     found.append("Heat maps and similar cases show what the network used. They are no findings.")
     return found

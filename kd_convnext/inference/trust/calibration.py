@@ -11,6 +11,7 @@ from typing import Any, get_args
 from kd_convnext.common.arrays import Values
 from kd_convnext.common.files import atomic_write_all, read_bytes
 from kd_convnext.common.reading import json_of
+from kd_convnext.data.manifest.units import Unit
 from kd_convnext.errors import CheckpointError, Finding, KDConvNeXtError
 from kd_convnext.inference.trust.gate import NO_DISTANCE, Distances, Gate
 from kd_convnext.inference.trust.prediction_sets import ClassThresholds, Few
@@ -82,6 +83,11 @@ class Calibration:
     gate: Gate
     record: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def unit(self) -> str:
+        """What a class needs enough of, as which it was counted: ``lesion``, ``patient`` or ``group``."""
+        return next((unit for unit in get_args(Unit) if unit == self.record.get("unit")), "lesion")
+
     def decide(self, level: Level, probabilities: Values, distances: Distances) -> Decision:
         """Applies sets and gate to one answer.
 
@@ -120,7 +126,7 @@ class Calibration:
             "detail": "unlike the training photographs in fine detail: texture, sharpness, noise or white balance",
             "none": f"no class is plausible at {self.coverage:.0%} coverage",
             "several": f"{{count}} classes cannot be ruled out at {self.coverage:.0%} coverage",
-            "few": "too few lesions to calibrate on: {classes} can never be ruled out",
+            "few": f"too few {self.unit}s to calibrate on: {{classes}} can never be ruled out",
         }
 
     def write(self, folder: Path) -> Path:

@@ -1,10 +1,10 @@
-"""Computes conformal prediction sets that hold the true class at the promised rate, per class, counted by lesion.
+"""Computes conformal prediction sets that hold the true class at the promised rate, per class, counted by group.
 
 Split-conformal prediction (Vovk, Gammerman, Shafer 2005, chapter 2) with one threshold a class (Mondrian, chapter 4):
-a set holds class y when the score ``1 - p(y)`` is not above the threshold of y. Photographs of one lesion are
-alike, so lesions are what is exchangeable: each counts once, divided evenly among its photographs (hierarchical
-conformal prediction, Lee, Barber, Willett 2023, arXiv:2306.06342). A threshold at coverage c from n lesions needs
-``n / (n + 1) >= c``: 9 lesions at 90 %.
+a set holds class y when the score ``1 - p(y)`` is not above the threshold of y. Photographs of one patient
+or lesion are alike, so groups are what is exchangeable (patients where they are known, else lesions): each counts once,
+divided evenly among its photographs or lesions (hierarchical conformal prediction, Lee, Barber, Willett 2023,
+arXiv:2306.06342). A threshold at coverage c from n groups needs ``n / (n + 1) >= c``: 9 at 90 %.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.evaluation.proportions import clustered_interval
 
 Few = Literal["include", "pooled"]
 """What becomes of a class with too few lesions: in every set, or judged by the threshold of all classes together."""
@@ -33,7 +34,7 @@ class Held(NamedTuple):
     Attributes:
         probabilities: float64 [N, K].
         labels: int64 [N], positions of the classes.
-        groups: str [N], the lesion of each row.
+        groups: str [N], the group of each row: patient or lesion.
     """
 
     probabilities: Scores
@@ -42,7 +43,7 @@ class Held(NamedTuple):
 
     @classmethod
     def of(cls, parts: "Sequence[Held]") -> "Held":
-        """Returns all of several. A lesion that several networks answered for has several rows, and counts once."""
+        """Returns all of several. A group that several networks answered for has several rows, and counts once."""
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -53,9 +54,9 @@ class ClassThresholds:
     Attributes:
         class_names: K names in the order of the model's outputs.
         values: K thresholds of ``1 - p``; infinite where the class is in every set.
-        lesions: K counts of the calibration lesions of each class.
+        lesions: K counts of the calibration groups of each class: lesions, or patients where they are known.
         guaranteed: K times whether the coverage is promised, for the class or for what it is merged with.
-        crossed: K counts of the lesions that a threshold stands on together with those that other networks have held
+        crossed: K counts of the groups that a threshold stands on together with those that other networks have held
             out; near the coverage by experience, not promised. 0 where no others were needed, or too few are there.
         merged: Classes that share a threshold; the promise then holds for them together.
     """
@@ -80,7 +81,7 @@ class ClassThresholds:
 
     @property
     def always(self) -> tuple[str, ...]:
-        """Classes that are in every set, as there were too few lesions to calibrate on."""
+        """Classes that are in every set, as there were too few groups to calibrate on."""
         return tuple(name for name, value in zip(self.class_names, self.values, strict=True) if np.isinf(value))
 
     def together(self, name: str) -> tuple[str, ...]:
@@ -98,12 +99,12 @@ def weighted_threshold(scores: Scores, groups: npt.NDArray[np.str_], coverage: f
 
     Args:
         scores: float64 [N], larger is stranger.
-        groups: str [N], the lesion of each score; a lesion's weight is spread over its scores.
-        coverage: The share of new lesions (of one random photograph each) whose score must not be above the
+        groups: str [N], the group of each score; a group's weight is spread over its scores.
+        coverage: The share of new groups (of one random photograph each) whose score must not be above the
             threshold, in 0..1.
 
     Returns:
-        The smallest such threshold; infinite where there are too few lesions for the coverage.
+        The smallest such threshold; infinite where there are too few groups for the coverage.
     """
     names, member = np.unique(groups, return_inverse=True)
     if not len(names):
@@ -115,7 +116,7 @@ def weighted_threshold(scores: Scores, groups: npt.NDArray[np.str_], coverage: f
 
 
 def lesions_needed(coverage: float) -> int:
-    """Returns how many calibration lesions a class needs for a coverage in 0..1 (9 for 0.9)."""
+    """Returns how many calibration lesions, or patients, a class needs for a coverage in 0..1 (9 for 0.9)."""
     return int(np.ceil(coverage / (1 - coverage) - _ROUNDING))
 
 
@@ -136,13 +137,13 @@ def fit_thresholds(
         probabilities: float64 [N, K]; the function of the photograph that made them must not have been fitted on
             these photographs.
         labels: int64 [N], positions in ``class_names``.
-        groups: str [N], the lesion of each row; all different where rows are lesions.
+        groups: str [N], the group of each row.
         class_names: K names.
         coverage: How often a set must hold the true class, in 0..1 exclusive, for each class by itself.
         merged: Classes to be counted together, each at most once.
-        few: What to do with a class (or a merger) that has too few lesions.
+        few: What to do with a class (or a merger) that has too few groups.
         others: Of lesions that other networks of the same recipe have held out, with the same names for the same
-            lesions. They are counted in where a class (or a merger) has too few lesions without them. See `cross`.
+            groups. They are counted in where a class (or a merger) has too few without them. See `cross`.
 
     Returns:
         The thresholds.
@@ -179,7 +180,7 @@ def fit_thresholds(
 
 
 def _threshold(held: Held, members: Sequence[int], coverage: float) -> tuple[float, int]:
-    """Returns the threshold of some classes together, and on how many lesions it stands."""
+    """Returns the threshold of some classes together, and on how many groups it stands."""
     rows = np.isin(held.labels, members)
     scores = 1 - held.probabilities[rows, held.labels[rows]]
     return weighted_threshold(scores, held.groups[rows], coverage), len(np.unique(held.groups[rows]))
@@ -221,7 +222,7 @@ class Coverage:
         class_name: Of which class.
         lesions: How many lesions were looked at.
         covered: In how many the set held the class.
-        low: Lower end of the 95 % interval, corrected for the number of classes.
+        low: Lower end of the 95 % interval by group, corrected for the number of classes.
         high: Its upper end.
     """
 
@@ -233,7 +234,10 @@ class Coverage:
 
 
 def observed_coverage(
-    sets: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64], class_names: Sequence[str]
+    sets: npt.NDArray[np.bool_],
+    labels: npt.NDArray[np.int64],
+    class_names: Sequence[str],
+    groups: npt.NDArray[np.str_],
 ) -> tuple[Coverage, ...]:
     """Counts coverage class by class.
 
@@ -241,19 +245,18 @@ def observed_coverage(
         sets: bool [N, K], one row a lesion.
         labels: int64 [N]; lesions without one right class have -1 and are left out.
         class_names: K names.
+        groups: str [N], what is taken as independent.
 
     Returns:
-        One entry a class that occurs, with exact (Clopper-Pearson) intervals that hold at 95 % for all of them
-        together (Bonferroni).
+        One entry a class that occurs, with exact (Clopper-Pearson) intervals for as many lesions as their groups are
+        worth, that hold at 95 % for all of them together (Bonferroni).
     """
-    from scipy.stats import binomtest
-
     present = [number for number in range(len(class_names)) if (labels == number).any()]
     found = []
     for number in present:
         held = sets[labels == number, number]
-        result = binomtest(int(held.sum()), len(held))
-        interval = result.proportion_ci(confidence_level=1 - 0.05 / len(present), method="exact")
-        name = class_names[number]
-        found.append(Coverage(name, len(held), int(held.sum()), float(interval.low), float(interval.high)))
+        _, member = np.unique(groups[labels == number], return_inverse=True)
+        hits, asked = np.bincount(member, weights=held), np.bincount(member)
+        interval = clustered_interval(hits, asked, 1 - 0.05 / len(present))
+        found.append(Coverage(class_names[number], len(held), int(held.sum()), interval.low, interval.high))
     return tuple(found)

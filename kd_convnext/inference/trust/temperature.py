@@ -51,12 +51,12 @@ def negative_log_likelihood(logits: Logits, labels: Labels, temperature: float, 
 
 
 def fit_temperature(logits: Logits, labels: Labels, groups: npt.NDArray[np.str_]) -> float:
-    """Finds the temperature of least negative log-likelihood; every lesion counts alike.
+    """Finds the temperature of least negative log-likelihood; every group counts alike.
 
     Args:
         logits: float64 [N, K].
         labels: int64 [N].
-        groups: str [N], the lesion of each row.
+        groups: str [N], the group of each row: patient or lesion.
 
     Returns:
         The temperature, within `TEMPERATURES`.
@@ -76,15 +76,15 @@ def fit_temperature(logits: Logits, labels: Labels, groups: npt.NDArray[np.str_]
 
 
 def helpful_temperature(logits: Logits, labels: Labels, groups: npt.NDArray[np.str_]) -> float:
-    """Fits the temperature, and keeps it only where it improves probabilities of lesions that it has not seen.
+    """Fits the temperature, and keeps it only where it improves probabilities of groups that it has not seen.
 
     Args:
         logits: float64 [N, K].
         labels: int64 [N].
-        groups: str [N], the lesion of each row.
+        groups: str [N], the group of each row: patient or lesion.
 
     Returns:
-        The temperature; 1 where the cross-fitted negative log-likelihood, a mean over lesions, is no smaller than
+        The temperature; 1 where the cross-fitted negative log-likelihood, a mean over groups, is no smaller than
         that of the plain probabilities, and where the fit ends at an end of `TEMPERATURES`.
     """
     found = fit_temperature(logits, labels, groups)
@@ -104,13 +104,13 @@ def helpful_temperature(logits: Logits, labels: Labels, groups: npt.NDArray[np.s
 def cross_fitted(
     logits: Logits, labels: Labels, groups: npt.NDArray[np.str_], *, folds: int = 5, seed: int = 0
 ) -> npt.NDArray[np.float64]:
-    """Returns probabilities that are each scaled by a temperature fitted without the row's lesion.
+    """Returns probabilities that are each scaled by a temperature fitted without the row's group.
 
     Args:
         logits: float64 [N, K].
         labels: int64 [N].
-        groups: str [N], the lesion of each row.
-        folds: How many parts; fewer where there are fewer lesions.
+        groups: str [N], the group of each row: patient or lesion.
+        folds: How many parts; fewer where there are fewer groups.
         seed: Decides the parts.
 
     Returns:

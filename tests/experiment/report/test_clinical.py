@@ -190,7 +190,8 @@ def test_tests_on_other_data_have_a_section_of_their_own(tmp_path):
     assert main(words) == 0
     text = (tmp_path / "out" / "report.html").read_text()
     section = text.split('id="external"', 1)[1].split("</section>", 1)[0]
-    assert "clinic-0123abcd" in section and ">40<" in section and ">20<" in section
+    assert "clinic-0123abcd" in section and ">40<" in section and ">20 lesions<" in section
+    assert "clinic-0123abcd: predictions.csv is of an earlier version" in section
     # The run's own results are its own.
     assert text.split('id="results"', 1)[1].split("</section>", 1)[0].count("clinic-0123abcd") == 0
 

@@ -156,7 +156,7 @@ def test_more_coverage_never_makes_a_set_smaller(seed):
 
 def test_observed_coverage_is_counted_by_class():
     sets = np.array([[1, 0], [1, 1], [0, 1], [0, 1], [1, 0]], bool)
-    first, second = observed_coverage(sets, np.array([0, 0, 0, 1, -1]), ("A", "B"))
+    first, second = observed_coverage(sets, np.array([0, 0, 0, 1, -1]), ("A", "B"), np.array([*"abcde"]))
     assert (first.class_name, first.lesions, first.covered) == ("A", 3, 2)
     assert (second.lesions, second.covered, second.high) == (1, 1, 1.0)
     # Clopper-Pearson at 97.5 % for one of one: the lower end p solves p = 0.0125.

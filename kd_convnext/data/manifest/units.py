@@ -1,0 +1,95 @@
+"""Names the units of intervals and calibration: groups of photographs that may be wrong together."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kd_convnext.data.manifest.grouping import group_names, lesion_names
+from kd_convnext.data.manifest.ids import hidden
+
+if TYPE_CHECKING:
+    from kd_convnext.data.manifest.manifest import Manifest
+
+Unit = Literal["lesion", "patient", "group"]
+"""What is taken as independent: lesions, patients, or groups of several patients, lesions or like photographs."""
+
+GROUP = "group"
+"""Column of predictions: the kind of the group of each answer and a salted hash of its name."""
+
+NO_GROUPS = (
+    "predictions.csv is of an earlier version and does not say which lesions belong together; each is taken as "
+    "independent, also those of one patient: test again for intervals by patient"
+)
+
+
+def units_of(manifest: "Manifest", rows: NDArray[np.int64]) -> pd.DataFrame:
+    """Names lesion and unit of rows: the unit is all that is known to belong together, however they were divided.
+
+    Args:
+        manifest: The photographs.
+        rows: Rows of it, int64 [N].
+
+    Returns:
+        N rows: ``lesion``, ``unit`` and ``kind`` (``patient`` where the unit is one patient).
+    """
+    units = manifest.groups("known")
+    patients = manifest.table["patient_id"]
+    several = patients[patients != ""].groupby(units[patients != ""]).nunique()
+    counts = pd.Series(units).map(several).fillna(0).to_numpy()
+    kinds = np.select([counts == 1, counts > 1], ["patient", "group"], "lesion")
+    found = {"lesion": manifest.groups("lesion"), "unit": units, "kind": kinds}
+    return pd.DataFrame({name: values[rows] for name, values in found.items()})
+
+
+def stored_groups(manifest: "Manifest", rows: NDArray[np.int64], salt: str) -> list[str]:
+    """Names the units of rows for a file: ``patient:4be1...``, the same hash for all rows of a unit.
+
+    Args:
+        manifest: The photographs.
+        rows: Rows of it, int64 [N].
+        salt: Different for each set of photographs, such as the hash of its split.
+
+    Returns:
+        N names, for the column `GROUP`.
+    """
+    found = units_of(manifest, rows)
+    return [f"{kind}:{hidden(unit, salt)}" for kind, unit in zip(found["kind"], found["unit"], strict=True)]
+
+
+def with_units(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds lesion and unit to answers, those of several repeats together.
+
+    Args:
+        frame: ``image``, ``lesion_id`` ("" where unknown) and, but in files of earlier versions, `GROUP`.
+
+    Returns:
+        A copy with ``lesion``, ``unit`` (both str) and ``by``, the same `Unit` in all rows. Without `GROUP` each
+        lesion is a unit.
+    """
+    lesions = lesion_names(frame)
+    if GROUP not in frame:
+        return frame.assign(lesion=lesions, unit=lesions, by="lesion")
+    # Of two repeats the same group has two hashes; its photographs join them.
+    table = frame[["image", "lesion_id"]].assign(photograph=frame["image"], patient_id="", alike=frame[GROUP])
+    units = group_names(table, "known")
+    kinds = frame[GROUP].str.partition(":")[0].to_list()
+    return frame.assign(lesion=lesions, unit=units, by=unit_word(lesions, units, kinds))
+
+
+def unit_word(lesions: Iterable[str], units: Iterable[str], kinds: Iterable[str]) -> Unit:
+    """Returns what the units of answers are.
+
+    Args:
+        lesions: N names, the lesion of each.
+        units: N names, the unit of each.
+        kinds: N kinds of the units; see `units_of`.
+
+    Returns:
+        ``lesion`` where no unit holds two of them, ``patient`` where each unit is one, else ``group``.
+    """
+    if len(set(units)) == len(set(lesions)):
+        return "lesion"
+    return "patient" if set(kinds) == {"patient"} else "group"
