@@ -144,7 +144,7 @@ def _run_tool(command: str, words: list[str]) -> None:
     module, function = TOOLS[command][0].split(":")
     tool: Callable[..., Any] = getattr(import_module(module), function)
     described = inspect.cleandoc(tool.__doc__ or "").split("\nArgs:")[0]
-    shown = {"formatter_class": plain_formatter(), "description": described}
+    shown: dict[str, Any] = {"formatter_class": plain_formatter(), "description": described}
     parser = jsonargparse.ArgumentParser(prog=f"kd-convnext {command}", **PARSER, **shown)
     parser.add_argument("--config", action="config", help="Options from a YAML file, also from a fit's.")
     named = POSITIONAL.get(command)

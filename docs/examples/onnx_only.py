@@ -2,7 +2,8 @@
 
 python onnx_only.py EXPORTED PHOTOGRAPHS > answers.csv
 
-The CSV is that of ``kd-convnext classify PHOTOGRAPHS``, for 8-bit colour photographs without transparency, taken whole.
+PHOTOGRAPHS is a folder or a file. The CSV is that of ``kd-convnext classify PHOTOGRAPHS``, for 8-bit colour
+photographs without transparency, taken whole.
 Threads do not spin: after one session's work they would turn on for a while, on cores that the other session needs.
 """
 
@@ -47,8 +48,11 @@ def inert(text: str) -> str:
     return f"'{text}" if text.lstrip("'")[:1] in tuple("=+-@\t\r") else text
 
 
+given = Path(sys.argv[2])
+if not (paths := [given] if given.is_file() else sorted(given.rglob("*.*"))):
+    sys.exit(f"{given} holds no photographs")
 rows = []
-for path in sorted(Path(sys.argv[2]).rglob("*.*")):
+for path in paths:
     images = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
     for step in cropping:
         (images,) = step.run(None, {"photograph": images})

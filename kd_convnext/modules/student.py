@@ -169,15 +169,30 @@ class DistillModule(ClassifierModule):
         if changed := changed_shares(self.hparams, data):
             self.keep_hyperparameters(**changed)
             self._tell_classes(changed.get("class_weights"), changed.get("class_counts"))
-        staff = TeachingStaff(self.teachers, self.objective, self.taps)
-        names = tuple(data.class_names) if data is not None else self.class_names
-        staff.check(self.student, names, data)
+        staff = self.check_teachers(data)
         if not self._taught:
             self._build(staff.widths)
             average_again(self)
         self._taught, self.staff = staff.description, staff
         if self.teacher_cache:
             self.staff.store(data, self.trainer, still=self.teacher_cache == "still")
+
+    def check_teachers(self, data: SpecimenDataModule | None) -> TeachingStaff:
+        """Loads the teachers and checks that they may teach here.
+
+        Args:
+            data: Of the fit; None where it is not ours.
+
+        Returns:
+            The teachers.
+
+        Raises:
+            KDConvNeXtError: See `setup`.
+        """
+        staff = TeachingStaff(self.teachers, self.objective, self.taps)
+        names = tuple(data.class_names) if data is not None else self.class_names
+        staff.check(self.student, names, data)
+        return staff
 
     def _require_labels(self, data: SpecimenDataModule) -> None:
         if not data.ignores_labels:

@@ -1,7 +1,7 @@
 """Runs the paper's experiment on any photographs: the command ``paper``."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -137,11 +137,12 @@ def _given(**options: str | None) -> dict[str, str]:
 def _require_places(out: Path, cell: Cell, *, permitted: bool) -> None:
     """Checks the folders of the experiment and of its crops before anything is measured or run: both together."""
     cache = cell.config["data"].get("cache_dir")
-    findings: list[Finding] = []
-    for check in (
+    checks: tuple[Callable[[], None], ...] = (
         lambda: require_empty(out, permitted=permitted, option="--resume true"),
         lambda: require_writable(Path(cache).expanduser() if cache else default_cache_dir()),
-    ):
+    )
+    findings: list[Finding] = []
+    for check in checks:
         try:
             check()
         except ConfigError as error:

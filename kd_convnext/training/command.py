@@ -29,6 +29,7 @@ from kd_convnext.data.manifest.once import warned_once
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder, require_writable
+from kd_convnext.training.before_crops import refuse_misfits
 from kd_convnext.training.before_student import TEACHER, trained_teacher
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
@@ -72,6 +73,7 @@ class TrainingCLI(LightningCLI):
     folder: RunFolder
     _resumed_at: int | None = None
     _split_hash: str | None = None  # of the checkpoint's own fit
+    _known: Sequence[str] = ()  # the checkpoint's classes
     _teacher_first = False
 
     @classmethod
@@ -188,6 +190,7 @@ class TrainingCLI(LightningCLI):
             raise ConfigError(Finding("--ckpt_path", f"{command} needs a checkpoint", remedy))
         path = self.config[command].ckpt_path = str(Path(path).expanduser())
         checkpoint = read_checkpoint(path, may_be_edited=command == "fit")
+        self._known = checkpoint[KEY].get("class_names", ())
         self._split_hash = (checkpoint[KEY].get("card") or {}).get("split_hash")
         if command == "fit":
             if "optimizer_states" not in checkpoint:
@@ -284,6 +287,7 @@ class TrainingCLI(LightningCLI):
             if refused:
                 raise refused[-1] from None
             raise
+        refuse_misfits(self.datamodule, self.model, self._known, fitting=self.subcommand == "fit")
         if self.subcommand == "fit" and is_first_process():
             for told in idle_options(self.datamodule):
                 print(f"Warning: --data: {told}", flush=True)

@@ -411,6 +411,14 @@ def test_example_answers_of_an_uncalibrated_network_too(tiny_run, tiny_manifest,
     assert found[same].values.tolist() == expected[same].values.tolist()
 
 
+def test_example_answers_for_one_file_and_names_an_empty_folder(exported, tiny_manifest, tmp_path):
+    photograph = tiny_manifest.parent / "0_0_0.png"
+    done = example(exported["onnx"], photograph)
+    assert pd.read_csv(io.StringIO(done.stdout))["image"].tolist() == [str(photograph)], done.stderr
+    done = example(exported["onnx"], tmp_path)
+    assert done.returncode == 1 and done.stderr == f"{tmp_path} holds no photographs\n"
+
+
 def test_example_is_short():
     text = (REPOSITORY / "docs/examples/onnx_only.py").read_text().partition('"""')[2].partition('"""')[2]
     assert len([line for line in text.splitlines() if line]) <= 50
