@@ -29,10 +29,11 @@ def limited_views(
     numbers = loader.views or 0
     if epochs is not None and epochs > 0 and loader.sampling == "natural":
         numbers = min(numbers, epochs)
-    parts = [(0, part.rows, loader.seed, numbers)]
+    seed = loader.seed if loader.view_seed is None else loader.view_seed
+    parts = [(0, part.rows, seed, numbers)]
     if unlabelled and isinstance(part, MixedDataset):
         # Each pass over them sees the next view, however many epochs a pass takes.
-        parts.append((len(part.rows), part.unlabelled.rows, loader.seed + 1, loader.views or 0))
+        parts.append((len(part.rows), part.unlabelled.rows, seed + 1, loader.views or 0))
     return [
         View(first + position, seed)
         for first, rows, seed_of_part, count in parts

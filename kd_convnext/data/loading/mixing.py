@@ -97,8 +97,8 @@ class MixedSampler(ViewSampler):
         for number in np.unique(passes):
             chosen = passes == number
             positions[chosen] = self._order(int(number))[within[chosen]]
-        numbers = passes if self.views is None else passes % self.views
-        seeds = view_seeds(self.seed + 1, self.other_rows[positions], numbers)
+        seed, numbers = (self.seed, passes) if self.views is None else (self.view_seed, passes % self.views)
+        seeds = view_seeds(seed + 1, self.other_rows[positions], numbers)
         return [
             View(self.first + position, seed) for position, seed in zip(positions.tolist(), seeds.tolist(), strict=True)
         ]
@@ -133,7 +133,8 @@ def training_sampler(part: SpecimenDataset, loader: LoaderSpec, block: int, **ra
     Returns:
         The sampler, and all images of a batch.
     """
-    options: dict[str, Any] = {"seed": loader.seed, "sampling": loader.sampling, "views": loader.views, **ranks}
+    options: dict[str, Any] = {"seed": loader.seed, "sampling": loader.sampling, "views": loader.views}
+    options |= {"view_seed": loader.view_seed, **ranks}
     if not isinstance(part, MixedDataset):
         return ViewSampler(part, **options), block
     sampler = MixedSampler(part, block=block, ratio=loader.unlabelled_ratio, **options)

@@ -22,6 +22,8 @@ class LoaderSpec:
         seed: Decides order and augmentation of training.
         views: Augmented views of each crop: one an epoch, in turn; null for new ones in every epoch. A number lets a
             teacher's outputs be stored (``--model.teacher_cache``).
+        view_seed: Decides the limited views; null for ``seed``. One for several seeds and repeats lets them share a
+            teacher's stored outputs.
         sampling: How often training draws a class: ``natural``, ``square_root`` of its share, ``balanced``, or a
             `ClassSampling` by its class path.
         unlabelled_ratio: Unlabelled images for each labelled one in a batch; ``batch_size`` counts labelled ones.
@@ -44,6 +46,7 @@ class LoaderSpec:
     num_workers: int | None = None
     seed: int = 0
     views: int | None = None
+    view_seed: int | None = None
     sampling: SamplingName | ClassSampling = "natural"
     unlabelled_ratio: float = 1.0
     packed: bool = False
