@@ -173,6 +173,18 @@ def test_no_more_views_are_asked_about_than_the_fit_has_epochs(tiny_manifest, ca
     assert sum(asked) == 1 + len(source.train_set)
 
 
+def test_views_of_one_seed_serve_several(tiny_manifest, cache, tmp_path, teacher_ckpt, asked):
+    curves = []
+    for seed in (1, 2):
+        data = {"loader": {"views_seed": 5, "seed": seed}}
+        asked.clear()
+        losses, _, source = fit(tiny_manifest, cache, tmp_path / str(seed), teacher_ckpt, stored=True, data=data)
+        assert source.loader.seed == seed
+        assert sum(asked) == 1 + (VIEWS * len(source.train_set) if seed == 1 else 0)
+        curves.append(losses)
+    assert not np.array_equal(*curves)
+
+
 def test_crops_without_labels_are_answered_too(tiny_manifest, cache, tmp_path, teacher_ckpt, asked):
     (tmp_path / "others").mkdir()
     for number in range(7):

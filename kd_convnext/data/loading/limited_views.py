@@ -29,7 +29,7 @@ def limited_views(
     numbers = loader.views or 0
     if epochs is not None and epochs > 0 and loader.sampling == "natural":
         numbers = min(numbers, epochs)
-    seed = loader.seed if loader.view_seed is None else loader.view_seed
+    seed = loader.seed if loader.views_seed is None else loader.views_seed
     parts = [(0, part.rows, seed, numbers)]
     if unlabelled and isinstance(part, MixedDataset):
         # Each pass over them sees the next view, however many epochs a pass takes.

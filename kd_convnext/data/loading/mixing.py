@@ -97,7 +97,7 @@ class MixedSampler(ViewSampler):
         for number in np.unique(passes):
             chosen = passes == number
             positions[chosen] = self._order(int(number))[within[chosen]]
-        seed, numbers = (self.seed, passes) if self.views is None else (self.view_seed, passes % self.views)
+        seed, numbers = (self.seed, passes) if self.views is None else (self.views_seed, passes % self.views)
         seeds = view_seeds(seed + 1, self.other_rows[positions], numbers)
         return [
             View(self.first + position, seed) for position, seed in zip(positions.tolist(), seeds.tolist(), strict=True)
@@ -134,7 +134,7 @@ def training_sampler(part: SpecimenDataset, loader: LoaderSpec, block: int, **ra
         The sampler, and all images of a batch.
     """
     options: dict[str, Any] = {"seed": loader.seed, "sampling": loader.sampling, "views": loader.views}
-    options |= {"view_seed": loader.view_seed, **ranks}
+    options |= {"views_seed": loader.views_seed, **ranks}
     if not isinstance(part, MixedDataset):
         return ViewSampler(part, **options), block
     sampler = MixedSampler(part, block=block, ratio=loader.unlabelled_ratio, **options)

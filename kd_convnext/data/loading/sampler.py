@@ -44,7 +44,7 @@ class ViewSampler(DistributedSampler[View]):
         seed: int,
         sampling: SamplingName | ClassSampling = "natural",
         views: int | None = None,
-        view_seed: int | None = None,
+        views_seed: int | None = None,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -56,13 +56,13 @@ class ViewSampler(DistributedSampler[View]):
             sampling: ``natural``: each crop once an epoch; all others draw with replacement.
             views: How many views there are of each crop: one an epoch in turn, or by chance where classes are
                 drawn with replacement. None for new ones in every epoch.
-            view_seed: Decides these views; ``seed`` where None.
+            views_seed: Decides these views; ``seed`` where None.
             num_replicas: Processes that share an epoch.
             rank: This process, 0..num_replicas-1.
         """
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self.rows, self.views = dataset.rows, views
-        self.view_seed = seed if view_seed is None else view_seed
+        self.views_seed = seed if views_seed is None else views_seed
         weights = drawn_weights(sampling, dataset.labels)
         self.weights: Tensor | None = None if weights is None else torch.from_numpy(weights)
 
@@ -79,6 +79,6 @@ class ViewSampler(DistributedSampler[View]):
         seeds = torch.randint(2**32, (self.total_size,), generator=generator)
         if self.views is not None:
             numbers = torch.full_like(order, self.epoch) if self.weights is None else seeds
-            seeds = torch.from_numpy(view_seeds(self.view_seed, self.rows[order], (numbers % self.views).numpy()))
+            seeds = torch.from_numpy(view_seeds(self.views_seed, self.rows[order], (numbers % self.views).numpy()))
         mine = slice(self.rank, self.total_size, self.num_replicas)
         return map(View, order[mine].tolist(), seeds[mine].tolist())

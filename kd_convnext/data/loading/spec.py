@@ -22,7 +22,7 @@ class LoaderSpec:
         seed: Decides order and augmentation of training.
         views: Augmented views of each crop: one an epoch, in turn; null for new ones in every epoch. A number lets a
             teacher's outputs be stored (``--model.teacher_cache``).
-        view_seed: Decides the limited views; null for ``seed``. One for several seeds and repeats lets them share a
+        views_seed: Decides the limited views; null for ``seed``. One for several seeds and repeats lets them share a
             teacher's stored outputs.
         sampling: How often training draws a class: ``natural``, ``square_root`` of its share, ``balanced``, or a
             `ClassSampling` by its class path.
@@ -46,7 +46,7 @@ class LoaderSpec:
     num_workers: int | None = None
     seed: int = 0
     views: int | None = None
-    view_seed: int | None = None
+    views_seed: int | None = None
     sampling: SamplingName | ClassSampling = "natural"
     unlabelled_ratio: float = 1.0
     packed: bool = False
