@@ -80,15 +80,13 @@ def calibrate(
         KDConvNeXtError: The checkpoint, its data or an option cannot be used, or there would be a leak.
     """
     from kd_convnext.inference.calibrating.cross_conformal import held_out_by
-    from kd_convnext.inference.calibrating.fit import CalibrationOptions, checked_transfer, fit_calibration, judge_fit
-    from kd_convnext.inference.calibrating.judgement import judge
+    from kd_convnext.inference.calibrating.fit import CalibrationOptions, checked_transfer, fit_calibration
     from kd_convnext.inference.predictor import Predictor
-    from kd_convnext.inference.run_data import own_data, refuse_leak, source_of
+    from kd_convnext.inference.run_data import own_data, source_of
     from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
 
     run = run_of_checkpoint(ckpt_path)
     _require_place(run, out, overwrite=overwrite)
-    warn_of_idle(extra_columns=(extra_columns is not None and extra_manifest is None, "without --extra_manifest"))
     source = source_of(run, manifest, cache_dir, sr_weights, columns)
     predictor = Predictor.from_checkpoint(
         ckpt_path, sr_weights=source.sr_weights, device=device, calibration="none", tta=tta, per_pass=16
@@ -100,10 +98,7 @@ def calibrate(
     others = held_out_by([path.strip() for path in also.split(",")], data, source) if also else []
     calibration = fit_calibration(data, answers, options, others)
     transfer = checked_transfer(calibration, answers, others)
-    judgements = {"val": judge_fit(calibration, answers)}
-    if test:
-        refuse_leak(data, "test")
-        judgements["test"] = judge(calibration, data.answers(data.rows("test")), "test")
+    judgements = _judged(calibration, data, answers, test=test)
     stopped = _gate_stops(calibration, data)
     made_of = {**asdict(predictor.network.info), "extra_manifest": extra_manifest, "also": also}
     calibration = _recorded(calibration, made_of, judgements, transfer, stopped)
@@ -129,12 +124,28 @@ def _held_out_answers(
     """Answers for the validation part of a run, and for further photographs where a manifest names them."""
     from kd_convnext.inference.run_data import LabelledAnswers, further_data, refuse_leak
 
+    warn_of_idle(extra_columns=(extra_columns is not None and extra_manifest is None, "without --extra_manifest"))
     refuse_leak(data, "val")
     answers = data.answers(data.rows("val"))
     if extra_manifest is None:
         return answers
     further = further_data(data.predictor, extra_manifest, extra_columns, source, data)
     return LabelledAnswers.of([answers, further.answers(further.rows("val"))])
+
+
+def _judged(
+    calibration: "Calibration", data: "CalibrationData", answers: "LabelledAnswers", *, test: bool
+) -> "dict[str, Judgement]":
+    """Judges a calibration on the answers it was fitted to, and by choice on the test part."""
+    from kd_convnext.inference.calibrating.fit import judge_fit
+    from kd_convnext.inference.calibrating.judgement import judge
+    from kd_convnext.inference.run_data import refuse_leak
+
+    found = {"val": judge_fit(calibration, answers)}
+    if test:
+        refuse_leak(data, "test")
+        found["test"] = judge(calibration, data.answers(data.rows("test")), "test")
+    return found
 
 
 def _gate_stops(calibration: "Calibration", data: "CalibrationData") -> "list[Stopped]":

@@ -110,8 +110,7 @@ def paper(
         sweep=sweep,
         overlays=tuple(overlays or ()),
     )
-    cells = plan_cells(grid, choice)
-    _require_places(choice.out, cells[0], permitted=resume or collect or dry_run)
+    cells = _planned(grid, choice, permitted=resume or collect or dry_run)
     if dry_run:
         return _estimate(cells, choice.out, workers if launcher == "ray" else 1)
     place = Workplace(choice.out, isolate, group=choice.out.name)
@@ -134,11 +133,12 @@ def _given(**options: str | None) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _require_places(out: Path, cell: Cell, *, permitted: bool) -> None:
-    """Checks the folders of the experiment and of its crops before anything is measured or run: both together."""
-    cache = cell.config["data"].get("cache_dir")
+def _planned(grid: Grid, choice: Choice, *, permitted: bool) -> list[Cell]:
+    """Plans the cells, and checks the folders of the experiment and of its crops before anything is measured or run."""
+    cells = plan_cells(grid, choice)
+    cache = cells[0].config["data"].get("cache_dir")
     checks: tuple[Callable[[], None], ...] = (
-        lambda: require_empty(out, permitted=permitted, option="--resume true"),
+        lambda: require_empty(choice.out, permitted=permitted, option="--resume true"),
         lambda: require_writable(Path(cache).expanduser() if cache else default_cache_dir()),
     )
     findings: list[Finding] = []
@@ -149,6 +149,7 @@ def _require_places(out: Path, cell: Cell, *, permitted: bool) -> None:
             findings += error.findings
     if findings:
         raise ConfigError(findings)
+    return cells
 
 
 def _print_script(cells: Sequence[Cell], out: Path, sbatch: str) -> PaperSummary:

@@ -249,6 +249,19 @@ def test_student_teacher_and_training_cases(student_run, tiny_run, tiny_manifest
     assert "training photographs once" in capsys.readouterr().out  # one bit is another: made again
 
 
+def test_training_cases_of_a_table_with_other_columns(student_run, tiny_manifest, tmp_path, capsys):
+    table = tiny_manifest.parent / "renamed.csv"
+    table.write_text(tiny_manifest.read_text().replace("image,label", "file,dx", 1))
+    photo = tiny_manifest.parent / "1_0_0.png"
+    words = [photo, "--ckpt_path", student_run, "--out", tmp_path / "out", "--manifest", table]
+    assert run(words) == 2
+    assert 'give --manifest_columns "image=file,label=dx". ' in capsys.readouterr().err
+    assert run([*words, "--manifest_columns", "image=file,label=dx"]) == 0
+    (entry,) = json.loads((tmp_path / "out" / "explanations.json").read_text())["explanations"]
+    assert len(entry["neighbours"]) == 3
+    table.unlink()
+
+
 def test_without_the_training_photographs_a_line_says_so(student_run, tiny_manifest, tmp_path, capsys):
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(student_run.read_bytes())
