@@ -104,7 +104,8 @@ def test_all_end_within_a_minute_in_words(number, whom, code, training):
 
 @pytest.mark.slow
 def test_a_fit_of_several_processes_keeps_others_out(training, tmp_path, capsys):
-    assert main([*FIT, "--trainer.devices=1", f"--trainer.default_root_dir={tmp_path / 'run'}"]) == 2
+    run = RunFolder(tmp_path / "run")
+    assert main(["fit", "--config", str(run.config), "--ckpt_path", str(run.last), "--trainer.devices=1"]) == 2
     assert "another fit is writing into it" in capsys.readouterr().err
 
 

@@ -18,6 +18,7 @@ from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.data.manifest.units import units_of, with_units
 from kd_convnext.evaluation.comparisons import compare_pairs, make_pair
 from kd_convnext.evaluation.discrimination import Ranking, roc_area
+from kd_convnext.evaluation.statistics import count_groups, intervals
 from kd_convnext.inference.run_data import own_data, source_of
 from kd_convnext.inference.trust.temperature import cross_fitted
 from kd_convnext.runs.folder import RunFolder
@@ -120,6 +121,20 @@ def test_areas_take_patients_as_clusters():
     wide, narrow = (roc_area(Ranking(scores, positive, groups)).interval for groups in (patients, np.arange(200)))
     assert wide.high - wide.low == pytest.approx(expected, rel=0.15)
     assert narrow.high - narrow.low < 0.6 * expected
+
+
+def test_intervals_by_patient_hold_what_those_by_lesion_do_not():
+    """Twenty patients, five lesions each, answered alike: three quarters of new ones would be answered rightly."""
+    rng, names = np.random.default_rng(0), np.array(["a", "b"])
+    patient = np.repeat(np.arange(20), EACH)
+    units, trials, held = {"patient": patient, "lesion": np.arange(len(patient))}, 150, {"patient": 0, "lesion": 0}
+    for _ in range(trials):
+        right = np.repeat(rng.random(20) < 0.75, EACH)
+        frame = pd.DataFrame({"label": names[patient % 2], "prediction": names[(patient + ~right) % 2]})
+        for by, unit in units.items():
+            found = intervals(count_groups(frame.assign(unit=unit, by=by), ("a", "b")), 50, 0)["accuracy"]
+            held[by] += found.low <= 0.75 <= found.high
+    assert held["patient"] >= 0.9 * trials and held["lesion"] <= 0.75 * trials
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["groups", "earlier version"])
