@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from kd_convnext.evaluation.proportions import FEW, LEVEL, Interval, difference_interval
+from kd_convnext.evaluation.proportions import FEW, LEVEL, Interval, difference_interval, unseen_difference
 from kd_convnext.evaluation.statistics import (
     METRICS,
     GroupCounts,
@@ -182,10 +182,11 @@ def _difference_intervals(pair: Pair, level: float, resamples: int, seed: int) -
         whole = [scores(side.total) for side in sides]
         own = [intervals(side, resamples, seed, level) for side in sides]
         # Answers that are the same in every group go together; of others nothing is known here.
-        together = 1.0 if np.array_equal(pair.first.counts, pair.second.counts) else 0.0
+        same = np.array_equal(pair.first.counts, pair.second.counts)
         for metric in few:
             values = (float(whole[0][metric]), float(whole[1][metric]))
-            both = difference_interval(values, (own[0][metric], own[1][metric]), together)
+            both = difference_interval(values, (own[0][metric], own[1][metric]), 1.0 if same else 0.0)
+            both = both.joined(unseen_difference(len(pair.first), level)) if same else both
             found[metric] = both if metric in mute else found[metric].joined(both)
     return found
 

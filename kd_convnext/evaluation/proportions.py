@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, t
+from scipy.stats import beta, norm, t
 
 LEVEL = 0.95
 """Of every interval."""
@@ -166,6 +166,20 @@ def difference_interval(
     down, up = (one - mine.low, theirs.high - other), (mine.high - one, other - theirs.low)
     reach = [math.sqrt(max(0.0, a * a - 2 * correlation * a * b + b * b)) for a, b in (down, up)]
     return Interval(max(-1.0, one - other - reach[0]), min(1.0, one - other + reach[1]))
+
+
+def unseen_difference(groups: int, level: float = LEVEL) -> Interval:
+    """Computes the interval of a paired difference of proportions that no group shows (Tango 1998, score interval).
+
+    Args:
+        groups: L, above 0, all answered alike by both sides.
+        level: Probability, 0..1.
+
+    Returns:
+        From -z²/(L + z²) to z²/(L + z²), z the quantile of the normal distribution.
+    """
+    square = float(norm.ppf((1 + level) / 2)) ** 2
+    return Interval(-square / (groups + square), square / (groups + square))
 
 
 def digits(groups: int) -> int:

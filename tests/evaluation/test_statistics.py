@@ -262,6 +262,17 @@ def test_an_interval_of_few_lesions_says_no_more_than_their_test():
         assert difference.interval.low < 0 < difference.interval.high and difference.value >= 0
 
 
+@pytest.mark.parametrize(("right", "least"), [(4, 0.324), (8, 0.324), (20, 0.088)])
+def test_answers_alike_in_every_lesion_do_not_prove_equality(right, least):
+    """Eight lesions without a difference, half right, had a difference of accuracy from 0 to 0."""
+    ours = np.arange(8 if right <= 8 else 40) < right
+    (found,) = compare_pairs([pair_of(ours, ours)], 1000, seed=0)
+    for difference in found.differences.values():
+        assert difference.value == 0
+        assert difference.interval.high == -difference.interval.low >= least - 5e-4  # Tango's interval
+        assert difference.corrected.high >= difference.interval.high
+
+
 def test_three_lesions_prove_nothing_and_their_interval_is_no_point():
     (found,) = compare_pairs([pair_of(np.ones(3, bool), np.zeros(3, bool))], 1000, seed=0)
     interval = found.differences["accuracy"].interval
