@@ -211,7 +211,7 @@ def headed_features(
         found.views = view_features(backbone, data, trainer)
     if c is not None:
         part = data.train_set
-        groups = data.manifest.groups(data.split_spec.group_by)[part.rows]
+        groups = data.manifest.groups("known")[part.rows]
         heads = held_out_heads(training_embeddings(store, data, looks), part.labels, groups, head.out_features, c)
         keys = [part.crops.key(row) for row in part.rows.tolist()]
         found.held_out = dict(zip(keys, heads, strict=True))
