@@ -186,9 +186,20 @@ def _difference_intervals(pair: Pair, level: float, resamples: int, seed: int) -
         for metric in few:
             values = (float(whole[0][metric]), float(whole[1][metric]))
             both = difference_interval(values, (own[0][metric], own[1][metric]), 1.0 if same else 0.0)
-            both = both.joined(unseen_difference(len(pair.first), level)) if same else both
+            both = both.joined(_unseen(pair.first, metric, level)) if same else both
             found[metric] = both if metric in mute else found[metric].joined(both)
     return found
+
+
+def _unseen(answers: GroupCounts, metric: Metric, level: float) -> Interval:
+    """Computes the interval of a difference that no group shows; a mean over classes is as sure as its classes."""
+    photographs = answers.counts.sum(axis=(1, 2))
+    whole = unseen_difference(float(photographs.sum() ** 2 / (photographs**2).sum()), level)
+    if metric == "accuracy":
+        return whole
+    each = [unseen_difference(float(groups), level).high for groups in answers.per_class() if groups]
+    reach = float(np.linalg.norm(each)) / len(each)
+    return whole.joined(Interval(-reach, reach))
 
 
 def _p_values(pair: Pair, resamples: int, seed: int) -> dict[Metric, float]:

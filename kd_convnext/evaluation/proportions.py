@@ -168,11 +168,11 @@ def difference_interval(
     return Interval(max(-1.0, one - other - reach[0]), min(1.0, one - other + reach[1]))
 
 
-def unseen_difference(groups: int, level: float = LEVEL) -> Interval:
+def unseen_difference(groups: float, level: float = LEVEL) -> Interval:
     """Computes the interval of a paired difference of proportions that no group shows (Tango 1998, score interval).
 
     Args:
-        groups: L, above 0, all answered alike by both sides.
+        groups: L, above 0, all answered alike by both sides; what they are worth where photographs of a group count.
         level: Probability, 0..1.
 
     Returns:

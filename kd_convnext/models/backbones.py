@@ -83,6 +83,7 @@ class Backbone(nn.Module):
         num_classes: Width of its output, K.
         in_chans: Channels of its input.
         image_size: Side of its square input in pixels.
+        args: Further arguments that the timm model was built with.
         stages: Its stages at 1/4, 1/8, 1/16 and 1/32, as far as it has them, in this order.
     """
 
@@ -104,6 +105,7 @@ class Backbone(nn.Module):
         self.num_classes = num_classes
         self.in_chans = spec.in_chans
         self.image_size = spec.image_size
+        self.args = dict(spec.args or {})
         self.stages = stages_of(network)
         for buffer in ("mean", "std"):
             values = torch.tensor(_pretrained_cfg(network)[buffer], dtype=torch.float32)

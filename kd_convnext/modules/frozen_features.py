@@ -5,6 +5,7 @@ views that a student sees; what it sees is stored on disk, for every run, split 
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -45,12 +46,14 @@ class HeadedFeatures:
         head: The teacher's own.
         held_out: Heads that have not seen the lesion of a crop that the teacher's own was fitted on, by crop.
         views: Features of augmented views; None where all views of a crop have the outputs of the crop itself.
+        viewed: Names of the views that are among `views`; others have the outputs of the crop itself.
     """
 
     still: TeacherAnswers
     head: Head
     held_out: dict[str, Head] = field(default_factory=dict)
     views: TeacherAnswers | None = None
+    viewed: frozenset[int] = frozenset()
 
     def load(self, crop_key: str, seed: int) -> StoredOutputs:
         """Reads the features of a view, or averages the looks at its crop, and applies a head.
@@ -65,8 +68,10 @@ class HeadedFeatures:
         Raises:
             CacheError: There are none, or they are damaged.
         """
-        kept = self.views is not None and not self.views.missing([view_name(crop_key, seed)])[0]
-        found = self.views.load(crop_key, seed) if self.views and kept else self.still.load(crop_key, STILL)
+        if self.views is not None and view_name(crop_key, seed) in self.viewed:
+            found = self.views.load(crop_key, seed)
+        else:
+            found = self.still.load(crop_key, STILL)
         assert found.embedding is not None
         embedding = found.embedding.astype(np.float32).reshape(-1, self.head.weight.shape[1]).mean(0)
         logits = self.held_out.get(crop_key, self.head).logits(embedding)
@@ -209,6 +214,8 @@ def headed_features(
     found = HeadedFeatures(store, Head(head.weight.detach().float().cpu().numpy(), bias.numpy()))
     if views:
         found.views = view_features(backbone, data, trainer)
+        wanted = limited_views(data.train_set, data.loader, trainer.max_epochs)
+        found.viewed = frozenset(view_names(data.train_set, wanted))
     if c is not None:
         part = data.train_set
         groups = data.manifest.groups("known")[part.rows]
@@ -236,9 +243,11 @@ def training_embeddings(store: TeacherAnswers, data: SpecimenDataModule, looks: 
 
 
 def body_fingerprint(backbone: Backbone) -> str:
-    """Returns the sha256 of a backbone's weights without its last layer, and of its normalisation."""
+    """Returns the sha256 of a backbone's weights without its last layer, of its arguments and its normalisation."""
     head = {id(parameter) for parameter in backbone.head_parameters()}
-    digest = hashlib.sha256(f"{backbone.name} {backbone.image_size}".encode())
+    # Arguments such as a kind of pooling change what a network sees and none of its weights.
+    args = json.dumps(backbone.args, sort_keys=True, default=str) if backbone.args else ""
+    digest = hashlib.sha256(f"{backbone.name} {backbone.image_size}{args}".encode())
     names = {name for name, parameter in backbone.named_parameters(remove_duplicate=False) if id(parameter) in head}
     for name, value in backbone.state_dict().items():
         if name not in names:

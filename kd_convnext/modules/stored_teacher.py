@@ -8,6 +8,7 @@ import torch
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.limited_views import limited_views, view_names
+from kd_convnext.data.loading.mixing import MixedSampler, training_sampler
 from kd_convnext.data.loading.teacher_outputs import AnswerKind, TeacherAnswers
 from kd_convnext.losses.term import logits_of
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
@@ -34,7 +35,9 @@ def stored_answers(teacher: FrozenTeacher, data: SpecimenDataModule, trainer: pl
     with trainer.precision_plugin.module_init_context():
         teacher.to(trainer.strategy.root_device, torch.get_default_dtype())
     kind = _kind(teacher, fingerprint, data, trainer)
-    views = limited_views(data.train_set, data.loader, trainer.max_epochs, unlabelled=True)
+    sampler, _ = training_sampler(data.train_set, data.loader, data.batch_size, num_replicas=trainer.world_size)
+    drawn = sampler.unlabelled_an_epoch if isinstance(sampler, MixedSampler) else 0
+    views = limited_views(data.train_set, data.loader, trainer.max_epochs, unlabelled_an_epoch=drawn)
     names = view_names(data.train_set, views)
 
     def asked(chosen: Sequence[View]) -> Iterator[Answer]:

@@ -87,7 +87,8 @@ class DistillModule(ClassifierModule):
             teacher_ckpt: The same for a single teacher, whom terms call ``teacher``.
             teacher_cache: Run teachers once for each of ``data.loader.views`` views of each crop before training, and
                 keep their outputs beside the crops for every run with the same teacher, views and taps. A linear
-                teacher (``finetune: linear``) looks at the views at its own size, and at crops without labels once.
+                teacher (``finetune: linear``) of this training part, where no term needs maps, looks at the views
+                at its own size and at crops without labels once, and answers by heads that lack the crop's lesion.
                 ``still``: once a crop, without augmentation; logits and embedding only.
             taps: Modules to tap where terms need maps; by default the four stages of each network.
             optim: Optimiser and schedule; by default the paper's.
@@ -168,7 +169,7 @@ class DistillModule(ClassifierModule):
             self._require_labels(data)
         if changed := changed_shares(self.hparams, data):
             self.keep_hyperparameters(**changed)
-            self._tell_classes(changed.get("class_weights"), changed.get("class_counts"))
+            self._tell_classes(self.hparams["class_weights"], self.hparams["class_counts"])
         staff = self.check_teachers(data)
         if not self._taught:
             self._build(staff.widths)

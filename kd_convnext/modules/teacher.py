@@ -191,7 +191,7 @@ class TeacherModule(ClassifierModule):
         changed = changed_shares(self.hparams, self.specimens) if stage == "fit" else {}
         if changed:
             self.keep_hyperparameters(**changed)
-            self.task_loss = build_task_loss(self.hparams["loss"], changed["class_weights"], self.hparams["gamma"])
+            self.task_loss = build_task_loss(self.hparams["loss"], self.hparams["class_weights"], self.hparams["gamma"])
         if stage == "fit" and self.finetune == "lora" and not self._adapted:
             add_adapters(self.backbone, self.lora)
             self._adapted = True

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.modules.guard import check_classes
@@ -28,4 +29,5 @@ def refuse_misfits(data: object, model: pl.LightningModule, known: Sequence[str]
     if known:
         check_classes(known, len(known), data)
     if fitting and isinstance(model, DistillModule):
-        model.check_teachers(data)
+        with isolate_rng():  # building networks draws numbers, which the fit is to draw as without this check
+            model.check_teachers(data)

@@ -273,6 +273,24 @@ def test_answers_alike_in_every_lesion_do_not_prove_equality(right, least):
         assert difference.corrected.high >= difference.interval.high
 
 
+def test_equal_answers_of_a_rare_class_leave_macro_scores_open():
+    """One other answer in the class of five lesions would move macro scores by more than accuracy can differ."""
+    labels = np.repeat(list("abcde"), (120, 100, 60, 15, 5))
+    frame = two_class(np.ones(300, bool)).assign(label=labels, prediction=labels)
+    other = frame.assign(prediction=["a", *labels[1:-1], "a"])
+    same, moved = (make_pair("x", frame, "y", each, tuple("abcde")) for each in (frame, other))
+    equal, one = compare_pairs([same, moved], 500, seed=0)
+    for metric in ("f1_macro", "recall_macro", "precision_macro"):
+        assert equal.differences[metric].interval.high > abs(one.differences[metric].value)
+
+
+def test_a_patient_of_most_photographs_is_worth_most_of_the_interval():
+    names = ["crowded"] * 200 + [f"P{number}" for number in range(39)]
+    frame = two_class(np.arange(239) % 2 == 0).assign(lesion=names)
+    (found,) = compare_pairs([make_pair("x", frame, "y", frame, ("a", "b"))], 500, seed=0)
+    assert found.differences["accuracy"].interval.high >= 0.72  # of 1.4 patients
+
+
 def test_three_lesions_prove_nothing_and_their_interval_is_no_point():
     (found,) = compare_pairs([pair_of(np.ones(3, bool), np.zeros(3, bool))], 1000, seed=0)
     interval = found.differences["accuracy"].interval

@@ -68,6 +68,15 @@ def test_weights_that_were_chosen_stay(damaged, tmp_path):
     assert module.task_loss.class_weights.tolist() == [1, 2, 3, 4, 5] and module.hparams["class_counts"] == [9] * 5
 
 
+def test_chosen_weights_stay_where_the_counts_are_the_data_s(damaged, tmp_path):
+    data = source(damaged, tmp_path)
+    given = {"class_weights": [1.0, 2.0, 3.0, 4.0, 5.0], "class_counts": data.class_counts}
+    module = tiny.student(data, objective=Objective({"labels": BalancedSoftmax()}), **given)
+    tiny.trainer(tmp_path, limit_train_batches=1).fit(module, datamodule=data)
+    assert module.task_loss.class_weights.tolist() == [1, 2, 3, 4, 5]
+    assert module.hparams["class_counts"] == data.class_counts != given["class_counts"]
+
+
 def test_photographs_without_labels_that_cannot_be_read_have_not_been_seen(damaged, tmp_path):
     folder = tmp_path / "more"
     folder.mkdir()

@@ -1,3 +1,6 @@
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from kd_convnext import TeacherModule
 from kd_convnext.data.loading.limited_views import limited_views
 from kd_convnext.data.loading.teacher_outputs import STILL
+from kd_convnext.errors import CacheError
 from kd_convnext.losses import CosineEmbedding, Objective, SoftTargets
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
-from kd_convnext.modules.frozen_features import headed_features, still_features
+from kd_convnext.modules.frozen_features import body_fingerprint, headed_features, still_features
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
 from kd_convnext.modules.linear_heads import fit_linear_head, held_out_heads
 
@@ -169,6 +173,16 @@ def test_the_student_s_teacher_looks_as_it_was_fitted(fitted, tmp_path):
     assert (turned.backbone.network.head.weight != module.backbone.network.head.weight).any()
 
 
+def test_what_changes_no_weight_but_the_features_is_another_body():
+    spec = BackboneSpec("convnext_atto", args={"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 24]})
+    other = replace(spec, args={**spec.args, "global_pool": "max"})
+    torch.manual_seed(0)
+    mean = build_backbone(spec, 2)
+    most = build_backbone(other, 2)
+    most.load_state_dict(mean.state_dict())
+    assert body_fingerprint(mean) == body_fingerprint(mean) != body_fingerprint(most)
+
+
 def test_views_are_answered_at_the_teacher_s_size_by_heads_without_their_lesion(
     fitted, tiny_manifest, tiny_cache, tmp_path
 ):
@@ -194,6 +208,11 @@ def test_views_are_answered_at_the_teacher_s_size_by_heads_without_their_lesion(
         np.testing.assert_allclose(found.embedding.astype(np.float32), embedding, rtol=0.02, atol=0.02)
         logits = answers.held_out[key].logits(embedding)
         np.testing.assert_allclose(found.logits.astype(np.float32), logits, rtol=0.02, atol=0.1)
+    alone = pickle.loads(pickle.dumps(answers))  # as a loader's process has it
+    alone.views.path.rename(tmp_path / "gone")
+    with pytest.raises(CacheError, match="is gone"):
+        alone.load(key, view.seed)
+    (tmp_path / "gone").rename(alone.views.path)
     other = part.place(len(part.rows))
     alike = [answers.load(other.crops.key(other.row), seed).embedding for seed in (STILL, 17)]
     assert np.array_equal(*alike)

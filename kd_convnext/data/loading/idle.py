@@ -19,6 +19,8 @@ def idle_options(data: SpecimenDataModule) -> list[str]:
         found.append("loader.unlabelled_ratio has no effect without unlabelled")
     if data.unlabelled_path is None and data.unlabelled_columns is not None:
         found.append("unlabelled_columns has no effect without unlabelled")
+    if data.loader.views is None and data.loader.views_seed is not None:
+        found.append("loader.views_seed has no effect without loader.views")
     if data.ignores_labels and data.classes is not None:
         found.append("classes has no effect beside labels ignore")
     if (data.manifest.table["split"] != "").all():

@@ -12,7 +12,7 @@ from kd_convnext.data.loading.teacher_outputs import view_name
 
 
 def limited_views(
-    part: SpecimenDataset, loader: LoaderSpec, epochs: int | None, *, unlabelled: bool = False
+    part: SpecimenDataset, loader: LoaderSpec, epochs: int | None, *, unlabelled_an_epoch: int = 0
 ) -> list[View]:
     """Lists the views of the labelled crops, by choice also of those without labels.
 
@@ -20,7 +20,7 @@ def limited_views(
         part: The training part.
         loader: With a number of ``views``.
         epochs: Of the fit, where it is known.
-        unlabelled: Also list those of crops without labels.
+        unlabelled_an_epoch: Crops without labels that an epoch draws, whose views are then listed too.
 
     Returns:
         The first views of all crops, then the second ones, and so on.
@@ -31,9 +31,12 @@ def limited_views(
         numbers = min(numbers, epochs)
     seed = loader.seed if loader.views_seed is None else loader.views_seed
     parts = [(0, part.rows, seed, numbers)]
-    if unlabelled and isinstance(part, MixedDataset):
+    if unlabelled_an_epoch and isinstance(part, MixedDataset):
         # Each pass over them sees the next view, however many epochs a pass takes.
-        parts.append((len(part.rows), part.unlabelled.rows, seed + 1, loader.views or 0))
+        others, numbers = part.unlabelled.rows, loader.views or 0
+        if epochs is not None and epochs > 0:
+            numbers = min(numbers, -(-epochs * unlabelled_an_epoch // len(others)))
+        parts.append((len(part.rows), others, seed + 1, numbers))
     return [
         View(first + position, seed)
         for first, rows, seed_of_part, count in parts

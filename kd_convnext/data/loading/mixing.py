@@ -76,6 +76,11 @@ class MixedSampler(ViewSampler):
             sizes.append(rest)
         self.blocks = [(size, unlabelled_share(size, ratio)) for size in sizes]
 
+    @property
+    def unlabelled_an_epoch(self) -> int:
+        """Unlabelled crops that an epoch draws, those of all processes."""
+        return self.num_replicas * sum(extra for _, extra in self.blocks)
+
     def __len__(self) -> int:
         """Returns the number of views of this process's epoch."""
         return sum(size + extra for size, extra in self.blocks)

@@ -56,7 +56,12 @@ class LoaderSpec:
         """Refuses values that cannot work."""
         findings = [
             Finding(f"--data.loader.{name}", f"{value} is too small", f"Use at least {least}.")
-            for name, value, least in (("num_workers", self.num_workers, 0), ("views", self.views, 1))
+            for name, value, least in (
+                ("num_workers", self.num_workers, 0),
+                ("views", self.views, 1),
+                ("views_seed", self.views_seed, 0),
+                ("seed", None if self.views is None else self.seed, 0),
+            )
             if value is not None and value < least
         ]
         most = max(_PROCESSES, _PROCESSES_A_CORE * (os.cpu_count() or 1))

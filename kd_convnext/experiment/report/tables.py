@@ -324,7 +324,8 @@ def _comparison_table(comparisons: Sequence[Comparison], title: str, resamples: 
     note = (
         "Differences on the photographs that both methods were tested on, all repeats together; 95 % intervals by "
         f"paired bootstrap over {unit}s ({resamples} resamples; where none differs from another, by both sides' own "
-        f"intervals, Newcombe 1998, which also widen those of fewer than {FEW} {unit}s), {together}. p: {unit}s "
+        f"intervals, Newcombe 1998, which also widen those of fewer than {FEW} {unit}s; where all {unit}s are "
+        f"answered alike, Tango 1998), {together}. p: {unit}s "
         f"exchanged between the methods; exact for accuracy (McNemar's exact test where every {unit} has one "
         f"photograph), {resamples} random exchanges for macro F1; then corrected by Holm. Better or worse is said only "
         f"where the corrected interval excludes 0 and the corrected p is below 0.05. Gained / lost: {unit}s with more "

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler
+from kd_convnext.data.loading.limited_views import limited_views
+from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, training_sampler
+from kd_convnext.data.loading.spec import LoaderSpec
 from kd_convnext.errors import ConfigError, LeakError, ManifestError
 
 
@@ -147,3 +149,23 @@ def test_an_empty_folder_and_a_ratio_of_nothing_are_refused(tiny_manifest, tiny_
         data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path)).setup("fit")
     with pytest.raises(ConfigError, match="unlabelled_ratio"):
         data(tiny_manifest, tiny_cache, unlabelled_ratio=-1.0)
+
+
+def test_no_more_unlabelled_views_are_listed_than_the_passes_of_a_fit(tiny_manifest, tiny_cache, photographs):
+    found = data(tiny_manifest, tiny_cache, unlabelled=str(photographs), unlabelled_ratio=0.5, views=50)
+    found.setup("fit")
+    sampler, _ = training_sampler(found.train_set, found.loader, found.batch_size)
+    asked = set()
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        asked.update(view for view in sampler if view.position >= len(found.train_set.rows))
+    drawn = sampler.unlabelled_an_epoch
+    listed = limited_views(found.train_set, found.loader, 2, unlabelled_an_epoch=drawn)
+    others = {view for view in listed if view.position >= len(found.train_set.rows)}
+    assert asked <= others and len(others) == 7 * -(-2 * drawn // 7) < 7 * 50
+
+
+@pytest.mark.parametrize("options", [{"views_seed": -1}, {"views": 2, "seed": -1}])
+def test_seeds_of_views_are_not_negative(options):
+    with pytest.raises(ConfigError, match=f"--data.loader.{list(options)[-1]}: -1 is too small"):
+        LoaderSpec(**options)
