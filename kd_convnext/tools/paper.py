@@ -110,8 +110,7 @@ def paper(
         sweep=sweep,
         overlays=tuple(overlays or ()),
     )
-    runs_here = cell is not None or not (collect or launcher == "slurm")
-    cells = _planned(grid, choice, permitted=resume or collect or dry_run, crops=runs_here)
+    cells = _planned(grid, choice, permitted=resume or collect or dry_run, crops=not collect and launcher != "slurm")
     if dry_run:
         return _estimate(cells, choice.out, workers if launcher == "ray" else 1)
     place = Workplace(choice.out, isolate, group=choice.out.name)
@@ -148,9 +147,7 @@ def _planned(grid: Grid, choice: Choice, *, permitted: bool, crops: bool) -> lis
     """
     cells = plan_cells(grid, choice)
     cache = cells[0].config["data"].get("cache_dir")
-    checks: list[Callable[[], None]] = [
-        lambda: require_empty(choice.out, permitted=permitted, option="--resume true")
-    ]
+    checks: list[Callable[[], None]] = [lambda: require_empty(choice.out, permitted=permitted, option="--resume true")]
     if crops:
         checks.append(lambda: require_writable(Path(cache).expanduser() if cache else default_cache_dir()))
     findings: list[Finding] = []

@@ -96,7 +96,7 @@ def test_crops_need_no_place_where_none_is_made(commands, tmp_path, capsys):
     assert "sbatch" in capsys.readouterr().out
     assert main([*words, "--collect=true"]) == 0
     assert "No cell is finished" in capsys.readouterr().err
-    for here in (["--resume=true"], ["--launcher=slurm", "--resume=true", "--cell=0"]):
+    for here in (["--resume=true"], ["--resume=true", "--cell=0"]):
         refused([*words, *here], f"{tmp_path / 'file' / 'cache'}: ", capsys)
 
 
