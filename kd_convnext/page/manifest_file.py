@@ -16,7 +16,7 @@ from typing import BinaryIO
 from kd_convnext.common.files import atomic_write, read_bytes, write_finding
 from kd_convnext.common.tables import as_written, inert
 from kd_convnext.data.manifest.boxes import Box
-from kd_convnext.data.manifest.columns import CORNERS, lacking, parse_columns, rename, with_one_option
+from kd_convnext.data.manifest.columns import lacking, parse_columns, refuse_edges, rename, with_one_option
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, ManifestError
 
 COLUMNS = ("image", "label", "lesion_id", "patient_id", "x", "y", "width", "height")
@@ -133,13 +133,9 @@ class ManifestFile:
             columns: Other names of its columns; those it gets later have the package's names.
 
         Raises:
-            ConfigError: The names cannot be read, or are of edges of boxes that could not be written.
+            ConfigError: The names cannot be read.
         """
         self.path, self.columns = path, parse_columns(columns)
-        edges = [f"{ours}={theirs}" for theirs, ours in self.columns.items() if ours in CORNERS]
-        if edges:
-            what = f"{', '.join(edges)}: boxes are written here with width and height, not with their far edges"
-            raise ConfigError(Finding("--columns", what, "Give the manifest columns x, y, width and height."))
         self._lock = threading.RLock()
         self._kept: tuple[tuple[int, ...], Content] | None = None
 
@@ -169,7 +165,7 @@ class ManifestFile:
         Raises:
             ConflictError: The rows, or the file while it was written, were changed by somebody else.
             ManifestError: The file is not a manifest.
-            ConfigError: It cannot be written.
+            ConfigError: It cannot be written, or its boxes are named by their far edges.
         """
         return self._write(image, version, lambda content: _changed(content, image, regions))
 
@@ -190,6 +186,7 @@ class ManifestFile:
         return self._write(image, version, lambda content: _restored(content, image, rows))
 
     def _write(self, image: str, version: str, text: Callable[[Content], str]) -> Content:
+        refuse_edges(self.columns)
         with self._lock, _folder_lock(self.path.parent):
             before = _state(self.path)
             content = _parsed(self.path, self.columns)

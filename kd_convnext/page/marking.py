@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_convnext.common.files import write_text
+from kd_convnext.data.manifest.columns import refuse_edges
 from kd_convnext.data.manifest.images import read_size
 from kd_convnext.data.manifest.manifest import PAPER_CLASSES, read_manifest
 from kd_convnext.errors import Finding, KDConvNeXtError, ManifestError
@@ -64,12 +65,14 @@ class Marking:
 
         Raises:
             ManifestError: There is no such folder, or the file is no manifest.
+            ConfigError: The names cannot be read, or are of edges of boxes, which could not be written.
         """
         file = manifest / "manifest.csv" if manifest.is_dir() else manifest
         if not file.parent.is_dir() or file.suffix.lower() != ".csv":
             remedy = "Give a folder of photographs, or its manifest (.csv)."
             raise ManifestError(Finding(str(manifest), "there is no such folder of photographs", remedy))
         self.file, self._columns = ManifestFile(file, columns), columns
+        refuse_edges(self.file.columns)
         self.thumbnails = Thumbnails(cache_dir / "thumbnails")
         self.folder = PhotographFolder(file.parent, own=self.thumbnails.folder)
         self._class_names = tuple(class_names)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from kd_convnext.common.configs import data_options
 from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.columns import refuse_edges
 from kd_convnext.errors import ConfigError, Finding, ManifestError
 from kd_convnext.inference.prediction import Photograph
 from kd_convnext.page.manifest_file import ManifestFile, image_name
@@ -154,7 +155,7 @@ class Reading:
 
         Raises:
             ManifestError: The row is not in the manifest once, or its label was changed already by hand.
-            ConfigError: The manifest is a folder, or cannot be written.
+            ConfigError: The manifest is a folder, names far edges of boxes, or cannot be written.
         """
         photograph = self.photograph(row)
         assert self.manifest is not None  # else `photograph` has raised
@@ -164,6 +165,7 @@ class Reading:
         if not label.strip() or not (label + note).isprintable():
             raise ManifestError(Finding("label", f"{label!r} is no class", "Choose one from the list."))
         file, was = ManifestFile(self.manifest, self.columns), str(self._frame().iloc[row]["label"])
+        refuse_edges(file.columns)  # else no row would be found to have this box
         content, image = file.read(), str(photograph)
         regions = content.regions(image)
         matching = [place for place, region in enumerate(regions) if region.box == photograph.box]

@@ -82,13 +82,12 @@ def class_table(evaluation: "Evaluation") -> pd.DataFrame:
     return pd.DataFrame({**table, **scores})
 
 
-def prediction_table(evaluation: "Evaluation", manifest: "Manifest", salt: str) -> pd.DataFrame:
+def prediction_table(evaluation: "Evaluation", manifest: "Manifest") -> pd.DataFrame:
     """Tabulates the predictions of an evaluation.
 
     Args:
         evaluation: Its ``index`` holds rows of ``manifest``.
         manifest: The manifest that was evaluated.
-        salt: Of the hashes in ``group``, such as the hash of the split.
 
     Returns:
         One row an ROI, in the manifest's order: ``image``, ``lesion_id``, ``group`` (what is taken as independent, as
@@ -99,7 +98,7 @@ def prediction_table(evaluation: "Evaluation", manifest: "Manifest", salt: str) 
     names = np.array([*evaluation.class_names, ""], dtype=object)  # label -1 is the last: unknown
     rows = manifest.table.iloc[evaluation.index].reset_index(drop=True)
     frame = rows[["image", "lesion_id"]].copy()
-    frame[GROUP] = stored_groups(manifest, evaluation.index, salt)
+    frame[GROUP] = stored_groups(manifest, evaluation.index)
     frame["label"] = names[evaluation.labels]
     frame["prediction"] = names[evaluation.predictions]
     for column, name in enumerate(evaluation.class_names):
@@ -149,16 +148,15 @@ def table_text(frame: pd.DataFrame) -> str:
     return str(guarded(frame).to_csv(index=False, float_format="%.8g"))
 
 
-def write_predictions(folder: RunFolder, evaluation: "Evaluation", manifest: "Manifest", salt: str) -> None:
+def write_predictions(folder: RunFolder, evaluation: "Evaluation", manifest: "Manifest") -> None:
     """Writes ``predictions.csv``.
 
     Args:
         folder: The run.
         evaluation: See ``prediction_table``.
         manifest: See ``prediction_table``.
-        salt: See ``prediction_table``.
 
     Raises:
         ConfigError: The file cannot be written.
     """
-    write_table(folder.predictions, prediction_table(evaluation, manifest, salt))
+    write_table(folder.predictions, prediction_table(evaluation, manifest))

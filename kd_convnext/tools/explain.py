@@ -122,7 +122,7 @@ def _cases(
             data = own_data(predictor, source_of(run, **given), run)
         return TrainingCases(data, ckpt.with_name(f"{ckpt.stem}.features.safetensors"))
     except KDConvNeXtError as error:
-        if neighbours is not None or given["manifest"] is not None:
+        if neighbours is not None or given["manifest"] is not None or given["columns"] is not None:
             raise
         print(f"warning: no training cases are shown: {error.findings[0].what}", file=sys.stderr)
         return None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd_convnext.common.machine import pillow_memory_kept
+from kd_convnext.common.parsing import warn_of_idle
 from kd_convnext.errors import ConfigError, Finding
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def page(
     if ckpt_path is None and manifest is None:
         remedy = "Give --manifest FOLDER to mark photographs, --ckpt_path FILE to ask a checkpoint, or both."
         raise ConfigError(Finding("kd-convnext page", "there is nothing to show", remedy))
+    warn_of_idle(columns=(columns is not None and manifest is None, "without --manifest"))
+    asked = {"sr_weights": sr_weights, "calibration": calibration != "auto", "tta": tta is not None}
+    warn_of_idle(**{name: (ckpt_path is None and bool(given), "without --ckpt_path") for name, given in asked.items()})
     try:
         from kd_convnext.page.app import Parts, create_app
         from kd_convnext.page.guard import Access, new_token

@@ -110,7 +110,7 @@ def paper(
         sweep=sweep,
         overlays=tuple(overlays or ()),
     )
-    cells = _planned(grid, choice, permitted=resume or collect or dry_run)
+    cells = _planned(grid, choice, permitted=resume or collect or dry_run, crops=not collect and launcher != "slurm")
     if dry_run:
         return _estimate(cells, choice.out, workers if launcher == "ray" else 1)
     place = Workplace(choice.out, isolate, group=choice.out.name)
@@ -133,14 +133,23 @@ def _given(**options: str | None) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _planned(grid: Grid, choice: Choice, *, permitted: bool) -> list[Cell]:
-    """Plans the cells, and checks the folders of the experiment and of its crops before anything is measured or run."""
+def _planned(grid: Grid, choice: Choice, *, permitted: bool, crops: bool) -> list[Cell]:
+    """Plans the cells, and checks the folders of the experiment and of its crops before anything is measured or run.
+
+    Args:
+        grid: Methods and settings.
+        choice: Which cells, on which data.
+        permitted: Whether the experiment's folder may hold something.
+        crops: Whether crops are made on this machine; else their folder may be read-only, or on others alone.
+
+    Raises:
+        ConfigError: A folder cannot be used: all findings.
+    """
     cells = plan_cells(grid, choice)
     cache = cells[0].config["data"].get("cache_dir")
-    checks: tuple[Callable[[], None], ...] = (
-        lambda: require_empty(choice.out, permitted=permitted, option="--resume true"),
-        lambda: require_writable(Path(cache).expanduser() if cache else default_cache_dir()),
-    )
+    checks: list[Callable[[], None]] = [lambda: require_empty(choice.out, permitted=permitted, option="--resume true")]
+    if crops:
+        checks.append(lambda: require_writable(Path(cache).expanduser() if cache else default_cache_dir()))
     findings: list[Finding] = []
     for check in checks:
         try:

@@ -200,7 +200,7 @@ class RunRecord(Callback):
         from kd_convnext.training.cost import network_cost  # timm imports wandb where it is installed
 
         folder = run_folder(trainer)
-        write_predictions(folder, found, _data(trainer).manifest, _data(trainer).split.hash)
+        write_predictions(folder, found, _data(trainer).manifest)
         write_cost(folder, network_cost(cast("Backbone", module.classifier)))
         faithful = fidelity_figures(_data(trainer).crops, found.index)
         write_metrics(folder, {f"test/{FIDELITY}{name}": value for name, value in faithful.items()})
@@ -217,7 +217,7 @@ class RunRecord(Callback):
         folder = run_folder(trainer)
         path = folder.predictions_of(data.predict_part)
         with results_recorded(folder, f"predict_{data.predict_part}", self._judged):
-            write_table(path, prediction_table(found, data.manifest, data.split.hash))
+            write_table(path, prediction_table(found, data.manifest))
         say(trainer, f"Answers for {counted(len(found), 'region')} of interest: {shown(path)}")
 
     def _record(self, trainer: Trainer, module: LightningModule, found: Evaluation) -> None:
@@ -277,7 +277,7 @@ class RunRecord(Callback):
         chosen = most_telling(found)[: self.max_pictures]
         crops = [data.crops.load(int(row)) for row in found.index[chosen]]
         pictures = [resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], self.picture_size)) for crop in crops]
-        table = prediction_table(found, data.manifest, data.split.hash).iloc[chosen].reset_index(drop=True)
+        table = prediction_table(found, data.manifest).iloc[chosen].reset_index(drop=True)
         # Files have them all in predictions.csv; ids of lesions stay on this machine.
         table = hidden_ids(table, data.split.hash)
         here = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger | WandbLogger)]

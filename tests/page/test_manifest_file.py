@@ -69,8 +69,12 @@ def test_columns_of_other_names_keep_them(tmp_path):
         "a.jpg;MIA;HE;old;1;2;3;4",
         "b.jpg;MIA;HE;old;;;;",
     ]
-    with pytest.raises(ConfigError, match="width and height"):
-        ManifestFile(file.path, "x=x1,y=y1,right=x2,bottom=y2")
+    edges = ManifestFile(file.path, "image=file,label=dx,x=x,y=y,right=width,bottom=height")
+    before = file.path.read_text()
+    assert [region.label for region in edges.read().regions("a.jpg")] == ["MIA"]
+    with pytest.raises(ConfigError, match="width and height, not with their far edges"):
+        change(edges, "a.jpg", Region("AIS", place=0))
+    assert file.path.read_text() == before
 
 
 def test_a_region_that_is_not_named_is_deleted(tmp_path):

@@ -105,3 +105,22 @@ def test_a_run_without_results_names_the_commands(tiny_run):
     overview = found.overview()
     assert not overview["report"] and "kd-convnext report" in overview["report_command"]
     assert found.table() == []
+
+
+def test_a_run_whose_boxes_are_named_by_their_edges_is_read_and_not_corrected(run):
+    checkpoint, manifest = run
+    header, *rows = manifest.read_text().splitlines()
+    (config,) = checkpoint.parent.parent.glob("config.yaml")
+    edges = "x=xmin,y=ymin,right=xmax,bottom=ymax"
+    config.write_text(config.read_text().replace("data:\n", f"data:\n  columns: {edges}\n", 1))
+    renamed = header.replace("x,y,width,height", "xmin,ymin,xmax,ymax")
+    assert renamed != header and "columns" in config.read_text()
+    manifest.write_text("\n".join([renamed, *rows]) + "\n")
+    before = manifest.read_text()
+    asking = Asking(AskingOptions(str(checkpoint)))
+    asking.start = lambda: None
+    with client(Parts(asking=asking, reading=Reading(str(checkpoint)))) as browser:
+        assert len(browser.get("/api/read/table").json()["rows"]) == 3
+        answer = browser.post("/api/read/corrections", json={"row": 2, "label": "AIS", "note": ""})
+    assert answer.status_code == 422 and "not with their far edges" in answer.text
+    assert manifest.read_text() == before

@@ -76,3 +76,22 @@ def test_of_publish_and_explain(tiny_run, tiny_manifest, tmp_path):
     explain = ["explain", photo, "--ckpt_path", str(tiny_run), f"--out={tmp_path / 'out'}", "--neighbours=0"]
     with pytest.warns(UserWarning, match="--manifest has no effect with --neighbours 0"):
         assert main([*explain, "--manifest", str(tiny_manifest)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("half", "words", "told"),
+    [
+        ("--ckpt_path", ["--columns=image=file"], ["--columns has no effect without --manifest"]),
+        ("--manifest", ["--columns=image=file"], []),
+        (
+            "--manifest",
+            ["--sr_weights=general-x4v3", "--calibration=none", "--tta=false"],
+            [f"--{name} has no effect without --ckpt_path" for name in ("sr_weights", "calibration", "tta")],
+        ),
+    ],
+)
+def test_of_page(half, words, told, tmp_path, recwarn):
+    pytest.importorskip("starlette")
+    assert main(["page", half, str(tmp_path / "gone"), "--port=0", *words]) == 2
+    said = [text for text in (str(warning.message) for warning in recwarn) if "no effect" in text]
+    assert said == told

@@ -89,6 +89,17 @@ def test_nothing_is_left_of_a_place_that_was_tried(commands, tmp_path, capsys):
     assert not out.parent.exists()
 
 
+def test_crops_need_no_place_where_none_is_made(commands, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    words = [*commands["paper"], f"--cache_dir={tmp_path / 'file' / 'cache'}", f"--out={tmp_path / 'out'}"]
+    assert main([*words, "--launcher=slurm"]) == 0
+    assert "sbatch" in capsys.readouterr().out
+    assert main([*words, "--collect=true"]) == 0
+    assert "No cell is finished" in capsys.readouterr().err
+    for here in (["--resume=true"], ["--resume=true", "--cell=0"]):
+        refused([*words, *here], f"{tmp_path / 'file' / 'cache'}: ", capsys)
+
+
 @pytest.mark.parametrize("command", ["test", "calibrate"])
 def test_a_run_on_a_disk_that_is_read_only(command, tiny_run, tmp_path, capsys):
     with small_disk(tmp_path, "8m") as disk:

@@ -10,18 +10,22 @@ import pandas as pd
 import pytest
 from helpers.command_line import TINY, convnext
 from helpers.fake_cells import answers, fake_cell, grid
+from helpers.pages import photographs
 from helpers.paths import REPOSITORY
 
 from kd_convnext import Predictor
 from kd_convnext.cli import main
 from kd_convnext.data.manifest.manifest import read_manifest
+from kd_convnext.data.manifest.splits import make_split
 from kd_convnext.data.manifest.units import units_of, with_units
+from kd_convnext.evaluation.answers import Evaluation
 from kd_convnext.evaluation.comparisons import compare_pairs, make_pair
 from kd_convnext.evaluation.discrimination import Ranking, roc_area
 from kd_convnext.evaluation.statistics import count_groups, intervals
 from kd_convnext.inference.run_data import own_data, source_of
 from kd_convnext.inference.trust.temperature import cross_fitted
 from kd_convnext.runs.folder import RunFolder
+from kd_convnext.runs.tables import prediction_table
 
 AS_BEFORE = REPOSITORY / "tests" / "fixtures" / "by_lesion" / "tables.md"
 """Rows that version 0.1 of `compare` wrote of `grid`, when every lesion was taken as independent."""
@@ -188,6 +192,32 @@ def test_groups_of_several_splits_are_joined_by_their_photographs():
     second = first.assign(group="patient:y")
     found = with_units(pd.concat([first, second, first.assign(image=[*"efgh"], lesion_id="3", group="patient:z")]))
     assert found["unit"].nunique() == 2
+
+
+def test_lesions_of_a_patient_in_several_repeats_are_one_unit(tmp_path):
+    number = np.arange(40)
+    label = np.array(["a", "b"])[number // 2 % 2]
+    rows = {"image": photographs(tmp_path, 40), "label": label, "lesion_id": number, "patient_id": number // 2}
+    pd.DataFrame(rows).to_csv(tmp_path / "manifest.csv", index=False)
+    manifest = read_manifest(tmp_path / "manifest.csv", group_by="lesion")
+    folders, tested_in = [], []
+    for repeat in range(5):
+        split = make_split(manifest, index=repeat, ratios=(0.6, 0.2, 0.2), group_by="lesion")
+        index = np.flatnonzero(split.parts == "test")
+        right = np.eye(2)[manifest.labels[index]] * 0.8 + 0.1
+        found = Evaluation("test", index, manifest.labels[index], right, ("a", "b"))
+        frame = prediction_table(found, manifest)
+        record = fake_cell(tmp_path / f"repeat{repeat}", frame, names=("a", "b"), repeat=repeat)
+        folders.append(str(record.folder))
+        tested_in.append(manifest.table.iloc[index].assign(repeat=repeat))
+    lesions = pd.concat(tested_in).groupby("lesion_id").agg(patient=("patient_id", "first"), repeats=("repeat", set))
+    pairs = [each["repeats"].tolist() for _, each in lesions.groupby("patient") if len(each) == 2]
+    assert any(one.isdisjoint(other) for one, other in pairs)  # else any salt would do
+    assert main(["compare", *folders, "--out", str(tmp_path / "out"), "--bootstrap=20"]) == 0
+    text = (tmp_path / "out" / "tables.md").read_text()
+    patients = lesions["patient"].nunique()
+    assert patients < len(lesions) and "intervals by patient" in text
+    assert row_of(text, "95 % intervals", "kd_both").split("|")[2].strip() == str(patients)
 
 
 @pytest.fixture(scope="module")

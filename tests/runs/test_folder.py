@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kd_convnext.data.manifest.ids import hidden
 from kd_convnext.data.manifest.manifest import Manifest
 from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.answers import Evaluation
@@ -103,8 +103,9 @@ def test_foreign_metrics_are_not_overwritten(tmp_path, content):
 
 def test_predictions_name_image_lesion_label_answer_and_probabilities(tmp_path):
     run = RunFolder(tmp_path)
-    write_predictions(run, answers(), manifest(boxes=False), "salt")
-    patient, unknown = hidden("patient:P1", "salt"), hidden("image:ü, c.jpg", "salt")
+    write_predictions(run, answers(), manifest(boxes=False))
+    patient, _, unknown = (name.split(":")[1] for name in pd.read_csv(run.predictions)["group"])
+    assert re.fullmatch("[0-9a-f]{12}", patient) and re.fullmatch("[0-9a-f]{12}", unknown) and patient != unknown
     assert run.predictions.read_text(encoding="utf-8").splitlines() == [
         "image,lesion_id,group,label,prediction,prob_AIS,prob_MIA",
         f"a.jpg,L1,patient:{patient},AIS,MIA,0.25,0.75",
@@ -115,7 +116,7 @@ def test_predictions_name_image_lesion_label_answer_and_probabilities(tmp_path):
 
 
 def test_boxes_tell_apart_the_rois_of_one_photograph():
-    table = prediction_table(answers(), manifest(boxes=True), "salt")
+    table = prediction_table(answers(), manifest(boxes=True))
     assert list(table.columns)[-4:] == ["x", "y", "width", "height"]
     assert table.loc[1, ["x", "y", "width", "height"]].tolist() == [1, 2, 3, 4]
 
@@ -123,7 +124,7 @@ def test_boxes_tell_apart_the_rois_of_one_photograph():
 def test_predictions_that_cannot_be_written_say_so(tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(ConfigError, match=r"predictions\.csv: cannot be written"):
-        write_predictions(RunFolder(tmp_path / "run"), answers(), manifest(boxes=False), "salt")
+        write_predictions(RunFolder(tmp_path / "run"), answers(), manifest(boxes=False))
 
 
 def test_class_table_counts_what_is_labelled():

@@ -262,6 +262,22 @@ def test_training_cases_of_a_table_with_other_columns(student_run, tiny_manifest
     table.unlink()
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ("image=gone", "--manifest_columns"),
+        ("picture=file", "--manifest_columns: 'picture=file' names no column. Write OURS=THEIRS"),
+    ],
+)
+def test_columns_that_are_given_and_wrong_are_refused(columns, told, student_run, tiny_manifest, tmp_path, capsys):
+    photo = tiny_manifest.parent / "1_0_0.png"
+    words = [photo, "--ckpt_path", student_run, "--out", tmp_path / "out", "--manifest_columns", columns]
+    assert run(words) == 2
+    said = capsys.readouterr().err
+    assert told in said and "warning: no training cases" not in said
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
 def test_without_the_training_photographs_a_line_says_so(student_run, tiny_manifest, tmp_path, capsys):
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(student_run.read_bytes())

@@ -116,6 +116,21 @@ def columns_given_by(option: str) -> Iterator[None]:
         raise type(error)(findings) from error
 
 
+def refuse_edges(columns: Mapping[str, str]) -> None:
+    """Refuses other names for the far edges of boxes, where boxes are to be written.
+
+    Args:
+        columns: As `parse_columns` gives them.
+
+    Raises:
+        ConfigError: One names the right or the bottom edge.
+    """
+    edges = [f"{ours}={theirs}" for theirs, ours in columns.items() if ours in CORNERS]
+    if edges:
+        what = f"{', '.join(edges)}: boxes are written here with width and height, not with their far edges"
+        raise ConfigError(Finding("--columns", what, "Give the manifest columns x, y, width and height."))
+
+
 def rename(header: Sequence[str], chosen: Mapping[str, str], where: str) -> tuple[list[str], list[Finding]]:
     """Renames columns of a table to the manifest's names.
 

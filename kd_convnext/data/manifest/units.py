@@ -1,5 +1,7 @@
 """Names the units of intervals and calibration: groups of photographs that may be wrong together."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +20,9 @@ Unit = Literal["lesion", "patient", "group"]
 
 GROUP = "group"
 """Column of predictions: the kind of the group of each answer and a salted hash of its name."""
+
+_SALT = ["image", "lesion_id", "patient_id", "x", "y", "width", "height"]
+"""What the salt is made of: not of labels, which are corrected between two repeats, and not of parts."""
 
 NO_GROUPS = (
     "predictions.csv is of an earlier version and does not say which lesions belong together; each is taken as "
@@ -44,19 +49,26 @@ def units_of(manifest: "Manifest", rows: NDArray[np.int64]) -> pd.DataFrame:
     return pd.DataFrame({name: values[rows] for name, values in found.items()})
 
 
-def stored_groups(manifest: "Manifest", rows: NDArray[np.int64], salt: str) -> list[str]:
+def stored_groups(manifest: "Manifest", rows: NDArray[np.int64]) -> list[str]:
     """Names the units of rows for a file: ``patient:4be1...``, the same hash for all rows of a unit.
+
+    The salt is of the photographs and their ids: all splits of one manifest share it, so that a patient whose
+    lesions are tested in several repeats is one unit.
 
     Args:
         manifest: The photographs.
         rows: Rows of it, int64 [N].
-        salt: Different for each set of photographs, such as the hash of its split.
 
     Returns:
         N names, for the column `GROUP`.
     """
-    found = units_of(manifest, rows)
+    found, salt = units_of(manifest, rows), _salt(manifest)
     return [f"{kind}:{hidden(unit, salt)}" for kind, unit in zip(found["kind"], found["unit"], strict=True)]
+
+
+def _salt(manifest: "Manifest") -> str:
+    rows = manifest.table[_SALT].astype(str).itertuples(index=False, name=None)
+    return hashlib.sha256("\n".join(sorted(json.dumps(row) for row in rows)).encode()).hexdigest()
 
 
 def with_units(frame: pd.DataFrame) -> pd.DataFrame:
@@ -72,7 +84,7 @@ def with_units(frame: pd.DataFrame) -> pd.DataFrame:
     lesions = lesion_names(frame)
     if GROUP not in frame:
         return frame.assign(lesion=lesions, unit=lesions, by="lesion")
-    # Of two repeats the same group has two hashes; its photographs join them.
+    # Where the manifest was changed between two repeats a group has two hashes; its photographs join them.
     table = frame[["image", "lesion_id"]].assign(photograph=frame["image"], patient_id="", alike=frame[GROUP])
     units = group_names(table, "known")
     kinds = frame[GROUP].str.partition(":")[0].to_list()
