@@ -90,22 +90,21 @@ def prediction_table(evaluation: "Evaluation", manifest: "Manifest") -> pd.DataF
         manifest: The manifest that was evaluated.
 
     Returns:
-        One row an ROI, in the manifest's order: ``image``, ``lesion_id``, ``group`` (what is taken as independent, as
-        ``patient:<hash>``, ``lesion:<hash>`` or ``group:<hash>``), ``label`` (empty if unknown),
-        ``prediction``, ``prob_<class>`` for each class, and, where the manifest has boxes, ``x``, ``y``,
-        ``width``, ``height`` (several ROIs may share a photograph).
+        One row an ROI, in the manifest's order: ``image``, ``lesion_id``, ``label`` (empty if unknown),
+        ``prediction``, ``prob_<class>`` for each class, where the manifest has boxes ``x``, ``y``, ``width``,
+        ``height`` (several ROIs may share a photograph), and ``group`` (what is taken as independent, as
+        ``patient:<hash>``, ``lesion:<hash>`` or ``group:<hash>``).
     """
     names = np.array([*evaluation.class_names, ""], dtype=object)  # label -1 is the last: unknown
     rows = manifest.table.iloc[evaluation.index].reset_index(drop=True)
     frame = rows[["image", "lesion_id"]].copy()
-    frame[GROUP] = stored_groups(manifest, evaluation.index)
     frame["label"] = names[evaluation.labels]
     frame["prediction"] = names[evaluation.predictions]
     for column, name in enumerate(evaluation.class_names):
         frame[f"prob_{name}"] = evaluation.probabilities[:, column]
     if manifest.table["x"].notna().any():
         frame[_BOX] = rows[_BOX]
-    return frame
+    return frame.assign(**{GROUP: stored_groups(manifest, evaluation.index)})
 
 
 def write_cost(folder: RunFolder, cost: Mapping[str, float]) -> None:

@@ -107,17 +107,17 @@ def test_predictions_name_image_lesion_label_answer_and_probabilities(tmp_path):
     patient, _, unknown = (name.split(":")[1] for name in pd.read_csv(run.predictions)["group"])
     assert re.fullmatch("[0-9a-f]{12}", patient) and re.fullmatch("[0-9a-f]{12}", unknown) and patient != unknown
     assert run.predictions.read_text(encoding="utf-8").splitlines() == [
-        "image,lesion_id,group,label,prediction,prob_AIS,prob_MIA",
-        f"a.jpg,L1,patient:{patient},AIS,MIA,0.25,0.75",
-        f"b.jpg,L2,patient:{patient},MIA,MIA,0.125,0.875",
-        f'"ü, c.jpg",,lesion:{unknown},,AIS,1,1e-09',
+        "image,lesion_id,label,prediction,prob_AIS,prob_MIA,group",
+        f"a.jpg,L1,AIS,MIA,0.25,0.75,patient:{patient}",
+        f"b.jpg,L2,MIA,MIA,0.125,0.875,patient:{patient}",
+        f'"ü, c.jpg",,,AIS,1,1e-09,lesion:{unknown}',
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
 
 
 def test_boxes_tell_apart_the_rois_of_one_photograph():
     table = prediction_table(answers(), manifest(boxes=True))
-    assert list(table.columns)[-4:] == ["x", "y", "width", "height"]
+    assert list(table.columns)[-5:] == ["x", "y", "width", "height", "group"]
     assert table.loc[1, ["x", "y", "width", "height"]].tolist() == [1, 2, 3, 4]
 
 
