@@ -69,7 +69,8 @@ def test_weights_that_are_there_decide_the_recipe(monkeypatch, tmp_path):
     assert recipe.teacher == tool.LINEAR_TEACHER and str(place) in recipe.reason
     settings = yaml.safe_load(tool.configuration(recipe, "photos: all.csv", "image=file", None))
     assert settings["data"]["manifest"] == "photos: all.csv" and settings["data"]["columns"] == "image=file"
-    assert settings["model"]["init_args"]["teacher_cache"] == "still"
+    # The teacher sees what the student sees.
+    assert settings["model"]["init_args"]["teacher_cache"] is True and settings["data"]["loader"]["views"] == 16
     # In fewer epochs the recipe is no better than labels alone.
     assert settings["trainer"]["max_epochs"] == 60
 
