@@ -116,15 +116,18 @@ def still_features(
     return _stored(backbone, data, trainer, still, wanted, still.identity() | {"looks": looks}, _LOOKS[looks])
 
 
-def view_features(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer) -> TeacherAnswers:
-    """Makes sure that a network's features of the limited views of the labelled training crops are on the disk.
+def view_features(
+    backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, wanted: Sequence[View]
+) -> TeacherAnswers:
+    """Makes sure that a network's features of augmented views of the training crops are on the disk.
 
     The network sees the same views as a student, each drawn at the network's own size.
 
     Args:
         backbone: As of `still_features`.
-        data: Set up for a fit, with a number of ``loader.views``.
+        data: Set up for a fit.
         trainer: Whose fit begins.
+        wanted: The views, as of `limited_views`.
 
     Returns:
         The store: the embedding [D] of each view.
@@ -133,7 +136,6 @@ def view_features(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trai
         CacheError: They do not fit on the disk, or cannot be written.
     """
     moving = data.train_set.views.at(backbone.image_size)
-    wanted = limited_views(data.train_set, data.loader, trainer.max_epochs)
     return _stored(backbone, data, trainer, moving, wanted, moving.identity(), ((0, False),))
 
 
@@ -213,8 +215,8 @@ def headed_features(
     bias = torch.zeros(head.out_features) if head.bias is None else head.bias.detach().float().cpu()
     found = HeadedFeatures(store, Head(head.weight.detach().float().cpu().numpy(), bias.numpy()))
     if views:
-        found.views = view_features(backbone, data, trainer)
         wanted = limited_views(data.train_set, data.loader, trainer.max_epochs)
+        found.views = view_features(backbone, data, trainer, wanted)
         found.viewed = frozenset(view_names(data.train_set, wanted))
     if c is not None:
         part = data.train_set
