@@ -101,7 +101,7 @@ def _divided(times: int) -> str:
 def _question(analysis: Analysis) -> str:
     if analysis.of_family("ablation"):
         return (
-            "Does a ConvNeXt that learns from a Swin Transformer, by logits, by features or by both, classify these "
+            "Does a student that learns from a teacher, by logits, by features or by both, classify these "
             "photographs better than the same network alone, than its teacher and than other networks, and is the "
             "difference larger than what the choice of test lesions alone would make?"
         )
