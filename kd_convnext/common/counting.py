@@ -1,5 +1,10 @@
 """Writes numbers for people: with the noun they count, or with a unit of thousands."""
 
+from typing import Literal
+
+Unit = Literal["lesion", "patient", "group"]
+"""What is counted as independent: lesions, patients, or groups of several patients, lesions or like photographs."""
+
 
 def counted(number: int, noun: str) -> str:
     """Writes a number with what it counts: ``1 lesion``, ``2,221 photographs``, ``3 classes``.

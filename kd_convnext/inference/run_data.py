@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kd_convnext.common.arrays import Values
 from kd_convnext.common.configs import data_options
+from kd_convnext.common.counting import Unit
 from kd_convnext.common.files import default_cache_dir
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.crops.cache.cache import CropCache, OnError
@@ -22,7 +23,7 @@ from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.once import warned_once
 from kd_convnext.data.manifest.overlap import belonging
 from kd_convnext.data.manifest.splits import Split, make_split
-from kd_convnext.data.manifest.units import Unit, unit_word, units_of
+from kd_convnext.data.manifest.units import unit_word, units_of
 from kd_convnext.errors import CheckpointError, ConfigError, Finding, LeakError
 from kd_convnext.inference.predictor import Predictor
 from kd_convnext.inference.trust.appearance import appearance_of

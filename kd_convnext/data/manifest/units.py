@@ -3,20 +3,18 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kd_convnext.common.counting import Unit
 from kd_convnext.data.manifest.grouping import group_names, lesion_names
 from kd_convnext.data.manifest.ids import hidden
 
 if TYPE_CHECKING:
     from kd_convnext.data.manifest.manifest import Manifest
-
-Unit = Literal["lesion", "patient", "group"]
-"""What is taken as independent: lesions, patients, or groups of several patients, lesions or like photographs."""
 
 GROUP = "group"
 """Column of predictions: the kind of the group of each answer and a salted hash of its name."""

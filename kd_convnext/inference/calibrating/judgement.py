@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.common.arrays import Values, softmax
-from kd_convnext.common.counting import counted
-from kd_convnext.data.manifest.units import Unit
+from kd_convnext.common.counting import Unit, counted
 from kd_convnext.evaluation.answers import EvaluatedPart, Evaluation
 from kd_convnext.evaluation.proportions import digits
 from kd_convnext.inference.prediction import mean_rows

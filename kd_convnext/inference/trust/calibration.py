@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kd_convnext.common.arrays import Values
+from kd_convnext.common.counting import Unit
 from kd_convnext.common.files import atomic_write_all, read_bytes
 from kd_convnext.common.reading import json_of
-from kd_convnext.data.manifest.units import Unit
 from kd_convnext.errors import CheckpointError, Finding, KDConvNeXtError
 from kd_convnext.inference.trust.gate import NO_DISTANCE, Distances, Gate
 from kd_convnext.inference.trust.prediction_sets import ClassThresholds, Few

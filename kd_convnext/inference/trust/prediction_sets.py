@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.evaluation.proportions import clustered_interval
 
 Few = Literal["include", "pooled"]
 """What becomes of a class with too few lesions: in every set, or judged by the threshold of all classes together."""
@@ -251,6 +250,8 @@ def observed_coverage(
         One entry a class that occurs, with exact (Clopper-Pearson) intervals for as many lesions as their groups are
         worth, that hold at 95 % for all of them together (Bonferroni).
     """
+    from kd_convnext.evaluation.proportions import clustered_interval  # SciPy, which no answer needs
+
     present = [number for number in range(len(class_names)) if (labels == number).any()]
     found = []
     for number in present:
