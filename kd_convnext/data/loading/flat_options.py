@@ -72,6 +72,8 @@ def grouped(options: Mapping[str, Any]) -> dict[str, Any]:
 def ungrouped(options: Mapping[str, Any]) -> dict[str, Any]:
     """Moves grouped options to the flat names, by which they are compared and hashed.
 
+    What has never had a flat name is named by group and field.
+
     Args:
         options: Options by name, flat ones and groups.
 
@@ -79,8 +81,8 @@ def ungrouped(options: Mapping[str, Any]) -> dict[str, Any]:
         New options without groups.
 
     Examples:
-        >>> ungrouped({"crops": {"upscaler": "none"}, "split": {"seed": 3}, "batch_size": 8})
-        {'batch_size': 8, 'split_seed': 3, 'upscaler': 'none'}
+        >>> ungrouped({"crops": {"upscaler": "none"}, "split": {"seed": 3}, "loader": {"views_seed": 1}})
+        {'split_seed': 3, 'upscaler': 'none', 'loader.views_seed': 1}
     """
     nested = grouped(options)
     result = {name: value for name, value in nested.items() if name not in GROUPS}
@@ -90,6 +92,10 @@ def ungrouped(options: Mapping[str, Any]) -> dict[str, Any]:
             result[name] = table[field]
     crops = _table(nested.get("crops"))
     result |= {name: crops[name] for name in SHORT if name in crops and result.get(name) is None}
+    named = {*PLACES.values(), *(("crops", name) for name in SHORT)}
+    for group in GROUPS:
+        fields = _table(nested.get(group)).items()
+        result |= {f"{group}.{field}": value for field, value in fields if (group, field) not in named}
     return result
 
 
