@@ -1,5 +1,6 @@
 """Trains the teacher that a student's configuration names, before the student."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from kd_convnext.common.files import atomic_write
+from kd_convnext.common.files import atomic_write, read_bytes
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged
 from kd_convnext.data.manifest.splits import SplitSpec
+from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder
 
 TEACHER = "teacher"
@@ -20,6 +22,12 @@ TEACHER = "teacher"
 
 ENDED = "ended"
 """A file that says of this run that it has ended by itself."""
+
+ALONE: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+"""Options of a trainer that keep a fit in this process."""
+
+_PLACES = {"cache_dir", "on_error"}
+"""Options of the data that decide nothing of a teacher that could be trained."""
 
 _OWN = {"image_size", "batch_size", "augment", "loader", "unlabelled", "unlabelled_columns", "predict_part"}
 """Options of the data that each run has for itself."""
@@ -44,16 +52,20 @@ def trained_teacher(
         The teacher's checkpoint.
 
     Raises:
+        ConfigError: A teacher is there that was trained by another configuration, for a student that has not begun.
         LeakError: Photographs without labels show lesions, patients or pictures of validation or test.
         KDConvNeXtError: The teacher cannot be trained.
     """
     own = RunFolder(run.path / TEACHER)
     ended = own.path / ENDED
+    shared = {name: value for name, value in data.items() if name not in _OWN}
+    made_by = _hash(config, shared, trainer)
     if own.best.is_file() and ended.is_file():
+        if not run.last.is_file():
+            _refuse_other(own, ended.read_text(encoding="utf-8"), made_by)
         return own.best
     if data["unlabelled"] is not None:
         _refuse_judged(data)
-    shared = {name: value for name, value in data.items() if name not in _OWN}
     shared["loader"] = {"on_miss": data["loader"]["on_miss"]}
     options = {"data": shared, "trainer": dict(trainer)}
     # JSON is YAML; the plain values of a parsed configuration have no other types.
@@ -68,8 +80,25 @@ def trained_teacher(
     with _environment_kept():
         train([*words, "--trainer.default_root_dir", str(own.path), "--header.next_steps", "false"])
     # An interrupted fit leaves a best.ckpt too, of the epochs so far.
-    atomic_write(ended, lambda file: file.write(b""))
+    atomic_write(ended, lambda file: file.write(made_by.encode()))
     return own.best
+
+
+def _hash(config: str, data: Mapping[str, Any], trainer: Mapping[str, Any]) -> str:
+    """Hashes what decides a teacher: its configuration, and options of the student's that hold for it."""
+    decides = {name: value for name, value in data.items() if name not in _PLACES}
+    if Path(data["manifest"]).is_file():  # a folder that has moved with its photographs is the same
+        decides["manifest"] = hashlib.sha256(read_bytes(data["manifest"])).hexdigest()
+    text = json.dumps([decides, dict(trainer)], sort_keys=True, default=str)
+    return hashlib.sha256(read_bytes(Path(config)) + text.encode()).hexdigest()
+
+
+def _refuse_other(own: RunFolder, made_by: str, wanted: str) -> None:
+    """Refuses a teacher of another configuration; earlier versions did not say by which theirs was made."""
+    if made_by and made_by != wanted:
+        what = "was trained by other options or on other photographs than this student asks for"
+        remedy = "Give the student a folder of its own (--trainer.default_root_dir), or delete this one."
+        raise ConfigError(Finding(str(own.path), what, remedy))
 
 
 def _refuse_judged(data: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder, require_writable
 from kd_convnext.training.before_crops import refuse_misfits
-from kd_convnext.training.before_student import TEACHER, trained_teacher
+from kd_convnext.training.before_student import ALONE, TEACHER, trained_teacher
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.config_record import ConfigRecord
@@ -249,7 +249,8 @@ class TrainingCLI(LightningCLI):
             raise ConfigError(Finding("--teacher_config", "this model learns from no teacher", remedy))
         if is_first_process():
             asked = {option: config.trainer[option] for option in ("accelerator", "precision")}
-            trainer = {option: value for option, value in asked.items() if value not in (None, "auto")}
+            # On one device: processes started for more would run the student's command line, not the teacher's.
+            trainer = ALONE | {option: value for option, value in asked.items() if value not in (None, "auto")}
             teacher = with_shipped_files([config.teacher_config])[0]
             path = trained_teacher(teacher, self.folder, config.data.as_dict(), trainer, run_training)
         else:

@@ -40,8 +40,8 @@ class AugmentationPreview(Callback):
             samples = [data.train_set[int(place)] for place in places]
         titles = [data.class_names[int(sample["label"])] for sample in samples]
         caption = (
-            f"{len(samples)} of {counted(len(data.train_set), 'training crop')} as the network sees them: turned, "
-            f"shifted and cut at random; what lies beyond a crop's border is {_BEYOND[data.augment.border]}."
+            f"{len(samples)} of {counted(len(data.train_set), 'training crop')} as the network sees them, "
+            f"augmented at random; what lies beyond a crop's border is {_BEYOND[data.augment.border]}."
         )
         images = [_picture(np.asarray(sample["image"])) for sample in samples]
         show_figure(trainer, "train/augmented_crops", crop_grid(images, titles, caption=caption), photographs=True)
