@@ -24,7 +24,7 @@ class AugmentSpec:
         crop: Up to this fraction of the crop is cut away, in 0..1; 0.1 in the paper.
         crop_of: Whether ``crop`` is a fraction of the ``area`` or of the ``side``.
         translate: Largest shift along x and along y, as a fraction of the side; 0.1 in the paper.
-        border: What a shift brings into view: the ``reflect`` ed crop or ``black``.
+        border: What a shift or turn brings into view: the ``reflect`` ed crop or ``black``.
         photograph: Further changes as between two photographs of one specimen; None for none, as in the paper.
         transforms: Further albumentations transforms, in this order, each ``{class_path: albumentations.NAME,
             init_args: {...}}``; they see the crop first.

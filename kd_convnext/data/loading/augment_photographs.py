@@ -55,20 +55,21 @@ class PhotographSpec:
             raise ConfigError(findings)
 
 
-def photographed(crop: Pixels, spec: PhotographSpec, seed: int) -> Pixels:
+def photographed(crop: Pixels, spec: PhotographSpec, seed: int, *, reflect: bool = True) -> Pixels:
     """Draws another photograph of a crop.
 
     Args:
         crop: uint8 RGB [N, N, 3].
         spec: What may change, and how much.
         seed: Decides the draw.
+        reflect: What a turn brings into view: the reflected crop, else black.
 
     Returns:
         uint8 RGB [N, N, 3].
     """
     # Not the stream of the flips and windows, which are drawn from the same seed.
     draw = np.random.default_rng((seed, 1))
-    picture = _lit(_turned(crop, spec, draw), spec, draw)
+    picture = _lit(_turned(crop, spec, draw, reflect), spec, draw)
     chances = draw.random(3)
     if chances[0] < spec.blur:
         sigma = float(draw.uniform(0.004, 0.015)) * crop.shape[0]
@@ -82,7 +83,7 @@ def photographed(crop: Pixels, spec: PhotographSpec, seed: int) -> Pixels:
     return picture
 
 
-def _turned(crop: Pixels, spec: PhotographSpec, draw: np.random.Generator) -> Pixels:
+def _turned(crop: Pixels, spec: PhotographSpec, draw: np.random.Generator, reflect: bool) -> Pixels:
     """Turns, stretches and scales about the middle, in one resampling."""
     angle = np.deg2rad(draw.uniform(-spec.rotate, spec.rotate))
     ratio = np.exp(draw.uniform(-spec.stretch, spec.stretch) / 2)
@@ -96,7 +97,8 @@ def _turned(crop: Pixels, spec: PhotographSpec, draw: np.random.Generator) -> Pi
     )
     middle = np.full(2, (side - 1) / 2)
     matrix = np.column_stack([turn, middle - turn @ middle])
-    view = cv2.warpAffine(crop, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    border = cv2.BORDER_REFLECT_101 if reflect else cv2.BORDER_CONSTANT
+    view = cv2.warpAffine(crop, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=border)
     return np.asarray(view, np.uint8)
 
 

@@ -57,7 +57,7 @@ class Views:
         """Returns, as plain values, all that decides which picture a crop and a seed give."""
         engine = self._spec.engine if self._spec else "opencv"
         drawn_by = {"opencv": cv2.__version__, "numpy": np.__version__}
-        if engine == "albumentations":
+        if engine == "albumentations" or self._further is not None:
             drawn_by["albumentations"] = version("albumentations")
         augment = asdict(self._spec) if self._spec else None
         for name in ("photograph", "transforms"):
@@ -65,6 +65,10 @@ class Views:
                 del augment[name]  # named as before there were any: what is stored stays valid
         if augment and "photograph" in augment and not augment["photograph"]["scale"]:
             del augment["photograph"]["scale"]
+        if augment and "photograph" in augment and augment["border"] == "black":
+            drawn_by["turned"] = (
+                "black"  # earlier versions reflected the crop there: what they stored is another picture
+            )
         sizes = {"image_size": self.image_size, "in_chans": self.in_chans, "resize": self.resize}
         return {**sizes, "augment": augment, "drawn_by": drawn_by}
 
@@ -83,7 +87,7 @@ class Views:
             self._further.set_random_state(np.random.default_rng((seed, 2)), random.Random(seed))
             crop = np.asarray(self._further(image=crop)["image"], dtype=np.uint8)
         if self._spec is not None and self._spec.photograph is not None:
-            crop = photographed(crop, self._spec.photograph, seed)
+            crop = photographed(crop, self._spec.photograph, seed, reflect=self._spec.border == "reflect")
         if self._augment is not None:
             # Not `set_random_seed`: it gives every step the same draw, so that flips would only come in pairs.
             self._augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
