@@ -344,7 +344,10 @@ class SpecimenDataModule(pl.LightningDataModule):
         )
 
     def _unlabelled_set(self, unlabelled: Unlabelled, views: Views) -> SpecimenDataset:
-        crops = self._cache().fill(unlabelled.manifest, unlabelled.rows, on_error="skip")
+        # Made whatever `on_miss` says: `prepare` takes manifests with labels alone.
+        crops = fill_crops(
+            self._cache(), unlabelled.manifest, unlabelled.rows, self.trainer, on_error="skip", on_miss="make"
+        )
         self.unlabelled = replace(unlabelled, rows=crops.made(unlabelled.rows))
         labels = np.full(len(unlabelled.manifest), UNLABELLED, np.int64)
         return SpecimenDataset(crops, self.unlabelled.rows, labels, views)
