@@ -11,7 +11,7 @@ from kd_convnext.common.counting import counted
 from kd_convnext.data.manifest.grouping import kept_together
 from kd_convnext.evaluation.proportions import digits
 from kd_convnext.experiment.report.analysis import Analysis
-from kd_convnext.experiment.report.descriptions import describe, look
+from kd_convnext.experiment.report.descriptions import describe, epoch_choice, look
 
 OPEN = "to be filled in by the authors"
 Answer = Callable[[Analysis], str | None]
@@ -122,6 +122,10 @@ def _imbalance(analysis: Analysis) -> str | None:
     return f"Training, repeat {one.repeat}: {listed}. Reported per class and as macro averages; losses: section 3."
 
 
+def _chosen_epoch(analysis: Analysis) -> str | None:
+    return f"The epoch of {epoch_choice(analysis.arms)}; tested once."
+
+
 def _models(analysis: Analysis) -> str | None:
     rows = [describe(arm) for arm in analysis.methods]
     return "; ".join(f"{row[0]}: {row[1]} at {row[3]}, starts from {row[2]}" for row in rows) or None
@@ -199,7 +203,7 @@ ITEMS = (
         "Training", "Start weights, augmentation, hyperparameters", "24, 25", "12c", _always("Section 3; config.yaml.")
     ),
     Item("Training", "Class imbalance", "19, 25", "13", _imbalance),
-    Item("Training", "Choice of the final model", "26", "12c", _always("Best macro F1 on validation; tested once.")),
+    Item("Training", "Choice of the final model", "26", "12c", _chosen_epoch),
     Item("Training", "Ensembles", "27", "", _always("None; each repeat is one network.")),
     Item("Evaluation", "Metrics", "28", "12e", _always("Accuracy, macro precision, recall and both readings of F1.")),
     Item("Evaluation", "Uncertainty and significance", "29", "12e", _resampling),

@@ -1,5 +1,6 @@
 """Tabulates the best method for clinicians: each class against the rest, units, subgroups."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,8 +18,6 @@ from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.experiment.report.strata import SHARPNESS, SIZE, sharpnesses, sides, thirds
 from kd_convnext.experiment.report.tables import MARK, NONE, Table
-
-_BOX = ["x", "y", "width", "height"]
 
 
 def ranking_of(arm: Arm, name: str) -> Ranking:
@@ -75,7 +74,7 @@ def by_unit(analysis: Analysis) -> Table | None:
     arm = analysis.best
     if arm is None or not len(arm.answers):
         return None
-    answers = arm.answers.assign(photograph=_photographs(arm.answers))
+    answers = arm.answers
     patients = _patients(arm)
     units = {"photograph": answers["lesion"], "lesion": answers["lesion"]}
     if patients is not None:
@@ -157,10 +156,13 @@ def _rates(answers: GroupCounts, place: int) -> tuple[tuple[float, Interval], tu
     right, cases = counts[:, place, place], labelled[:, place]
     others = counts.sum(axis=(1, 2)) - cases
     spared = others - (predicted[:, place] - right)
-    return (
-        (float(right.sum() / max(1, cases.sum())), clustered_interval(right, cases)),
-        (float(spared.sum() / max(1, others.sum())), clustered_interval(spared, others)),
-    )
+    return (_rate(right, cases), _rate(spared, others))
+
+
+def _rate(hits: npt.NDArray[np.int64], asked: npt.NDArray[np.int64]) -> tuple[float, Interval]:
+    """A share with its interval, both NaN where nothing was asked."""
+    total = int(asked.sum())
+    return float(hits.sum() / total) if total else math.nan, clustered_interval(hits, asked)
 
 
 def with_interval(value: float, span: Interval, places: int) -> str:
@@ -176,10 +178,6 @@ def with_interval(value: float, span: Interval, places: int) -> str:
     if np.isnan(span.low) or np.isnan(span.high):
         return f"{value:.{places}f}"
     return f"{value:.{places}f} [{span.low:.{places}f}, {span.high:.{places}f}]"
-
-
-def _photographs(answers: pd.DataFrame) -> "pd.Series[str]":
-    return answers["image"].astype(str)
 
 
 def _merged(answers: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Describes data, networks and training in words, from the run folders."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.tables import read_cost
 
 Config = Mapping[str, Any]
+
+
+_MONITOR = "val/f1_macro"
 
 
 def look(config: Config | None, path: str, default: Any = None) -> Any:
@@ -53,6 +56,13 @@ def describe(arm: Arm) -> tuple[str, ...]:
         _optimiser(config),
         _teacher(config),
     )
+
+
+def epoch_choice(arms: Sequence[Arm]) -> str:
+    """Describes how the epoch that is tested was chosen: ``best macro F1 on validation``."""
+    found = {str(look(arm.results[0].config, "checkpoint.monitor", _MONITOR)) for arm in arms}
+    words = ("best macro F1 on validation" if name == _MONITOR else f"best {name}" for name in sorted(found))
+    return " or ".join(words) or "not recorded"
 
 
 def network_words(arm: Arm) -> str:

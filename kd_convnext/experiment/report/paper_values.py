@@ -49,6 +49,6 @@ REMARKS = (
     "The paper's row with both distillations and its row with features differ by 3 of 209 photographs: McNemar's exact "
     "test cannot fall below p = 0.25 there. The paper prints neither intervals nor tests.",
     "The paper's training counts are 0.8 times the photographs of each class, rounded up: it was most likely split by "
-    "photograph, so that photographs of one lesion stand in training and test. Here lesions are never divided.",
+    "photograph, so that photographs of one lesion stand in training and test.",
     "Table 3 prints fractions under a heading in percent. Of Fig. 7 the text gives only CoAtNet's accuracy in numbers.",
 )
