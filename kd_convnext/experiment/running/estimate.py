@@ -19,6 +19,7 @@ import yaml
 
 from kd_convnext.common.console import duration
 from kd_convnext.common.counting import counted
+from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell
 from kd_convnext.experiment.plan.configuration import merged
@@ -125,6 +126,7 @@ class _Measure:
     def __init__(self, folder: Path, counts: Counts) -> None:
         self.folder, self.counts = folder, counts
         self.teachers: dict[str, Path] = {}
+        self.found: dict[str, dict[str, float]] = {}
         self.manifest: dict[int, Path] = {}
 
     def cost(self, cell: Cell) -> Cost:
@@ -136,10 +138,14 @@ class _Measure:
         epochs = int(cell.config["trainer"].get("max_epochs") or 1)
         batches = math.ceil(self.counts.train / batch)
         linear = cell.config["model"]["init_args"].get("finetune") == "linear"
-        # A linear head's training is the features of every crop and of its mirror image, once.
-        training = 2 * batches * found["batch"] if linear else epochs * batches * found["step"]
+        # A linear head's training is the features of every look at every crop, once.
+        looks = int(cell.config["model"]["init_args"].get("linear_looks", 2))
+        training = looks * batches * found["batch"] if linear else epochs * batches * found["step"]
         judging = (epochs * math.ceil(self.counts.val / batch) + math.ceil(self.counts.test / batch)) * found["batch"]
-        seconds = found["start"] + training + judging
+        answers = 0.0
+        if cell.teacher is not None:
+            answers = _views_asked(cell) * batches * self.found[cell.teacher.method]["batch"]
+        seconds = found["start"] + answers + training + judging
         return Cost(seconds, int(found["memory"]), int(found["gpu_memory"]), "timed steps")
 
     def _run(self, cell: Cell) -> dict[str, float]:
@@ -158,6 +164,7 @@ class _Measure:
             raise ConfigError(Finding(f"grid.methods.{cell.method}", what, "Correct its configuration."))
         self.teachers[cell.method] = run / "checkpoints" / "last.ckpt"
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        self.found[cell.method] = found
         return found
 
     def _config(self, cell: Cell, batch: int) -> dict[str, Any]:
@@ -215,3 +222,11 @@ class _Measure:
             csv.writer(file).writerows([("image", "label", "lesion_id", "split"), *rows])
         self.manifest[batch] = path
         return path
+
+
+def _views_asked(cell: Cell) -> int:
+    """Returns at how many views of each crop the teacher looks before the training, where none is stored yet."""
+    cache = cell.config["model"]["init_args"].get("teacher_cache")
+    if cache == "still":
+        return 1
+    return int(ungrouped(cell.config["data"]).get("views") or 0) if cache else 0
