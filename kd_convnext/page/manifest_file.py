@@ -5,7 +5,6 @@ import csv
 import hashlib
 import io
 import os
-import posixpath
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from kd_convnext.common.files import atomic_write, read_bytes, write_finding
 from kd_convnext.common.tables import as_written, inert
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.columns import lacking, parse_columns, refuse_edges, rename, with_one_option
+from kd_convnext.data.manifest.source import image_name
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, ManifestError
 
 COLUMNS = ("image", "label", "lesion_id", "patient_id", "x", "y", "width", "height")
@@ -211,12 +211,6 @@ class ManifestFile:
             return self.read()
 
 
-def image_name(text: str, root: Path) -> str:
-    """Spells a photograph's path as the manifest's checks do: with /, relative where it lies below the root."""
-    name = posixpath.normpath(text.strip().replace("\\", "/")) if text.strip() else ""
-    return name.removeprefix(root.resolve().as_posix().rstrip("/") + "/")
-
-
 def _state(path: Path) -> tuple[int, ...]:
     try:
         found = path.stat()
@@ -278,7 +272,7 @@ def _parsed(path: Path, columns: Mapping[str, str]) -> Content:
         marked=data.startswith(b"\xef\xbb\xbf"),
     )
     for place, record in enumerate(rows):
-        name = image_name(content.value(record, "image"), path.parent)
+        name = image_name(content.value(record, "image").strip(), path.parent)
         content.images.setdefault(name, []).append(place)
     return content
 

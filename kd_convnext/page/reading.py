@@ -11,9 +11,10 @@ import pandas as pd
 from kd_convnext.common.configs import data_options
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.columns import refuse_edges
+from kd_convnext.data.manifest.source import image_name
 from kd_convnext.errors import ConfigError, Finding, ManifestError
 from kd_convnext.inference.prediction import Photograph
-from kd_convnext.page.manifest_file import ManifestFile, image_name
+from kd_convnext.page.manifest_file import ManifestFile
 from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
 from kd_convnext.runs.tables import read_metrics
 
@@ -205,7 +206,7 @@ class Reading:
         for record in content.records:
             text = content.value(record, CORRECTIONS)
             if text:
-                image = image_name(content.value(record, "image"), self.manifest.parent)
+                image = image_name(content.value(record, "image").strip(), self.manifest.parent)
                 values = [content.value(record, name) for name in ("x", "y", "width", "height")]
                 box = tuple(int(float(value)) for value in values) if all(values) else None
                 found[image, box] = text
