@@ -153,8 +153,13 @@ def _torch(device: str | None) -> Iterator[Check]:
         hint = "; --crops.sr_precision bfloat16 speeds super-resolution up too" if best.value != "32-true" else ""
         yield Check("precision", "PASS", f"{best.value} on the CPU ({best.reason}){hint}")
         return
-    name = torch.cuda.get_device_name(device or 0)
-    memory = torch.cuda.get_device_properties(device or 0).total_memory / 1e9
+    place = device if device and device.startswith("cuda") else 0
+    try:
+        name = torch.cuda.get_device_name(place)
+        memory = torch.cuda.get_device_properties(place).total_memory / 1e9
+    except (AssertionError, RuntimeError, ValueError) as error:
+        yield Check("gpu", "FAIL", f"{device} is no GPU here ({error})", "Name one that is there, such as cuda:0.")
+        return
     yield Check("gpu", "PASS", f"{name}, {memory:.0f} GB")
     if torch.cuda.is_bf16_supported(including_emulation=False):
         yield Check("precision", "PASS", "bf16-mixed")
