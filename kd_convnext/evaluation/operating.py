@@ -8,8 +8,6 @@ import numpy.typing as npt
 from kd_convnext.evaluation.discrimination import Ranking
 from kd_convnext.evaluation.proportions import Interval, clustered_interval
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Share:

@@ -36,7 +36,7 @@ def compare(
 ) -> Path:
     """Compares tested runs: tables, intervals and tests by patient or lesion, figures, report.html.
 
-    Runs of one name on different splits (split_index) are repeats of one method.
+    Runs of one name on different splits (data.split.index) are repeats of one method.
 
     Args:
         runs: Folders of runs that `kd-convnext test` has judged.

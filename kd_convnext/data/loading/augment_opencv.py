@@ -19,7 +19,7 @@ _MILD = 1.25
 def augmented(crop: Pixels, spec: "AugmentSpec", image_size: int, seed: int) -> Pixels:
     """Draws one view: shift, window, resize and flips, cut out of the crop in one piece.
 
-    The draws have the distributions of `transforms.Views` with albumentations: flips with their probabilities, whole
+    The draws have the distributions of `views.Views` with albumentations: flips with their probabilities, whole
     pixels of shift uniform in both directions, an area uniform between what must be kept and all, at a uniform place.
 
     Args:

@@ -223,7 +223,7 @@ class TeacherAnswers:
             CacheError: They do not fit.
         """
         size = self.kind.record.itemsize
-        remedy = "Lower --data.loader.views, tap fewer stages (--model.teacher_taps), or name another --data.cache_dir."
+        remedy = "Lower --data.loader.views, tap fewer stages (--model.taps.teacher), or name another --data.cache_dir."
         need = require_space(self.path, size * views, f"the teacher's answers for {counted(views, 'view')}", remedy)
         return f"The teacher answers {counted(views, 'view')} once, {size} bytes each, {need}: {self.path}"
 

@@ -249,7 +249,7 @@ def _checked(
         remedy = "Give three shares for train, val and test, such as 0.8 0.1 0.1."
         findings.append(Finding("ratios", f"{ratios} cannot divide the photographs", remedy))
     if index < 0:
-        findings.append(Finding("split_index", f"{index} is below 0", "Count the repeats from 0."))
+        findings.append(Finding("split.index", f"{index} is below 0", "Count the repeats from 0."))
     patients = manifest.table["patient_id"] != ""
     if group_by not in get_args(GroupBy):
         findings.append(Finding("group_by", f"{group_by!r} is unknown", "Use known, patient, lesion or image."))
@@ -271,7 +271,7 @@ def _checked(
 def _given(manifest: Manifest, groups: NDArray[np.str_], index: int, group_by: GroupBy) -> NDArray[np.str_]:
     """Takes the `split` column, which must not divide a group."""
     if index > 0:
-        remedy = "Use split_index 0, or empty the column to have splits drawn."
+        remedy = "Use split.index 0, or empty the column to have splits drawn."
         raise SplitError(Finding(manifest.name, f"its split column gives one split, not repeat {index}", remedy))
     parts = manifest.table["split"].to_numpy(dtype=np.str_)
     frame = pd.DataFrame({"group": groups, "part": parts}).drop_duplicates()

@@ -47,7 +47,9 @@ def held_out_by(ckpt_paths: Sequence[str], data: CalibrationData, source: RunSou
         split = other.predictor.network.card.split_hash
         if split in splits:
             what = "has the same split as another one: it has held out no other lesions"
-            raise ConfigError(Finding(f"--also {path}", what, "Give checkpoints of other repeats (split_index)."))
+            raise ConfigError(
+                Finding(f"--also {path}", what, "Give checkpoints of other repeats (--data.split.index).")
+            )
         splits.add(split)
         rows = _without(other, other.rows("val"), tested)
         if len(rows):

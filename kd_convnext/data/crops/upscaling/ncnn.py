@@ -1,4 +1,4 @@
-"""Runs Real-ESRGAN networks with ncnn on a CPU: Winograd's algorithm, half the time of a matrix product.
+"""Runs Real-ESRGAN networks with ncnn on a CPU: Winograd's algorithm, fewer products than a matrix product.
 
 Lavin and Gray 2015, https://arxiv.org/abs/1509.09308, F(4x4, 3x3), in float32 throughout.
 """
