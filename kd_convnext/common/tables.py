@@ -1,4 +1,4 @@
-"""Reads and writes CSV files in which everything is text: NA is a name, 007 keeps its zeros, formulas stay asleep."""
+"""Reads and writes CSV files in which everything is text: NA is a name, 007 keeps its zeros, no spreadsheet runs it."""
 
 import csv
 import io

@@ -141,7 +141,7 @@ def place_on(peak: Peak, height: int, width: int, *, padded: bool) -> Peak:
 
 
 def overlay(crop: Pixels, heat: Heat) -> Pixels:
-    """Lays a map over a crop: grey where nothing is, from red to yellow where the evidence lies.
+    """Lays a map over a crop: grey where nothing is, from violet to yellow where the evidence lies.
 
     Args:
         crop: uint8 RGB [H, W, 3].

@@ -15,7 +15,9 @@ MAX_BODY = 64 << 20
 OPEN = "/healthz"
 """The one path that needs no token: it says that the server lives, and nothing else."""
 
-_DRAINED = 8 * MAX_BODY  # read and dropped of a body that is too large, so that its sender hears why
+_DRAINED = (
+    8 * MAX_BODY
+)  # read and dropped of a body that is too large, so that its sender gets the answer that refuses it
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _HEADERS = {

@@ -1,14 +1,5 @@
 """Prints the header of a fit: what runs where, how long it takes, what waits for data, the next command."""
 
-from typing import TYPE_CHECKING
-
-from kd_convnext.common.console import duration, say, shown
-from kd_convnext.common.counting import counted
-from kd_convnext.common.machine import best_precision, bf16_gain
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
-
 import shlex
 import time
 from math import nan
@@ -18,8 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from kd_convnext.common.console import duration, say, shown
+from kd_convnext.common.counting import counted
+from kd_convnext.common.machine import available_cores, best_precision, bf16_gain
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.manifest.summary import describe
+from kd_convnext.modules.compiled_step import plan_compile
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.training.pace import StepClock, batches_done, batches_left, validation_batches_left
 
@@ -252,7 +247,7 @@ def _finish(trainer: Trainer) -> None:
         torch.cuda.synchronize(trainer.strategy.root_device)
 
 
-def machine_line(trainer: "Trainer", module: "LightningModule") -> str:
+def machine_line(trainer: Trainer, module: LightningModule) -> str:
     """Returns a line on the precision, compilation and loader processes of a fit, with the reasons.
 
     Args:
@@ -262,12 +257,6 @@ def machine_line(trainer: "Trainer", module: "LightningModule") -> str:
     Returns:
         One line: cores and GPU, precision, compilation, loader.
     """
-    import torch
-
-    from kd_convnext.common.machine import available_cores
-    from kd_convnext.data.loading.datamodule import SpecimenDataModule
-    from kd_convnext.modules.compiled_step import plan_compile
-
     device = trainer.strategy.root_device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU" if device.type == "cpu" else "GPU"
     cores = available_cores()

@@ -1,7 +1,6 @@
 """Writes what a run leaves: split, environment, predictions, metrics and figures, in files and loggers.
 
-The callbacks that talk to the user during a fit (``DataWaitBar``, ``RunHeader``) live in
-``kd_convnext.training.header`` and can be named from here too.
+Configurations name the callbacks of a fit (``DataWaitBar``, ``RunHeader`` and others) by this module too.
 """
 
 import math

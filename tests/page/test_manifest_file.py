@@ -1,6 +1,7 @@
 """Changes of a manifest's rows: nothing else in the file moves."""
 
 import stat
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -81,6 +82,14 @@ def test_a_region_that_is_not_named_is_deleted(tmp_path):
     file = manifest(tmp_path, "image,label\na.jpg,AIS\nb.jpg,MIA\n")
     change(file, "a.jpg")
     assert file.path.read_text() == "image,label\nb.jpg,MIA\n"
+
+
+def test_a_photograph_is_found_under_the_accents_of_its_file(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "häut.jpg") for form in ("NFC", "NFD"))
+    (tmp_path / apart).touch()
+    file = manifest(tmp_path, f"image,label\n{composed},AIS\n")
+    change(file, apart, Region("MIA", "", ""))
+    assert file.path.read_text().splitlines()[1:] == [f"{apart},MIA"]
 
 
 def test_a_missing_manifest_is_made(tmp_path):

@@ -52,6 +52,12 @@ def test_what_is_wrong_is_named_with_a_remedy(doctor, tmp_path):
     assert "not written by kd-convnext" in line(lines, "checkpoint") and "does not exist" in line(lines, "manifest")
 
 
+def test_a_device_that_is_no_gpu_is_named_where_gpus_are(doctor, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # its real functions then refuse what is not there
+    code, lines, _ = doctor("--device", "cuda:7", "--sr_weights=drawn-specimens-x4")
+    assert code == 2 and line(lines, "gpu").startswith("FAIL") and "cuda:7 is no GPU here" in line(lines, "gpu")
+
+
 def test_missing_and_old_packages(doctor, monkeypatch):
     real = metadata.version
 

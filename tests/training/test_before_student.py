@@ -74,6 +74,21 @@ def test_a_resumed_student_does_not_train_its_teacher_again(words, tmp_path):
     assert teacher.stat().st_mtime_ns == before
 
 
+def test_a_teacher_of_other_options_teaches_no_student_that_has_not_begun(words, tmp_path, capsys):
+    assert main(words) == 0
+    assert yaml.safe_load((tmp_path / "run/teacher/config.yaml").read_text())["trainer"]["devices"] == 1
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        path.unlink()  # as where the student failed before its first epoch
+    capsys.readouterr()
+    changed = json.loads(json.dumps(TEACHER))
+    changed["model"]["init_args"]["optim"]["lr"] = 2e-3
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(changed))
+    assert main(words) == 2
+    assert "run/teacher" in (error := capsys.readouterr().err) and "was trained by other options" in error
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
+    assert main(words) == 0 and "The teacher first" not in capsys.readouterr().out
+
+
 def test_missing_start_weights_are_named_with_their_source_and_place(words, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("KD_CONVNEXT_CACHE", str(tmp_path / "cache"))
     vit = {

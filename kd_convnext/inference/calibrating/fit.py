@@ -49,8 +49,8 @@ def fit_calibration(
         data: The checkpoint's data; the gate is built from its training part.
         answers: Of labelled photographs whose lesions the training has not seen.
         options: Options of a calibration.
-        others: Of other networks, each for lesions that it has held out; see `cross`. Only thresholds of classes with
-            too few lesions use them; temperature and gate are the network's own.
+        others: Of other networks, each for lesions that it has held out; see `cross_conformal`. Only thresholds of
+            classes with too few lesions use them; temperature and gate are the network's own.
     """
     gate = fit_gate(*_training(data))
     pairs = zip(answers.appearances, answers.features, strict=True)
@@ -96,7 +96,9 @@ def whole(answers: LabelledAnswers) -> Held:
 def checked_transfer(
     calibration: Calibration, answers: LabelledAnswers, others: Sequence[LabelledAnswers]
 ) -> Coverage | None:
-    """Tests on lesions whether thresholds of other networks hold for the one that is calibrated; see `cross.checked`.
+    """Tests on lesions whether thresholds of other networks hold for the one that is calibrated.
+
+    See `cross_conformal.checked`.
 
     Args:
         calibration: The result of `fit_calibration`.

@@ -142,7 +142,7 @@ def fit_thresholds(
         merged: Classes to be counted together, each at most once.
         few: What to do with a class (or a merger) that has too few groups.
         others: Of lesions that other networks of the same recipe have held out, with the same names for the same
-            groups. They are counted in where a class (or a merger) has too few without them. See `cross`.
+            groups. They are counted in where a class (or a merger) has too few without them. See `cross_conformal`.
 
     Returns:
         The thresholds.

@@ -30,6 +30,21 @@ def test_each_change_is_made_alone_and_repeats_by_its_seed(name):
     assert first.shape == PICTURE.shape and first.dtype == np.uint8
 
 
+def test_a_turn_follows_the_border_that_was_chosen():
+    bright = np.full((48, 48, 3), 200, np.uint8)
+    spec = dict(crop=1.0, translate=0.0, engine="opencv", photograph=only(rotate=180.0))
+    black, reflected = (Views(48, 3, AugmentSpec(border=border, **spec)) for border in ("black", "reflect"))
+    assert min(int(black(bright, seed).min()) for seed in range(5)) == 0
+    assert all(int(reflected(bright, seed).min()) == 200 for seed in range(5))
+    assert black.identity()["drawn_by"] != reflected.identity()["drawn_by"]  # nothing stored of before is taken for it
+
+
+def test_views_by_transforms_are_named_by_the_package_that_draws_them():
+    blur = [{"class_path": "albumentations.Blur", "init_args": {"p": 1.0}}]
+    assert "albumentations" in Views(32, 3, AugmentSpec(engine="opencv", transforms=blur)).identity()["drawn_by"]
+    assert "albumentations" not in Views(32, 3, AugmentSpec(engine="opencv")).identity()["drawn_by"]
+
+
 def test_a_turn_keeps_the_distance_to_the_middle():
     bright = np.zeros((41, 41, 3), np.uint8)
     bright[19:22, 25:28] = 255  # right of the middle

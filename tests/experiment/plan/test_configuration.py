@@ -44,6 +44,8 @@ def test_where_a_cell_runs_does_not_count(path, value):
     "path, value",
     [
         ("data.batch_size", 4),
+        ("data.loader", {"views_seed": 1}),
+        ("data.loader", {"unlabelled_ratio": 2.0}),
         ("trainer.max_epochs", 4),
         ("model.init_args.gamma", 1.0),
         # Options of a model that are called as those that do not count.

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from helpers.fake_cells import PAPER, answers, fake_cell, golden, grid, specimens
 from PIL import Image
 
@@ -196,6 +197,19 @@ def test_report_of_one_run_lies_in_its_folder(tmp_path, capsys):
     assert f"kd-convnext report {again} --seed 0 --bootstrap 100" in page
     assert main(["report", str(run), "--out", str(tmp_path / "else"), "--bootstrap", "100"]) == 0
     assert (tmp_path / "else" / "report.html").is_file()
+
+
+def test_the_page_says_by_what_the_epoch_was_chosen(tmp_path):
+    for name, monitor in (("usual", None), ("loss", "val/loss")):
+        cell = fake_cell(tmp_path / name, golden(), record=False)
+        config = yaml.safe_load((cell.folder / "config.yaml").read_text())
+        if monitor:
+            config["checkpoint"] = {"monitor": monitor}
+        (cell.folder / "config.yaml").write_text(yaml.safe_dump(config))
+        assert main(["report", str(tmp_path / name), "--bootstrap", "100"]) == 0
+        page = Page(tmp_path / name / "report.html").text
+        assert f"best {monitor or 'macro F1 on validation'}" in page
+        assert ("best macro F1 on validation" in page) is (monitor is None)
 
 
 def test_report_of_a_broken_run_says_why(tmp_path, capsys):
