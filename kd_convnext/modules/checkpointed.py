@@ -18,7 +18,7 @@ class CheckpointedModule(pl.LightningModule):
 
     Attributes:
         deployable: Name of the attribute, and of the constructor's argument, that holds the network to deploy.
-        distilled: Whether the class is for networks that learn from a teacher.
+        distilled: Whether the network learns from a teacher.
         class_names: Names in the order of the outputs; empty until a data module or a checkpoint tells them.
         card: Summary of the training data; None before training.
     """
@@ -27,11 +27,6 @@ class CheckpointedModule(pl.LightningModule):
     distilled: ClassVar[bool] = False
     class_names: tuple[str, ...] = ()
     card: DataCard | None = None
-
-    @property
-    def is_taught(self) -> bool:
-        """Whether this network learns from a teacher."""
-        return self.distilled
 
     def keep_hyperparameters(self, **values: Any) -> None:
         """Keeps the constructor's arguments as plain values, so that a checkpoint loads without unpickling.
@@ -76,7 +71,7 @@ class CheckpointedModule(pl.LightningModule):
             "format_version": FORMAT_VERSION,
             "kind": type(self).__name__,
             "answers_with": self.deployable,
-            "distilled": self.is_taught,
+            "distilled": self.distilled,
             "class_names": list(self.class_names),
             "card": None if self.card is None else self.card.to_state(),
         }

@@ -145,11 +145,6 @@ class DistillModule(ClassifierModule):
         if counts is not None:
             self.objective.count_classes(counts)
 
-    @property
-    def is_taught(self) -> bool:
-        """Whether a term of the objective learns from a teacher."""
-        return bool(self.objective.teachers)
-
     def fresh_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the terms' projectors."""
         return list(self.objective.parameters())

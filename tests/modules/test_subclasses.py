@@ -8,13 +8,12 @@ from helpers.command_line import TINY
 from helpers.subclasses import Plain, ScaledStudent, SmoothTeacher
 from helpers.tiny import CONVNEXT_SPEC, SWIN_SPEC, data, trainer
 
-from kd_convnext import DistillModule, Predictor
+from kd_convnext import Predictor
 from kd_convnext.checkpoints.network import load_network
 from kd_convnext.cli import main
 from kd_convnext.common.trust import trusting
 from kd_convnext.errors import CheckpointError
 from kd_convnext.experiment.plan.configuration import is_distilling
-from kd_convnext.losses import Eq5
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.modules.optim import OptimSpec
 
@@ -28,11 +27,9 @@ def source(tiny_manifest, tiny_cache):
 def fitted(source, tmp_path_factory):
     """Fits each of them; the student is taught by the first."""
     folder, found = tmp_path_factory.mktemp("own"), {}
-    labels_alone = Eq5(drop=["feature", "soft"])
     for name, make in {
         "teacher": lambda: SmoothTeacher(5, smoothing=0.2, backbone=SWIN_SPEC, optim=OptimSpec(lr=1e-3)),
         "plain": lambda: Plain(5, trunk=CONVNEXT_SPEC),
-        "untaught": lambda: DistillModule(5, CONVNEXT_SPEC, labels_alone),
         "student": lambda: ScaledStudent(5, student=CONVNEXT_SPEC, teacher_ckpt=str(found["teacher"])),
     }.items():
         fit = trainer(folder, limit_train_batches=2)
@@ -42,9 +39,7 @@ def fitted(source, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize(
-    "name, distilled", [("teacher", False), ("plain", False), ("untaught", False), ("student", True)]
-)
+@pytest.mark.parametrize("name, distilled", [("teacher", False), ("plain", False), ("student", True)])
 def test_answers(fitted, tiny_manifest, name, distilled):
     predictor = Predictor.from_checkpoint(fitted[name])
     assert predictor.network.info.distilled is distilled
