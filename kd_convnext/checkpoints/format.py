@@ -101,7 +101,8 @@ def is_distilled(checkpoint: Mapping[str, Any]) -> bool:
         checkpoint: From `read_checkpoint`.
     """
     own = checkpoint[KEY]
-    return bool(own.get("distilled", own.get("kind") == "DistillModule"))
+    # A module that can distil may have been fitted without a teacher; format 1 had one, later ones name all.
+    return bool(own.get("distilled", own.get("kind") == "DistillModule") and own.get("teachers", own.get("teacher", 1)))
 
 
 def _require_entries(checkpoint: Mapping[str, Any]) -> None:

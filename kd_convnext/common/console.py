@@ -1,12 +1,13 @@
 """Prints lines and progress bars, and formats sizes, times and paths for them."""
 
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -78,17 +79,44 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def fitted(text: str) -> str:
-    """Wraps a line to the terminal's width, 80 letters where there is none; a longer word, such as a path, stays whole.
+_WHOLE = re.compile(r"""\"[^"]*"|kd-convnext \w+(?: [^\s-]*/\S*| --\w\S*(?: (?:'[^']*'|[^\s-]\S*))?)*""")
+"""What is copied out of a message, so that no line may break in it: a quoted value, a command with its options."""
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """Wraps lines to the width of the terminal they go to; in a file or a pipe lines stay whole, to be searched.
 
     Args:
-        text: One line.
+        text: One line or several.
+        stream: Where it will be written.
 
     Returns:
-        Lines, those after the first indented.
+        The lines, what is wrapped indented below its beginning; paths, quoted values and commands stay whole.
     """
+    return "\n".join(map(_wrapped, text.split("\n"))) if stream.isatty() else text
+
+
+def _wrapped(line: str) -> str:
     width = shutil.get_terminal_size().columns
-    return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    if len(line) <= width:
+        return line
+    text = line.lstrip(" ")
+    first = line[: len(line) - len(text)]
+    rest = first + ("  " if text.startswith("- ") or not first else "")
+    whole = _WHOLE.sub(lambda found: found[0].replace(" ", "\0"), text)
+    # Words that are longer than a line, such as paths, stay whole.
+    breaks = textwrap.TextWrapper(width, first, rest, break_long_words=False, break_on_hyphens=False)
+    return breaks.fill(whole).replace("\0", " ")
+
+
+def tell(text: str) -> None:
+    """Prints a tool's result or remark, fitted to the terminal."""
+    print(fitted(text, sys.stdout))
+
+
+def complain(text: str) -> None:
+    """Prints a warning or an error on stderr, fitted to the terminal."""
+    print(fitted(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def megabytes(size: int) -> str:
@@ -103,7 +131,7 @@ def shown(path: Path) -> str:
 
 
 def say(trainer: "Trainer", line: str) -> None:
-    """Prints a line from the first process, without tearing a progress bar.
+    """Prints a line from the first process, fitted to the terminal, without tearing a progress bar.
 
     Args:
         trainer: Whose process asks.
@@ -112,5 +140,5 @@ def say(trainer: "Trainer", line: str) -> None:
     from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
     if trainer.is_global_zero:
-        Tqdm.write(line, file=sys.stdout)
+        Tqdm.write(fitted(line, sys.stdout), file=sys.stdout)
         sys.stdout.flush()

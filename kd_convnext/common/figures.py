@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from kd_convnext.common.files import write_all
@@ -104,16 +106,26 @@ def as_picture(figure: Figure, dpi: float = 120.0) -> npt.NDArray[np.uint8]:
 
 
 def as_svg(figure: Figure) -> bytes:
-    """Renders a figure as drawn lines.
+    """Renders a figure as drawn lines, without its caption: the page that it is part of says that in words.
 
     Args:
-        figure: Any figure.
+        figure: Any figure; what stands where is settled now, if it was not before.
 
     Returns:
         The SVG text, UTF-8.
     """
-    svg = io.BytesIO()
-    _draw(figure, ".svg", svg, figure.dpi)
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    svg, (width, height), title = io.BytesIO(), figure.get_size_inches(), figure._suptitle
+    if title is not None:
+        height = title.get_window_extent(FigureCanvasAgg(figure).get_renderer()).y0 / figure.dpi
+        title.set_visible(False)
+    try:
+        figure.savefig(svg, format="svg", dpi=figure.dpi, bbox_inches=Bbox([[0, 0], [width, height]]))
+    finally:
+        if title is not None:
+            title.set_visible(True)
     return svg.getvalue()
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kd_convnext.common.console import complain
 from kd_convnext.common.files import write_finding
 from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.process import Stopped
@@ -189,7 +190,7 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
     try:
         return run()
     except KDConvNeXtError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has enough of it; nothing more may be written, at exit neither.
@@ -199,20 +200,20 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         # An error that names a place is about that place.
         if error.filename is None and error.errno not in _DISK:
             raise
-        print(f"error: {write_finding(Path(str(error.filename or '.')), error)}", file=sys.stderr)
+        complain(f"error: {write_finding(Path(str(error.filename or '.')), error)}")
         return 2
     except (ValueError, RuntimeError) as error:
         finding = _no_path(error, words)
         if finding is None:
             raise
-        print(f"error: {finding}", file=sys.stderr)
+        complain(f"error: {finding}")
         return 2
     except Stopped as error:
-        print("error: told to stop (SIGTERM): what is finished stays; give the command again", file=sys.stderr)
+        complain("error: told to stop (SIGTERM): what is finished stays; give the command again")
         return error.exit_code
     except KeyboardInterrupt as error:
         how = "go on with --resume true" if words[:1] == ["paper"] else "give the command again"
-        print(f"interrupted: {str(error) or f'what is finished stays; {how}'}", file=sys.stderr)
+        complain(f"interrupted: {str(error) or f'what is finished stays; {how}'}")
         return 130
 
 

@@ -249,8 +249,11 @@ def per_class_bars(
     for number, (score, label) in enumerate((("precision", "Precision"), ("recall", "Recall"), ("f1", "F1"))):
         at, heights = places + 0.27 * (number - 1), table[score].to_numpy()
         axes.bar(at, heights, width=0.25, label=label, color=PALETTE[number], alpha=0.75)
-        for place, height in zip(at, heights, strict=True):
-            axes.text(place, 0.02, f"{height:.2f}", fontsize=7, ha="center", va="bottom", bbox=_PAPER, zorder=5)
+        # Of a class that nothing was labelled or predicted as, nothing is known.
+        known = [True] * len(table) if intervals is None else [not math.isnan(one.low) for one in intervals[score]]
+        for place, height, shown in zip(at, heights, known, strict=True):
+            text = f"{height:.2f}" if shown else "-"
+            axes.text(place, 0.02, text, fontsize=7, ha="center", va="bottom", bbox=_PAPER, zorder=5)
         if intervals is not None:
             ends = np.array([(one.low, one.high) for one in intervals[score]]).T
             arms = np.nan_to_num(np.clip(np.stack([heights - ends[0], ends[1] - heights]), 0, None))

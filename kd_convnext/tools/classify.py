@@ -1,10 +1,9 @@
 """Classifies new photographs with a checkpoint alone: the command ``classify``."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kd_convnext.common.console import fitted
+from kd_convnext.common.console import complain, tell
 from kd_convnext.common.counting import counted
 from kd_convnext.common.words import command_line
 
@@ -67,7 +66,7 @@ def classify(
     )
     predictor = _predictor(ckpt_path, sr_weights, calibration, tta, device)
     for warning in region_warnings(predictor.network.card, photographs):
-        print(fitted(f"warning: {warning}"), file=sys.stderr)
+        complain(f"warning: {warning}")
     answers: list[Prediction] = []
     # A large photograph's memory would come from the system anew each time: a fifth of the time at 12 megapixels.
     bar = progress_bar(len(photographs), True, "classifying", "photographs")
@@ -95,10 +94,10 @@ def _predictor(ckpt_path: str, sr_weights: str | None, calibration: str, tta: bo
         lacking = (
             "warning: this checkpoint is not calibrated: no prediction sets, no gate, every answer abstains. Next:"
         )
-        print(fitted(lacking), file=sys.stderr)
-        print(f"  {command_line(['calibrate'], ckpt_path=ckpt_path)}", file=sys.stderr)
+        complain(lacking)
+        complain(f"  {command_line(['calibrate'], ckpt_path=ckpt_path)}")
     if predictor.network.info.leak_allowed:
-        print("warning: this network has seen lesions that it was judged on", file=sys.stderr)
+        complain("warning: this network has seen lesions that it was judged on")
     return predictor
 
 
@@ -119,11 +118,11 @@ def _summarise(
     folder: Path, answers: "list[Prediction]", lesions: "list[Prediction]", failures: "list[Failure]"
 ) -> None:
     for answer in answers[:LISTED]:
-        print(fitted(_line(answer)))
+        tell(_line(answer))
     if len(answers) > LISTED:
         print(f"... and {len(answers) - LISTED} more")
     abstained = sum(answer.abstain for answer in answers)
     whole = f", {counted(len(lesions), 'lesion')}" if lesions else ""
     lacking = f", {len(failures)} without an answer (failures.csv)" if failures else ""
     answered = counted(len(answers), "photograph")
-    print(fitted(f"{answered} answered ({abstained} abstained){whole}{lacking}; {folder}"))
+    tell(f"{answered} answered ({abstained} abstained){whole}{lacking}; {folder}")

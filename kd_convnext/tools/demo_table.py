@@ -12,7 +12,8 @@ from kd_convnext.common.figures import save_figure
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.crops.cache.prepared import PreparedCrops
 from kd_convnext.evaluation.comparisons import Comparison, compare_pairs, make_pair
-from kd_convnext.evaluation.statistics import METRICS, count_groups, scores
+from kd_convnext.evaluation.proportions import digits
+from kd_convnext.evaluation.statistics import METRICS, Metric, count_groups, scores
 from kd_convnext.experiment.report.results import read_predictions
 from kd_convnext.runs.figures import crop_grid, method_curves
 from kd_convnext.runs.folder import RunFolder
@@ -21,6 +22,8 @@ from kd_convnext.tools.demo_fits import METHODS, DemoFits, Method
 
 COMPARED: Sequence[tuple[Method, Method]] = (("teacher", "alone"), ("paper", "alone"), ("best", "alone"))
 """The differences that are shown, with intervals."""
+
+_SHOWN: tuple[Metric, ...] = ("accuracy", "f1_macro")
 
 RESAMPLES = 2000
 """Of the bootstrap over lesions."""
@@ -90,13 +93,15 @@ class DemoTable:
         table.add_column("")
         for name in ("accuracy", "macro F1", "of each seed", "macro F1 minus alone [95 % interval by lesion]"):
             table.add_column(name, justify="right")
+        places = digits(len(lesions))
         for method, name in METHODS.items():
             whole = scores(self._counts[method].total)
             each = self.results.loc[self.results["method"] == method, "f1_macro"]
-            single = "" if method == "teacher" else " ".join(f"{value:.3f}" for value in each)
+            single = "" if method == "teacher" else " ".join(f"{value:.{places}f}" for value in each)
             found = against.get(method)
-            gain = f"{found.value:+.3f} [{found.interval.low:+.3f}, {found.interval.high:+.3f}]" if found else ""
-            table.add_row(name, f"{whole['accuracy']:.3f}", f"{whole['f1_macro']:.3f}", single, gain)
+            values = (found.value, found.interval.low, found.interval.high) if found else ()
+            gain = "{} [{}, {}]".format(*(f"{value:+.{places}f}" for value in values)) if values else ""
+            table.add_row(name, *(f"{whole[metric]:.{places}f}" for metric in _SHOWN), single, gain)
         labels = self._counts["best"].per_class()
         console = Console(width=max(110, Console().width))
         console.print(table)
@@ -104,7 +109,7 @@ class DemoTable:
         best = against["best"]
         wins = "excludes" if best.interval.excludes_zero else "does not exclude"
         print(f"Lesions: {named}. Chance: {1 / len(labels):.2f}.")
-        print(f"Best recipe minus student alone: {best.value:+.3f} macro F1; the interval {wins} 0.")
+        print(f"Best recipe minus student alone: {best.value:+.{places}f} macro F1; the interval {wins} 0.")
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

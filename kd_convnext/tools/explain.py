@@ -1,10 +1,10 @@
 """Explains predictions by heat maps and similar training cases: the command ``explain``."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kd_convnext.common.console import complain
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write, move_in, staged, text_writer
 from kd_convnext.common.parsing import require_at_least, warn_of_idle
@@ -124,7 +124,7 @@ def _cases(
     except KDConvNeXtError as error:
         if neighbours is not None or given["manifest"] is not None or given["columns"] is not None:
             raise
-        print(f"warning: no training cases are shown: {error.findings[0].what}", file=sys.stderr)
+        complain(f"warning: no training cases are shown: {error.findings[0].what}")
         return None
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from kd_convnext.common.configs import shipped_file
+from kd_convnext.common.console import tell
 from kd_convnext.common.files import write_text
 from kd_convnext.errors import ConfigError, Finding
 
@@ -179,7 +180,7 @@ def _regions(manifest: str, columns: str | None) -> int:
     from kd_convnext.data.manifest.summary import describe
 
     found = read_manifest(manifest, columns=columns)
-    print("\n".join(describe(found)))
+    tell("\n".join(describe(found)))
     return len(found)
 
 

@@ -1,6 +1,5 @@
 """Runs the paper's experiment on any photographs: the command ``paper``."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Literal
 
 import yaml
 
-from kd_convnext.common.console import duration
+from kd_convnext.common.console import complain, duration, tell
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write, default_cache_dir
 from kd_convnext.common.parsing import require_at_least, warn_of_idle
@@ -271,9 +270,9 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[st
     # A copy that somebody made beside a cell ("repeat0_old") is none.
     stale = sum(repeat in wanted for repeat in there) - len(records)
     if stale:
-        print(f"{counted(stale, 'cell')} of another configuration left out of the tables", file=sys.stderr)
+        complain(f"{counted(stale, 'cell')} of another configuration left out of the tables")
     if not any(record.status == "finished" for record in records):
-        print("No cell is finished: no tables are written", file=sys.stderr)
+        complain("No cell is finished: no tables are written")
         return choice.out
     analysis = write_outputs(
         choice.out,
@@ -286,7 +285,7 @@ def _write_outputs(grid: Grid, choice: Choice, bootstrap: int, shown: Mapping[st
         wishes=wishes(**shown),
     )
     for line in crop_lines(analysis):
-        print(line)
+        tell(line)
     print(f"{choice.out / 'report.html'}, tables.md, results.csv, figures/")
     return choice.out
 

@@ -3,14 +3,13 @@
 import json
 import shlex
 import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 from kd_convnext.common.configs import data_options
-from kd_convnext.common.console import duration, megabytes
+from kd_convnext.common.console import complain, duration, megabytes, tell
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import default_cache_dir
 from kd_convnext.common.parsing import warn_of_idle
@@ -91,7 +90,7 @@ def prepare(
         download_weights(spec.weights())
     table = read_manifest(manifest, classes=classes, on_error=on_error, columns=columns)
     root = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-    print("\n".join(describe(table)))
+    tell("\n".join(describe(table)))
     if dry_run:
         refuse_undecodable(table)
         return estimate(_opened(root, spec, device, table), table)
@@ -179,7 +178,7 @@ def _report(prepared: PreparedCrops, made: int, manifest: Manifest) -> PrepareSu
         f"{megabytes(done.bytes)} in {duration(done.seconds)}"
     )
     for line in fidelity_lines(prepared, manifest):
-        print(line)
+        tell(line)
     return done
 
 
@@ -207,6 +206,6 @@ def _prune(cache: CropCache, manifests: Sequence[Manifest], yes: bool) -> None:
 
 def _list_left_out(what: str, findings: Sequence[Finding]) -> None:
     if findings:
-        print(f"{counted(len(findings), what)} left out:", file=sys.stderr)
+        complain(f"{counted(len(findings), what)} left out:")
         for finding in findings:
-            print(f"  - {finding}", file=sys.stderr)
+            complain(f"  - {finding}")

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import kd_convnext
 from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.common.configs import with_shipped_files
-from kd_convnext.common.console import say
+from kd_convnext.common.console import complain, say
 from kd_convnext.common.help import plain_formatter
 from kd_convnext.common.machine import device_kind
 from kd_convnext.common.parsing import PARSER, parsing
@@ -291,7 +291,7 @@ class TrainingCLI(LightningCLI):
         refuse_misfits(self.datamodule, self.model, self._known, fitting=self.subcommand == "fit")
         if self.subcommand == "fit" and is_first_process():
             for told in idle_options(self.datamodule):
-                print(f"Warning: --data: {told}", flush=True)
+                complain(f"warning: --data: {told}")
 
     def _warned_of(self) -> bool:
         """Tells whether an earlier fit has warned of these photographs: the checkpoint's, or the teacher's before."""
@@ -336,7 +336,7 @@ def _ordered(words: Sequence[str]) -> list[str]:
     if command == "fit":
         rest, told = without_foreign_arguments(rest)
         if told and is_first_process():
-            print(f"Warning: {told}", flush=True)
+            complain(f"warning: {told}")
     return [command, *rest]
 
 

@@ -5,13 +5,10 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import TQDMProgressBar
 
-from kd_convnext.common.console import duration
+from kd_convnext.common.console import duration, say
 from kd_convnext.training.pace import StepClock, batches_done, batches_left
-
-_LOG_REFRESH = 25
-
 
 _VALUES_EVERY = 0.2
 """Seconds between two looks at what the bar shows: each waits for a GPU's queue."""
@@ -20,32 +17,28 @@ _VALUES_EVERY = 0.2
 class DataWaitBar(TQDMProgressBar):
     """Lightning's bar with ``data_wait`` (share of the epoch spent waiting for it) and ``left`` (of the fit).
 
+    What is written into a file has a line for each epoch instead.
+
     A ``data_wait`` of more than a few percent says that the machine could train faster with packed crops, the quick
     augmentation, or more ``num_workers``. On a GPU work is queued: the wait is then an upper limit.
     """
 
-    def __init__(self, refresh_rate: int | None = None, leave: bool = False) -> None:
+    def __init__(self, refresh_rate: int = 1, leave: bool = False) -> None:
         """Sets how often the bar is drawn.
 
         Args:
-            refresh_rate: Batches between two updates; 0 turns the bar off; None is 1 on a terminal and 25 in
-                a file.
+            refresh_rate: Batches between two updates; 0 turns the bar off, in a file too.
             leave: Keep the bar of each finished epoch.
         """
-        rate = (1 if sys.stdout.isatty() else _LOG_REFRESH) if refresh_rate is None else refresh_rate
-        super().__init__(refresh_rate=rate, leave=leave)
+        super().__init__(refresh_rate=refresh_rate, leave=leave)
         self._clock = StepClock()
         self._begun, self._first_batch = 0.0, 0
         self._looked, self._values = 0.0, dict[str, int | str | float | dict[str, float]]()
 
-    def init_sanity_tqdm(self) -> Tqdm:
-        """Shows the trial before a fit on a terminal alone: in a file it would be lines of nothing."""
-        return super().init_sanity_tqdm() if sys.stdout.isatty() else Tqdm(disable=True)
-
-    def init_validation_tqdm(self) -> Tqdm:
-        """Shows the validation of an epoch on a terminal alone."""
-        fitting = self.trainer.state.fn == "fit"
-        return super().init_validation_tqdm() if sys.stdout.isatty() or not fitting else Tqdm(disable=True)
+    @property
+    def is_enabled(self) -> bool:
+        """Returns whether bars are drawn: on a terminal alone, a file would get each of their states."""
+        return super().is_enabled and sys.stdout.isatty()
 
     def on_train_start(self, *args: Any) -> None:
         """Starts the clock of the whole fit, after the sanity check."""
@@ -69,12 +62,15 @@ class DataWaitBar(TQDMProgressBar):
         self._clock.ask()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the epoch's values."""
+        """Shows the epoch's values, in a file as a line."""
         # Lightning merges the processes' values where they are first read. Its bar reads them in the first process
         # alone, which then waits for the others while these wait for it in the module's own hook.
         _ = trainer.progress_bar_metrics
         self._looked = 0.0
         super().on_train_epoch_end(trainer, pl_module)
+        if super().is_enabled and not self.is_enabled:
+            values = (f"{name}={_short(value)}" for name, value in self.get_metrics(trainer, pl_module).items())
+            say(trainer, f"Epoch {trainer.current_epoch}: {', '.join(values)}")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the bar of ``validate`` before its results are printed: each line would draw it again."""
@@ -114,3 +110,7 @@ class DataWaitBar(TQDMProgressBar):
                 metrics["left"] = duration(left)
         self._looked = time.perf_counter()
         return metrics
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from kd_convnext.common.console import complain
 from kd_convnext.common.process import is_stopped
 from kd_convnext.errors import Finding, Terminated, TrainingError
 
@@ -146,7 +147,7 @@ class _Watch:
             )
         else:
             error = TrainingError(Finding("--trainer.devices", str(lost), _REMEDY))
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        complain(f"error: {error}")
         sys.stdout.flush()
         os._exit(error.exit_code)
 

@@ -1,9 +1,11 @@
 """Prints what a test or a fit has found: a table of a dozen lines, and the best epoch with its interval."""
 
+import math
+
 from kd_convnext.common.console import duration
 from kd_convnext.common.counting import counted
 from kd_convnext.evaluation.proportions import FEW, Interval, digits
-from kd_convnext.evaluation.statistics import GroupCounts, Metric, class_scores, intervals, scores
+from kd_convnext.evaluation.statistics import GroupCounts, Metric, class_intervals, class_scores, intervals, scores
 
 RESAMPLES = 500
 """Of the bootstrap behind the printed intervals."""
@@ -14,7 +16,7 @@ _NAMES: dict[Metric, str] = {
     "recall_macro": "macro recall",
     "f1_macro": "macro F1",
 }
-_WIDEST = 26
+_WIDEST = 24
 
 
 def score_lines(
@@ -30,7 +32,7 @@ def score_lines(
 
     Returns:
         Lines of at most 80 characters: four metrics per photograph and per lesion with their 95 % intervals, then
-        each class; three digits at most, classes with fewer than ten groups marked.
+        each class, its recall with interval; three digits at most, classes with fewer than ten groups marked.
     """
     number, unit = len(photographs), photographs.unit
     judged = f"{counted(photographs.photographs, 'photograph')} of {counted(number, unit)}"
@@ -47,12 +49,17 @@ def score_lines(
         ]
         lines.append(f"  {name:<16}" + "".join(cells).rstrip())
     classes, behind = class_scores(photographs.total), photographs.per_class()
-    lines.append(f"  {'class':<{_WIDEST}}{f'{unit}s':>9}{'precision':>11}{'recall':>9}{'F1':>9}")
+    by_class = class_intervals(photographs)
+    lines.append(f"  {'class':<{_WIDEST}}{f'{unit}s':>9}{'precision':>11}{'recall':>9}{'F1':>23}")
     for k, name in enumerate(class_names):
         places, mark = digits(int(behind[k])), "†" if behind[k] < FEW else " "
-        cells = [f"{classes[score][k]:.{places}f}" for score in ("precision", "recall", "f1")]
+        # Of a class that nothing was labelled or predicted as, nothing is known.
+        known = {score: not math.isnan(found[k].low) for score, found in by_class.items()}
+        precision, f1 = (f"{classes[one][k]:.{places}f}" if known[one] else "-" for one in ("precision", "f1"))
+        recall = with_interval(float(classes["recall"][k]), by_class["recall"][k], int(behind[k]))
+        recall = recall if known["recall"] else "-"
         short = name if len(name) < _WIDEST else f"{name[: _WIDEST - 3]}.."
-        lines.append(f"  {short:<{_WIDEST}}{behind[k]:>8}{mark}{cells[0]:>11}{cells[1]:>9}{cells[2]:>9}")
+        lines.append(f"  {short:<{_WIDEST}}{behind[k]:>8}{mark}{precision:>11}    {recall:<20}{f1:>8}")
     if (behind < FEW).any():
         lines.append(f"  † fewer than {FEW} {unit}s: these figures say little")
     return lines

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from helpers.command_line import TINY
 from helpers.subclasses import Plain, ScaledStudent, SmoothTeacher
-from helpers.tiny import CONVNEXT_SPEC, SWIN_SPEC, data, trainer
+from helpers.tiny import CONVNEXT_SPEC, SWIN_SPEC, data, student, trainer
 
 from kd_convnext import Predictor
 from kd_convnext.checkpoints.network import load_network
@@ -14,6 +14,7 @@ from kd_convnext.cli import main
 from kd_convnext.common.trust import trusting
 from kd_convnext.errors import CheckpointError
 from kd_convnext.experiment.plan.configuration import is_distilling
+from kd_convnext.losses import CrossEntropy, Objective
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.modules.optim import OptimSpec
 
@@ -71,6 +72,16 @@ def test_a_distilled_one_does_not_teach(fitted, source, tmp_path):
     module = ScaledStudent(5, student=CONVNEXT_SPEC, teacher_ckpt=str(fitted["student"]))
     with pytest.raises(CheckpointError, match="holds a ScaledStudent, not a teacher"):
         trainer(tmp_path).fit(module, datamodule=source)
+
+
+def test_a_student_that_was_fitted_alone_may_teach_and_is_not_called_distilled(source, tmp_path):
+    fit = trainer(tmp_path)
+    fit.fit(student(source, objective=Objective({"labels": CrossEntropy()})), datamodule=source)
+    fit.save_checkpoint(tmp_path / "alone.ckpt")
+    assert load_network(tmp_path / "alone.ckpt").info.distilled is False
+    fit = trainer(tmp_path)
+    fit.fit(student(source, tmp_path / "alone.ckpt"), datamodule=source)
+    assert fit.global_step > 0
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def fit(tiny_manifest, tiny_cache, tmp_path):
 )
 def test_of_a_fit(words, told, fit, capsys):
     assert fit(*words) == 0
-    assert capsys.readouterr().out.count(f"Warning: --data: {told}") == 1
+    assert capsys.readouterr().err.count(f"warning: --data: {told}") == 1
 
 
 def test_a_seed_beside_a_split_that_is_given(fit, tiny_manifest, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import io
+import math
 
 import matplotlib
 import numpy as np
@@ -117,6 +118,13 @@ def test_per_class_bars_show_the_metrics_and_the_support():
     ]
     # Short names are read without turning one's head.
     assert {label.get_rotation() for label in labels} == {0}
+
+
+def test_a_bar_of_nothing_known_has_no_number():
+    none, some = Interval(math.nan, math.nan), Interval(0.0, 0.7)
+    spans = {"precision": [some, none], "recall": [some] * 2, "f1": [some] * 2}
+    figure = plotting.per_class_bars(evaluation_of(np.array([[3, 0], [3, 0]])), spans)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.50", "-", "1.00", "0.00", "0.67", "0.00"]
 
 
 def test_crop_grid_takes_pictures_of_any_sizes():

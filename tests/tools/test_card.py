@@ -69,6 +69,20 @@ def test_the_card_of_a_run_says_what_its_files_say(tested_run, capsys):
     assert f"{own}, altered (embed_dim 16, depths 1-1-1-1, num_heads 1-2-2-4, window_size 2) at 32 px" in card.text
 
 
+def test_none_of_few_is_not_nothing(tested_run, tmp_path):
+    """A class that is never found has an interval as wide as its few lesions allow, and no precision."""
+    checkpoint = shutil.copytree(tested_run.parent.parent, tmp_path / "run") / "checkpoints" / tested_run.name
+    path = tmp_path / "run" / "predictions.csv"
+    answers = pd.read_csv(path).replace({"prediction": {"AIS": "MIA"}})
+    answers.to_csv(path, index=False)
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "200"]) == 0
+    text = (path.parent / "MODEL_CARD.md").read_text().split("| precision (95 % interval) |")[1]
+    cells = next(line for line in text.splitlines() if line.startswith("| AIS |")).split(" | ")
+    groups = answers.loc[answers["label"] == "AIS", "group"].nunique()
+    # Clopper-Pearson of none of so many lesions, all of whose photographs are answered alike.
+    assert cells[3:5] == ["-", f"0.00 (0.00 to {1 - 0.025 ** (1 / groups):.2f})"]
+
+
 def test_what_is_unknown_is_said_to_be(tiny_run, tmp_path):
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(tiny_run.read_bytes())

@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import sys
 
 import numpy as np
 import pandas as pd
@@ -157,12 +158,15 @@ def test_mirror_images_by_choice(tiny_run, tiny_manifest, tmp_path):
 
 def test_without_calibration_a_person_decides(tiny_run, unlabelled, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
     assert classify(unlabelled, "--ckpt_path", tiny_run, "--out", tmp_path / "o") == 0
     printed = capsys.readouterr()
     assert "not calibrated" in printed.err and f"  kd-convnext calibrate --ckpt_path {tiny_run}\n" in printed.err
     assert "abstains" in printed.out
     for line in [*printed.out.splitlines(), *printed.err.splitlines()]:
-        assert len(line) <= 80 or str(tiny_run) in line or str(tmp_path) in line, line
+        bar = "\x1b" in line
+        assert len(line) <= 80 or bar or str(tiny_run) in line or str(tmp_path) in line, line
     for name in ("answers.csv", "lesions.csv"):
         table = pd.read_csv(tmp_path / "o" / name)
         assert table["abstain"].all() and table["prediction_set"].isna().all() and table["gate_score"].isna().all()

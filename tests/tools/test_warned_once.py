@@ -1,5 +1,7 @@
 """What a fit has warned of its manifest is not said again by the commands that follow."""
 
+import sys
+
 import pytest
 import yaml
 from helpers.command_line import TINY
@@ -64,7 +66,8 @@ def test_other_photographs_are_warned_of(run, tiny_manifest, tmp_path, recwarn):
     assert any("'site'" in text for text in told(recwarn))
 
 
-def test_the_bar_has_ended_where_results_begin(run, tmp_path, capsys, recwarn):
+def test_the_bar_has_ended_where_results_begin(run, tmp_path, capsys, recwarn, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     words = [*judging(tmp_path / "run" / "config.yaml"), "--ckpt_path", str(run)]
     assert main([*words, "--trainer.enable_progress_bar=true", "--data.upscaler=auto"]) == 0
     before, _, results = capsys.readouterr().out.partition("Test part:")

@@ -1,4 +1,5 @@
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -189,13 +190,24 @@ def test_bar_of_fast_data_shows_little_wait(tmp_path, capsys):
     shares = [int(share) for share in re.findall(r"data_wait=(\d+)%", out)]
     assert shares[-1] < 50
     assert "left=0 s" in out
-    # In a file the bars of validation would be three lines an epoch that say nothing.
-    assert "Epoch 0: 100%" in out and "Validation" not in out and "Sanity" not in out
 
 
-def test_bar_draws_rarely_into_a_file():
-    assert DataWaitBar().refresh_rate == 25
-    assert DataWaitBar(refresh_rate=0).is_disabled
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_file_gets_a_line_an_epoch_in_place_of_bars(tmp_path, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    trainer = fit(tmp_path, [DataWaitBar()], max_epochs=2, enable_checkpointing=False)
+    trainer.test(Model(), DataLoader(RandomDataset(32, 4)), verbose=False)
+    trainer.predict(Model(), DataLoader(RandomDataset(32, 4)))
+    out = capsys.readouterr().out
+    bars = [name for name in ("100%|", "Sanity", "Validation", "Testing", "Predicting", "\r") if name in out]
+    assert bars == (["100%|", "Sanity", "Validation", "Testing", "Predicting", "\r"] if terminal else [])
+    lines = [line for line in out.splitlines() if re.fullmatch(r"Epoch [01]: .*data_wait=\d+%, left=\d+ s", line)]
+    assert len(lines) == (0 if terminal else 2)
+
+
+def test_a_bar_that_is_turned_off_writes_no_lines_either(tmp_path, capsys):
+    fit(tmp_path, [DataWaitBar(refresh_rate=0)], max_epochs=1, enable_checkpointing=False)
+    assert "Epoch" not in capsys.readouterr().out
 
 
 def test_header_counts_what_trains(tmp_path, capsys):

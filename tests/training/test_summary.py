@@ -19,11 +19,20 @@ def test_a_test_prints_a_dozen_lines_with_three_digits():
     assert lines[0] == "Test part: 209 photographs of 209 lesions, 95 % intervals by lesion"
     # Clopper-Pearson for 179 of 209, statsmodels 0.15.0: 0.80147 to 0.90101.
     assert lines[2].split() == ["accuracy", *["0.856", "[0.801,", "0.901]"] * 2]
-    assert lines[7].split() == ["Grade", "1", "5†", "1.00", "0.60", "0.75"]
-    assert lines[8].split() == ["Grade", "2", "122", "0.910", "1.000", "0.953"]
+    assert lines[7].split() == ["Grade", "1", "5†", "1.00", "0.60", "[0.15,", "0.95]", "0.75"]
+    assert lines[8].split() == ["Grade", "2", "122", "0.910", "1.000", "[0.970,", "1.000]", "0.953"]
     assert lines[-1].endswith("fewer than 10 lesions: these figures say little")
     assert len(lines) == 13
     assert max(map(len, lines)) <= 80
+
+
+def test_none_of_three_may_be_up_to_seven_in_ten():
+    lines = score_lines("test", counts_of(np.array([[5, 0], [3, 0]])), None, ("a", "b"))
+    # Clopper-Pearson for 0 of 3: 1 - 0.025 ** (1 / 3).
+    assert lines[-2].split() == ["b", "3†", "-", "0.00", "[0.00,", "0.71]", "0.00"]
+    # Of what was never labelled or predicted nothing is known.
+    lines = score_lines("test", counts_of(np.array([[5, 0], [0, 0]])), None, ("a", "b"))
+    assert lines[-2].split() == ["b", "0†", "-", "-", "-"]
 
 
 def test_long_names_stay_within_the_terminal():

@@ -213,6 +213,7 @@ def per_class(analysis: Analysis) -> Table | None:
     columns = ("Class", answers.head, "Photographs", "Precision", "Recall", "F1", *printed)
     note = (
         f"All repeats together; in brackets exact 95 % intervals for as many trials as the {answers.unit}s are worth. "
+        f"{NONE}: nothing was predicted or labelled so, which counts as 0 in the means. "
         f"{_weak(behind, answers.unit)}Shown because: {analysis.chosen_by}."
     )
     return Table(f"Per class: {arm.title}{_like(analysis, 'Table 3')}", columns, tuple(rows), note)
@@ -384,4 +385,4 @@ def _span(interval: Interval, text: Callable[[float], str], between: str = " to 
 
 
 def _with_interval(value: float, interval: Interval, text: Callable[[float], str]) -> str:
-    return f"{text(value)} [{_span(interval, text, ', ')}]"
+    return NONE if math.isnan(interval.low) else f"{text(value)} [{_span(interval, text, ', ')}]"

@@ -1,5 +1,6 @@
 """Writes the model card of a run from its own files."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
     from kd_convnext.data.loading.card import DataCard
+    from kd_convnext.evaluation.proportions import Interval
     from kd_convnext.evaluation.statistics import GroupCounts
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.inference.trust.calibration import Calibration
@@ -198,7 +200,7 @@ def _results(
 
     point, around = scores(answers.total), intervals(answers, resamples, seed)
     behind = answers.per_class()
-    classes, f1 = class_scores(answers.total), per_class(answers)["f1"]
+    classes, spans = class_scores(answers.total), per_class(answers)
     return {
         "tested": f"{counted(answers.photographs, 'photograph')} of {counted(len(answers), answers.unit)}",
         "unit": answers.unit,
@@ -214,14 +216,20 @@ def _results(
                 "support": int(answers.total[place].sum()),
                 "behind": int(behind[place]),
                 "few": bool(behind[place] < FEW),
-                "places": digits(int(behind[place])),
-                **{score: float(values[place]) for score, values in classes.items()},
-                "low": f1[place].low,
-                "high": f1[place].high,
+                **{
+                    score: _span_words(float(values[place]), spans[score][place], digits(int(behind[place])))
+                    for score, values in classes.items()
+                },
             }
             for place, name in enumerate(class_names)
         ],
     }
+
+
+def _span_words(value: float, span: "Interval", places: int) -> str:
+    """Writes a score with its interval; nothing is known of a class that was neither labelled nor predicted."""
+    known = f"{value:.{places}f} ({span.low:.{places}f} to {span.high:.{places}f})"
+    return "-" if math.isnan(span.low) else known
 
 
 def _eval_results(results: Mapping[str, Any], photographs: str) -> list[Any]:

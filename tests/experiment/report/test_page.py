@@ -1,5 +1,6 @@
 """compare and report through the command line, and the page in a browser."""
 
+import base64
 import html
 import html.parser
 import json
@@ -91,6 +92,24 @@ def test_the_page_has_every_section_and_asks_no_network(compared):
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     text = re.sub(r'src="data:[^"]*"', "", (compared / "report.html").read_text())
     assert "http" not in text.replace("http-equiv", "")
+
+
+def test_captions_of_the_page_are_not_drawn_once_more(compared):
+    page = Page(compared / "report.html")
+    for source, caption in zip(page.values("img", "src"), page.values("img", "alt"), strict=True):
+        drawing = drawn_in(source)
+        texts = [html.unescape(text) for text in re.findall(r"<!-- (.*?) -->", drawing, flags=re.DOTALL)]
+        assert texts and not any(text.startswith(caption[:20]) for text in texts)
+    # A picture that is taken out of its page still says what it shows.
+    with Image.open(compared / "figures" / "methods.png") as file:
+        width, height = map(
+            float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn_in(page.values("img", "src")[0])).groups()
+        )
+        assert file.height / file.width > height / width
+
+
+def drawn_in(source):
+    return base64.b64decode(source.partition(",")[2]).decode()
 
 
 def test_the_page_tells_data_methods_limits_and_how_to_repeat(compared):

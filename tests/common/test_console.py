@@ -1,0 +1,55 @@
+"""Messages on a terminal and in a file, by commands in processes of their own."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from helpers.paths import REPOSITORY
+
+
+def printed(words, terminal, folder, columns=60):
+    """What a command writes to a terminal, or into a pipe, as lines."""
+    command = [sys.executable, "-m", "kd_convnext.cli", *words]
+    settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": str(columns)}
+    reading, writing = pty.openpty() if terminal else os.pipe()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writing, stderr=writing, cwd=folder, env=settings):
+        os.close(writing)
+        parts = []
+        try:
+            while part := os.read(reading, 4096):
+                parts.append(part)
+        except OSError:  # how Linux says that nobody writes to the terminal any more
+            pass
+    os.close(reading)
+    return b"".join(parts).decode().replace("\r\n", "\n").splitlines()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two manifests: one with columns of other names, one with two photographs that are not there."""
+    (tmp_path / "named.csv").write_text("file name,class label\na.jpg,A\n")
+    (tmp_path / "gone.csv").write_text("image,label\na.jpg,A\nb.jpg,B\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["named.csv", "gone.csv"])
+def test_a_terminal_gets_lines_of_its_width_and_a_file_whole_ones(folder, name):
+    words = ["prepare", name, "--dry_run", "--yes"]
+    shown, kept = printed(words, True, folder), printed(words, False, folder)
+    assert [line for line in shown if len(line) > 60] == []
+    assert len(kept) < len(shown) and max(map(len, kept)) > 60
+    assert " ".join(" ".join(shown).split()) == " ".join(" ".join(kept).split())
+    assert any(line.startswith("warning: --yes") for line in kept)
+
+
+def test_what_is_copied_out_of_a_message_stays_whole(folder):
+    shown = printed(["prepare", "named.csv", "--dry_run"], True, folder, columns=40)
+    assert any('"image=file name,label=class label"' in line for line in shown)
+
+
+def test_findings_in_a_list_are_indented_below_their_bullets(folder):
+    shown = printed(["prepare", "gone.csv", "--dry_run"], True, folder)
+    begin = [number for number, line in enumerate(shown) if line.startswith("  - ")]
+    assert len(begin) == 2 and all(shown[number + 1].startswith("    ") for number in begin)
