@@ -32,7 +32,7 @@ def test_each_change_is_made_alone_and_repeats_by_its_seed(name):
 
 def test_a_turn_follows_the_border_that_was_chosen():
     bright = np.full((48, 48, 3), 200, np.uint8)
-    spec = dict(crop=1.0, translate=0.0, engine="opencv", photograph=only(rotate=180.0))
+    spec = dict(crop=0.0, translate=0.0, engine="opencv", photograph=only(rotate=180.0))
     black, reflected = (Views(48, 3, AugmentSpec(border=border, **spec)) for border in ("black", "reflect"))
     assert min(int(black(bright, seed).min()) for seed in range(5)) == 0
     assert all(int(reflected(bright, seed).min()) == 200 for seed in range(5))
