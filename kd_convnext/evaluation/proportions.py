@@ -185,3 +185,18 @@ def unseen_difference(groups: float, level: float = LEVEL) -> Interval:
 def digits(groups: int) -> int:
     """Returns the number of digits to print of a share of so many groups: two below a hundred, else three."""
     return 2 if groups < 100 else 3
+
+
+def with_interval(value: float, span: Interval, places: int) -> str:
+    """Writes a value with its interval: ``0.84 [0.71, 0.93]``; what is unknown of it is left out, ``-`` for all.
+
+    Args:
+        value: NaN where it is unknown.
+        span: Its interval; NaN where it is unknown.
+        places: Digits behind the point.
+    """
+    if math.isnan(value):
+        return "-"
+    if math.isnan(span.low) or math.isnan(span.high):
+        return f"{value:.{places}f}"
+    return f"{value:.{places}f} [{span.low:.{places}f}, {span.high:.{places}f}]"

@@ -4,7 +4,7 @@ import math
 
 from kd_convnext.common.console import duration
 from kd_convnext.common.counting import counted
-from kd_convnext.evaluation.proportions import FEW, Interval, digits
+from kd_convnext.evaluation.proportions import FEW, digits, with_interval
 from kd_convnext.evaluation.statistics import GroupCounts, Metric, class_intervals, class_scores, intervals, scores
 
 RESAMPLES = 500
@@ -44,7 +44,7 @@ def score_lines(
     spans = [intervals(one, RESAMPLES, 0) for one in columns]
     for metric, name in _NAMES.items():
         cells = [
-            f"{with_interval(float(value[metric]), span[metric], number):<24}"
+            f"{with_interval(float(value[metric]), span[metric], digits(number)):<24}"
             for value, span in zip(values, spans, strict=True)
         ]
         lines.append(f"  {name:<16}" + "".join(cells).rstrip())
@@ -56,7 +56,7 @@ def score_lines(
         # Of a class that nothing was labelled or predicted as, nothing is known.
         known = {score: not math.isnan(found[k].low) for score, found in by_class.items()}
         precision, f1 = (f"{classes[one][k]:.{places}f}" if known[one] else "-" for one in ("precision", "f1"))
-        recall = with_interval(float(classes["recall"][k]), by_class["recall"][k], int(behind[k]))
+        recall = with_interval(float(classes["recall"][k]), by_class["recall"][k], places)
         recall = recall if known["recall"] else "-"
         short = name if len(name) < _WIDEST else f"{name[: _WIDEST - 3]}.."
         lines.append(f"  {short:<{_WIDEST}}{behind[k]:>8}{mark}{precision:>11}    {recall:<20}{f1:>8}")
@@ -73,12 +73,7 @@ def best_epoch_line(epoch: int, best: GroupCounts, seconds: float) -> str:
         best: Its validation answers by group.
         seconds: Of the fit.
     """
-    value = with_interval(float(scores(best.total)["f1_macro"]), intervals(best, RESAMPLES, 0)["f1_macro"], len(best))
+    span = intervals(best, RESAMPLES, 0)["f1_macro"]
+    value = with_interval(float(scores(best.total)["f1_macro"]), span, digits(len(best)))
     behind = counted(len(best), f"validation {best.unit}")
     return f"Best epoch {epoch}: macro F1 {value}, 95 % {best.by}, {behind}. The fit took {duration(seconds)}."
-
-
-def with_interval(value: float, span: Interval, groups: int) -> str:
-    """Writes a score with its interval, two digits below a hundred groups, else three."""
-    places = digits(groups)
-    return f"{value:.{places}f} [{span.low:.{places}f}, {span.high:.{places}f}]"

@@ -11,13 +11,13 @@ import pandas as pd
 from kd_convnext.common.tables import read_table
 from kd_convnext.data.manifest.further import join_further, read_further
 from kd_convnext.evaluation.discrimination import Ranking, average_precision, roc_area
-from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits
+from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits, with_interval
 from kd_convnext.evaluation.statistics import GroupCounts, count_groups, intervals, scores
 from kd_convnext.evaluation.utility import predictive_intervals, predictive_values
 from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.experiment.report.strata import SHARPNESS, SIZE, sharpnesses, sides, thirds
-from kd_convnext.experiment.report.tables import MARK, NONE, Table
+from kd_convnext.experiment.report.tables import MARK, Table
 
 
 def ranking_of(arm: Arm, name: str) -> Ranking:
@@ -163,21 +163,6 @@ def _rate(hits: npt.NDArray[np.int64], asked: npt.NDArray[np.int64]) -> tuple[fl
     """A share with its interval, both NaN where nothing was asked."""
     total = int(asked.sum())
     return float(hits.sum() / total) if total else math.nan, clustered_interval(hits, asked)
-
-
-def with_interval(value: float, span: Interval, places: int) -> str:
-    """Writes a value with its interval; what is unknown of it is left out.
-
-    Args:
-        value: NaN where it is unknown.
-        span: Its interval; NaN where it is unknown.
-        places: Digits behind the point.
-    """
-    if np.isnan(value):
-        return NONE
-    if np.isnan(span.low) or np.isnan(span.high):
-        return f"{value:.{places}f}"
-    return f"{value:.{places}f} [{span.low:.{places}f}, {span.high:.{places}f}]"
 
 
 def _merged(answers: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:

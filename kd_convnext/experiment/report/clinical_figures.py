@@ -16,7 +16,7 @@ from kd_convnext.evaluation.discrimination import (
     roc_curve,
 )
 from kd_convnext.evaluation.operating import operating_points
-from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits
+from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits, with_interval
 from kd_convnext.evaluation.utility import decision_curve
 
 _SIDE = 2.7
@@ -61,7 +61,7 @@ def draw_roc(panel: Axes, ranking: Ranking) -> str:
     spans = [point.sensitivity.interval for point in points]
     _band(panel, [1 - point.specificity.value for point in points], spans)
     area = roc_area(ranking)
-    return f"AUC {_span(area.value, area.interval.low, area.interval.high, ranking)}"
+    return f"AUC {with_interval(area.value, area.interval, digits(ranking.groups_of(True)))}"
 
 
 def draw_precision_recall(panel: Axes, ranking: Ranking) -> str:
@@ -75,7 +75,7 @@ def draw_precision_recall(panel: Axes, ranking: Ranking) -> str:
     _band(panel, [0, *(point.sensitivity.value for point in points)], spans, steps=True)
     panel.set(xlim=(-0.03, 1.03), ylim=(0, 1.03))
     found = average_precision(ranking, 300)
-    return f"AP {_span(found.value, found.interval.low, found.interval.high, ranking)}"
+    return f"AP {with_interval(found.value, found.interval, digits(ranking.groups_of(True)))}"
 
 
 def draw_decision(panel: Axes, ranking: Ranking) -> str:
@@ -111,8 +111,3 @@ def _band(panel: Axes, places: Sequence[float], spans: Sequence[Interval], *, st
     """Shades intervals at the thresholds of a curve."""
     low, high = [span.low for span in spans], [span.high for span in spans]
     panel.fill_between(places, low, high, step="pre" if steps else None, color=PALETTE[0], alpha=0.18, lw=0)
-
-
-def _span(value: float, low: float, high: float, ranking: Ranking) -> str:
-    places = digits(ranking.groups_of(True))
-    return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"

@@ -1,10 +1,10 @@
 """Tabulates the best method at thresholds that a reader chooses for single classes."""
 
 from kd_convnext.evaluation.operating import Share, operating_point
-from kd_convnext.evaluation.proportions import FEW, digits
+from kd_convnext.evaluation.proportions import FEW, digits, with_interval
 from kd_convnext.evaluation.utility import net_benefit, predictive_intervals, predictive_values
 from kd_convnext.experiment.report.analysis import Analysis
-from kd_convnext.experiment.report.clinical import ranking_of, with_interval
+from kd_convnext.experiment.report.clinical import ranking_of
 from kd_convnext.experiment.report.tables import MARK, Table
 
 
