@@ -198,7 +198,7 @@ def headed_features(
 
     A linear head on many features knows its own training crops by heart: there its answers say little more than the
     labels. Where ``c`` is given, labelled crops, and others of their lesions and patients, get the answers of heads
-    that were fitted without these.
+    that were fitted without these; but for those whose class has no other lesion.
 
     Args:
         backbone: The teacher.
@@ -229,9 +229,9 @@ def headed_features(
     return found
 
 
-def _by_crop(heads: Sequence[Head], data: SpecimenDataModule) -> dict[str, Head]:
+def _by_crop(heads: Sequence[Head | None], data: SpecimenDataModule) -> dict[str, Head]:
     """Maps crops to heads: labelled ones to their own, others to that of a labelled one of their lesion or patient."""
-    part, found = data.train_set, {}
+    part, found = data.train_set, dict[str, Head | None]()
     if isinstance(part, MixedDataset) and data.unlabelled is not None:
         ids = row_hashes(data.manifest.table, part.rows).tolist()
         without = {
@@ -242,7 +242,8 @@ def _by_crop(heads: Sequence[Head], data: SpecimenDataModule) -> dict[str, Head]
         for row, values in zip(others.rows.tolist(), ids, strict=True):
             if shared := [without[value] for value in values if value in without]:
                 found[others.crops.key(row)] = shared[0]
-    return found | {part.crops.key(row): head for row, head in zip(part.rows.tolist(), heads, strict=True)}
+    found |= {part.crops.key(row): head for row, head in zip(part.rows.tolist(), heads, strict=True)}
+    return {key: head for key, head in found.items() if head is not None}
 
 
 def training_embeddings(store: TeacherAnswers, data: SpecimenDataModule, looks: Looks) -> Embeddings:
