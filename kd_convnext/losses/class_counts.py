@@ -16,9 +16,11 @@ class CountedTerm(Term):
 
     Attributes:
         counts: [K] float32, at least 1 each; None until they are known.
+        present: bool [K], whether a class has a training image; None until the counts are known.
     """
 
     counts: Tensor | None
+    present: Tensor | None
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class CountedTerm(Term):
         self._given = class_counts is not None
         # Not persistent: the counts come from the hyperparameters.
         self.register_buffer("counts", None, persistent=False)
+        self.register_buffer("present", None, persistent=False)
         if class_counts is not None:
             self.take_counts(class_counts)
 
@@ -64,6 +67,7 @@ class CountedTerm(Term):
             remedy = "Counts must be 0 or more, and at least one class needs an image."
             raise ConfigError(Finding(type(self).__name__, what, remedy))
         self.counts = torch.tensor([max(1.0, float(count)) for count in counts])
+        self.present = torch.tensor([count > 0 for count in counts])
 
     def build(self, student: Widths, teacher: Widths | None) -> None:
         """Checks that the counts are known.
@@ -118,15 +122,18 @@ def effective_numbers(counts: Sequence[float] | Tensor, beta: float) -> Tensor:
     return (1 - beta**numbers) / (1 - beta) if beta else torch.ones_like(numbers)
 
 
-def effective_weights(counts: Sequence[float] | Tensor, beta: float) -> Tensor:
-    """Weighs classes by the inverse of their effective numbers, with sum K.
+def effective_weights(counts: Sequence[float] | Tensor, beta: float, present: Tensor | None = None) -> Tensor:
+    """Weighs classes by the inverse of their effective numbers, with mean 1 over those that occur.
 
     Args:
         counts: Images n >= 1 of each class, [K].
         beta: As of `effective_numbers`.
+        present: bool [K], the classes that occur; by default all.
 
     Returns:
-        float64 [K].
+        float64 [K], 0 for a class that does not occur: no image of it can ever ask for its weight.
     """
     inverse = 1 / effective_numbers(counts, beta)
-    return inverse * len(inverse) / inverse.sum()
+    if present is not None:
+        inverse = inverse * present
+    return inverse * (inverse > 0).sum() / inverse.sum()

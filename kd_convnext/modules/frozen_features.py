@@ -18,8 +18,10 @@ from torch import nn
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.limited_views import limited_views, view_names
+from kd_convnext.data.loading.mixing import MixedDataset
 from kd_convnext.data.loading.teacher_outputs import STILL, AnswerKind, StoredOutputs, TeacherAnswers, view_name
 from kd_convnext.data.loading.views import Views
+from kd_convnext.data.manifest.grouping import NO_GROUP, row_hashes
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.models.backbones import Backbone
 from kd_convnext.models.taps import watched_features
@@ -44,7 +46,7 @@ class HeadedFeatures:
     Attributes:
         still: Features of crops without augmentation, V looks at each.
         head: The teacher's own.
-        held_out: Heads that have not seen the lesion of a crop that the teacher's own was fitted on, by crop.
+        held_out: Heads that have not seen the lesion of a crop, where the teacher's own was fitted on it, by crop.
         views: Features of augmented views; None where all views of a crop have the outputs of the crop itself.
         viewed: Names of the views that are among `views`; others have the outputs of the crop itself.
     """
@@ -195,7 +197,8 @@ def headed_features(
     """Computes a frozen teacher's outputs for every training crop, labelled or not, ahead of the training.
 
     A linear head on many features knows its own training crops by heart: there its answers say little more than the
-    labels. Where ``c`` is given, labelled crops get the answers of heads that were fitted without their lesions.
+    labels. Where ``c`` is given, labelled crops, and others of their lesions and patients, get the answers of heads
+    that were fitted without these; but for those whose class has no other lesion.
 
     Args:
         backbone: The teacher.
@@ -222,9 +225,25 @@ def headed_features(
         part = data.train_set
         groups = data.manifest.groups("known")[part.rows]
         heads = held_out_heads(training_embeddings(store, data, looks), part.labels, groups, head.out_features, c)
-        keys = [part.crops.key(row) for row in part.rows.tolist()]
-        found.held_out = dict(zip(keys, heads, strict=True))
+        found.held_out = _by_crop(heads, data)
     return found
+
+
+def _by_crop(heads: Sequence[Head | None], data: SpecimenDataModule) -> dict[str, Head]:
+    """Maps crops to heads: labelled ones to their own, others to that of a labelled one of their lesion or patient."""
+    part, found = data.train_set, dict[str, Head | None]()
+    if isinstance(part, MixedDataset) and data.unlabelled is not None:
+        ids = row_hashes(data.manifest.table, part.rows).tolist()
+        without = {
+            value: head for values, head in zip(ids, heads, strict=True) for value in values if value != NO_GROUP
+        }
+        others = part.unlabelled
+        ids = row_hashes(data.unlabelled.manifest.table, others.rows).tolist()
+        for row, values in zip(others.rows.tolist(), ids, strict=True):
+            if shared := [without[value] for value in values if value in without]:
+                found[others.crops.key(row)] = shared[0]
+    found |= {part.crops.key(row): head for row, head in zip(part.rows.tolist(), heads, strict=True)}
+    return {key: head for key, head in found.items() if head is not None}
 
 
 def training_embeddings(store: TeacherAnswers, data: SpecimenDataModule, looks: Looks) -> Embeddings:

@@ -11,6 +11,7 @@ from torch import Tensor
 from kd_convnext.checkpoints.format import KEY, deployable_part, is_distilled, read_checkpoint
 from kd_convnext.checkpoints.network import load_backbone
 from kd_convnext.data.loading.card import DataCard
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import CheckpointError, Finding
 from kd_convnext.losses.term import Needs, Outputs, Widths
 from kd_convnext.models.probe import Probe
@@ -79,15 +80,42 @@ class FrozenTeacher:
         return digest.hexdigest()
 
     def held_out_c(self, split_hash: str) -> float | None:
-        """Returns the regularisation of a linear head that was fitted on the training part of a split.
+        """Returns the regularisation of a linear head whose answers can be those of heads without the crop's lesion.
 
         Args:
             split_hash: Of the split.
 
         Returns:
-            None where the teacher was trained otherwise, or on other crops.
+            None where the teacher was trained otherwise or on other crops, or its maps are needed.
         """
-        return self._linear_c if self.card is not None and self.card.split_hash == split_hash else None
+        own = self.card is not None and self.card.split_hash == split_hash
+        return self._linear_c if own and Needs.MAPS not in self.probe.needs else None
+
+    def answers_by_heart(self, data: SpecimenDataModule, *, stored: bool) -> Finding | None:
+        """Finds whether a linear head answers training crops that it was fitted on: it repeats their labels there.
+
+        Args:
+            data: Of the fit.
+            stored: Whether it answers ahead of the training.
+
+        Returns:
+            What to do about it; None where other heads answer, it has not seen the crops, or no logits are needed.
+        """
+        if self._linear_c is None or self.card is None or Needs.LOGITS not in self.probe.needs:
+            return None
+        known = len(data.shared_with(self.card, "train"))
+        if not known or (stored and self.held_out_c(data.split.hash) is not None):
+            return None
+        remedies = []
+        if not stored:
+            remedies.append("give --model.teacher_cache true or still, without --model.mixing")
+        if Needs.MAPS in self.probe.needs:
+            remedies.append("let terms on maps learn from another teacher")
+        if self.card.split_hash != data.split.hash:
+            remedies.append("train it on this split")
+        what = f"its linear head knows {known} lesions, patients or photographs of the training part by heart"
+        remedy = f"Its answers there are hardly more than labels; for held-out ones {' and '.join(remedies)}."
+        return Finding(self.argument, what, remedy)
 
     @property
     def widths(self) -> Widths:

@@ -12,6 +12,9 @@ Embeddings = npt.NDArray[np.float32]
 
 _FOLDS = 5
 
+_BELOW = 15.0
+"""How far the logit of a class without crops lies below the lowest of an average crop: 3e-7 of its odds, T 1."""
+
 
 class Head(NamedTuple):
     """A linear classifier: weight float32 [K, D], bias float32 [K]."""
@@ -26,7 +29,7 @@ class Head(NamedTuple):
 
 def held_out_heads(
     features: Embeddings, labels: npt.NDArray[np.int64], groups: npt.NDArray[np.str_], num_classes: int, c: float
-) -> list[Head]:
+) -> list[Head | None]:
     """Fits, for each crop, a head that has not seen its group (five folds).
 
     Args:
@@ -37,7 +40,8 @@ def held_out_heads(
         c: As of :func:`fit_linear_head`.
 
     Returns:
-        N heads, those of a fold one object.
+        N heads, those of a fold one object; None for crops whose class no other group has: without them a head would
+        take their class for impossible.
     """
     names, members = np.unique(groups, return_inverse=True)
     # Rarest classes first, round after round, so that every fold has its share of each.
@@ -47,13 +51,17 @@ def held_out_heads(
     order = np.lexsort((np.random.default_rng(0).random(len(names)), label_of, frequency[label_of]))
     fold = np.empty(len(names), np.int64)
     fold[order] = np.arange(len(names)) % _FOLDS
-    heads = []
+    heads: list[Head | None] = [None] * len(labels)
     for number in range(fold.max() + 1):
         inside = fold[members] != number
-        known = inside if inside.any() else ~inside  # one group alone
-        weight, bias = fit_linear_head(features[known], labels[known], num_classes, c)
-        heads.append(Head(weight.numpy(), bias.numpy()))
-    return [heads[number] for number in fold[members]]
+        asked = ~inside & np.isin(labels, labels[inside])
+        if not asked.any():
+            continue
+        weight, bias = fit_linear_head(features[inside], labels[inside], num_classes, c)
+        head = Head(weight.numpy(), bias.numpy())
+        for place in np.flatnonzero(asked):
+            heads[place] = head
+    return heads
 
 
 def fit_linear_head(
@@ -67,7 +75,9 @@ def fit_linear_head(
 
     Args:
         features: float32 [N, V, D], V looks at each crop.
-        labels: int64 [N]; classes that do not occur get a bias that never wins.
+        labels: int64 [N]. A class that does not occur gets weights of 0 and a bias that never wins: the mean logit of
+            the others is that of their biases, for every input, as their weights sum to 0. It lies no further below
+            than it must, for those who standardise or soften logits.
         num_classes: K.
         c: Inverse strength of regularisation, above 0.
 
@@ -97,9 +107,9 @@ def fit_linear_head(
 
     with torch.enable_grad():
         search.step(closure)  # type: ignore[no-untyped-call]
+    lowest = bias.detach()[present].min()
     found = weight.detach() / torch.from_numpy(scale)
-    shift = bias.detach() - found @ torch.from_numpy(mean)
-    return found, torch.where(present, shift, torch.full((), -1e4))
+    return found, torch.where(present, bias.detach(), lowest - _BELOW) - found @ torch.from_numpy(mean)
 
 
 def _compact(present: Tensor) -> Tensor:

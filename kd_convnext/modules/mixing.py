@@ -53,7 +53,7 @@ class MixSpec:
 def mixed(
     images: Tensor, labels: Tensor, spec: MixSpec, num_classes: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mixes each image of a batch with its counterpart from the batch's end.
+    """Mixes each image of a batch with its counterpart: the first with the last, those with and without labels apart.
 
     The image keeps at least half of itself, so that its own label stays the likeliest.
 
@@ -65,27 +65,42 @@ def mixed(
         rng: Draws kind, weight and place; nothing is read from the device.
 
     Returns:
-        Images [B, C, H, W], floating 0..1, and probabilities [B, K]: a row of -1 where either image has no label. Also
-        of a batch that is left as it is, so that every batch has one form.
+        Images [B, C, H, W], floating 0..1, and probabilities [B, K]: a row of -1 where an image has no label. Also of
+        a batch that is left as it is, so that every batch has one form.
     """
     images = images / 255 if images.dtype == torch.uint8 else images
     own, own_share = target_probabilities(labels, num_classes, torch.float32), 1.0
-    other, labelled = own.flip(0), labelled_rows(labels)
+    labelled = labelled_rows(labels)
+    other = _counterparts(labelled)
     if rng.random() < spec.probability:
         cut = spec.mixup <= 0 or (spec.cutmix > 0 and rng.random() < 0.5)
         alpha = spec.cutmix if cut else spec.mixup
         share = rng.beta(alpha, alpha)
         own_share = max(share, 1 - share)
         if cut:
-            images, own_share = _pasted(images, own_share, rng)
+            images, own_share = _pasted(images, other, own_share, rng)
         else:
-            images = torch.lerp(images.flip(0), images, own_share)
-        labelled = labelled & labelled.flip(0)
-    targets = own_share * own + (1 - own_share) * other
+            images = torch.lerp(images[other], images, own_share)
+    targets = own_share * own + (1 - own_share) * own[other]
     return images, torch.where(labelled[:, None], targets, torch.full_like(targets, -1.0))
 
 
-def _pasted(images: Tensor, own_share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
+def _counterparts(labelled: Tensor) -> Tensor:
+    """Pairs images from both ends inwards, so that no label is lost to an image that has none.
+
+    Args:
+        labelled: bool [B].
+
+    Returns:
+        int64 [B], the position of each one's counterpart; computed without waiting for the device.
+    """
+    order = (~labelled).to(torch.uint8).argsort(stable=True)
+    place = order.argsort()
+    count, size = labelled.sum(), len(labelled)
+    return order[torch.where(place < count, count - 1 - place, count + size - 1 - place)]
+
+
+def _pasted(images: Tensor, other: Tensor, own_share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
     """Pastes a rectangle of each image's counterpart; returns the share of the area that is the image's own."""
     height, width = images.shape[-2:]
     side = math.sqrt(1 - own_share)
@@ -93,5 +108,5 @@ def _pasted(images: Tensor, own_share: float, rng: np.random.Generator) -> tuple
     top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
     pasted = images.clone()
     area = (..., slice(top, top + tall), slice(left, left + wide))
-    pasted[area] = images.flip(0)[area]
+    pasted[area] = images[area][other]
     return pasted, 1 - tall * wide / (height * width)

@@ -175,6 +175,8 @@ class DistillModule(ClassifierModule):
             self._build(staff.widths)
             average_again(self)
         self._taught, self.staff = staff.description, staff
+        if data is not None and self.trainer.is_global_zero:
+            staff.warn_of_answers_by_heart(data, stored=bool(self.teacher_cache))
         if self.teacher_cache:
             self.staff.store(data, self.trainer, still=self.teacher_cache == "still")
 
@@ -277,8 +279,9 @@ class DistillModule(ClassifierModule):
         if taught is None:
             taught = {} if self.staff is None else {name: ask(images) for name, ask in self.staff.live.items()}
         seen = self.probe.run(self, images)
-        losses = cast(Losses, self.objective(seen, taught, labels, weights))
-        return losses, cast(Tensor, seen.logits)
+        losses, logits = cast(Losses, self.objective(seen, taught, labels, weights)), cast(Tensor, seen.logits)
+        # Several processes need a gradient of every parameter: the head's is 0 where no term reads the logits.
+        return losses._replace(total=losses.total + 0 * logits.float().sum()), logits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what projectors are built from: widths of both sides, with the taps."""

@@ -1,5 +1,6 @@
 """Holds the frozen teachers of a fit: loads, checks, and stores the outputs of each."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,17 @@ class TeachingStaff:
                 shared = data.shared_with(teacher.card, part)
                 check_leak(shared, who=who, part=part, allow=data.allow_leak, group_by=groups)
 
+    def warn_of_answers_by_heart(self, data: SpecimenDataModule, *, stored: bool) -> None:
+        """Names the linear teachers whose answers for training crops are little more than the labels.
+
+        Args:
+            data: Of the fit.
+            stored: Whether outputs are computed ahead of the training.
+        """
+        for teacher in self.live.values():
+            if found := teacher.answers_by_heart(data, stored=stored):
+                warnings.warn(str(found), stacklevel=3)
+
     def store(self, data: SpecimenDataModule | None, trainer: pl.Trainer, *, still: bool) -> None:
         """Runs every teacher ahead of the training, and lets the loader bring the outputs with the pictures.
 
@@ -157,7 +169,7 @@ class TeachingStaff:
         for name, teacher in self.live.items():
             c = teacher.held_out_c(split)
             # A linear head knows its own training crops by heart: views too are answered by heads without their lesion.
-            if still or (c is not None and Needs.MAPS not in teacher.probe.needs):
+            if still or c is not None:
                 found = headed_features(teacher.backbone, data, trainer, c, teacher.looks, views=not still)
                 answers[name] = StoredTeacher(found, STILL if still else None)
             else:

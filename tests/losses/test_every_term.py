@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.terms import EVERY, LABELS, WIDTHS, labels_of, outputs, ready, value_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_convnext import losses
 from kd_convnext.losses import LDAM, Objective, Outputs, Term
@@ -22,6 +23,7 @@ TERMS = {
     "FeatureMaps": lambda: losses.FeatureMaps(),
     "AttentionTransfer": lambda: losses.AttentionTransfer(),
     "MaskedGenerative": lambda: losses.MaskedGenerative(last_only=False),
+    "MaskedGenerative of channels": lambda: losses.MaskedGenerative(mask="channels"),
     "StageLogits": lambda: losses.StageLogits(),
     "UnlikeMaps": lambda: losses.UnlikeMaps(),
     "CosineEmbedding": lambda: losses.CosineEmbedding(),
@@ -146,6 +148,22 @@ def test_one_compiled_graph_of_all_terms_over_changing_weights():
         torch.testing.assert_close(quick, plain, rtol=1e-5, atol=1e-5)
         quick.total.backward()
     assert len(graphs) == 1
+
+
+@every_term
+def test_nothing_is_copied_to_the_device_in_a_step(make):
+    """Numbers that Python holds would be copied at every step, and the step would wait for them."""
+    copied = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            copied.extend([str(function)] if "lift_fresh" in str(function) else [])
+            return function(*args, **(kwargs or {}))
+
+    term, (student, teacher) = ready(make()), outputs()
+    with Copies():
+        term(student, None if term.teacher is None else teacher, LABELS)
+    assert not copied
 
 
 @every_term

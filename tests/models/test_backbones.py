@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,25 @@ def test_timm_files_load_whole(tmp_path: Path, suffix: str):
     state = source.network.state_dict()
     save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
     assert same(swin(weights=str(path)), source)
+
+
+def test_a_file_without_the_counters_of_batch_norms_loads(tmp_path: Path):
+    """Those of EfficientNets' authors lack them, and torch itself takes them; what normalises is still asked for."""
+    spec = BackboneSpec("efficientnet_lite0", image_size=32)
+    theirs = build_backbone(spec, 3)
+    for name, value in theirs.network.named_buffers():
+        value.fill_(7 if name.endswith("num_batches_tracked") else 0.5)
+    state = {name: value for name, value in theirs.network.state_dict().items() if "num_batches" not in name}
+    assert len(state) < len(theirs.network.state_dict())
+    torch.save(state, tmp_path / "weights.pth")
+    found = build_backbone(replace(spec, weights=str(tmp_path / "weights.pth")), 3)
+    loaded = found.network.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    assert all(loaded[name] == 0 for name in loaded if name not in state)
+    del state["bn1.running_mean"]
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"1 missing: bn1\.running_mean"):
+        build_backbone(replace(spec, weights=str(tmp_path / "weights.pth")), 3)
 
 
 @pytest.mark.parametrize("prefix", ["backbone.network.", "student.network.", "student._orig_mod.network."])

@@ -1,4 +1,5 @@
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from kd_convnext import TeacherModule
 from kd_convnext.data.loading.limited_views import limited_views
 from kd_convnext.data.loading.teacher_outputs import STILL
 from kd_convnext.errors import CacheError
-from kd_convnext.losses import CosineEmbedding, Objective, SoftTargets
+from kd_convnext.losses import BalancedSoftmax, CosineEmbedding, Objective, SoftTargets, UnlikeMaps
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.modules.frozen_features import body_fingerprint, headed_features, still_features
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
@@ -45,7 +46,22 @@ def test_the_head_is_scikit_learns_on_standardised_features():
 def test_a_class_without_crops_never_wins():
     features, labels = blobs()
     weight, bias = fit_linear_head(features[:, None], np.where(labels == 1, 3, labels), 4, 1.0)
-    assert 1 not in (torch.from_numpy(features) @ weight.T + bias).argmax(1).unique().tolist()
+    for scale in (1, 100):  # also far from the crops it was fitted on
+        found = torch.from_numpy(features * scale) @ weight.T + bias
+        assert 1 not in found.argmax(1).unique().tolist()
+    # Not so far below that other classes' differences are lost where logits are standardised.
+    found = torch.from_numpy(features) @ weight.T + bias
+    assert -40 < found[:, 1].max() < -10
+
+
+def test_the_only_lesion_of_a_class_is_answered_by_the_teacher_s_own_head():
+    """No head without it knows its class: each would say never."""
+    features, labels = blobs()
+    labels[labels == 2] = 1
+    labels[7:9] = 2
+    groups = np.array([f"L{number // 2}" if number not in (7, 8) else "only" for number in range(len(labels))])
+    heads = held_out_heads(features[:, None], labels, groups, 3, 0.05)
+    assert [number for number, head in enumerate(heads) if head is None] == [7, 8]
 
 
 def test_held_out_answers_come_from_heads_without_the_lesion():
@@ -57,7 +73,8 @@ def test_held_out_answers_come_from_heads_without_the_lesion():
     weight, bias = fit_linear_head(features[:, None], labels, 3, 10.0)
     by_heart = ((features @ weight.numpy().T + bias.numpy()).argmax(1) == labels).mean()
     heads = held_out_heads(features[:, None], labels, groups, 3, 10.0)
-    answers = [head.logits(values).argmax() for head, values in zip(heads, features, strict=True)]
+    answers = [head.logits(values).argmax() for head, values in zip(heads, features, strict=True) if head is not None]
+    assert len(answers) == 300
     held_out = (np.array(answers) == labels).mean()
     assert by_heart > 0.85 and held_out < 0.45
 
@@ -232,3 +249,58 @@ def test_a_student_of_views_learns_from_answers_without_its_lesions(fitted, tiny
     right = np.mean([source.manifest.labels[row] == answer for row, answer in seen])
     # Its head knows all of them by heart (`test_only_the_head_is_fitted_and_it_fits`).
     assert right < 0.7
+
+
+def test_photographs_without_labels_of_a_training_lesion_are_answered_without_it(
+    fitted, tiny_manifest, tiny_cache, tmp_path
+):
+    own = fitted[1]
+    lesion = own.manifest.table["lesion_id"].iloc[int(own.train_set.rows[0])]
+    rng = np.random.default_rng(0)
+    for name in ("same.png", "other.png"):
+        Image.fromarray(rng.integers(0, 256, (30, 30, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "others.csv").write_text(f"image,lesion_id\nsame.png,{lesion.lower()}\nother.png,far away\n")
+    source = tiny.data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path / "others.csv"))
+    source.trainer = tiny.trainer(tmp_path)
+    source.setup("fit")
+    part = source.train_set
+    answers = headed_features(fitted[0].backbone, source, source.trainer, 100.0)
+    keys = [place.crops.key(place.row) for place in map(part.place, (0, len(part.rows), len(part.rows) + 1))]
+    assert answers.held_out[keys[1]] is answers.held_out[keys[0]] and keys[2] not in answers.held_out
+
+
+def soft(**more):
+    return Objective({"labels": BalancedSoftmax(), "soft": SoftTargets(), **more})
+
+
+@pytest.mark.parametrize(
+    ("options", "of_data", "remedy"),
+    [
+        ({}, {}, "teacher_cache true or still"),
+        ({"mixing": {"mixup": 0.4}}, {}, "teacher_cache true or still, without --model.mixing"),
+        ({"teacher_cache": True, "objective": {"maps": UnlikeMaps}}, {"views": 1}, "another teacher"),
+        ({"teacher_cache": "still"}, {"split_seed": 5, "allow_leak": True}, "train it on this split"),
+    ],
+    ids=["live", "mixed", "maps", "another split"],
+)
+def test_answers_by_heart_are_named(fitted, tiny_manifest, tiny_cache, tmp_path, options, of_data, remedy):
+    source = tiny.data(tiny_manifest, tiny_cache, **of_data)
+    terms = {name: term() for name, term in options.get("objective", {}).items()}
+    student = tiny.student(source, fitted[3], **{**options, "objective": soft(**terms)})
+    fit = tiny.trainer(tmp_path, limit_train_batches=1, limit_val_batches=1)
+    with pytest.warns(UserWarning, match="by heart") as caught:
+        fit.fit(student, datamodule=source)
+    (text,) = (str(entry.message) for entry in caught if "by heart" in str(entry.message))
+    assert text.startswith("--model.teacher_ckpt") and remedy in text and "\n" not in text
+    assert torch.isfinite(fit.callback_metrics["train/loss_soft"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"teacher_cache": "still"}, {"objective": Objective({"embedding": CosineEmbedding()})}]
+)
+def test_nothing_is_said_where_no_answer_is_by_heart(fitted, tiny_manifest, tiny_cache, tmp_path, options):
+    source = tiny.data(tiny_manifest, tiny_cache)
+    student = tiny.student(source, fitted[3], **{"objective": soft(), **options})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*by heart")
+        tiny.trainer(tmp_path, limit_train_batches=1, limit_val_batches=1).fit(student, datamodule=source)

@@ -6,6 +6,7 @@ import torch
 from helpers.tiny import data, student, teacher, trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from kd_convnext.errors import ConfigError
 from kd_convnext.losses import BalancedSoftmax, Objective, SoftTargets
@@ -39,10 +40,34 @@ def test_mixup_by_hand():
     share = share.beta(0.4, 0.4)
     share = max(share, 1 - share)
     wide = IMAGES.double() / 255
-    torch.testing.assert_close(images.double(), share * wide + (1 - share) * wide.flip(0), atol=1e-6, rtol=0)
-    # The third picture has no label, and with it the second, which is mixed with it.
-    expected = torch.tensor([[share, 1 - share, 0], [-1, -1, -1], [-1, -1, -1], [1 - share, share, 0]])
+    # The third picture has no label and is alone, as the second is in the middle of those that have one.
+    torch.testing.assert_close(images.double(), share * wide + (1 - share) * wide[[3, 1, 2, 0]], atol=1e-6, rtol=0)
+    expected = torch.tensor([[share, 1 - share, 0], [0, 0, 1], [-1, -1, -1], [1 - share, share, 0]])
     torch.testing.assert_close(targets.double(), expected.double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("spec", [MixSpec(mixup=0.4), MixSpec(cutmix=1.0)], ids=["mixup", "cutmix"])
+@pytest.mark.parametrize(
+    ("labels", "pairs"),
+    [
+        ([0, 2, 1, 0], [3, 2, 1, 0]),  # first with last
+        ([0, 2, -1, -1, -1], [1, 0, 4, 3, 2]),  # a loader's block of labelled pictures, and one without labels
+        ([-1, 2, -1, 1], [2, 3, 0, 1]),  # another loader's
+        ([-1, -1, -1], [2, 1, 0]),
+    ],
+)
+def test_pictures_with_a_label_are_mixed_with_each_other(spec, labels, pairs):
+    number = len(labels)
+    colours = torch.arange(number, dtype=torch.float32) / number
+    found, targets = draw(spec, images=colours[:, None, None, None].expand(-1, 3, 8, 8), labels=torch.tensor(labels))
+    assert [row.min().item() >= 0 for row in targets] == [label >= 0 for label in labels]
+    # Each picture has a colour of its own, so that its mean tells its counterpart; all keep the same share.
+    own, other, mean = colours, colours[pairs], found.mean(dim=(1, 2, 3))
+    mixed_with_another = own != other
+    shares = ((mean - other) / (own - other))[mixed_with_another]
+    assert 0.5 <= shares[0] < 1
+    torch.testing.assert_close(shares, shares[:1].expand_as(shares), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mean[~mixed_with_another], own[~mixed_with_another])
 
 
 def test_a_batch_left_as_it_is_has_the_same_form():
@@ -88,6 +113,18 @@ def test_teacher_and_student_see_the_same_mixture(source, teacher_ckpt, tmp_path
     fit.fit(module, datamodule=source)
     assert seen and all(dtype == torch.float32 and shape[1] == 5 for dtype, shape in seen)
     assert torch.isfinite(fit.callback_metrics["train/loss_soft"])
+
+
+def test_labels_teach_beside_photographs_without_labels(tiny_manifest, tiny_cache, teacher_ckpt, tmp_path):
+    (tmp_path / "others").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        Image.fromarray(rng.integers(0, 256, (30, 30, 3), np.uint8)).save(tmp_path / "others" / f"{number}.png")
+    unlabelled = data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path / "others"))
+    objective = Objective({"labels": BalancedSoftmax(), "soft": SoftTargets()})
+    fit = trainer(tmp_path)
+    fit.fit(student(unlabelled, teacher_ckpt, objective=objective, mixing=MixSpec(mixup=0.4)), datamodule=unlabelled)
+    assert fit.callback_metrics["train/loss_labels"] > 0.5  # of five classes
 
 
 def test_the_mixture_of_a_resumed_epoch_is_that_of_the_whole_fit(source, tmp_path):

@@ -21,6 +21,8 @@ from kd_convnext.losses import (
     PriorRemoved,
     Relational,
     SoftTargets,
+    StageLogits,
+    UnlikeMaps,
     WeightSchedule,
 )
 from kd_convnext.modules import compiled_step
@@ -123,6 +125,31 @@ def test_two_teachers_are_asked_for_what_their_terms_need(source, taught, tmp_pa
         student(source, objective=of_two(), teachers=taught), datamodule=source, ckpt_path=tmp_path / "student.ckpt"
     )
     assert resumed.global_step == 6
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Objective({"embedding": CosineEmbedding(teacher="swin")}),
+        Objective({"relations": Relational(teacher="swin")}),
+        Objective({"stages": StageLogits(teacher="swin")}),
+        Objective({"maps": UnlikeMaps(teacher="swin")}),
+        Eq5(drop=["soft", "focal"], teacher="swin"),
+    ],
+    ids=["embedding", "relations", "stage logits", "unlike maps", "maps"],
+)
+def test_every_parameter_has_a_gradient_whatever_the_terms_read(source, taught, tmp_path, objective):
+    """Else several processes end at their second step."""
+    without = []
+
+    class Gradients(Callback):
+        def on_after_backward(self, trainer, module):
+            without.append([name for name, one in module.named_parameters() if one.grad is None])
+
+    module = student(source, objective=objective, teachers={"swin": taught["swin"]})
+    options = {"limit_train_batches": 1, "limit_val_batches": 1}
+    trainer(tmp_path, callbacks=[Gradients()], **options).fit(module, datamodule=source)
+    assert without == [[]]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from helpers.command_line import OFFLINE, SMALL_SWIN, TINY, convnext
 from helpers.paths import CONFIGS
 
@@ -62,6 +63,22 @@ def test_distillation_on_two_processes(tiny_manifest, at):
     assert metrics[0].keys() == metrics[1].keys()
     for name, value in metrics[0].items():
         assert value == pytest.approx(metrics[1][name], abs=1e-6, nan_ok=True), name
+
+
+def test_terms_that_read_no_logits_train_on_two_processes(tiny_manifest, at):
+    data = [f"--data.manifest={tiny_manifest}", "--data.cache_dir=cache", *TINY]
+    swin = ["--config", str(CONFIGS / "teacher_swin_tiny.yaml"), *SMALL_SWIN, *OFFLINE]
+    assert main(["fit", *swin, *data, "--trainer.precision=32-true"]) == 0
+    (teacher,) = (at / "runs" / "teacher_swin_tiny").iterdir()
+    terms = {"embedding": {"class_path": "kd_convnext.losses.CosineEmbedding"}}
+    objective = {"class_path": "kd_convnext.losses.Objective", "init_args": {"terms": terms}}
+    model = {"class_path": "kd_convnext.DistillModule", "init_args": {"objective": objective}}
+    (at / "embedding.yaml").write_text(yaml.safe_dump({"model": model}))
+    student = ["--config", "embedding.yaml", *convnext("student")]
+    student += ["--model.student.pretrained=false", f"--model.teacher_ckpt={teacher}/checkpoints/best.ckpt"]
+    run(at, "fit", *student, *data, *TWO, "--trainer.max_epochs=2", "--trainer.default_root_dir=student")
+    losses = pd.read_csv(at / "student" / "metrics.csv")["train/loss_embedding"].dropna()
+    assert len(losses) == 2 and losses.iloc[1] < losses.iloc[0]
 
 
 def test_head_first_trains_the_head_alone_on_one_process_and_on_two(tiny_manifest, at):

@@ -59,7 +59,7 @@ class Relational(Term):
 
 
 def _distances(embedding: Tensor) -> Tensor:
-    """Distances of all pairs divided by their mean, [B, B]."""
+    """Distances of all pairs divided by their mean, [B, B]; equal embeddings count, as with the authors."""
     squares = embedding.square().sum(dim=1)
     squared = (squares[:, None] + squares - 2 * (embedding @ embedding.T)).clamp_min(_TINY)
     others = ~torch.eye(len(embedding), dtype=torch.bool, device=embedding.device)

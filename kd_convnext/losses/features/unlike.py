@@ -19,8 +19,9 @@ class StageLogits(Term):
 
     Each tapped stage of the student is pooled and classified by a head of its own, and judged by ``-sum_k ((p_t[k] +
     y[k])^gamma - y[k]) log p[k]`` with the teacher's probabilities p_t and the labelled class y: the maps of the
-    teacher are not needed. Rows without a label take the teacher's likeliest class. Extra parameters: ``C_s K + K + 2
-    C_s`` a stage, not deployed.
+    teacher are not needed. The value is the mean over the stages, so that it does not grow with their number; the
+    authors sum them (their value is this one times the stages: set the weight by it). Rows without a label take the
+    teacher's likeliest class. Extra parameters: ``C_s K + K + 2 C_s`` a stage, not deployed.
     """
 
     needs = Needs.LOGITS

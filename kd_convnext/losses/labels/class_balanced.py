@@ -11,9 +11,10 @@ from kd_convnext.losses.term import Needs, Outputs, logits_of
 
 
 class ClassBalanced(CountedTerm):
-    """Class-balanced focal loss (Cui et al., CVPR 2019, Eq. 6): weights ``(1 - beta) / (1 - beta^n)``, with sum K.
+    """Class-balanced focal loss (Cui et al., CVPR 2019, Eq. 6): weights ``(1 - beta) / (1 - beta^n)``.
 
-    ``gamma: 0`` is the class-balanced cross-entropy. Cost: O(B K).
+    The weights of the classes that occur have mean 1, others 0. ``gamma: 0`` is the class-balanced cross-entropy. Cost:
+    O(B K).
     """
 
     needs = Needs.LOGITS
@@ -43,7 +44,7 @@ class ClassBalanced(CountedTerm):
         self.loss = FocalLoss(self._weights(), gamma)
 
     def _weights(self) -> list[float] | None:
-        return None if self.counts is None else effective_weights(self.counts, self.beta).tolist()
+        return None if self.counts is None else effective_weights(self.counts, self.beta, self.present).tolist()
 
     def take_counts(self, counts: Sequence[int]) -> None:
         """Takes counts, and weighs the classes by them."""

@@ -78,14 +78,18 @@ class LDAM(CountedTerm):
             return
         on = epoch >= self.reweight_from
         counts = self.known_counts()
-        wanted = effective_weights(counts.cpu(), self.beta) if on else torch.ones(len(counts))
+        assert self.present is not None
+        present = self.present.cpu()
+        wanted = effective_weights(counts.cpu(), self.beta, present) if on else torch.ones(len(counts))
         self.class_weights.copy_(wanted)
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Judges the rows that have a label; see `Term.forward`."""
         logits = at_least_float32(logits_of(student))
         counts = self.known_counts().to(logits.dtype)
-        margins = self.margin * (counts.min() / counts) ** 0.25
+        assert self.present is not None
+        rarest = counts.masked_fill(~self.present, math.inf).min()
+        margins = self.margin * (rarest / counts.clamp_min(rarest)) ** 0.25
         targets = target_probabilities(labels, logits.shape[1], logits.dtype)
         weights = self.class_weights.to(logits.dtype)
         losses = soft_cross_entropy(self.scale * (logits - margins * targets), labels, weights=weights)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.class_counts import CountedTerm
-from kd_convnext.losses.logits.divergence import batch_kl, group_log_softmax
+from kd_convnext.losses.logits.divergence import batch_kl, group_log_softmax, masked_log_softmax
 from kd_convnext.losses.precision import at_least_float32
 from kd_convnext.losses.schedule import WeightSchedule
 from kd_convnext.losses.term import TEACHER, Needs, Outputs, Widths, logits_of
@@ -31,6 +31,7 @@ class Balanced(CountedTerm):
     """
 
     needs = Needs.LOGITS
+    members: Tensor
 
     def __init__(
         self,
@@ -69,35 +70,47 @@ class Balanced(CountedTerm):
             raise ConfigError(Finding("Balanced", what, "Give each class a group, from class 0 on."))
         self.across, self.within, self.temperature = across, within, temperature
         self._named = groups is not None
-        self.groups = () if groups is None else tuple(tuple(group) for group in groups)
-        if not self._named and class_counts is not None:
-            self.groups = thirds(class_counts)
+        # A mask on the device: positions that Python holds would be copied there at every step.
+        self.register_buffer("members", torch.zeros(0, 0, dtype=torch.bool), persistent=False)
+        if groups is not None:
+            self._divide(groups)
+        elif class_counts is not None:
+            self._divide(thirds(class_counts))
+
+    def _divide(self, groups: Sequence[Sequence[int]]) -> None:
+        self.groups = tuple(tuple(group) for group in groups)
+        self.members = torch.zeros(len(groups), sum(map(len, groups)), dtype=torch.bool)
+        for number, group in enumerate(self.groups):
+            self.members[number, list(group)] = True
 
     def count_classes(self, counts: Sequence[int]) -> None:
         """Takes the counts of the training part, and divides the classes into groups by them."""
         super().count_classes(counts)
-        if not self._named:
-            self.groups = thirds(self.known_counts().tolist())
+        if not (self._named or self._given):
+            self._divide(thirds(counts))
 
     def build(self, student: Widths, teacher: Widths | None) -> None:
-        """Checks the counts, where the groups were not named."""
+        """Checks the groups or, where these were not named, the counts.
+
+        Raises:
+            ConfigError: They are of another number of classes.
+        """
         if not self._named:
             super().build(student, teacher)
+        elif self.members.shape[1] != student.classes:
+            what = f"the groups name {self.members.shape[1]} classes of {student.classes}"
+            raise ConfigError(Finding("Balanced", what, "Give each class a group."))
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Compares the logits of all rows, labelled or not; see `Term.forward`."""
         own = at_least_float32(logits_of(student)) / self.temperature
         other = at_least_float32(logits_of(teacher)) / self.temperature
-        theirs = group_log_softmax(other, self.groups)
-        calibrated = (theirs - theirs.exp().mean(dim=0).log()).log_softmax(dim=1)
-        across = batch_kl(calibrated, group_log_softmax(own, self.groups))
-        within = torch.stack([_within(other, own, group) for group in self.groups]).sum()
-        return (self.across * across + self.within * within) * self.temperature**2
-
-
-def _within(target: Tensor, given: Tensor, group: tuple[int, ...]) -> Tensor:
-    members = list(group)
-    return batch_kl(target[:, members].log_softmax(dim=1), given[:, members].log_softmax(dim=1))
+        theirs = group_log_softmax(other, self.members)
+        # The mean's logarithm, up to a constant: finite where the teacher gives a group no probability at all.
+        calibrated = (theirs - theirs.logsumexp(dim=0)).log_softmax(dim=1)
+        across = batch_kl(calibrated, group_log_softmax(own, self.members))
+        inside = [masked_log_softmax(side[:, None], self.members).flatten(1) for side in (other, own)]
+        return (self.across * across + self.within * batch_kl(*inside)) * self.temperature**2
 
 
 def thirds(counts: Sequence[float]) -> tuple[tuple[int, ...], ...]:
@@ -107,11 +120,14 @@ def thirds(counts: Sequence[float]) -> tuple[tuple[int, ...], ...]:
         counts: Training images of each class.
 
     Returns:
-        Positions of the classes, at most three groups of as equal sizes as possible, the larger ones first.
+        Positions of the classes, at most three groups of as equal sizes as possible, the larger ones first. Classes
+        without an image are in the last beside others: calibrated alone, they would get a share of every answer.
     """
-    order = sorted(range(len(counts)), key=lambda number: (-counts[number], number))
+    order = sorted((number for number, count in enumerate(counts) if count), key=lambda number: -counts[number])
+    absent = tuple(number for number, count in enumerate(counts) if not count)
     size, more = divmod(len(order), GROUPS)
     ends = [0]
     for number in range(GROUPS):
         ends.append(ends[-1] + size + (number < more))
-    return tuple(tuple(order[a:b]) for a, b in itertools.pairwise(ends) if b > a)
+    *groups, last = (tuple(order[a:b]) for a, b in itertools.pairwise(ends) if b > a)
+    return (*groups, last + absent)

@@ -1,6 +1,7 @@
 """Computes divergences between distributions that are given by their logarithms."""
 
-import torch
+import math
+
 from torch import Tensor
 
 _NOTHING = -1e4
@@ -24,24 +25,24 @@ def masked_log_softmax(logits: Tensor, kept: Tensor) -> Tensor:
     """Computes log-probabilities among some of the classes.
 
     Args:
-        logits: [B, K].
-        kept: bool [B, K] or [K], the classes that take part, at least one a row.
+        logits: [..., K].
+        kept: bool [..., K], the classes that take part, at least one a row.
 
     Returns:
-        [B, K]; -10,000 for the others, whose probability is 0.
+        [..., K]; -10,000 for the others, whose probability is 0.
     """
-    return logits.masked_fill(~kept, _NOTHING).log_softmax(dim=1).masked_fill(~kept, _NOTHING)
+    return logits.masked_fill(~kept, _NOTHING).log_softmax(dim=-1).masked_fill(~kept, _NOTHING)
 
 
-def group_log_softmax(logits: Tensor, groups: tuple[tuple[int, ...], ...]) -> Tensor:
+def group_log_softmax(logits: Tensor, members: Tensor) -> Tensor:
     """Computes log-probabilities of groups of classes.
 
     Args:
         logits: [B, K].
-        groups: Classes of each of G groups; together all K.
+        members: bool [G, K], classes of each group, at least one; each class in one group.
 
     Returns:
         [B, G].
     """
-    log_p = logits.log_softmax(dim=1)
-    return torch.stack([log_p[:, list(group)].logsumexp(dim=1) for group in groups], dim=1)
+    log_p = logits.log_softmax(dim=1)[:, None]
+    return log_p.masked_fill(~members, -math.inf).logsumexp(dim=2)

@@ -56,13 +56,18 @@ def test_attention_transfer_by_hand_and_by_the_authors():
     assert found == pytest.approx(total, rel=1e-9)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_masked_generative_by_hand(reduction):
-    term = ready(MaskedGenerative(reduction=reduction))
+@pytest.mark.parametrize(
+    ("mask", "hidden", "reduction"),
+    [("pixels", 0.5, "mean"), ("pixels", 0.5, "sum"), ("channels", 0.15, "sum")],
+    ids=["mean", "sum", "the authors' for classification"],
+)
+def test_masked_generative_by_hand(mask, hidden, reduction):
+    term = ready(MaskedGenerative(mask=mask, hidden=hidden, reduction=reduction))
     student, teacher = outputs()
     (generator,) = term.projector
     torch.manual_seed(1)
-    kept = (torch.rand(6, 1, 4, 4) >= 0.5).double()
+    places = (6, 1, 4, 4) if mask == "pixels" else (6, 4, 1, 1)
+    kept = torch.where(torch.rand(places) < hidden, 0.0, 1.0).double()
     assert 0 < kept.mean() < 1
     aligned = generator.align(student.maps[1]) * kept
     first, _, second = generator.generation
@@ -136,6 +141,22 @@ def test_relational_by_hand_and_by_the_authors():
     assert Relational()(rotated, teacher, LABELS).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_pictures_drawn_twice_count_in_the_mean_distance_as_the_authors_do():
+    """Their ``d[d > 0].mean()`` comes after a floor of 1e-6, so that it leaves out the diagonal alone."""
+    student, teacher = outputs()
+    own, other = (side.embedding[[0, 1, 2, 2, 1]] for side in (student, teacher))
+
+    def distances(values):  # as they stand in their metric/utils.py and metric/loss.py
+        squares = values.pow(2).sum(1)
+        found = (squares[:, None] + squares[None] - 2 * values @ values.T).clamp(min=1e-12).sqrt()
+        found[range(5), range(5)] = 0
+        return found / found[found > 0].mean()
+
+    expected = 25 * torch.nn.functional.smooth_l1_loss(distances(own), distances(other)).item()
+    found = Relational(angle=0.0)(Outputs(embedding=own), Outputs(embedding=other), LABELS[:5]).item()
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
 def test_stage_logits_by_hand_and_by_the_authors():
     own, other = logits()
     term = StageLogits()
@@ -189,6 +210,7 @@ def test_stages_pair_by_relative_depth():
         lambda: FeatureMaps().build(WIDTHS[0], Widths(5, (3,))),
         lambda: AttentionTransfer().build(WIDTHS[0], Widths(5)),
         lambda: MaskedGenerative(hidden=1.0),
+        lambda: MaskedGenerative(mask="rows"),
         lambda: CosineEmbedding().build(WIDTHS[0], Widths(5, (3,), 0)),
         lambda: UnlikeMaps().build(WIDTHS[0], Widths(5)),
         lambda: StageLogits(gamma=0.5),

@@ -60,6 +60,26 @@ def test_effective_numbers_lie_between_one_and_the_counts():
     assert effective_numbers(COUNTS, 1 - 1e-9).numpy() == pytest.approx(COUNTS, rel=1e-5)
 
 
+def test_a_class_without_images_takes_no_weight_from_the_others():
+    some, counts = np.array([1, 2, 3, 4]), [0, 1000, 500, 300, 800]
+    weights = (1 - 0.999) / (1 - 0.999 ** np.array(counts)[some])
+    weights *= 4 / weights.sum()
+    labels = torch.tensor([-1, 1, 2, 3, 4, -1])
+    log_p = log_softmax(LOGITS)[some, some]
+    term = ClassBalanced(class_counts=counts)
+    assert value_of(ready(term), labels) == pytest.approx(-(weights * log_p).mean(), rel=1e-6)
+    assert term.loss.class_weights.tolist() == pytest.approx([0, *weights], rel=1e-6)
+
+    margins = 0.5 * (300 / np.array([1000, 500, 300, 800])) ** 0.25
+    moved = LOGITS[some].copy()
+    moved[some - 1, some] -= margins
+    losses = -log_softmax(moved)[some - 1, some]
+    ldam = ready(LDAM(class_counts=counts, reweight_from=1, beta=0.999))
+    assert value_of(ldam, labels) == pytest.approx(losses.mean(), rel=1e-6)
+    ldam.begin_epoch(1)
+    assert value_of(ldam, labels) == pytest.approx((weights * losses).sum() / weights.sum(), rel=1e-6)
+
+
 def test_ldam_by_hand_and_by_the_authors():
     margins = 0.5 * (min(COUNTS) / np.array(COUNTS)) ** 0.25
     moved = LOGITS.copy()

@@ -165,6 +165,25 @@ def test_balanced_by_hand():
     assert value_of(term) == pytest.approx(16 * (2 * across + 0.5 * within), rel=1e-9)
 
 
+@pytest.mark.parametrize("never", [-15.0, -1e4])
+def test_balanced_withstands_a_teacher_that_never_says_a_class(never):
+    """The rarest class is a group alone; so may be that of a fold whose head knows no lesion of it."""
+    own, other = logits()
+    own = own.requires_grad_()
+    term = ready(Balanced())
+    loss = term(Outputs(own), Outputs(other.index_fill(1, torch.tensor([0]), never)), LABELS)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(own.grad).all()
+
+
+def test_a_class_without_images_is_no_group_alone():
+    assert thirds([0, 1054, 157, 97, 437]) == ((1, 4), (2,), (3, 0))
+    assert thirds([0, 0, 5]) == ((2, 0, 1),)
+    term = Balanced()
+    term.count_classes([0, 1054, 157, 97, 437])
+    assert term.groups == ((1, 4), (2,), (3, 0))
+
+
 @given(rows)
 @settings(max_examples=30, deadline=None)
 def test_without_calibration_the_groups_sum_to_hintons_divergence(values):
@@ -202,6 +221,7 @@ def test_a_teacher_that_favours_one_group_is_calibrated():
         lambda: LogitStandardised(FeatureMaps()),
         lambda: PriorRemoved(tau=-1),
         lambda: Balanced(groups=[[0, 1], [1, 2]]),
+        lambda: ready(Balanced(groups=[[0, 1], [2]])),
         lambda: Balanced(class_counts=[0, 0]),
         lambda: Balanced().build(*WIDTHS),
         lambda: SoftTargets(weight=-1),
