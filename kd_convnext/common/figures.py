@@ -120,7 +120,8 @@ def as_svg(figure: Figure) -> bytes:
     svg, (width, height) = io.BytesIO(), figure.get_size_inches()
     titles = [text for text in figure.texts if text.get_text() and text.get_text() == figure.get_suptitle()]
     for title in titles:
-        height = min(height, title.get_window_extent(FigureCanvasAgg(figure).get_renderer()).y0 / figure.dpi)
+        renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+        height = min(height, title.get_window_extent(renderer).y0 / figure.dpi)
         title.set_visible(False)
     try:
         figure.savefig(svg, format="svg", dpi=figure.dpi, bbox_inches=Bbox([[0, 0], [width, height]]))

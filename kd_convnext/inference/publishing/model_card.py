@@ -114,7 +114,7 @@ def _words(
         "model": info.name,
         "image_size": data.image_size,
         "parameters": f"{parameters:,}",
-        "origin": "distilled from a larger teacher" if info.distilled else "trained on labels alone",
+        "origin": "distilled from a teacher" if info.distilled else "trained on labels alone",
         "class_names": data.class_names,
         "counts": counts,
         "kept_together": kept_together(data.group_by),
