@@ -55,6 +55,14 @@ def test_findings_in_a_list_are_indented_below_their_bullets(folder):
     assert len(begin) == 2 and all(shown[number + 1].startswith("    ") for number in begin)
 
 
+def test_rows_of_a_table_stay_whole(tiny_manifest, tmp_path):
+    words = ["prepare", str(tiny_manifest), "--dry_run", "--upscaler=bicubic", f"--cache_dir={tmp_path / 'cache'}"]
+    shown = printed(words, True, tmp_path, columns=20)
+    assert [line for line in shown if line.startswith("  class ")] and "  all " in "".join(shown)
+    rows = [line for line in shown if line.startswith("  Grade ") and "(" in line]
+    assert len(rows) == 3 and all(line.endswith(")") for line in rows)
+
+
 def test_the_process_of_a_cell_warns_in_one_line_too(folder):
     (folder / "more.csv").write_text("image,label,site\na.jpg,A,x\nb.jpg,B,y\n")
     words = ["fit", "--config", str(CONFIGS / "small_cpu" / "alone.yaml"), "--data.manifest", "more.csv"]
