@@ -8,7 +8,6 @@ import contextlib
 import inspect
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -16,7 +15,6 @@ from typing import Any, get_origin
 
 from kd_convnext._version import __version__
 from kd_convnext.common.configs import require_files, with_shipped_files
-from kd_convnext.common.console import fitted
 from kd_convnext.common.help import all_options, daily_options, plain_formatter, wanted_help
 from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.parsing import PARSER, exit_code, parsing
@@ -89,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     with process_state_kept():
         # albumentations asks the network for newer versions when it is imported.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-        warnings.formatwarning = lambda message, *_, **__: fitted(f"warning: {message}\n", sys.stderr)
         return exit_code(lambda: _run_trusting(with_home(words)), words)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kd_convnext.checkpoints.upgrade import FORMAT_VERSION, KEY, upgraded
 from kd_convnext.common.files import mistaken_for_weights
+from kd_convnext.common.reading import tensors_of
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
 
@@ -49,7 +50,7 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path", *, may_be_e
     if not file.is_file():
         raise CheckpointError(Finding(argument, f"there is no file {path}", remedy))
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint = tensors_of(file)
     except Exception as error:
         # A broken or foreign file ends in whatever its first bytes happen to trigger.
         mistaken = mistaken_for_weights(file)

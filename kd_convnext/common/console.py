@@ -91,14 +91,15 @@ def fitted(text: str, stream: TextIO) -> str:
         stream: Where it will be written.
 
     Returns:
-        The lines, what is wrapped indented below its beginning; paths, quoted values and commands stay whole.
+        The lines, what is wrapped indented below its beginning; paths, quoted values, commands and rows of tables stay
+        whole.
     """
     return "\n".join(map(_wrapped, text.split("\n"))) if stream.isatty() else text
 
 
 def _wrapped(line: str) -> str:
     width = shutil.get_terminal_size().columns
-    if len(line) <= width:
+    if len(line) <= width or "  " in line.strip():  # a row of a table
         return line
     text = line.lstrip(" ")
     first = line[: len(line) - len(text)]

@@ -117,14 +117,16 @@ def as_svg(figure: Figure) -> bytes:
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-    svg, (width, height), title = io.BytesIO(), figure.get_size_inches(), figure._suptitle
-    if title is not None:
-        height = title.get_window_extent(FigureCanvasAgg(figure).get_renderer()).y0 / figure.dpi
+    svg, (width, height) = io.BytesIO(), figure.get_size_inches()
+    titles = [text for text in figure.texts if text.get_text() and text.get_text() == figure.get_suptitle()]
+    for title in titles:
+        renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+        height = min(height, title.get_window_extent(renderer).y0 / figure.dpi)
         title.set_visible(False)
     try:
         figure.savefig(svg, format="svg", dpi=figure.dpi, bbox_inches=Bbox([[0, 0], [width, height]]))
     finally:
-        if title is not None:
+        for title in titles:
             title.set_visible(True)
     return svg.getvalue()
 

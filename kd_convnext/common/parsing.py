@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kd_convnext.common.console import complain
+from kd_convnext.common.console import complain, fitted
 from kd_convnext.common.files import write_finding
 from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.process import Stopped
@@ -178,7 +178,7 @@ def warn_of_idle(**options: tuple[bool, str]) -> None:
 
 
 def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
-    """Runs a command and turns the errors of its user into a line on stderr and an exit code.
+    """Runs a command and turns warnings and the errors of its user into lines on stderr and an exit code.
 
     Args:
         run: The command; returns its exit code.
@@ -187,6 +187,7 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
     Returns:
         What the command returns, 2 for bad input, 130 when interrupted, 143 when told to stop.
     """
+    warnings.formatwarning = lambda message, *_, **__: fitted(f"warning: {message}\n", sys.stderr)
     try:
         return run()
     except KDConvNeXtError as error:

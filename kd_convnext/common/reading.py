@@ -1,10 +1,11 @@
-"""Reads and writes JSON, and reads YAML, of files that people edit and cut: what cannot be read is one error."""
+"""Reads and writes JSON, and reads YAML and tensors, of files that people edit and cut: bad ones are one error."""
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -31,6 +32,26 @@ def yaml_of(text: str | bytes) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, *_DAMAGE) as error:
         raise ValueError(f"is not YAML ({_line(error)})") from error
+
+
+def tensors_of(file: Path | BinaryIO) -> Any:
+    """Loads what ``torch.save`` wrote: tensors and plain values, never objects.
+
+    Args:
+        file: A path, or the open file.
+
+    Returns:
+        The content, on the CPU.
+
+    Raises:
+        Exception: Of whatever type a file that is not torch's happens to end in.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        # Of a file of another kind torch asks its user to write to torch's makers.
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def json_of(text: str | bytes) -> Any:

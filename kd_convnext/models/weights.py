@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import constants, get_session
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
 from kd_convnext.common.files import mistaken_for_weights
+from kd_convnext.common.reading import tensors_of
 from kd_convnext.data.crops.upscaling.weights import weights_dir
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 
@@ -120,7 +120,7 @@ def _read(file: str, hub_id: str | None = None) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = tensors_of(path)
     except pickle.UnpicklingError as error:
         what = mistaken_for_weights(path) or "holds more than weights (objects, which are never loaded), or is torn"
         remedy = "Save its state dict alone: torch.save(checkpoint['state_dict'], FILE), where you trust its source."

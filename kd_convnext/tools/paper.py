@@ -16,6 +16,7 @@ from kd_convnext.errors import CellError, ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell, Choice, chosen_repeats, plan_cells, selected, whole
 from kd_convnext.experiment.plan.grid import Grid
 from kd_convnext.experiment.plan.record import CELL_FILE, CellRecord, read_cell
+from kd_convnext.experiment.plan.start_weights import require_start_weights
 from kd_convnext.experiment.running.cell import Workplace, finished, run_cell
 from kd_convnext.experiment.running.launch import run_on_ray, run_serial, slurm_script
 from kd_convnext.runs.folder import require_empty, require_writable
@@ -133,22 +134,24 @@ def _given(**options: str | None) -> dict[str, str]:
 
 
 def _planned(grid: Grid, choice: Choice, *, permitted: bool, crops: bool) -> list[Cell]:
-    """Plans the cells, and checks the folders of the experiment and of its crops before anything is measured or run.
+    """Plans the cells, and checks folders and start weights before anything is measured or run.
 
     Args:
         grid: Methods and settings.
         choice: Which cells, on which data.
         permitted: Whether the experiment's folder may hold something.
-        crops: Whether crops are made on this machine; else their folder may be read-only, or on others alone.
+        crops: Whether crops are made on this machine; else their folder may be read-only, or on others alone, as files
+            of weights may.
 
     Raises:
-        ConfigError: A folder cannot be used: all findings.
+        ConfigError: A folder cannot be used, or weights are not there: all findings.
     """
     cells = plan_cells(grid, choice)
     cache = cells[0].config["data"].get("cache_dir")
     checks: list[Callable[[], None]] = [lambda: require_empty(choice.out, permitted=permitted, option="--resume true")]
     if crops:
         checks.append(lambda: require_writable(Path(cache).expanduser() if cache else default_cache_dir()))
+        checks.append(lambda: require_start_weights([cell for cell in cells if finished(cell, choice.out) is None]))
     findings: list[Finding] = []
     for check in checks:
         try:

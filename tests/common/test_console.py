@@ -6,15 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from helpers.paths import REPOSITORY
+from helpers.paths import CONFIGS, REPOSITORY
 
 
-def printed(words, terminal, folder, columns=60):
+def printed(words, terminal, folder, columns=60, module="kd_convnext.cli"):
     """What a command writes to a terminal, or into a pipe, as lines."""
-    command = [sys.executable, "-m", "kd_convnext.cli", *words]
+    command = [sys.executable, "-m", module, *words]
     settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": str(columns)}
     reading, writing = pty.openpty() if terminal else os.pipe()
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writing, stderr=writing, cwd=folder, env=settings):
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing, stderr=writing, cwd=folder, env=settings):
         os.close(writing)
         parts = []
         try:
@@ -53,3 +53,19 @@ def test_findings_in_a_list_are_indented_below_their_bullets(folder):
     shown = printed(["prepare", "gone.csv", "--dry_run"], True, folder)
     begin = [number for number, line in enumerate(shown) if line.startswith("  - ")]
     assert len(begin) == 2 and all(shown[number + 1].startswith("    ") for number in begin)
+
+
+def test_rows_of_a_table_stay_whole(tiny_manifest, tmp_path):
+    words = ["prepare", str(tiny_manifest), "--dry_run", "--upscaler=bicubic", f"--cache_dir={tmp_path / 'cache'}"]
+    shown = printed(words, True, tmp_path, columns=20)
+    assert [line for line in shown if line.startswith("  class ")] and "  all " in "".join(shown)
+    rows = [line for line in shown if line.startswith("  Grade ") and "(" in line]
+    assert len(rows) == 3 and all(line.endswith(")") for line in rows)
+
+
+def test_the_process_of_a_cell_warns_in_one_line_too(folder):
+    (folder / "more.csv").write_text("image,label,site\na.jpg,A,x\nb.jpg,B,y\n")
+    words = ["fit", "--config", str(CONFIGS / "small_cpu" / "alone.yaml"), "--data.manifest", "more.csv"]
+    kept = printed(words, False, folder, module="kd_convnext.experiment.child")
+    assert [line for line in kept if line.startswith("warning: more.csv") and "'site'" in line]
+    assert not [line for line in kept if "UserWarning" in line or "ManifestWarning" in line]

@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from kd_convnext.common.arrays import Pixels
-from kd_convnext.common.console import duration, megabytes
+from kd_convnext.common.console import duration, megabytes, tell
 from kd_convnext.data.crops.cache.cache import CropCache, Survey
 from kd_convnext.data.crops.cache.entries import encode
 from kd_convnext.data.crops.cache.prepared import PrepareSummary
@@ -37,14 +37,14 @@ def estimate(cache: CropCache, manifest: Manifest) -> PrepareSummary:
     kept, _ = kept_share(cache, survey) if cache.enlarged.folder else (0.0, 0.0)
     pixels = round((1 - kept) * sum(height * width for height, width in reduced))
     seconds, size = measure(cache, survey, pixels, len(sizes))
-    print(f"dry run: {len(survey.found)} found, {len(sizes)} to make")
+    tell(f"dry run: {len(survey.found)} found, {len(sizes)} to make")
     if kept:
-        print(f"about {kept:.0%} of them from enlarged crops that are kept, without the network")
+        tell(f"about {kept:.0%} of them from enlarged crops that are kept, without the network")
     if sizes:
         fewer = sum(before != after for before, after in zip(sizes, reduced, strict=True))
         if fewer:
-            print(f"{fewer} of them are first reduced to {cache.spec.sr_max_side} px (sr_max_side)")
-        print(
+            tell(f"{fewer} of them are first reduced to {cache.spec.sr_max_side} px (sr_max_side)")
+        tell(
             f"about {duration(seconds)} and {megabytes(size)} "
             f"(estimated from one crop of at most {_TIMED_SIDE} px, made and timed just now)"
         )

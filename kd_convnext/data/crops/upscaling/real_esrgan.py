@@ -15,6 +15,7 @@ import numpy as np
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.files import read_bytes
+from kd_convnext.common.reading import tensors_of
 from kd_convnext.data.crops.upscaling.ncnn import WINOGRAD_SIDE, ncnn_forward
 from kd_convnext.data.crops.upscaling.network import NetworkUpscaler
 from kd_convnext.data.crops.upscaling.upscaler import PIXEL_BUDGET, Blend, SrPrecision, UpscalerIdentity, UpscalerName
@@ -150,11 +151,9 @@ def _load(path: Path) -> _Weights:
         finding = Finding(str(path), f"the weights cannot be read ({error.strerror})", _REMEDY)
         raise UpscalerError(finding) from error
     try:
-        if path.suffix.lower() == ".safetensors":
-            loaded = load_safetensors(content)
-        else:
-            # spandrel's own loader uses a pickle filter of its own; torch's is the one that is kept up.
-            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        # spandrel's own loader uses a pickle filter of its own; torch's is the one that is kept up.
+        safe = path.suffix.lower() == ".safetensors"
+        loaded = load_safetensors(content) if safe else tensors_of(io.BytesIO(content))
         state: dict[str, Any] = canonicalize_state_dict(loaded)
         if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise TypeError("it holds no plain set of tensors")

@@ -1,0 +1,36 @@
+"""Finds files of start weights that are not there, before the first cell of an experiment runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kd_convnext.data.crops.upscaling.weights import weights_dir
+from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.experiment.plan.cells import Cell
+
+
+def require_start_weights(cells: Sequence[Cell]) -> None:
+    """Refuses cells whose networks start from files that are not there.
+
+    Args:
+        cells: Those that are to run on this machine.
+
+    Raises:
+        ConfigError: With one finding for each method and file.
+    """
+    missing: dict[tuple[str, str], None] = {}
+    for cell in cells:
+        for network in cell.config["model"].get("init_args", {}).values():
+            file = network.get("weights") if isinstance(network, dict) else None
+            if isinstance(file, str) and not _found(file):
+                missing[cell.method, file] = None
+    remedy = f"Make them first, correct the path, or put the file into {weights_dir()}."
+    findings = [
+        Finding(f"grid.methods.{method}", f"its start weights {file} are not there", remedy) for method, file in missing
+    ]
+    if findings:
+        raise ConfigError(findings)
+
+
+def _found(file: str) -> bool:
+    path = Path(file).expanduser()
+    return path.is_file() or (weights_dir() / path.name).is_file()
