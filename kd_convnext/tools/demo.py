@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import yaml
 
 from kd_convnext.common.files import write_text
+from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.process import quiet_libraries
+from kd_convnext.common.reading import read_yaml
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder, require_empty
 from kd_convnext.tools.demo_fits import METHODS, DemoFits, DemoSettings, Method, described
@@ -54,8 +56,7 @@ def demo(
     """
     start = time.perf_counter()
     folder, counts = RunFolder(Path(out)), labelled_counts(lesions)
-    if seeds < 1:
-        raise ConfigError(Finding("--seeds", f"{seeds} is less than 1", "Use for example 3."))
+    require_at_least(seeds=(seeds, 1), seed=(seed, 0), epochs=(epochs, 1))
     settings = DemoSettings()
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
@@ -76,8 +77,8 @@ def demo(
 
 def _begin(folder: RunFolder, config: dict[str, object], *, overwrite: bool, resume: bool) -> DrawnSets:
     require_empty(folder.path, permitted=overwrite or resume, option="--overwrite true, or --resume true,")
-    if resume and folder.config.is_file() and yaml.safe_load(folder.config.read_text(encoding="utf-8")) != config:
-        remedy = "Give the same options as then, or name another folder."
+    remedy = "Give the same options as then, or name another folder."
+    if resume and folder.config.is_file() and read_yaml(folder.config, remedy) != config:
         raise ConfigError(Finding(str(folder.path), "it holds a demo of other settings", remedy))
     folder.path.mkdir(parents=True, exist_ok=True)
     write_text(folder.config, yaml.safe_dump(config, sort_keys=False))
