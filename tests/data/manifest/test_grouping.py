@@ -244,7 +244,7 @@ def test_ids_that_marks_part_are_not_alike(tmp_path, one, other):
         two_lesions(tmp_path, one, other)
 
 
-@pytest.mark.parametrize("unknown", ["NA", "n/a", "None", "nan", "NULL", "?", "unknown"])
+@pytest.mark.parametrize("unknown", ["NA", "n/a", "None", "nan", "NULL", "?", "unknown", "#REF!", "#NAME?", "#DIV/0!"])
 def test_an_unknown_id_joins_no_strangers(tmp_path, unknown):
     rows = [{"image": f"{k}.png", "label": "AB"[k % 2], "lesion_id": unknown} for k in range(4)]
     with pytest.warns(UserWarning, match=f"{re.escape(unknown)}.* as lesion_id in 4 rows: taken as unknown"):
