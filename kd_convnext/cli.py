@@ -19,7 +19,7 @@ from kd_convnext.common.help import all_options, daily_options, plain_formatter,
 from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.parsing import PARSER, exit_code, parsing
 from kd_convnext.common.process import process_state_kept, stopping_cleanly
-from kd_convnext.common.trust import require_trusted_words, trusting
+from kd_convnext.common.trust import guard_parsers, require_trusted_words, trusting
 from kd_convnext.common.words import files_first, flags_set, refuse_empty, with_home
 from kd_convnext.data.loading.flat_words import tool_words
 from kd_convnext.errors import ConfigError, Finding
@@ -138,7 +138,7 @@ def _named(command: str, words: list[str]) -> list[str]:
 def _run_tool(command: str, words: list[str]) -> None:
     import jsonargparse
 
-    jsonargparse.set_parsing_settings(instantiate_subclass_spec_in_any=False)
+    guard_parsers()
     module, function = TOOLS[command][0].split(":")
     tool: Callable[..., Any] = getattr(import_module(module), function)
     described = inspect.cleandoc(tool.__doc__ or "").split("\nArgs:")[0]

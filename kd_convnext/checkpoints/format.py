@@ -1,6 +1,7 @@
 """Reads checkpoints without unpickling, with one clear line for whatever is wrong with them."""
 
 import hashlib
+import json
 import pickle
 import warnings
 import zipfile
@@ -18,6 +19,9 @@ from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
 
 __all__ = ["FORMAT_VERSION", "KEY", "deployable_part", "is_distilled", "read_checkpoint"]
+
+_LARGEST_SIDE = 2**14
+"""Pixels of a network's input: a larger one is no network's."""
 
 _BEFORE = {"TeacherModule": "backbone", "DistillModule": "student"}
 """The deployable part of checkpoints written before they named it."""
@@ -111,17 +115,24 @@ def _require_entries(checkpoint: Mapping[str, Any]) -> None:
     if not isinstance(checkpoint["hyper_parameters"], Mapping):
         raise TypeError("hyper_parameters is no table")
     own = checkpoint[KEY]
-    for name, kind in (("kind", str), ("answers_with", str), ("weights_sha256", str)):
+    for name, kind in (("kind", str), ("answers_with", str), ("weights_sha256", str), ("facts_sha256", str)):
         if own.get(name) is not None and not isinstance(own[name], kind):
             raise TypeError(f"{name} is a {type(own[name]).__name__}")
     if own.get("card") is not None:
         card = DataCard.from_state(own["card"])
         if not all(isinstance(name, str) for name in card.class_names) or not card.class_names:
             raise TypeError("class_names are no names")
+        if len(set(card.class_names)) < len(card.class_names) or own.get("class_names", []) not in (
+            [],
+            list(card.class_names),
+        ):
+            raise ValueError("the lists of classes contradict each other")
         if not isinstance(card.crop, Mapping) or not isinstance(card.crop_identity, Mapping):
             raise TypeError("the crop is not described")
         if not isinstance(card.crop_identity["upscaler"], Mapping) or not isinstance(card.image_size, int):
             raise TypeError("the crop is not described")
+        if not 0 < card.image_size <= _LARGEST_SIDE:
+            raise ValueError(f"image_size is {card.image_size}")
 
 
 def weights_sha256(state: Mapping[str, Any]) -> str:
@@ -142,18 +153,44 @@ def weights_sha256(state: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def facts_sha256(checkpoint: Mapping[str, Any]) -> str:
+    """Hashes what decides, beside the weights, what a network answers and what it may be judged on.
+
+    Args:
+        checkpoint: With its card, and the description of the network that answers.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    own = {name: value for name, value in checkpoint[KEY].items() if not name.endswith("_sha256")}
+    network = (checkpoint.get("hyper_parameters") or {}).get(own.get("answers_with"))
+    return hashlib.sha256(json.dumps(_plain([own, network]), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, Tensor):
+        return weights_sha256({"": value})
+    return value if isinstance(value, str | int | float | None) else repr(value)
+
+
 def _require_whole(file: Path, checkpoint: Mapping[str, Any], argument: str, *, may_be_edited: bool) -> None:
     """Refuses weights that are not those that were written, and weights that cannot answer."""
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping):
         raise CheckpointError(Finding(argument, f"{file} holds no weights", "Give the best.ckpt of a run folder."))
     damaged = _damaged_part(file)
-    stored = checkpoint[KEY].get("weights_sha256")
-    if damaged is None and stored is not None and stored != weights_sha256(state):
+    own = checkpoint[KEY]
+    if damaged is None and own.get("weights_sha256") not in (None, weights_sha256(state)):
         damaged = "its weights have another SHA-256 than was stored with them"
-        if may_be_edited:
-            warnings.warn(f"{file} was changed: {damaged}", stacklevel=2)
-            damaged = None
+    elif damaged is None and own.get("facts_sha256") not in (None, facts_sha256(checkpoint)):
+        damaged = "what it says of its classes, photographs and network has another SHA-256 than was stored with it"
+    if damaged is not None and "SHA-256" in damaged and may_be_edited:
+        warnings.warn(f"{file} was changed: {damaged}", stacklevel=2)
+        damaged = None
     if damaged is not None:
         what = f"{file} is damaged ({damaged})"
         raise CheckpointError(Finding(argument, what, "Copy it again from where it was written, or train again."))

@@ -12,6 +12,7 @@ from kd_convnext._version import __version__
 from kd_convnext.checkpoints.format import KEY, deployable_part, is_distilled, read_checkpoint
 from kd_convnext.checkpoints.naming import network_name
 from kd_convnext.checkpoints.specs import spec_of
+from kd_convnext.common.counting import counted
 from kd_convnext.common.files import sha256_of
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
@@ -107,6 +108,10 @@ def load_network(path: str | Path, device: str = "cpu") -> Network:
         raise CheckpointError(Finding("--ckpt_path", what, remedy))
     card = DataCard.from_state(own["card"])
     backbone = load_backbone(checkpoint, part, path)
+    classes = int(checkpoint["hyper_parameters"]["num_classes"])
+    if len(card.class_names) != classes:
+        what = f"{path} names {len(card.class_names)} classes for {counted(classes, 'output')}"
+        raise CheckpointError(Finding("--ckpt_path", what, remedy))
     info = ModelInfo(
         name=network_name(asdict(spec_of(BackboneSpec, checkpoint["hyper_parameters"][part]))),
         kind=kind,

@@ -136,6 +136,15 @@ def _named(path: Path, temporary: Path) -> Iterator[None]:
         raise
 
 
+def is_utf8(path: Path) -> bool:
+    """Tells whether a path can be written into texts: names of files are bytes, and older ones in other encodings."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_special(path: Path | str) -> bool:
     """Tells whether a path is a pipe, a device or a socket: it may never end, and what replaces it destroys it.
 

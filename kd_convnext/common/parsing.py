@@ -16,6 +16,7 @@ from kd_convnext.common.console import complain, fitted
 from kd_convnext.common.files import write_finding
 from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.process import Stopped
+from kd_convnext.common.trust import DENIED, denied_in
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 
 PARSER: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
@@ -53,6 +54,9 @@ def parsing(command: str, known: Iterable[str] = ()) -> Iterator[None]:
         if wrong := _wrong_choice(str(error)) or _no_number(str(error)):
             raise ConfigError(replace(wrong, remedy=wrong.remedy + helped)) from error
         told = " ".join(str(error).split())
+        option = re.search(_KEY, told)
+        if denied := denied_in(told, f"--{option[1]}" if option else f"kd-convnext {command}"):
+            raise ConfigError(denied) from error
         told = _LACKING.sub(lambda found: found[0].replace(found[1], _as_options(found[1], known)), told)
         remedy = f"{_meant(told, known)}{_hint(told)}{helped}"
         raise ConfigError(Finding(f"kd-convnext {command}", _readable(told)[:_LONGEST], remedy)) from error
@@ -67,6 +71,7 @@ _LONGEST = 400
 def _readable(told: str) -> str:
     """Writes what a parser says of types and keys in words."""
     told = re.sub(r"Given value type: <class '[\w.]+'> ", "", _UNION.sub("", told))
+    told = DENIED.sub(r"\1 is nothing to import", told)
     told = re.sub(r"'utf-8' codec can't encode .*? surrogates not allowed", "its name is not in UTF-8: rename it", told)
     told = re.sub(r"<class '(?:\w+\.)*(\w+)'>", lambda found: _TYPES.get(found[1], found[1]), told)
     return re.sub(_KEY, r"--\1", told)

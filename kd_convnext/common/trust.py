@@ -65,6 +65,49 @@ def trusting(words: Sequence[str]) -> Iterator[list[str]]:
                 os.environ[_ADDED] = before
 
 
+def guard_parsers() -> None:
+    """Lets parsers import nothing but trusted packages, however a value is written, and keep free dictionaries data.
+
+    `require_trusted_words` says what is wrong before anything is parsed; this holds also for what it does not see.
+    """
+    from jsonargparse import set_parsing_settings
+
+    trusted = _trusted()
+    _LET_IN.update(trusted)
+    set_parsing_settings(
+        instantiate_subclass_spec_in_any=False,
+        import_path_denylist=["*", *sorted(_LET_IN - trusted)],
+        import_path_allowlist=sorted(trusted),
+    )
+
+
+_LET_IN: set[str] = set()
+"""Packages that earlier commands of this process trusted: the parser would remember them."""
+
+
+DENIED = re.compile(r"Importing '([\w.]+)' is not allowed, denied by .*? to allow it\.")
+"""What a parser says of a value that `guard_parsers` does not let it import."""
+
+
+def denied_in(told: str, where: str) -> Finding | None:
+    """Finds the untrusted package that a parser was not let import; None where it failed of something else.
+
+    Args:
+        told: What the parser says, on one line.
+        where: The option.
+    """
+    return next((_untrusted_name(name, where) for name in DENIED.findall(told) if _exists(name.split(".")[0])), None)
+
+
+def _untrusted_name(name: str, where: str) -> Finding:
+    remedy = f"Trusted are {', '.join(sorted(_trusted()))}; add --trust {name.split('.')[0]} if you know what is in it."
+    return Finding(where, f"names {name}, of a package that is not trusted", remedy)
+
+
+def _trusted() -> set[str]:
+    return {*TRUSTED, *filter(None, os.environ.get(_ADDED, "").split(","))}
+
+
 def require_trusted_words(words: Sequence[str], *, callables: bool) -> None:
     """Checks a command line, and the YAML files that it names, before anything is imported for it.
 
@@ -139,12 +182,11 @@ def _untrusted_text(text: str, where: str, *, callables: bool, seen: frozenset[s
 
 
 def _of_name(name: str, where: str, *, classes: bool) -> Iterator[Finding]:
-    trusted = {*TRUSTED, *filter(None, os.environ.get(_ADDED, "").split(","))}
+    trusted = _trusted()
     root = name.split(".")[0]
     if root not in trusted:
         if classes or _exists(root):
-            remedy = f"Trusted are {', '.join(sorted(trusted))}; add --trust {root} if you know what is in it."
-            yield Finding(where, f"names {name}, of a package that is not trusted", remedy)
+            yield _untrusted_name(name, where)
         return
     found = _imported(name)
     home = str(getattr(found, "__module__", None) or root).split(".")[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from kd_convnext.common.files import write_finding
+from kd_convnext.common.files import is_utf8, write_finding
 from kd_convnext.errors import ConfigError, Finding
 
 
@@ -165,8 +165,11 @@ def require_empty(path: Path, *, permitted: bool, option: str) -> None:
         option: What the user types to ask for it, such as ``--resume true`` or ``--overwrite true``.
 
     Raises:
-        ConfigError: The folder is not empty, a file of that name stands there, or nothing can be written there.
+        ConfigError: The folder is not empty, a file of that name stands there, nothing can be written there, or its
+            name is in another encoding than UTF-8, which tables, configurations and other programs need.
     """
+    if not is_utf8(path):
+        raise ConfigError(Finding(str(path), "its name is not in UTF-8", "Name another folder."))
     if path.exists() and not path.is_dir():
         raise ConfigError(Finding(str(path), "is a file, not a folder", "Name another folder."))
     if path.is_dir() and not permitted and any(path.iterdir()):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kd_convnext.common.counting import counted
-from kd_convnext.common.files import read_bytes
+from kd_convnext.common.files import is_utf8, read_bytes
 from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.reading import yaml_of
 from kd_convnext.common.words import command_line
@@ -172,6 +172,8 @@ def _finding(folder: Path) -> Finding | None:
     run = RunFolder(folder)
     if not folder.is_dir():
         return Finding(str(folder), "there is no such folder", "Name the folder of a run.")
+    if not is_utf8(folder.resolve()):
+        return Finding(str(folder), "its name is not in UTF-8", "Rename it: tables and figures name it.")
     if (folder / "cells").is_dir():
         remedy = f"kd-convnext paper --config {folder / 'experiment.yaml'} --out {folder} --collect true reports on it."
         return Finding(str(folder), "is an experiment, not a run", remedy)

@@ -5,9 +5,11 @@ photographs without labels. The teacher of both is a Swin that has seen many oth
 training is real: nothing in the printed table is known beforehand.
 """
 
+import contextlib
 import math
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +17,10 @@ from typing import TYPE_CHECKING
 import yaml
 
 from kd_convnext.common.files import write_text
+from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.process import quiet_libraries
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.common.reading import read_yaml
+from kd_convnext.errors import ConfigError, Finding, Terminated
 from kd_convnext.runs.folder import RunFolder, require_empty
 from kd_convnext.tools.demo_fits import METHODS, DemoFits, DemoSettings, Method, described
 from kd_convnext.tools.demo_sets import DrawnSets, draw_sets, labelled_counts
@@ -54,8 +58,7 @@ def demo(
     """
     start = time.perf_counter()
     folder, counts = RunFolder(Path(out)), labelled_counts(lesions)
-    if seeds < 1:
-        raise ConfigError(Finding("--seeds", f"{seeds} is less than 1", "Use for example 3."))
+    require_at_least(seeds=(seeds, 1), seed=(seed, 0), epochs=(epochs, 1))
     settings = DemoSettings()
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
@@ -66,8 +69,9 @@ def demo(
         sets = draw_sets(folder.path / "specimens", counts, seed)
     quiet_libraries()
     fits = DemoFits(folder.path, sets, settings)
-    for number in range(seeds):
-        _fit_all(fits, number, resume=resume)
+    with _stopped_in_words(folder):
+        for number in range(seeds):
+            _fit_all(fits, number, resume=resume)
     table = _summarise(fits, seeds)
     table.show()
     _say_next(fits, out, start)
@@ -76,8 +80,8 @@ def demo(
 
 def _begin(folder: RunFolder, config: dict[str, object], *, overwrite: bool, resume: bool) -> DrawnSets:
     require_empty(folder.path, permitted=overwrite or resume, option="--overwrite true, or --resume true,")
-    if resume and folder.config.is_file() and yaml.safe_load(folder.config.read_text(encoding="utf-8")) != config:
-        remedy = "Give the same options as then, or name another folder."
+    remedy = "Give the same options as then, or name another folder."
+    if resume and folder.config.is_file() and read_yaml(folder.config, remedy) != config:
         raise ConfigError(Finding(str(folder.path), "it holds a demo of other settings", remedy))
     folder.path.mkdir(parents=True, exist_ok=True)
     write_text(folder.config, yaml.safe_dump(config, sort_keys=False))
@@ -93,6 +97,25 @@ def _fit_all(fits: DemoFits, seed: int, *, resume: bool) -> None:
             continue
         print(f"\n{name}" + ("" if method == "teacher" else f", seed {seed}"))
         fits.train(method, seed)
+
+
+@contextlib.contextmanager
+def _stopped_in_words(folder: RunFolder) -> Iterator[None]:
+    """Says how a demo goes on that a signal has ended: Lightning ends the process as if all was done."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    def finding(how: str) -> Finding:
+        remedy = "Networks that were tested stay: give the command again with --resume true."
+        return Finding(str(folder.path), f"the demo {how} before it had ended", remedy)
+
+    try:
+        yield
+    except SIGTERMException:  # a SystemExit without a code
+        raise Terminated(finding("was told to stop (SIGTERM)")) from None
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt(str(finding("was interrupted"))) from None
+        raise
 
 
 def _summarise(fits: DemoFits, seeds: int) -> "DemoTable":

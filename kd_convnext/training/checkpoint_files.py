@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
-from kd_convnext.checkpoints.format import KEY, weights_sha256
+from kd_convnext.checkpoints.format import KEY, facts_sha256, weights_sha256
 from kd_convnext.common.files import atomic_write, write_finding
 from kd_convnext.errors import ConfigError
 
@@ -20,7 +20,7 @@ class WholeFiles(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes a checkpoint, with the SHA-256 of its weights.
+        """Writes a checkpoint, with the SHA-256 of its weights and of what it says of itself.
 
         Args:
             checkpoint: Lightning's checkpoint.
@@ -32,6 +32,7 @@ class WholeFiles(TorchCheckpointIO):
         """
         if isinstance(checkpoint.get(KEY), dict):
             checkpoint[KEY]["weights_sha256"] = weights_sha256(checkpoint["state_dict"])
+            checkpoint[KEY]["facts_sha256"] = facts_sha256(checkpoint)
         # Not straight into the file: torch turns a full disk into an error without its reason.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)

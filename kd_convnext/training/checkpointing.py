@@ -1,15 +1,17 @@
 """Saves the best network and the newest state of a fit, for a small share of its time."""
 
+import ast
+import contextlib
 import difflib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from kd_convnext.common.console import say
@@ -156,6 +158,23 @@ class RunCheckpoint(ModelCheckpoint):
 
     # ---- resuming
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on by another ``monitor``: nobody would know whether the best network so far is better.
+
+        Raises:
+            ConfigError: The fit that is resumed has chosen its best epoch by another number.
+        """
+        own = type(self).__qualname__
+        for key in checkpoint.get("callbacks") or {}:
+            if trainer.state.fn != TrainerFn.FITTING or not str(key).startswith(f"{own}{{"):
+                continue
+            with contextlib.suppress(ValueError, SyntaxError, TypeError, LookupError):
+                before = ast.literal_eval(str(key).removeprefix(own))["monitor"]
+                if before != self.monitor:
+                    what = f"the run has chosen its best epoch by {before}, not by {self.monitor}"
+                    remedy = "Leave it out, or begin a new run from the weights of this one."
+                    raise ConfigError(Finding("--checkpoint.monitor", what, remedy))
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the scores by file name: the folder may be moved, and nobody else need know where it lay."""
         state = super().state_dict()
@@ -189,7 +208,7 @@ def averaging_of(trainer: Trainer) -> WeightAveraging | None:
     return found[0] if found and found[0]._average_model is not None else None
 
 
-@contextmanager
+@contextlib.contextmanager
 def averaged(trainer: Trainer, *, wanted: bool) -> Iterator[None]:
     """Puts averaged weights into the module for the block, where a callback averages them.
 

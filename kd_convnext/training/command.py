@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -21,7 +21,7 @@ from kd_convnext.common.help import plain_formatter
 from kd_convnext.common.machine import device_kind
 from kd_convnext.common.parsing import PARSER, parsing
 from kd_convnext.common.process import quiet_libraries
-from kd_convnext.common.trust import require_trusted, require_trusted_words
+from kd_convnext.common.trust import guard_parsers, require_trusted, require_trusted_words
 from kd_convnext.common.words import files_first, without_foreign_arguments
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.idle import idle_options
@@ -91,8 +91,7 @@ class TrainingCLI(LightningCLI):
         """
         # What a run is and where it lies, our own header says in one line.
         quiet_libraries()
-        # What a free dictionary holds (a network's arguments) stays data.
-        set_parsing_settings(instantiate_subclass_spec_in_any=False)
+        guard_parsers()
         words = _ordered(words)
         command = words[0]
         # The parser knows short names of classes that are imported.

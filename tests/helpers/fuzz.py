@@ -287,7 +287,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first")
     options = parser.parse_args()
     wrong: list[tuple[str, int]] = []
-    read, slowest, begun = dict.fromkeys(CASES, 0), dict.fromkeys(CASES, 0.0), time.monotonic()
+    read, slowest, begun = dict.fromkeys(CASES, 0), dict.fromkeys(CASES, (0.0, 0)), time.monotonic()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -301,15 +301,15 @@ def main() -> int:
                 wrong.append((kind, seed))
                 continue
             read[kind] += well
-            slowest[kind] = max(slowest[kind], seconds)
+            slowest[kind] = max(slowest[kind], (seconds, seed))
             if seconds > LONGEST:
                 wrong.append((kind, seed))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(
         f"{options.count} cases from seed {options.seed} in {time.monotonic() - begun:.0f} s; {len(wrong)} went wrong"
     )
-    longest = {kind: round(value, 2) for kind, value in slowest.items()}
-    print(f"read: {read}; slowest: {longest} s; memory +{grown:.0f} MB")
+    longest = ", ".join(f"{kind} {seed} {seconds:.2f} s" for kind, (seconds, seed) in slowest.items())
+    print(f"read: {read}; slowest: {longest}; memory +{grown:.0f} MB")
     if wrong:
         kept = {tuple(entry) for entry in json.loads(SEEDS.read_text())} | set(wrong)
         SEEDS.write_text(json.dumps(sorted(kept)) + "\n")

@@ -199,3 +199,36 @@ def test_weights_that_were_exchanged_are_noticed(fit, tmp_path):
         read_checkpoint(path)
     with pytest.warns(UserWarning, match="SHA-256"):
         read_checkpoint(path, may_be_edited=True)
+
+
+def test_what_a_network_answers_with_cannot_be_changed_unnoticed(fit, tmp_path, tiny_manifest, capsys):
+    assert fit() == 0
+    path = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    whole, photo = path.read_bytes(), str(next(tiny_manifest.parent.glob("*.png")))
+
+    def swapped(names):
+        names[:2] = names[1::-1]
+
+    edits = {
+        "the order of its classes": lambda own, _: [swapped(own["class_names"]), swapped(own["card"]["class_names"])],
+        "the classes of its card alone": lambda own, _: swapped(own["card"]["class_names"]),
+        "fewer classes": lambda own, _: [own["class_names"].pop(), own["card"]["class_names"].pop()],
+        "colours": lambda own, _: own["card"].update(in_chans=1),
+        "a size": lambda own, _: own["card"].update(image_size=10**9),
+        "what it has seen": lambda own, _: own["card"].update(seen_groups=own["card"]["seen_groups"][:1]),
+        "a layer": lambda _, network: network.update(args={**network["args"], "conv_bias": False}),
+    }
+    for kept in (True, False):  # the hash, which checkpoints of earlier versions lack
+        for name, edit in edits.items():
+            path.write_bytes(whole)
+            found = load(tmp_path / "run")
+            edit(found["kd_convnext"], found["hyper_parameters"]["backbone"])
+            if not kept:
+                del found["kd_convnext"]["facts_sha256"]
+            torch.save(found, path)
+            if not kept and name not in ("the classes of its card alone", "fewer classes", "a size"):
+                continue  # nothing contradicts it
+            for words in (["classify", photo, f"--out={tmp_path / 'out'}"], ["calibrate"], ["publish", "--out=never"]):
+                assert main([*words, f"--ckpt_path={path}"]) == 2, (name, words)
+                error = capsys.readouterr().err
+                assert str(path) in error and error.count("error: ") == 1, (name, error)

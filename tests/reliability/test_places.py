@@ -8,6 +8,7 @@ import sys
 import pytest
 from helpers.command_line import TINY, convnext
 from helpers.disks import small_disk
+from helpers.fake_cells import fake_cell, golden
 from helpers.inference import copy_run
 from PIL import Image
 
@@ -20,6 +21,8 @@ PLACES = {
     "NUL": ("/tmp/a\0b", "NUL"),
     "of nobody": ("~nobodyofthisname/out", "no such user"),
 }
+ANOTHER = os.fsdecode(b"caf\xe9")
+"""A name in Latin-1, as older disks have them."""
 FIT = ["fit", "--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone")]
 
 
@@ -57,6 +60,14 @@ def test_an_out_that_cannot_be(command, place, commands, capsys):
     value, told = PLACES[place]
     said = refused([*commands[command], f"--out={value}"], told, capsys)
     assert "answered" not in said.out and "Temperature" not in said.out
+
+
+@pytest.mark.parametrize(
+    "command", ["classify", "explain", "calibrate", "export", "publish", "paper", "demo", "compare"]
+)
+def test_an_out_whose_name_is_in_another_encoding(command, commands, tmp_path, capsys):
+    refused([*commands[command], f"--out={tmp_path / ANOTHER}"], "its name is not in UTF-8", capsys)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["classify", "card", "init", "test", "fit"])
@@ -139,6 +150,13 @@ def test_links_that_lead_to_each_other(command, tmp_path, capsys):
     assert "error: " in (error := capsys.readouterr().err) and str(tmp_path / "loop") in error
 
 
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_a_run_whose_name_is_in_another_encoding(command, tmp_path, capsys):
+    folder = tmp_path / ANOTHER
+    fake_cell(folder, golden(), record=False)
+    refused([command, str(folder), f"--out={tmp_path / 'out'}"], "its name is not in UTF-8", capsys)
+
+
 def test_weights_of_a_name_too_long(tiny_manifest, tmp_path, capsys):
     place = [f"--trainer.default_root_dir={tmp_path / 'run'}", f"--data.manifest={tiny_manifest}"]
     refused([*FIT, *place, f"--model.backbone.weights=/tmp/{'x' * 300}"], "(File name too long)", capsys)
@@ -154,7 +172,7 @@ def test_a_file_whose_name_is_in_another_encoding(option, tiny_manifest, tmp_pat
 
 @pytest.mark.parametrize("command", ["prepare", "init"])
 def test_a_folder_whose_name_is_in_another_encoding(command, tmp_path, capsys):
-    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder = tmp_path / ANOTHER
     for label in ("a", "b"):
         (folder / label).mkdir(parents=True)
         Image.effect_noise((40, 36), 20).convert("RGB").save(folder / label / "1.png")

@@ -109,6 +109,43 @@ def test_what_is_ordinary_passes(words):
     require_trusted_words(words, callables=True)
 
 
+ESCAPED = '[{"class\\u005fpath": "planted_code.Bomb"}]'
+LIST, ALONE = "- class_path: planted_code.Bomb\n", "class_path: planted_code.Bomb\n"
+OTHERWISE = {
+    "escaped": ("", [f"--trainer.callbacks={ESCAPED}"]),
+    "escaped in a file": (yaml.safe_dump({"trainer": {"callbacks": ESCAPED}}), ["--config"]),
+    "a configuration of another name": (yaml.safe_dump({"trainer": {"callbacks": yaml.safe_load(LIST)}}), ["--config"]),
+    "callbacks in a file of another name": (LIST, ["--trainer.callbacks"]),
+    "a model in a file of another name": (ALONE, ["--model"]),
+    "a logger in a file of another name": (ALONE, ["--trainer.logger"]),
+    "augmentation": ("", ["--data.augment=planted_code.Bomb"]),
+    "crops": ("", ["--data.crops=planted_code.Bomb"]),
+}
+
+
+@pytest.mark.parametrize("written", OTHERWISE)
+def test_nothing_is_imported_however_it_is_written(written, planted, tmp_path, tiny_manifest, capsys):
+    content, words = OTHERWISE[written]
+    file = tmp_path / "stranger.txt"
+    file.write_text(content)
+    ours = ["fit", "--config", "configs/small_cpu/convnext.yaml", f"--data.manifest={tiny_manifest}"]
+    assert main([*ours, *words, *([str(file)] if content else [])]) == 2
+    error = capsys.readouterr().err
+    assert "planted_code.Bomb" in error and "Traceback" not in error
+    assert not planted.exists() and "planted_code" not in sys.modules
+
+
+def test_a_package_that_was_trusted_once_is_a_stranger_to_the_next_command(planted, tiny_manifest, capsys):
+    words = ["fit", "--config", "configs/small_cpu/convnext.yaml", f"--data.manifest={tiny_manifest}"]
+    hidden = f"--trainer.callbacks={ESCAPED}"
+    assert main([*words, hidden, "--trust", "planted_code"]) == 2  # no callback
+    assert planted.read_text() == "x"
+    sys.modules.pop("planted_code")
+    planted.unlink()
+    assert main([*words, hidden]) == 2
+    assert not planted.exists()
+
+
 def test_a_package_is_trusted_by_name_and_for_one_command(planted):
     word = "--trainer.callbacks+=planted_code.Bomb"
     with trusting(["fit", "--trust", "planted_code", word]) as words:

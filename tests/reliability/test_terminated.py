@@ -50,6 +50,18 @@ def test_a_fit_ends_with_its_code_and_says_how_to_go_on(number, code, tiny_manif
     assert torch.load(last, weights_only=True)["epoch"] == done + 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_demo_ends_with_its_code_and_goes_on_where_it_was(number, code, tmp_path):
+    words = ["demo", f"--out={tmp_path / 'demo'}", "--lesions=[3,3,3,3,3]", "--epochs=400", "--seeds=1"]
+    process = begun(words, tmp_path / "demo" / "teacher" / "checkpoints" / "last.ckpt")
+    process.send_signal(number)
+    _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code
+    assert {143: "SIGTERM", 130: "interrupted"}[code] in told and "--resume true" in told and "Traceback" not in told
+    assert not list(tmp_path.rglob("predictions.csv"))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_tool_ends_with_its_code_and_leaves_nothing_half_written(
     number, code, tiny_manifest, tmp_path, monkeypatch, capsys

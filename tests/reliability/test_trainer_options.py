@@ -155,6 +155,7 @@ def test_a_refused_resume_changes_no_record(fit, tmp_path, capsys):
     for word, told in (
         ("--model.optim.name=sgd", "--model.optim.name: the checkpoint holds the state of adamw"),
         ("--data.split.seed=9", "it was trained on"),
+        ("--checkpoint.monitor=val/loss", "--checkpoint.monitor: the run has chosen its best epoch by val/f1_macro"),
         ("--model.finetune=head_only", "--model.finetune: the checkpoint was trained with full"),
     ):
         assert fit(*last, word) == 2

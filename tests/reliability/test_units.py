@@ -12,6 +12,7 @@ from helpers.command_line import TINY, convnext
 from helpers.fake_cells import answers, fake_cell, grid
 from helpers.pages import photographs
 from helpers.paths import REPOSITORY
+from PIL import Image
 
 from kd_convnext import Predictor
 from kd_convnext.cli import main
@@ -218,6 +219,22 @@ def test_lesions_of_a_patient_in_several_repeats_are_one_unit(tmp_path):
     patients = lesions["patient"].nunique()
     assert patients < len(lesions) and "intervals by patient" in text
     assert row_of(text, "95 % intervals", "kd_both").split("|")[2].strip() == str(patients)
+
+
+@pytest.mark.parametrize("group_by", ["known", "patient", "lesion", "image"])
+def test_photographs_saved_again_are_one_unit_however_they_were_divided(group_by, tmp_path):
+    rows = []
+    for k in range(8):
+        coarse = Image.fromarray(np.random.default_rng(k // 2).integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        smooth = coarse.resize((120, 90), Image.Resampling.BICUBIC)
+        (smooth.resize((240, 180)) if k % 2 else smooth).save(tmp_path / f"{k}.png")
+        rows.append({"image": f"{k}.png", "label": "ab"[k // 2 % 2], "lesion_id": f"L{k}"})
+    pd.DataFrame(rows).to_csv(tmp_path / "manifest.csv", index=False)
+    with pytest.warns(UserWarning, match="near-identical photographs, .*: 8 in 4 sets"):
+        manifest = read_manifest(tmp_path / "manifest.csv", group_by=group_by)
+    found = units_of(manifest, np.arange(8))
+    assert found["unit"].nunique() == 4 and found["lesion"].nunique() == 8
+    assert (found["unit"].to_numpy()[::2] == found["unit"].to_numpy()[1::2]).all()
 
 
 @pytest.fixture(scope="module")

@@ -60,8 +60,19 @@ def test_whole_path_in_small_and_again_where_it_stopped(tmp_path, capsys):
 def test_numbers_of_lesions_and_seeds_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="--lesions"):
         demo(str(tmp_path / "demo"), lesions=[1, 2, 3])
-    with pytest.raises(ConfigError, match="--seeds"):
-        demo(str(tmp_path / "demo"), seeds=0)
+    for options in ({"seeds": 0}, {"seed": -1}, {"epochs": 0}):
+        with pytest.raises(ConfigError, match=f"--{next(iter(options))}: "):
+            demo(str(tmp_path / "demo"), **options)
+
+
+@pytest.mark.parametrize(
+    "content", [b"seed: caf\xe9\n", b"a: [1, {\n", b"a: \0\n", b"a: !!python/object/apply:os.abort []\n", b"- 1\n", b""]
+)
+def test_a_demo_whose_settings_were_edited_does_not_go_on(content, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_bytes(content)
+    assert main(["demo", f"--out={tmp_path}", *SMALL, "--resume=true"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.slow

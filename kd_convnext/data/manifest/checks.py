@@ -309,12 +309,13 @@ def _near_identical(images: list[str], widths: list[int], names: dict[str, str],
     return {chosen[position]: chosen[place] for position, place in first.items()}
 
 
-def warn_of_twins(table: pd.DataFrame, place: str) -> None:
+def warn_of_twins(table: pd.DataFrame, place: str, group_by: str) -> None:
     """Warns, once, of near-identical photographs under several lesions or with none, and names examples.
 
     Args:
-        table: Columns image, lesion_id, alike.
+        table: Columns image, lesion_id, patient_id, alike.
         place: The manifest's name.
+        group_by: What splits do not divide: only by "known" are such photographs kept in one part.
     """
     twins = table[table["alike"] != ""].drop_duplicates("image")
     lesion = twins["lesion_id"].where(twins["lesion_id"] != "", twins["image"])
@@ -324,8 +325,12 @@ def warn_of_twins(table: pd.DataFrame, place: str) -> None:
         examples = "; ".join(" and ".join(names[:_NAMED]) for names in sets[:_NAMED]) + (
             "; ..." if sets[_NAMED:] else ""
         )
-        what = f"{place}: near-identical photographs, kept in one part: {int(new.sum())} in {counted(len(sets), 'set')}"
-        hint = "Look at them: give them one lesion_id, delete copies, or let --data.split.group_by patient not compare"
+        kept = "kept in one part" if group_by == "known" else f"which grouping by {group_by} may divide"
+        what = f"{place}: near-identical photographs, {kept}: {int(new.sum())} in {counted(len(sets), 'set')}"
+        hint = "Look at them: give them one lesion_id, or delete copies"
+        if group_by == "known":
+            less = "patient" if (table["patient_id"] != "").any() else "lesion"
+            hint += f"; where they show different lesions, --data.split.group_by {less} does not keep them together"
         warnings.warn(f"{what} ({examples}). {hint}.", ManifestWarning, stacklevel=3)
 
 

@@ -16,8 +16,9 @@ ID_COLUMNS = {"lesion_id": "lesion", "patient_id": "patient"}
 UNKNOWN = frozenset(
     {"na", "n/a", "n.a.", "nan", "none", "null", "nil", "unknown", "unk", "missing", "not available", "?", "-", "--"}
     | {"#n/a", "<na>", "nat", "undefined", "unbekannt", "inconnu", "desconocido", "k.a."}
+    | {"#ref!", "#name?", "#value!", "#div/0!", "#num!", "#null!"}
 )
-"""Words that say that an id is not known, in lower case; as an id they would join strangers."""
+"""Words that say that an id is not known, and errors of spreadsheets, in lower case: they would join strangers."""
 
 _ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 _WHOLE = re.compile(r"^([0-9]+)\.0+$")

@@ -41,7 +41,7 @@ class Manifest:
             patient_id ("" = unknown), x, y, width, height (Int64 pixels, NA = whole photograph), split ("" or
             train, val, test), image_width, image_height (pixels after EXIF rotation), photograph (the image,
             or the first of several files with the same bytes), alike (the first of near-identical
-            photographs; "" where there is none, or where they were not compared).
+            photographs; "" where there is none, and of photographs for prediction).
         class_names: The classes in the order of the model's outputs.
         skipped: One finding for each unreadable photograph that was left out.
     """
@@ -135,9 +135,8 @@ def read_manifest(
             labels found: in the paper's order where they are the paper's five, else sorted.
         on_error: "skip" leaves unreadable photographs out (`Manifest.skipped`); other problems still raise.
         require_labels: False for prediction: empty labels, one class or no label column are right then.
-        group_by: What must not be in two parts of the `split` column. "known": one patient, lesion or photograph,
-            and near-identical photographs are looked for; "patient": the same without looking; "lesion": a patient
-            may be; "image": a lesion may be.
+        group_by: What must not be in two parts of the `split` column. "known" and "patient": one patient, lesion or
+            photograph; "lesion": a patient may be; "image": a lesion may be.
         columns: Other names of the columns: "image=file,label=diagnosis". Of boxes given by their edges:
             "x=xmin,y=ymin,right=xmax,bottom=ymax"; "ignore=case" leaves a column out that looks like an id.
 
@@ -162,7 +161,7 @@ def read_manifest(
         _warn_of_skipped(len(table) - len(kept), unreadable, place)
     _warn_of_divided(kept, place, group_by)
     checks.warn_of_mixed_ids(kept, place)
-    checks.warn_of_twins(kept, place)
+    checks.warn_of_twins(kept, place, group_by)
     return Manifest(source.path, source.root, _tidy(kept), class_names, tuple(unreadable.values()))
 
 
@@ -177,8 +176,7 @@ def _checked(
         findings += checks.label_findings(table, classes, place)
     elif source.labelled:
         findings += checks.unknown_label_findings(table, classes)
-    likeness = require_labels and group_by == "known"
-    table, unreadable = checks.add_file_facts(table, source.root, likeness=likeness)
+    table, unreadable = checks.add_file_facts(table, source.root, likeness=require_labels)
     findings += checks.outside_findings(table) + checks.split_findings(table)
     if not source.findings:  # boxes that are not read as such would all be the whole photograph
         findings += checks.repeated_findings(table)

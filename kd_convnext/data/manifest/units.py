@@ -31,8 +31,6 @@ NO_GROUPS = (
 def units_of(manifest: "Manifest", rows: NDArray[np.int64]) -> pd.DataFrame:
     """Names lesion and unit of rows: the unit is all that is known to belong together, however they were divided.
 
-    Near-identical photographs are known only where `read_manifest` compared them: by "known", its default.
-
     Args:
         manifest: The photographs.
         rows: Rows of it, int64 [N].

@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from kd_convnext.checkpoints.network import Network
+from kd_convnext.data.manifest.overlap import belonging
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.inference.predictor import Predictor
-from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers, Rows, RunSource, own_data, refuse_leak
+from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers, RunSource, own_data, refuse_leak
 from kd_convnext.inference.trust.prediction_sets import Coverage, Held, fit_thresholds, observed_coverage
 from kd_convnext.runs.folder import run_of_checkpoint
 
@@ -25,7 +26,8 @@ def held_out_by(ckpt_paths: Sequence[str], data: CalibrationData, source: RunSou
 
     Args:
         ckpt_paths: Their checkpoints, each in its run folder.
-        data: Of the network that is calibrated; lesions of its test part are left out, to judge it on.
+        data: Of the network that is calibrated; what belongs to its test part, by all that is known and not only by
+            what its split keeps apart, is left out, to judge it on.
         source: The photographs, the same for all.
 
     Returns:
@@ -35,7 +37,6 @@ def held_out_by(ckpt_paths: Sequence[str], data: CalibrationData, source: RunSou
         KDConvNeXtError: A checkpoint is not of the same recipe and photographs, has the split of another one, or has
             seen its own validation lesions. It names the checkpoint.
     """
-    tested = data.hashes(data.rows("test"))
     splits = {data.predictor.network.card.split_hash}
     found = []
     for path in ckpt_paths:
@@ -51,7 +52,8 @@ def held_out_by(ckpt_paths: Sequence[str], data: CalibrationData, source: RunSou
                 Finding(f"--also {path}", what, "Give checkpoints of other repeats (--data.split.index).")
             )
         splits.add(split)
-        rows = _without(other, other.rows("val"), tested)
+        held = other.rows("val")
+        rows = held[~belonging(other.manifest, data.manifest, data.rows("test"), likeness=True)[held]]
         if len(rows):
             found.append(other.answers(rows))
     if not found:
@@ -117,8 +119,3 @@ def _recipe(network: Network) -> dict[str, object]:
         "cropping": dict(card.crop_identity),
         "grouping": card.group_by,
     }
-
-
-def _without(data: CalibrationData, rows: Rows, hashes: Rows) -> Rows:
-    """Leaves out rows that share a lesion, patient or photograph with some."""
-    return rows[~np.isin(data.row_hashes(rows), hashes).any(axis=1)]

@@ -154,12 +154,16 @@ def test_photographs_saved_again_stay_in_one_part_whatever_their_ids(tmp_path):
     path = write_csv(tmp_path / "manifest.csv", rows)
     with pytest.warns(UserWarning, match="near-identical photographs, kept in one part: 40 in 20 sets") as said:
         manifest = read_manifest(path)
-    assert "000.png and again0.jpg" in str(said[0].message)
+    assert "000.png and again0.jpg" in str(said[0].message) and "group_by lesion does not" in str(said[0].message)
     for index in range(5):
         parts = dict(zip(manifest.table["image"], make_split(manifest, index=index).parts, strict=True))
         assert [parts[f"again{k}.jpg"] for k in range(20)] == [parts[name] for name in names[:20]]
-    narrower = read_manifest(path, group_by="patient")
-    assert (narrower.table["alike"] == "").all()
+    # Units of intervals go by them in any case; that a narrower split may divide them is said.
+    with pytest.warns(UserWarning, match="which grouping by lesion may divide: 40 in 20 sets"):
+        narrower = read_manifest(path, group_by="lesion")
+    assert narrower.table["alike"].equals(manifest.table["alike"])
+    several = pd.Series(make_split(narrower, group_by="lesion").parts).groupby(narrower.table["alike"]).nunique()
+    assert (several.drop("") > 1).any()
     # Kept in the cache folder: a second reading decodes nothing, a changed photograph is looked at anew.
     with pytest.warns(UserWarning, match="20 sets"):
         assert read_manifest(path).table["alike"].equals(manifest.table["alike"])
@@ -240,7 +244,7 @@ def test_ids_that_marks_part_are_not_alike(tmp_path, one, other):
         two_lesions(tmp_path, one, other)
 
 
-@pytest.mark.parametrize("unknown", ["NA", "n/a", "None", "nan", "NULL", "?", "unknown"])
+@pytest.mark.parametrize("unknown", ["NA", "n/a", "None", "nan", "NULL", "?", "unknown", "#REF!", "#NAME?", "#DIV/0!"])
 def test_an_unknown_id_joins_no_strangers(tmp_path, unknown):
     rows = [{"image": f"{k}.png", "label": "AB"[k % 2], "lesion_id": unknown} for k in range(4)]
     with pytest.warns(UserWarning, match=f"{re.escape(unknown)}.* as lesion_id in 4 rows: taken as unknown"):

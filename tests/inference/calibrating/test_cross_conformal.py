@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,11 @@ from kd_convnext import Predictor
 from kd_convnext.cli import main
 from kd_convnext.data.manifest.grouping import group_hashes
 from kd_convnext.data.manifest.manifest import read_manifest
-from kd_convnext.inference.calibrating.cross_conformal import checked
+from kd_convnext.data.manifest.units import units_of
+from kd_convnext.inference.calibrating.cross_conformal import checked, held_out_by
+from kd_convnext.inference.run_data import own_data, source_of
 from kd_convnext.inference.trust.prediction_sets import Held, fit_thresholds, lesions_needed, weighted_threshold
+from kd_convnext.runs.folder import run_of_checkpoint
 
 NAMES = ("A", "B", "C", "D")
 SHARES = (0.5, 0.25, 0.17, 0.08)
@@ -92,6 +96,34 @@ def held_out(checkpoint, left_out):
 
 def tiny_folder(checkpoint):
     return yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())["data"]["manifest"]
+
+
+def test_what_belongs_to_the_tested_lesions_is_left_out(tiny_manifest, tiny_cache, tmp_path):
+    """Also where the split divides it by choice: the lesions of one patient."""
+    photographs = shutil.copytree(tiny_manifest.parent, tmp_path / "photos") / tiny_manifest.name
+    table = pd.read_csv(photographs, dtype=str)
+    lesions = sorted(set(table["lesion_id"]))
+    table["patient_id"] = table["lesion_id"].map({name: f"P{place // 2}" for place, name in enumerate(lesions)})
+    table.to_csv(photographs, index=False)
+    made = []
+    for index in range(3):
+        source = tiny.data(photographs, tiny_cache, split_index=index, group_by="lesion")
+        module = tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC)
+        made.append(make_run(tmp_path / f"repeat{index}", source, module))
+    predictor = Predictor.from_checkpoint(made[0], calibration="none")
+    source = source_of(run_of_checkpoint(made[0]), None, None, None)
+    data = own_data(predictor, source, run_of_checkpoint(made[0]))
+    found = held_out_by([str(path) for path in made[1:]], data, source)
+    tested = set(units_of(data.manifest, data.rows("test"))["unit"])
+    patients = dict(zip(data.manifest.groups("lesion"), data.manifest.groups("known"), strict=True))
+    held = [
+        {lesion for (_, part), names in parts(checkpoint).items() if part == "val" for lesion in names}
+        for checkpoint in made[1:]
+    ]
+    known = [{lesion for lesion in names if patients[f"lesion:{lesion}"] not in tested} for names in held]
+    own = {lesion for (_, part), names in parts(made[0]).items() if part == "test" for lesion in names}
+    assert any(names - own > kept for names, kept in zip(held, known, strict=True))  # else nothing is tried
+    assert [{name.partition(":")[2] for name in each.lesions} for each in found] == [each for each in known if each]
 
 
 class TestRefused:
