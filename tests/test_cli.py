@@ -290,3 +290,15 @@ def test_short_names_of_modules_are_known_to_a_new_process(tmp_path):
     words = ["-m", "kd_convnext.cli", "fit", "--model=TeacherModule", "--data.manifest=m.csv", "--print_config"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "class_path: kd_convnext.TeacherModule" in done.stdout, done.stderr
+
+
+def test_null_starts_a_network_of_a_file_from_nothing(at, tiny_manifest, tiny_cache, capsys):
+    model = {"class_path": "kd_convnext.TeacherModule", "init_args": {"backbone": {"weights": "gone.safetensors"}}}
+    (at / "own.yaml").write_text(yaml.safe_dump({"model": model}))
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
+    words = ["fit", "--config=own.yaml", *data, *TINY, *convnext("backbone"), "--trainer.default_root_dir=run"]
+    assert main([*words, "--model.backbone.weights", "null"]) == 0, capsys.readouterr().err
+    backbone = yaml.safe_load((at / "run" / "config.yaml").read_text())["model"]["init_args"]["backbone"]
+    assert backbone["weights"] is None and backbone["name"] == "convnext_tiny"
+    assert main([*words, "--model.backbone.wrong", "null"]) == 2
+    assert "--model.backbone.wrong" in capsys.readouterr().err

@@ -14,6 +14,8 @@ from kd_convnext.errors import ConfigError, Finding
 _SECTIONS = ("--model", "--data", "--trainer", "--checkpoint", "--record", "--header")
 """Options that take a file or a class, whose single options may be typed as well."""
 
+_NULL = frozenset({"null", "Null", "NULL", "~"})
+
 _TRUTH = frozenset({"true", "false", "yes", "no", "null"})
 
 
@@ -139,6 +141,48 @@ def without_foreign_arguments(words: Sequence[str]) -> tuple[list[str], str | No
             added.append(f"--model.{part}.args={{}}")
             told.append(f"{name} is built as published: the arguments in the configuration are those of {dropped}")
     return [*words, *added], "; ".join(told) or None
+
+
+def without_nested_nulls(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes ``null`` for options of a model's specifications out, which jsonargparse reads as the text "None".
+
+    Args:
+        words: The options of a command.
+
+    Returns:
+        The words without them, and the options that are to be null: ``model.student.weights``.
+    """
+    kept, nulls = list[str | None](words), list[str]()
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--").replace(".init_args.", ".")
+        if not option.startswith("--model.") or name.count(".") < 2:
+            continue
+        nulls = [earlier for earlier in nulls if earlier != name]  # the last word holds
+        if (value if equals else (*words, "", "")[position + 1]) in _NULL:
+            nulls.append(name)
+            kept[position : position + (1 if equals else 2)] = [None] * (1 if equals else 2)
+    return [word for word in kept if word is not None], nulls
+
+
+def set_null(config: Any, option: str) -> None:
+    """Sets an option of a parsed model to None.
+
+    Args:
+        config: Namespace of the command.
+        option: From `without_nested_nulls`.
+
+    Raises:
+        ConfigError: There is no such option.
+    """
+    _, *path, last = option.split(".")
+    found = config.model.get("init_args")
+    for name in path:
+        found = found.get(name) if hasattr(found, "get") else None
+        found = found.get("init_args", found) if hasattr(found, "get") else found
+    if not hasattr(found, "get") or last not in found:
+        raise ConfigError(Finding(f"--{option}", "there is nothing of this name to set to null", "Leave it out."))
+    found[last] = None
 
 
 def _typed(words: Sequence[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from kd_convnext.common.machine import device_kind
 from kd_convnext.common.parsing import PARSER, parsing
 from kd_convnext.common.process import quiet_libraries
 from kd_convnext.common.trust import guard_parsers, require_trusted, require_trusted_words
-from kd_convnext.common.words import files_first, without_foreign_arguments
+from kd_convnext.common.words import files_first, set_null, without_foreign_arguments, without_nested_nulls
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.idle import idle_options
 from kd_convnext.data.manifest.once import warned_once
@@ -174,8 +174,11 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, with one clear line for what cannot be understood."""
         _refuse_linked(args)
+        args, nulls = without_nested_nulls(args)
         with parsing(args[0], self._parser(args[0])._option_string_actions):
             super().parse_arguments(parser, args)
+        for option in nulls:
+            set_null(self.config[self.config.subcommand], option)
         require_possible(self.config.subcommand, self.config[self.config.subcommand].as_dict())
 
     def _parse_ckpt_path(self) -> None:

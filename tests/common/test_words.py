@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from kd_convnext.common.words import files_first, with_home, without_foreign_arguments
+from kd_convnext.common.words import files_first, with_home, without_foreign_arguments, without_nested_nulls
 
 SMALL = {"name": "convnext_atto", "args": {"depths": [1, 1, 1, 1]}, "image_size": 32}
 
@@ -64,3 +64,18 @@ def test_home_is_meant_also_behind_an_equals_sign(monkeypatch):
     ]
     expected = ["fit", "--config", "/home/x/a.yaml", "--trainer.default_root_dir=/home/x/run", *words[4:]]
     assert with_home(words) == expected
+
+
+def test_null_of_a_nested_specification_is_taken_out_and_the_last_word_holds():
+    words = [
+        "--config",
+        "a.yaml",
+        "--model.student.weights",
+        "null",
+        "--model.optim.lr=null",
+        "--model.optim.lr",
+        "0.1",
+    ]
+    kept, nulls = without_nested_nulls([*words, "--model.teacher_ckpt", "null", "--data.crops.store_size=null"])
+    assert nulls == ["model.student.weights"]
+    assert kept == [*words[:2], *words[5:], "--model.teacher_ckpt", "null", "--data.crops.store_size=null"]
