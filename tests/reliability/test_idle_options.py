@@ -43,12 +43,12 @@ def test_a_seed_beside_a_split_that_is_given(fit, tiny_manifest, tmp_path, capsy
         assert fit(f"--data.manifest={manifest}", "--data.split.seed=3") == 0
     finally:
         manifest.unlink()
-    assert "split.seed has no effect beside the manifest's split column" in capsys.readouterr().out
+    assert "split.seed has no effect beside the manifest's split column" in capsys.readouterr().err
 
 
 def test_an_ordinary_fit_is_quiet(fit, capsys):
     assert fit() == 0
-    assert "no effect" not in capsys.readouterr().out
+    assert "no effect" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(
