@@ -1,3 +1,4 @@
+import csv
 import pickle
 import warnings
 from dataclasses import replace
@@ -5,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers import tiny
+from helpers.command_line import TINY, convnext
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from kd_convnext import TeacherModule
+from kd_convnext.cli import main
 from kd_convnext.data.loading.limited_views import limited_views
 from kd_convnext.data.loading.teacher_outputs import STILL
 from kd_convnext.errors import CacheError
@@ -293,6 +297,29 @@ def test_answers_by_heart_are_named(fitted, tiny_manifest, tiny_cache, tmp_path,
     (text,) = (str(entry.message) for entry in caught if "by heart" in str(entry.message))
     assert text.startswith("--model.teacher_ckpt") and remedy in text and "\n" not in text
     assert torch.isfinite(fit.callback_metrics["train/loss_soft"])
+
+
+def test_a_mixed_fit_of_a_linear_teacher_by_one_command_says_so_once(tiny_manifest, tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vit = {"name": VIT.name, "image_size": 32, "token_blocks": 2, "args": dict(VIT.args)}
+    teacher = {"class_path": "kd_convnext.TeacherModule", "init_args": {"backbone": vit, "finetune": "linear"}}
+    terms = {
+        "labels": {"class_path": "kd_convnext.losses.BalancedSoftmax"},
+        "soft": {"class_path": "kd_convnext.losses.SoftTargets"},
+    }
+    objective = {"class_path": "kd_convnext.losses.Objective", "init_args": {"terms": terms}}
+    student = {"class_path": "kd_convnext.DistillModule", "init_args": {"objective": objective}}
+    shared = {"data": {"image_size": 32}, "trainer": {"max_epochs": 1, "limit_train_batches": 1}}
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump({"model": teacher, **shared}))
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump({"model": student, "teacher_config": "teacher.yaml"}))
+    words = [*TINY, *convnext("student"), f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
+    words += ["--model.mixing.mixup=0.4", "--trainer.default_root_dir=run"]
+    with pytest.warns(UserWarning, match="by heart") as caught:
+        assert main(["fit", "--config", "student.yaml", *words]) == 0
+    assert sum("by heart" in str(entry.message) for entry in caught) == 1
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [row["train/loss_labels"] for row in csv.DictReader(file) if row.get("train/loss_labels")]
+    assert losses and all(0.5 < float(loss) < 10 for loss in losses)
 
 
 @pytest.mark.parametrize(
