@@ -204,7 +204,7 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         # An error that names a place is about that place.
         if error.filename is None and error.errno not in _DISK:
             raise
-        print(f"error: {write_finding(Path(str(error.filename or '.')), error)}", file=sys.stderr)
+        print(f"error: {_of_place(Path(str(error.filename or '.')), error)}", file=sys.stderr)
         return 2
     except (ValueError, RuntimeError) as error:
         finding = _no_path(error, words)
@@ -219,6 +219,14 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         how = "go on with --resume true" if words[:1] == ["paper"] else "give the command again"
         print(f"interrupted: {str(error) or f'what is finished stays; {how}'}", file=sys.stderr)
         return 130
+
+
+def _of_place(path: Path, error: OSError) -> Finding:
+    hidden = os.path.lexists(path) or not os.access(path.parent, os.X_OK)
+    if error.errno == errno.EACCES and hidden and not os.access(path, os.R_OK):
+        remedy = "Give yourself permission to read it and its folder."
+        return Finding(str(path), f"cannot be read ({error.strerror})", remedy)
+    return write_finding(path, error)
 
 
 def _no_path(error: Exception, words: Sequence[str]) -> Finding | None:
