@@ -149,7 +149,9 @@ def weights_sha256(state: Mapping[str, Any]) -> str:
         value = state[name]
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            # A clone: of one number, that was spread over channels, the stride is 0, which counts as contiguous.
+            flat = value.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -184,9 +186,10 @@ def _require_whole(file: Path, checkpoint: Mapping[str, Any], argument: str, *, 
         raise CheckpointError(Finding(argument, f"{file} holds no weights", "Give the best.ckpt of a run folder."))
     damaged = _damaged_part(file)
     own = checkpoint[KEY]
-    if damaged is None and own.get("weights_sha256") not in (None, weights_sha256(state)):
+    weights, facts = own.get("weights_sha256"), own.get("facts_sha256")
+    if damaged is None and weights is not None and weights != weights_sha256(state):
         damaged = "its weights have another SHA-256 than was stored with them"
-    elif damaged is None and own.get("facts_sha256") not in (None, facts_sha256(checkpoint)):
+    elif damaged is None and facts is not None and facts != facts_sha256(checkpoint):
         damaged = "what it says of its classes, photographs and network has another SHA-256 than was stored with it"
     if damaged is not None and "SHA-256" in damaged and may_be_edited:
         warnings.warn(f"{file} was changed: {damaged}", stacklevel=2)

@@ -206,7 +206,7 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         # An error that names a place is about that place.
         if error.filename is None and error.errno not in _DISK:
             raise
-        complain(f"error: {write_finding(Path(str(error.filename or '.')), error)}")
+        complain(f"error: {_of_place(Path(str(error.filename or '.')), error)}")
         return 2
     except (ValueError, RuntimeError) as error:
         finding = _no_path(error, words)
@@ -221,6 +221,14 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         how = "go on with --resume true" if words[:1] == ["paper"] else "give the command again"
         complain(f"interrupted: {str(error) or f'what is finished stays; {how}'}")
         return 130
+
+
+def _of_place(path: Path, error: OSError) -> Finding:
+    hidden = os.path.lexists(path) or not os.access(path.parent, os.X_OK)
+    if error.errno == errno.EACCES and hidden and not os.access(path, os.R_OK):
+        remedy = "Give yourself permission to read it and its folder."
+        return Finding(str(path), f"cannot be read ({error.strerror})", remedy)
+    return write_finding(path, error)
 
 
 def _no_path(error: Exception, words: Sequence[str]) -> Finding | None:

@@ -176,7 +176,7 @@ def set_null(config: Any, option: str) -> None:
         ConfigError: There is no such option.
     """
     _, *path, last = option.split(".")
-    found = config.model.get("init_args")
+    found: Any = config.model.get("init_args")
     for name in path:
         found = found.get(name) if hasattr(found, "get") else None
         found = found.get("init_args", found) if hasattr(found, "get") else found

@@ -1,5 +1,6 @@
 """Lists the photographs that a user names: files, folders, manifests."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -162,10 +163,13 @@ def _warn_of_others(folder: Path, others: Sequence[Path]) -> None:
 def _folder(folder: Path) -> list[Photograph]:
     # Also what is a picture by its name and cannot be read (raw formats, pipes, dead links): it becomes a failure.
     suffixes = IMAGE_SUFFIXES | OTHER_SUFFIXES
-    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    denied: list[OSError] = []
+    walked = [(Path(place), names) for place, _, names in os.walk(folder, onerror=denied.append)]
+    files = sorted(place / name for place, names in walked for name in names)
     shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     visible = [path for path in shown if path.suffix.lower() in suffixes]
     _warn_of_others(folder, [path for path in shown if path.suffix.lower() not in suffixes])
+    visible += [Path(error.filename) for error in denied]
     if not visible:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ConfigError(Finding(str(folder), f"there are no photographs ({kinds})", "Name another folder."))

@@ -25,6 +25,7 @@ def changed(checkpoint, target, **card) -> Path:
     """Copies a checkpoint with other entries in what it says of its data."""
     content = torch.load(checkpoint, weights_only=True)
     content[KEY]["card"] |= card
+    content[KEY]["class_names"] = list(content[KEY]["card"]["class_names"])
     target.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, target)
     return target

@@ -189,6 +189,12 @@ def test_no_bit_of_the_weights_changes_unnoticed(tiny_run):
     read_checkpoint(path)
 
 
+def test_a_grey_network_is_written_and_read(fit, tmp_path):
+    """Its mean is one number that was spread over one channel: a tensor of stride 0."""
+    assert fit("--data.in_chans=1", "--model.backbone.in_chans=1") == 0
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
+
+
 def test_weights_that_were_exchanged_are_noticed(fit, tmp_path):
     assert fit() == 0
     path = tmp_path / "run" / "checkpoints" / "best.ckpt"

@@ -196,7 +196,7 @@ def _read_folder(folder: Path, require_labels: bool) -> Source:
         if child.is_dir():
             found, strange = _images_below(child)
             others += [f"{child.name}/{name}" for name in strange]
-            images += [f"{child.name}/{image}" for image in found]
+            images += [(Path(child.name) / image).as_posix() for image in found]
             labels += [child.name] * len(found)
             empty += [] if found else [child.name]
         elif child.suffix.lower() in IMAGE_SUFFIXES:
@@ -224,11 +224,15 @@ def _read_folder(folder: Path, require_labels: bool) -> Source:
 
 
 def _images_below(folder: Path) -> tuple[list[str], list[str]]:
-    """Lists photographs in a folder and its folders, and other files, sorted; links are followed, never in a circle."""
+    """Lists photographs in a folder and its folders, and other files, sorted; links are followed, never in a circle.
+
+    Folders that may not be listed stand among the photographs: they become findings.
+    """
+    denied: list[OSError] = []
     found: list[str] = []
     others: list[str] = []
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=denied.append, followlinks=True):
         real = os.path.realpath(place)
         folders[:] = [name for name in folders if not name.startswith(".")] if real not in seen else []
         if real in seen:
@@ -238,4 +242,5 @@ def _images_below(folder: Path) -> tuple[list[str], list[str]]:
         for name in (name for name in files if not name.startswith(".")):
             kind = found if Path(name).suffix.lower() in IMAGE_SUFFIXES else others
             kind.append((below / name).as_posix())
+    found += [Path(error.filename).relative_to(folder).as_posix() for error in denied]
     return sorted(found), sorted(others)
