@@ -212,7 +212,7 @@ def test_a_part_may_be_left_out():
         ({"ratios": (0.8, -0.1, 0.3)}, "ratios"),
         ({"ratios": (0.8, float("nan"), 0.1)}, "ratios"),
         ({"ratios": (0.8, 0.2)}, "ratios"),
-        ({"index": -1}, "split_index"),
+        ({"index": -1}, "split.index"),
         ({"group_by": "hospital"}, "group_by"),
         ({"group_by": "patient"}, "there is no patient_id to group by"),
     ],
