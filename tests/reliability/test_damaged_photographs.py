@@ -1,10 +1,12 @@
 """Photographs damaged inside: what a strict reader can see is refused, and what is whole is not."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from kd_convnext.data.manifest.images import read_image, read_thumbnail
+from kd_convnext.data.manifest.images import read_image, read_size, read_thumbnail
 from kd_convnext.errors import ManifestError
 
 
@@ -22,6 +24,33 @@ def picture(seed=0, flat=0, size=(120, 160)):
 def saved(path, seed=0, flat=0, **options):
     picture(seed, flat).save(path, **{"quality": 90, **options})
     return path.read_bytes()
+
+
+def tiff(path, width, height, rows, compression=1):
+    """Writes a grey TIFF of one strip that has fewer rows than its header promises."""
+    tags = {256: width, 257: height, 258: 8, 259: compression, 262: 1, 273: 0, 277: 1, 278: rows, 279: width * rows}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    path.write_bytes(head + b"\x07" * (width * rows))
+    return path
+
+
+def test_strips_that_are_missing_are_refused_and_not_black(tmp_path):
+    whole = read_image(tiff(tmp_path / "a.tif", 100, 80, 80))
+    assert whole.shape == (80, 100, 3) and whole.all()
+    for reader in (read_image, lambda path: read_thumbnail(path, (8, 8))):
+        with pytest.raises(ManifestError, match="parts of the picture are missing"):
+            reader(tiff(tmp_path / "a.tif", 100, 80, 79))
+
+
+@pytest.mark.parametrize("size", [(1, 134_228_553), (134_228_553, 1)])
+def test_a_line_of_pixels_as_long_as_megapixels_is_refused_unread(size, tmp_path):
+    """Of its 143 bytes a decoder would make gigabytes."""
+    for reader in (read_size, read_image, lambda path: read_thumbnail(path, (8, 8))):
+        with pytest.raises(ManifestError, match="a side of 134228553 pixels"):
+            reader(tiff(tmp_path / "a.tif", *size, 0))
+    assert read_size(tiff(tmp_path / "b.tif", 1, 20_000, 20_000)) == (1, 20_000)
 
 
 @pytest.mark.parametrize("seed", range(8))

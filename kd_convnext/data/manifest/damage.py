@@ -1,4 +1,4 @@
-"""Finds damage inside JPEG files that decoders pass over: a lost end, and pictures that were cut and closed again.
+"""Finds damage inside files that decoders pass over: JPEGs without an end or cut and closed again, TIFFs without parts.
 
 A decoder fills what is missing with grey, or with whatever zeros happen to mean, and says nothing. What cannot be seen
 here: other pixels in an uncompressed file (BMP, TIFF), a changed byte in the compressed data that still decodes, a
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 _END = b"\xff\xd9"
 _SCAN = b"\xff\xda"
@@ -20,6 +21,21 @@ _BLOCK = 16
 """Pixels of the largest unit of JPEG's compression."""
 
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+
+
+def require_parts(image: TiffImageFile) -> None:
+    """Refuses a TIFF whose strips or tiles do not cover the picture: a decoder leaves the rest black.
+
+    Args:
+        image: The opened file, not decoded.
+
+    Raises:
+        OSError: Some are missing.
+    """
+    width, height = image.size
+    places = {(*place,) for _, place, *_ in image.tile if place is not None}  # one for all colours
+    if sum((right - left) * (low - top) for left, top, right, low in places) < width * height:
+        raise OSError("parts of the picture are missing")
 
 
 def require_end(path: Path) -> None:

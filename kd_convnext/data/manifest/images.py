@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from kd_convnext.data.manifest.damage import require_end, require_not_cut
+from kd_convnext.data.manifest.damage import require_end, require_not_cut, require_parts
 from kd_convnext.data.manifest.formats import missing_extra, open_photograph
 from kd_convnext.errors import Finding, ManifestError
 
 MAX_PIXELS = 200_000_000
 """Photographs with more pixels are refused: 200 MP are 600 MB in memory."""
+
+_LONGEST_SIDE = 1 << 18
+"""Pixels; a decoder keeps an address for each row, in gigabytes where a picture is one pixel wide."""
 
 _EIGHT_BITS, _TWELVE_BITS = 255, 4095
 _JPEG = ("JPEG", "MPO")
@@ -51,10 +54,9 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     path = Path(path)
     with _naming(path), _pixel_limit(), open_photograph(path) as image:
         _refuse_too_large(image.size)
-        if image.format in _JPEG:
-            require_end(path)
-            if image.format == "JPEG":
-                require_not_cut(path, image)
+        _refuse_lost_parts(path, image)
+        if image.format == "JPEG":
+            require_not_cut(path, image)
         ImageOps.exif_transpose(image, in_place=True)
         return _as_rgb(image)
 
@@ -100,8 +102,7 @@ def read_thumbnail(path: str | Path, *sizes: tuple[int, int]) -> list[NDArray[np
     path = Path(path)
     with _naming(path), _pixel_limit(), open_photograph(path) as image:
         _refuse_too_large(image.size)
-        if image.format in _JPEG:
-            require_end(path)
+        _refuse_lost_parts(path, image)
         image.draft("RGB", (4 * max(size[0] for size in sizes), 4 * max(size[1] for size in sizes)))
         ImageOps.exif_transpose(image, in_place=True)
         grey = image.convert("L") if image.mode in ("RGB", "L") else Image.fromarray(_as_rgb(image)).convert("L")
@@ -164,7 +165,16 @@ def _late_png_orientation(path: Path) -> int:
     raise OSError("the file is truncated")
 
 
+def _refuse_lost_parts(path: Path, image: Image.Image) -> None:
+    if image.format in _JPEG:
+        require_end(path)
+    if isinstance(image, TiffImageFile):
+        require_parts(image)
+
+
 def _refuse_too_large(size: tuple[int, int]) -> None:
+    if max(size) > _LONGEST_SIDE:
+        raise ValueError(f"a side of {max(size)} pixels is more than {_LONGEST_SIDE}")
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"{size[0]} x {size[1]} pixels are more than {MAX_PIXELS // 10**6} megapixels")
 
