@@ -300,5 +300,8 @@ def test_null_starts_a_network_of_a_file_from_nothing(at, tiny_manifest, tiny_ca
     assert main([*words, "--model.backbone.weights", "null"]) == 0, capsys.readouterr().err
     backbone = yaml.safe_load((at / "run" / "config.yaml").read_text())["model"]["init_args"]["backbone"]
     assert backbone["weights"] is None and backbone["name"] == "convnext_tiny"
-    assert main([*words, "--model.backbone.wrong", "null"]) == 2
-    assert "--model.backbone.wrong" in capsys.readouterr().err
+    capsys.readouterr()
+    for option, more in (("backbone.wrong", []), ("optim.lr", []), ("backbone.weights", ["--print_config"])):
+        assert main([*words, f"--model.{option}", "null", *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and option.split(".")[-1] in error

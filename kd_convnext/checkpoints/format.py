@@ -74,8 +74,8 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path", *, may_be_e
     if version > FORMAT_VERSION:
         what = f"{path} has format {version}, this version reads up to {FORMAT_VERSION}"
         raise CheckpointError(Finding(argument, what, "Update kd-convnext."))
-    _require_whole(file, checkpoint, argument, may_be_edited=may_be_edited)
     try:
+        _require_whole(file, checkpoint, argument, may_be_edited=may_be_edited)
         checkpoint = upgraded({"hyper_parameters": {}, **checkpoint})
         _require_entries(checkpoint)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -174,6 +174,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))  # their own order changes from process to process
     if isinstance(value, Tensor):
         return weights_sha256({"": value})
     return value if isinstance(value, str | int | float | None) else repr(value)

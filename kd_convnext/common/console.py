@@ -79,7 +79,9 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-_WHOLE = re.compile(r"""\"[^"]*"|kd-convnext \w+(?: [^\s-]*/\S*| --\w\S*(?: (?:'[^']*'|[^\s-]\S*))?)*""")
+_WHOLE = re.compile(
+    r"""\"[^"]*"|(?<!\w)'[^']*'(?!\w)|kd-convnext \w+(?: [^\s-]*/\S*| --\w\S*(?: (?:'[^']*'|[^\s-]\S*))?)*"""
+)
 """What is copied out of a message, so that no line may break in it: a quoted value, a command with its options."""
 
 
@@ -91,8 +93,8 @@ def fitted(text: str, stream: TextIO) -> str:
         stream: Where it will be written.
 
     Returns:
-        The lines, what is wrapped indented below its beginning; paths, quoted values, commands and rows of tables stay
-        whole.
+        The lines, what is wrapped indented below its beginning; paths without blanks, quoted values, commands and rows
+        of tables stay whole.
     """
     return "\n".join(map(_wrapped, text.split("\n"))) if stream.isatty() else text
 

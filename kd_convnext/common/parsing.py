@@ -218,7 +218,7 @@ def exit_code(run: Callable[[], int], words: Sequence[str]) -> int:
         complain("error: told to stop (SIGTERM): what is finished stays; give the command again")
         return error.exit_code
     except KeyboardInterrupt as error:
-        how = "go on with --resume true" if words[:1] == ["paper"] else "give the command again"
+        how = "go on with --resume true" if words[:1] in (["paper"], ["demo"]) else "give the command again"
         complain(f"interrupted: {str(error) or f'what is finished stays; {how}'}")
         return 130
 

@@ -151,17 +151,22 @@ def without_nested_nulls(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Returns:
         The words without them, and the options that are to be null: ``model.student.weights``.
+
+    Raises:
+        ConfigError: A configuration is to be printed, which happens before they are set.
     """
     kept, nulls = list[str | None](words), list[str]()
     for position, word in enumerate(words):
         option, equals, value = word.partition("=")
         name = option.removeprefix("--").replace(".init_args.", ".")
-        if not option.startswith("--model.") or name.count(".") < 2:
+        if not option.startswith("--model."):
             continue
-        nulls = [earlier for earlier in nulls if earlier != name]  # the last word holds
-        if (value if equals else (*words, "", "")[position + 1]) in _NULL:
+        nulls = [earlier for earlier in nulls if not f"{earlier}.".startswith(f"{name}.")]  # the last word holds
+        if name.count(".") > 1 and (value if equals else (*words, "", "")[position + 1]) in _NULL:
             nulls.append(name)
             kept[position : position + (1 if equals else 2)] = [None] * (1 if equals else 2)
+    if nulls and any(word.startswith("--print_config") for word in words):
+        raise ConfigError(Finding(f"--{nulls[0]}", "null cannot be printed", "Write it into the printed file."))
     return [word for word in kept if word is not None], nulls
 
 

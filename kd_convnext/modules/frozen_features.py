@@ -235,7 +235,10 @@ def _by_crop(heads: Sequence[Head | None], data: SpecimenDataModule) -> dict[str
     if isinstance(part, MixedDataset) and data.unlabelled is not None:
         ids = row_hashes(data.manifest.table, part.rows).tolist()
         without = {
-            value: head for values, head in zip(ids, heads, strict=True) for value in values if value != NO_GROUP
+            value: head
+            for values, head in zip(ids, heads, strict=True)
+            for value in values
+            if value != NO_GROUP and head is not None
         }
         others = part.unlabelled
         ids = row_hashes(data.unlabelled.manifest.table, others.rows).tolist()

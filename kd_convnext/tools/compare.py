@@ -175,10 +175,11 @@ def _finding(folder: Path) -> Finding | None:
     if not is_utf8(folder.resolve()):
         return Finding(str(folder), "its name is not in UTF-8", "Rename it: tables and figures name it.")
     if (folder / "cells").is_dir():
-        remedy = f"kd-convnext paper --config {folder / 'experiment.yaml'} --out {folder} --collect true reports on it."
+        again = command_line(["paper"], config=folder / "experiment.yaml", out=folder, collect="true")
+        remedy = f"{again} reports on it."
         return Finding(str(folder), "is an experiment, not a run", remedy)
     if not run.predictions.exists() and not (folder / CELL_FILE).exists():
-        remedy = f"kd-convnext test --config {run.config} --ckpt_path {run.best}"
+        remedy = command_line(["test"], config=run.config, ckpt_path=run.best)
         return Finding(str(folder), f"has no {run.predictions.name}: it is no tested run", f"Test it: {remedy}")
     return None
 

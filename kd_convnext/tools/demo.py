@@ -18,7 +18,7 @@ import yaml
 
 from kd_convnext.common.files import write_text
 from kd_convnext.common.parsing import require_at_least
-from kd_convnext.common.process import quiet_libraries
+from kd_convnext.common.process import quiet_libraries, stopping_cleanly
 from kd_convnext.common.reading import read_yaml
 from kd_convnext.errors import ConfigError, Finding, Terminated
 from kd_convnext.runs.folder import RunFolder, require_empty
@@ -66,13 +66,15 @@ def demo(
     sets = _begin(folder, config, overwrite=overwrite, resume=resume)
     print(f"{sum(counts.values())} labelled lesions of five classes to train on (1 to {_imbalance(counts)}), in {out}")
     if not resume or not sets.unlabelled.is_file():
-        sets = draw_sets(folder.path / "specimens", counts, seed)
+        with stopping_cleanly():  # fits answer to SIGTERM themselves
+            sets = draw_sets(folder.path / "specimens", counts, seed)
     quiet_libraries()
     fits = DemoFits(folder.path, sets, settings)
     with _stopped_in_words(folder):
         for number in range(seeds):
             _fit_all(fits, number, resume=resume)
-    table = _summarise(fits, seeds)
+    with stopping_cleanly():
+        table = _summarise(fits, seeds)
     table.show()
     _say_next(fits, out, start)
     return folder.path

@@ -110,7 +110,8 @@ def paper(
         sweep=sweep,
         overlays=tuple(overlays or ()),
     )
-    cells = _planned(grid, choice, permitted=resume or collect or dry_run, crops=not collect and launcher != "slurm")
+    permitted, crops = resume or collect or dry_run, not collect and launcher != "slurm"
+    cells = _planned(grid, choice, permitted=permitted, crops=crops, alone=cell)
     if dry_run:
         return _estimate(cells, choice.out, workers if launcher == "ray" else 1)
     place = Workplace(choice.out, isolate, group=choice.out.name)
@@ -133,7 +134,7 @@ def _given(**options: str | None) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _planned(grid: Grid, choice: Choice, *, permitted: bool, crops: bool) -> list[Cell]:
+def _planned(grid: Grid, choice: Choice, *, permitted: bool, crops: bool, alone: int | None) -> list[Cell]:
     """Plans the cells, and checks folders and start weights before anything is measured or run.
 
     Args:
@@ -142,6 +143,7 @@ def _planned(grid: Grid, choice: Choice, *, permitted: bool, crops: bool) -> lis
         permitted: Whether the experiment's folder may hold something.
         crops: Whether crops are made on this machine; else their folder may be read-only, or on others alone, as files
             of weights may.
+        alone: The one cell that is to run here; None for all.
 
     Raises:
         ConfigError: A folder cannot be used, or weights are not there: all findings.
@@ -151,7 +153,8 @@ def _planned(grid: Grid, choice: Choice, *, permitted: bool, crops: bool) -> lis
     checks: list[Callable[[], None]] = [lambda: require_empty(choice.out, permitted=permitted, option="--resume true")]
     if crops:
         checks.append(lambda: require_writable(Path(cache).expanduser() if cache else default_cache_dir()))
-        checks.append(lambda: require_start_weights([cell for cell in cells if finished(cell, choice.out) is None]))
+        wanted = [cell for place, cell in enumerate(cells) if alone in (None, place)]
+        checks.append(lambda: require_start_weights([cell for cell in wanted if finished(cell, choice.out) is None]))
     findings: list[Finding] = []
     for check in checks:
         try:

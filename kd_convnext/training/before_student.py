@@ -23,10 +23,7 @@ TEACHER = "teacher"
 ENDED = "ended"
 """A file that says of this run that it has ended by itself."""
 
-ALONE: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-"""Options of a trainer that keep a fit in this process."""
-
-_PLACES = {"cache_dir", "on_error"}
+_PLACES = {"cache_dir", "on_error", "allow_leak"}
 """Options of the data that decide nothing of a teacher that could be trained."""
 
 _OWN = {"image_size", "batch_size", "augment", "loader", "unlabelled", "unlabelled_columns", "predict_part"}
@@ -34,6 +31,20 @@ _OWN = {"image_size", "batch_size", "augment", "loader", "unlabelled", "unlabell
 
 Train = Callable[[Sequence[str]], int]
 """Runs ``fit`` from its words."""
+
+
+def on_one_device(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a student's trainer that hold for its teacher, which trains in this process.
+
+    Processes that were started for more devices would run the student's command line, not the teacher's.
+
+    Args:
+        trainer: Options of the student's trainer.
+    """
+    devices = trainer["devices"]
+    alone = {"devices": devices[:1] if isinstance(devices, list) else 1, "num_nodes": 1, "strategy": "auto"}
+    asked = {option: trainer[option] for option in ("accelerator", "precision")}
+    return alone | {option: value for option, value in asked.items() if value not in (None, "auto")}
 
 
 def trained_teacher(
@@ -59,10 +70,10 @@ def trained_teacher(
     own = RunFolder(run.path / TEACHER)
     ended = own.path / ENDED
     shared = {name: value for name, value in data.items() if name not in _OWN}
-    made_by = _hash(config, shared, trainer)
+    made_by, stamp = _hash(config, shared), run.path / f"{TEACHER}_options.sha256"
+    if (own.last.is_file() or ended.is_file()) and stamp.is_file() and not run.last.is_file():
+        _refuse_other(own, stamp.read_text(encoding="utf-8"), made_by)
     if own.best.is_file() and ended.is_file():
-        if not run.last.is_file():
-            _refuse_other(own, ended.read_text(encoding="utf-8"), made_by)
         return own.best
     if data["unlabelled"] is not None:
         _refuse_judged(data)
@@ -71,6 +82,7 @@ def trained_teacher(
     # JSON is YAML; the plain values of a parsed configuration have no other types.
     overlay = run.path / f"{TEACHER}_options.yaml"
     atomic_write(overlay, lambda file: file.write(json.dumps(options, indent=2).encode()))
+    atomic_write(stamp, lambda file: file.write(made_by.encode()))
     print(f"The teacher first, by {config}:", flush=True)
     words = ["fit", "--config", config, "--config", str(overlay)]
     if own.last.is_file():
@@ -80,22 +92,28 @@ def trained_teacher(
     with _environment_kept():
         train([*words, "--trainer.default_root_dir", str(own.path), "--header.next_steps", "false"])
     # An interrupted fit leaves a best.ckpt too, of the epochs so far.
-    atomic_write(ended, lambda file: file.write(made_by.encode()))
+    atomic_write(ended, lambda file: file.write(b""))
     return own.best
 
 
-def _hash(config: str, data: Mapping[str, Any], trainer: Mapping[str, Any]) -> str:
+def _hash(config: str, data: Mapping[str, Any]) -> str:
     """Hashes what decides a teacher: its configuration, and options of the student's that hold for it."""
     decides = {name: value for name, value in data.items() if name not in _PLACES}
-    if Path(data["manifest"]).is_file():  # a folder that has moved with its photographs is the same
-        decides["manifest"] = hashlib.sha256(read_bytes(data["manifest"])).hexdigest()
-    text = json.dumps([decides, dict(trainer)], sort_keys=True, default=str)
-    return hashlib.sha256(read_bytes(Path(config)) + text.encode()).hexdigest()
+    manifest = Path(data["manifest"]).expanduser()
+    # A file that has moved with its photographs is the same.
+    decides["manifest"] = hashlib.sha256(read_bytes(manifest)).hexdigest() if manifest.is_file() else manifest.resolve()
+    text = json.dumps(decides, sort_keys=True, default=str)
+    try:
+        content = read_bytes(Path(config).expanduser())
+    except OSError as error:
+        what = f"{config} cannot be read ({error.strerror})"
+        raise ConfigError(Finding("--teacher_config", what, "Name a configuration of fit for the teacher.")) from error
+    return hashlib.sha256(content + text.encode()).hexdigest()
 
 
 def _refuse_other(own: RunFolder, made_by: str, wanted: str) -> None:
-    """Refuses a teacher of another configuration; earlier versions did not say by which theirs was made."""
-    if made_by and made_by != wanted:
+    """Refuses a teacher that was made, or is being made, by another configuration."""
+    if made_by != wanted:
         what = "was trained by other options or on other photographs than this student asks for"
         remedy = "Give the student a folder of its own (--trainer.default_root_dir), or delete this one."
         raise ConfigError(Finding(str(own.path), what, remedy))

@@ -30,7 +30,7 @@ from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder, require_writable
 from kd_convnext.training.before_crops import refuse_misfits
-from kd_convnext.training.before_student import ALONE, TEACHER, trained_teacher
+from kd_convnext.training.before_student import TEACHER, on_one_device, trained_teacher
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.config_record import ConfigRecord
@@ -177,8 +177,10 @@ class TrainingCLI(LightningCLI):
         args, nulls = without_nested_nulls(args)
         with parsing(args[0], self._parser(args[0])._option_string_actions):
             super().parse_arguments(parser, args)
-        for option in nulls:
-            set_null(self.config[self.config.subcommand], option)
+            for option in nulls:
+                set_null(self.config[self.config.subcommand], option)
+            if nulls:
+                parser.validate(self.config)  # some options must have a value
         require_possible(self.config.subcommand, self.config[self.config.subcommand].as_dict())
 
     def _parse_ckpt_path(self) -> None:
@@ -250,10 +252,7 @@ class TrainingCLI(LightningCLI):
             remedy = "Leave it out, or give --model DistillModule."
             raise ConfigError(Finding("--teacher_config", "this model learns from no teacher", remedy))
         if is_first_process():
-            asked = {option: config.trainer[option] for option in ("accelerator", "precision")}
-            # On one device: processes started for more would run the student's command line, not the teacher's.
-            trainer = ALONE | {option: value for option, value in asked.items() if value not in (None, "auto")}
-            teacher = with_shipped_files([config.teacher_config])[0]
+            teacher, trainer = with_shipped_files([config.teacher_config])[0], on_one_device(config.trainer)
             path = trained_teacher(teacher, self.folder, config.data.as_dict(), trainer, run_training)
         else:
             # Started by the first process, which has trained it.

@@ -37,8 +37,8 @@ class DataWaitBar(TQDMProgressBar):
 
     @property
     def is_enabled(self) -> bool:
-        """Returns whether bars are drawn: on a terminal alone, a file would get each of their states."""
-        return super().is_enabled and sys.stdout.isatty()
+        """Returns whether bars are drawn: on a terminal or in a notebook, a file would get each of their states."""
+        return super().is_enabled and (sys.stdout.isatty() or "ipykernel" in sys.modules)
 
     def on_train_start(self, *args: Any) -> None:
         """Starts the clock of the whole fit, after the sanity check."""

@@ -1,5 +1,6 @@
 """Messages on a terminal and in a file, by commands in processes of their own."""
 
+import io
 import os
 import pty
 import subprocess
@@ -7,6 +8,8 @@ import sys
 
 import pytest
 from helpers.paths import CONFIGS, REPOSITORY
+
+from kd_convnext.common.console import fitted
 
 
 def printed(words, terminal, folder, columns=60, module="kd_convnext.cli"):
@@ -47,6 +50,18 @@ def test_a_terminal_gets_lines_of_its_width_and_a_file_whole_ones(folder, name):
 def test_what_is_copied_out_of_a_message_stays_whole(folder):
     shown = printed(["prepare", "named.csv", "--dry_run"], True, folder, columns=40)
     assert any('"image=file name,label=class label"' in line for line in shown)
+
+
+def test_a_value_in_single_quotes_stays_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    name = "'convnext with a very long name of two parts and more than a line'"
+    told = fitted(f"there is no method {name}, the methods are convnext and swin", Terminal())
+    assert any(name in line for line in told.split("\n")) and "\n" in told
 
 
 def test_findings_in_a_list_are_indented_below_their_bullets(folder):

@@ -78,4 +78,5 @@ def test_null_of_a_nested_specification_is_taken_out_and_the_last_word_holds():
     ]
     kept, nulls = without_nested_nulls([*words, "--model.teacher_ckpt", "null", "--data.crops.store_size=null"])
     assert nulls == ["model.student.weights"]
+    assert without_nested_nulls(["--model.student.weights", "null", "--model.student={}"])[1] == []
     assert kept == [*words[:2], *words[5:], "--model.teacher_ckpt", "null", "--data.crops.store_size=null"]

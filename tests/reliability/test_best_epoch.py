@@ -224,6 +224,11 @@ def test_what_a_network_answers_with_cannot_be_changed_unnoticed(fit, tmp_path, 
         "what it has seen": lambda own, _: own["card"].update(seen_groups=own["card"]["seen_groups"][:1]),
         "a layer": lambda _, network: network.update(args={**network["args"], "conv_bias": False}),
     }
+    for harm in ({"hyper_parameters": ["no table"]}, {"hyper_parameters": "text"}):
+        path.write_bytes(whole)
+        torch.save(load(tmp_path / "run") | harm, path)
+        assert main(["classify", photo, f"--out={tmp_path / 'out'}", f"--ckpt_path={path}"]) == 2
+        assert (error := capsys.readouterr().err).count("\n") == 1 and str(path) in error
     for kept in (True, False):  # the hash, which checkpoints of earlier versions lack
         for name, edit in edits.items():
             path.write_bytes(whole)

@@ -59,3 +59,10 @@ def test_what_cannot_be_read_is_not_said_to_be_unwritable(folder, tmp_path):
     place = folder(tmp_path / "classes")
     done = run("prepare", place / "manifest.csv", "--dry_run")
     assert done.returncode == 2 and "cannot be read (Permission denied)" in done.stderr
+
+
+def test_a_hidden_folder_without_permission_is_passed_over(folder, tiny_run, tmp_path):
+    (tmp_path / "classes" / ".Trash-0").mkdir(parents=True, exist_ok=True)
+    classes = folder(tmp_path / "classes" / ".Trash-0")
+    done = run("classify", classes, "--ckpt_path", tiny_run, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr

@@ -196,14 +196,17 @@ def test_a_terminal_that_lacks_a_letter(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dry", [["--dry_run"], []])
 @pytest.mark.parametrize("kind", ["a file", "below a file", "a dead link"])
-def test_an_experiment_whose_crops_have_no_place(kind, dry, commands, tmp_path, capsys):
+def test_an_experiment_whose_crops_have_no_place(kind, dry, commands, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("KD_CONVNEXT_CACHE", str(tmp_path / "own"))
+    (tmp_path / "own" / "weights").mkdir(parents=True)
+    (tmp_path / "own" / "weights" / "best.ckpt").touch()  # the start weights that the grid names
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     place = {"a file": "file", "below a file": "file/cache", "a dead link": "link"}[kind]
     words = [*commands["paper"], *dry, f"--cache_dir={tmp_path / place}", f"--out={tmp_path / 'file' / 'out'}"]
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert " problems found" in said and f"{tmp_path / place}: " in said and f"{tmp_path / 'file' / 'out'}: " in said
+    assert "2 problems found" in said and f"{tmp_path / place}: " in said and f"{tmp_path / 'file' / 'out'}: " in said
     assert ("is a link that leads nowhere" in said) == (kind == "a dead link")
 
 

@@ -85,6 +85,11 @@ def test_a_teacher_of_other_options_teaches_no_student_that_has_not_begun(words,
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(changed))
     assert main(words) == 2
     assert "run/teacher" in (error := capsys.readouterr().err) and "was trained by other options" in error
+    (tmp_path / "run/teacher/ended").unlink()  # as where the teacher was interrupted
+    assert main(words) == 2 and "was trained by other options" in capsys.readouterr().err
+    assert main([*words, "--teacher_config=gone.yaml"]) == 2
+    assert "gone.yaml cannot be read (No such file or directory)" in capsys.readouterr().err
+    (tmp_path / "run/teacher/ended").touch()
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
     assert main(words) == 0 and "The teacher first" not in capsys.readouterr().out
 

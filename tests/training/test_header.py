@@ -173,18 +173,20 @@ def test_a_fit_of_two_steps_has_no_estimate(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_bar_shows_the_wait_for_data_and_what_is_left(tmp_path, capsys):
+def test_bar_shows_the_wait_for_data_and_what_is_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     fit(tmp_path, [DataWaitBar(refresh_rate=1)], Model(pause=0.03), max_epochs=1, enable_checkpointing=False)
     shares = [int(share) for share in re.findall(r"data_wait=(\d+)%", capsys.readouterr().out)]
     assert shares and shares[-1] > 50
 
 
-def test_bar_of_fast_data_shows_little_wait(tmp_path, capsys):
+def test_bar_of_fast_data_shows_little_wait(tmp_path, capsys, monkeypatch):
     class SlowStep(Model):
         def training_step(self, batch, batch_idx):
             time.sleep(0.03)
             return super().training_step(batch, batch_idx)
 
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     fit(tmp_path, [DataWaitBar(refresh_rate=1)], SlowStep(), max_epochs=1, enable_checkpointing=False)
     out = capsys.readouterr().out
     shares = [int(share) for share in re.findall(r"data_wait=(\d+)%", out)]

@@ -19,7 +19,8 @@ def require_start_weights(cells: Sequence[Cell]) -> None:
     """
     missing: dict[tuple[str, str], None] = {}
     for cell in cells:
-        for network in cell.config["model"].get("init_args", {}).values():
+        options = cell.config["model"].get("init_args", {})
+        for network in (options.get("backbone"), options.get("student")):
             file = network.get("weights") if isinstance(network, dict) else None
             if isinstance(file, str) and not _found(file):
                 missing[cell.method, file] = None

@@ -144,7 +144,9 @@ class _Measure:
         judging = (epochs * math.ceil(self.counts.val / batch) + math.ceil(self.counts.test / batch)) * found["batch"]
         answers = 0.0
         if cell.teacher is not None:
-            answers = _views_asked(cell) * batches * self.found[cell.teacher.method]["batch"]
+            asked = _views_asked(cell) * self.counts.train
+            size = int(cell.teacher.config["data"].get("batch_size", 32))
+            answers = math.ceil(asked / size) * self.found[cell.teacher.method]["batch"]
         seconds = found["start"] + answers + training + judging
         return Cost(seconds, int(found["memory"]), int(found["gpu_memory"]), "timed steps")
 
@@ -229,4 +231,8 @@ def _views_asked(cell: Cell) -> int:
     cache = cell.config["model"]["init_args"].get("teacher_cache")
     if cache == "still":
         return 1
-    return int(ungrouped(cell.config["data"]).get("views") or 0) if cache else 0
+    data = ungrouped(cell.config["data"])
+    views = int(data.get("views") or 0) if cache else 0
+    # One view an epoch, in turn, as `limited_views` lists them.
+    epochs = int(cell.config["trainer"].get("max_epochs") or views)
+    return min(views, epochs) if data.get("sampling", "natural") == "natural" else views
