@@ -110,8 +110,7 @@ def paper(
         sweep=sweep,
         overlays=tuple(overlays or ()),
     )
-    permitted, crops = resume or collect or dry_run, not collect and launcher != "slurm"
-    cells = _planned(grid, choice, permitted=permitted, crops=crops, alone=cell)
+    cells = _planned(grid, choice, cell, kept=resume or collect or dry_run, crops=not collect and launcher != "slurm")
     if dry_run:
         return _estimate(cells, choice.out, workers if launcher == "ray" else 1)
     place = Workplace(choice.out, isolate, group=choice.out.name)
@@ -134,23 +133,23 @@ def _given(**options: str | None) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _planned(grid: Grid, choice: Choice, *, permitted: bool, crops: bool, alone: int | None) -> list[Cell]:
+def _planned(grid: Grid, choice: Choice, alone: int | None, *, kept: bool, crops: bool) -> list[Cell]:
     """Plans the cells, and checks folders and start weights before anything is measured or run.
 
     Args:
         grid: Methods and settings.
         choice: Which cells, on which data.
-        permitted: Whether the experiment's folder may hold something.
+        alone: The one cell that is to run here; None for all.
+        kept: Whether the experiment's folder may hold something.
         crops: Whether crops are made on this machine; else their folder may be read-only, or on others alone, as files
             of weights may.
-        alone: The one cell that is to run here; None for all.
 
     Raises:
         ConfigError: A folder cannot be used, or weights are not there: all findings.
     """
     cells = plan_cells(grid, choice)
     cache = cells[0].config["data"].get("cache_dir")
-    checks: list[Callable[[], None]] = [lambda: require_empty(choice.out, permitted=permitted, option="--resume true")]
+    checks: list[Callable[[], None]] = [lambda: require_empty(choice.out, permitted=kept, option="--resume true")]
     if crops:
         checks.append(lambda: require_writable(Path(cache).expanduser() if cache else default_cache_dir()))
         wanted = [cell for place, cell in enumerate(cells) if alone in (None, place)]

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from kd_convnext.data.crops.cache.cache import CropCache
@@ -218,6 +219,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         rows = self.split.rows(part)
         return self.crops.made(rows) if hasattr(self, "crops") else rows
 
+    @isolate_rng()  # what a network that enlarges crops draws is not drawn where they are made already
     def setup(self, stage: str) -> None:
         """Makes the missing crops of the parts that a stage needs, and its datasets.
 
