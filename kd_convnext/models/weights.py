@@ -5,7 +5,6 @@ import pickle
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, get_session
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from kd_convnext.common.files import mistaken_for_weights
 from kd_convnext.common.reading import tensors_of
-from kd_convnext.data.crops.upscaling.weights import weights_dir
+from kd_convnext.data.crops.upscaling.weights import start_file, weights_dir
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 
 OWN_PREFIXES = ("student.network.", "backbone.network.")
@@ -107,9 +106,7 @@ def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
 
 
 def _read(file: str, hub_id: str | None = None) -> dict[str, Tensor]:
-    path = Path(file).expanduser()
-    if not path.is_file():
-        path = weights_dir() / path.name
+    path = start_file(file)
     if not path.is_file():
         source = f" (the file of {hub_id} on the Hugging Face hub)" if hub_id else ""
         remedy = f"Check the path given as backbone.weights, or put the file{source} into {weights_dir()}."

@@ -196,11 +196,10 @@ def _device(asked: str) -> str:
 
 def _linear_teachers_weights() -> str | None:
     """Finds the start weights that the linear teacher's configuration names: where it says, or in the cache."""
-    from kd_convnext.data.crops.upscaling.weights import weights_dir
+    from kd_convnext.data.crops.upscaling.weights import start_file
 
-    named = Path(_shipped(LINEAR_TEACHER)["model"]["init_args"]["backbone"]["weights"])
-    places = (named, weights_dir() / named.name)
-    return next((str(place) for place in places if place.is_file()), None)
+    place = start_file(_shipped(LINEAR_TEACHER)["model"]["init_args"]["backbone"]["weights"])
+    return str(place) if place.is_file() else None
 
 
 def _refuse_existing(paths: list[Path], overwrite: bool) -> None:

@@ -1,9 +1,8 @@
 """Finds files of start weights that are not there, before the first cell of an experiment runs."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from kd_convnext.data.crops.upscaling.weights import weights_dir
+from kd_convnext.data.crops.upscaling.weights import start_file, weights_dir
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell
 
@@ -22,7 +21,7 @@ def require_start_weights(cells: Sequence[Cell]) -> None:
         options = cell.config["model"].get("init_args", {})
         for network in (options.get("backbone"), options.get("student")):
             file = network.get("weights") if isinstance(network, dict) else None
-            if isinstance(file, str) and not _found(file):
+            if isinstance(file, str) and not start_file(file).is_file():
                 missing[cell.method, file] = None
     remedy = f"Make them first, correct the path, or put the file into {weights_dir()}."
     findings = [
@@ -30,8 +29,3 @@ def require_start_weights(cells: Sequence[Cell]) -> None:
     ]
     if findings:
         raise ConfigError(findings)
-
-
-def _found(file: str) -> bool:
-    path = Path(file).expanduser()
-    return path.is_file() or (weights_dir() / path.name).is_file()

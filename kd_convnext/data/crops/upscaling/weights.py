@@ -89,6 +89,19 @@ def weights_dir() -> Path:
     return default_cache_dir() / "weights"
 
 
+def start_file(name: str) -> Path:
+    """Finds a file of start weights: where it is named, else under its name in the folder of weights.
+
+    Args:
+        name: The file, as ``backbone.weights`` names it.
+
+    Returns:
+        Where it is, or where it may be put.
+    """
+    named = Path(name).expanduser()
+    return named if named.is_file() else weights_dir() / named.name
+
+
 def release_of(weights: str) -> Release | None:
     """Returns the official release that a value of ``sr_weights`` names, None for a path or a packaged network."""
     return RELEASES.get(weights)
