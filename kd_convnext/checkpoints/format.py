@@ -181,21 +181,27 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 
+def _changed_part(checkpoint: Mapping[str, Any]) -> str | None:
+    """Finds what is no longer as it was written, by the hashes; None where nothing is, or there are no hashes."""
+    weights, facts = (checkpoint[KEY].get(name) for name in ("weights_sha256", "facts_sha256"))
+    if weights is not None and weights != weights_sha256(checkpoint["state_dict"]):
+        return "its weights have another SHA-256 than was stored with them"
+    if facts is not None and facts != facts_sha256(checkpoint):
+        return "what it says of its classes, photographs and network has another SHA-256 than was stored with it"
+    return None
+
+
 def _require_whole(file: Path, checkpoint: Mapping[str, Any], argument: str, *, may_be_edited: bool) -> None:
     """Refuses weights that are not those that were written, and weights that cannot answer."""
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping):
         raise CheckpointError(Finding(argument, f"{file} holds no weights", "Give the best.ckpt of a run folder."))
     damaged = _damaged_part(file)
-    own = checkpoint[KEY]
-    weights, facts = own.get("weights_sha256"), own.get("facts_sha256")
-    if damaged is None and weights is not None and weights != weights_sha256(state):
-        damaged = "its weights have another SHA-256 than was stored with them"
-    elif damaged is None and facts is not None and facts != facts_sha256(checkpoint):
-        damaged = "what it says of its classes, photographs and network has another SHA-256 than was stored with it"
-    if damaged is not None and "SHA-256" in damaged and may_be_edited:
-        warnings.warn(f"{file} was changed: {damaged}", stacklevel=2)
-        damaged = None
+    changed = None if damaged is not None else _changed_part(checkpoint)
+    if changed is not None and may_be_edited:
+        warnings.warn(f"{file} was changed: {changed}", stacklevel=2)
+        changed = None
+    damaged = damaged or changed
     if damaged is not None:
         what = f"{file} is damaged ({damaged})"
         raise CheckpointError(Finding(argument, what, "Copy it again from where it was written, or train again."))
