@@ -160,20 +160,18 @@ def _warn_of_others(folder: Path, others: Sequence[Path]) -> None:
         warnings.warn(f"{folder}: {named}{more} {what}; name a file itself to have it read", stacklevel=4)
 
 
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
 def _folder(folder: Path) -> list[Photograph]:
     # Also what is a picture by its name and cannot be read (raw formats, pipes, dead links): it becomes a failure.
     suffixes = IMAGE_SUFFIXES | OTHER_SUFFIXES
     denied: list[OSError] = []
-    walked = [(Path(place), names) for place, _, names in os.walk(folder, onerror=denied.append)]
-    files = sorted(place / name for place, names in walked for name in names)
-    shown = [path for path in files if not _hidden(path, folder)]
+    shown: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=denied.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        shown += [Path(place) / name for name in names if not name.startswith(".")]
+    shown.sort()
     visible = [path for path in shown if path.suffix.lower() in suffixes]
     _warn_of_others(folder, [path for path in shown if path.suffix.lower() not in suffixes])
-    visible += [path for path in (Path(error.filename) for error in denied) if not _hidden(path, folder)]
+    visible += [Path(error.filename) for error in denied]
     if not visible:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ConfigError(Finding(str(folder), f"there are no photographs ({kinds})", "Name another folder."))
