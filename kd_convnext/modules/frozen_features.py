@@ -196,7 +196,7 @@ def headed_features(
 ) -> HeadedFeatures:
     """Computes a frozen teacher's outputs for every training crop, labelled or not, ahead of the training.
 
-    A linear head on many features knows its own training crops by heart: there its answers say little more than the
+    A linear head on many features fits its own training crops closely: there its answers say little more than the
     labels. Where ``c`` is given, labelled crops, and others of their lesions and patients, get the answers of heads
     that were fitted without these; but for those whose class has no other lesion.
 

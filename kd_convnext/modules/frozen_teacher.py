@@ -91,7 +91,7 @@ class FrozenTeacher:
         own = self.card is not None and self.card.split_hash == split_hash
         return self._linear_c if own and Needs.MAPS not in self.probe.needs else None
 
-    def answers_by_heart(self, data: SpecimenDataModule, *, stored: bool) -> Finding | None:
+    def in_sample_answers(self, data: SpecimenDataModule, *, stored: bool) -> Finding | None:
         """Finds whether a linear head answers training crops that it was fitted on: it repeats their labels there.
 
         Args:
@@ -113,7 +113,7 @@ class FrozenTeacher:
             remedies.append("let terms on maps learn from another teacher")
         if self.card.split_hash != data.split.hash:
             remedies.append("train it on this split")
-        what = f"its linear head knows {known} lesions, patients or photographs of the training part by heart"
+        what = f"its linear head was fitted on {known} lesions, patients or photographs of this training part"
         remedy = f"Its answers there are hardly more than labels; for held-out ones {' and '.join(remedies)}."
         return Finding(self.argument, what, remedy)
 

@@ -125,7 +125,7 @@ class TeachingStaff:
                 shared = data.shared_with(teacher.card, part)
                 check_leak(shared, who=who, part=part, allow=data.allow_leak, group_by=groups)
 
-    def warn_of_answers_by_heart(self, data: SpecimenDataModule, *, stored: bool) -> None:
+    def warn_of_in_sample_answers(self, data: SpecimenDataModule, *, stored: bool) -> None:
         """Names the linear teachers whose answers for training crops are little more than the labels.
 
         Args:
@@ -133,7 +133,7 @@ class TeachingStaff:
             stored: Whether outputs are computed ahead of the training.
         """
         for teacher in self.live.values():
-            if found := teacher.answers_by_heart(data, stored=stored):
+            if found := teacher.in_sample_answers(data, stored=stored):
                 warnings.warn(str(found), stacklevel=3)
 
     def store(self, data: SpecimenDataModule | None, trainer: pl.Trainer, *, still: bool) -> None:
@@ -168,7 +168,7 @@ class TeachingStaff:
         answers = {}
         for name, teacher in self.live.items():
             c = teacher.held_out_c(split)
-            # A linear head knows its own training crops by heart: views too are answered by heads without their lesion.
+            # A linear head repeats its own training crops' labels: views too are answered by heads without their lesion.
             if still or c is not None:
                 found = headed_features(teacher.backbone, data, trainer, c, teacher.looks, views=not still)
                 answers[name] = StoredTeacher(found, STILL if still else None)

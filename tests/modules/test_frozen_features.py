@@ -287,14 +287,14 @@ def soft(**more):
     ],
     ids=["live", "mixed", "maps", "another split"],
 )
-def test_answers_by_heart_are_named(fitted, tiny_manifest, tiny_cache, tmp_path, options, of_data, remedy):
+def test_in_sample_answers_are_named(fitted, tiny_manifest, tiny_cache, tmp_path, options, of_data, remedy):
     source = tiny.data(tiny_manifest, tiny_cache, **of_data)
     terms = {name: term() for name, term in options.get("objective", {}).items()}
     student = tiny.student(source, fitted[3], **{**options, "objective": soft(**terms)})
     fit = tiny.trainer(tmp_path, limit_train_batches=1, limit_val_batches=1)
-    with pytest.warns(UserWarning, match="by heart") as caught:
+    with pytest.warns(UserWarning, match="linear head was fitted on") as caught:
         fit.fit(student, datamodule=source)
-    (text,) = (str(entry.message) for entry in caught if "by heart" in str(entry.message))
+    (text,) = (str(entry.message) for entry in caught if "linear head was fitted on" in str(entry.message))
     assert text.startswith("--model.teacher_ckpt") and remedy in text and "\n" not in text
     assert torch.isfinite(fit.callback_metrics["train/loss_soft"])
 
@@ -314,9 +314,9 @@ def test_a_mixed_fit_of_a_linear_teacher_by_one_command_says_so_once(tiny_manife
     (tmp_path / "student.yaml").write_text(yaml.safe_dump({"model": student, "teacher_config": "teacher.yaml"}))
     words = [*TINY, *convnext("student"), f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
     words += ["--model.mixing.mixup=0.4", "--trainer.default_root_dir=run"]
-    with pytest.warns(UserWarning, match="by heart") as caught:
+    with pytest.warns(UserWarning, match="linear head was fitted on") as caught:
         assert main(["fit", "--config", "student.yaml", *words]) == 0
-    assert sum("by heart" in str(entry.message) for entry in caught) == 1
+    assert sum("linear head was fitted on" in str(entry.message) for entry in caught) == 1
     with (tmp_path / "run" / "metrics.csv").open() as file:
         losses = [row["train/loss_labels"] for row in csv.DictReader(file) if row.get("train/loss_labels")]
     assert losses and all(0.5 < float(loss) < 10 for loss in losses)
@@ -325,9 +325,9 @@ def test_a_mixed_fit_of_a_linear_teacher_by_one_command_says_so_once(tiny_manife
 @pytest.mark.parametrize(
     "options", [{"teacher_cache": "still"}, {"objective": Objective({"embedding": CosineEmbedding()})}]
 )
-def test_nothing_is_said_where_no_answer_is_by_heart(fitted, tiny_manifest, tiny_cache, tmp_path, options):
+def test_nothing_is_said_where_no_answer_is_in_sample(fitted, tiny_manifest, tiny_cache, tmp_path, options):
     source = tiny.data(tiny_manifest, tiny_cache)
     student = tiny.student(source, fitted[3], **{"objective": soft(), **options})
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*by heart")
+        warnings.filterwarnings("error", message=".*linear head was fitted on")
         tiny.trainer(tmp_path, limit_train_batches=1, limit_val_batches=1).fit(student, datamodule=source)
