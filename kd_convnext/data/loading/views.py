@@ -66,9 +66,7 @@ class Views:
         if augment and "photograph" in augment and not augment["photograph"]["scale"]:
             del augment["photograph"]["scale"]
         if augment and "photograph" in augment and augment["border"] == "black":
-            drawn_by["turned"] = (
-                "black"  # earlier versions reflected the crop there: what they stored is another picture
-            )
+            drawn_by["turned"] = "black"  # earlier versions reflected the crop there
         sizes = {"image_size": self.image_size, "in_chans": self.in_chans, "resize": self.resize}
         return {**sizes, "augment": augment, "drawn_by": drawn_by}
 

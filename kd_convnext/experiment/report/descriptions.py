@@ -16,8 +16,10 @@ from kd_convnext.runs.tables import read_cost
 
 Config = Mapping[str, Any]
 
-
 _MONITOR = "val/f1_macro"
+
+BY_MACRO_F1 = "best macro F1 on validation"
+"""How the epoch is chosen unless a configuration says otherwise."""
 
 
 def look(config: Config | None, path: str, default: Any = None) -> Any:
@@ -59,9 +61,16 @@ def describe(arm: Arm) -> tuple[str, ...]:
 
 
 def epoch_choice(arms: Sequence[Arm]) -> str:
-    """Describes how the epoch that is tested was chosen: ``best macro F1 on validation``."""
+    """Describes how the epoch that is tested was chosen.
+
+    Args:
+        arms: Methods; each goes by its first repeat.
+
+    Returns:
+        `BY_MACRO_F1`, ``best val/loss``, or several, with "or" between.
+    """
     found = {str(look(arm.results[0].config, "checkpoint.monitor", _MONITOR)) for arm in arms}
-    words = ("best macro F1 on validation" if name == _MONITOR else f"best {name}" for name in sorted(found))
+    words = (BY_MACRO_F1 if name == _MONITOR else f"best {name}" for name in sorted(found))
     return " or ".join(words) or "not recorded"
 
 

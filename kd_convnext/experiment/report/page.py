@@ -21,7 +21,7 @@ from kd_convnext.experiment.report import checklist, tables
 from kd_convnext.experiment.report import paper_values as reference
 from kd_convnext.experiment.report.analysis import Analysis, cell_name
 from kd_convnext.experiment.report.contents import all_tables
-from kd_convnext.experiment.report.descriptions import DESCRIBED, describe, environments, epoch_choice
+from kd_convnext.experiment.report.descriptions import BY_MACRO_F1, DESCRIBED, describe, environments, epoch_choice
 from kd_convnext.experiment.report.external import external_tests
 from kd_convnext.experiment.report.figures import NamedFigure
 from kd_convnext.experiment.report.splits import Division
@@ -80,6 +80,7 @@ def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, An
         "figures": [(figure, _data_uri(figure.figure)) for figure in figures],
         "best": analysis.best,
         "epoch_choice": epoch_choice(analysis.arms),
+        "by_macro_f1": BY_MACRO_F1,
         "chosen_by": analysis.chosen_by,
         "limits": _limits(analysis),
         "paper": reference.REMARKS if _like_the_paper(analysis) else (),
