@@ -168,7 +168,7 @@ class TeachingStaff:
         answers = {}
         for name, teacher in self.live.items():
             c = teacher.held_out_c(split)
-            # A linear head repeats the labels of its own crops: views too get the answers of heads without their lesion.
+            # A linear head repeats the labels of its own crops: views too are answered by heads without their lesion.
             if still or c is not None:
                 found = headed_features(teacher.backbone, data, trainer, c, teacher.looks, views=not still)
                 answers[name] = StoredTeacher(found, STILL if still else None)
