@@ -51,6 +51,9 @@ class BackboneSpec:
         args: Further arguments of the timm model, such as ``depths`` or ``window_size``.
         token_blocks: 0 for timm's own head; above 0, for Vision Transformers, a linear head on the class tokens of so
             many last blocks and the mean patch token (:class:`TokenHead`).
+        mean: Of each channel, of values in 0..1, for the normalisation of the input; by default that of the
+            checkpoint of this package that ``weights`` names, else what timm knows of the model.
+        std: The same for the standard deviation.
 
     Examples:
         >>> spec = BackboneSpec("convnext_tiny", image_size=64, args={"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]})
@@ -69,6 +72,8 @@ class BackboneSpec:
     drop_path_rate: float = 0.0
     args: dict[str, Any] | None = None
     token_blocks: int = 0
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 class Backbone(nn.Module):
@@ -107,9 +112,9 @@ class Backbone(nn.Module):
         self.image_size = spec.image_size
         self.args = dict(spec.args or {})
         self.stages = stages_of(network)
-        for buffer in ("mean", "std"):
-            values = torch.tensor(_pretrained_cfg(network)[buffer], dtype=torch.float32)
-            values = values if len(values) == spec.in_chans else values.mean().expand(spec.in_chans).clone()
+        for buffer, given in (("mean", spec.mean), ("std", spec.std)):
+            values = _pretrained_cfg(network)[buffer] if given is None else given
+            values = _of_channels(torch.tensor(values, dtype=torch.float32), spec.in_chans)
             self.register_buffer(buffer, values.reshape(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -192,7 +197,11 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> Backbone:
         network = backbone.network
         if isinstance(network, TokenHead) and not spec.weights.endswith(".ckpt"):
             network = network.vit  # a file of timm knows nothing of our head
-        load_weights(network, spec.weights, in_chans=spec.in_chans)
+        start = load_weights(network, spec.weights, in_chans=spec.in_chans)
+        for buffer, given in (("mean", spec.mean), ("std", spec.std)):
+            if given is None and buffer in start:
+                values = _of_channels(start[buffer].float().flatten(), spec.in_chans)
+                getattr(backbone, buffer).copy_(values.reshape(1, -1, 1, 1))
     elif spec.pretrained:
         # Built without weights first: what fails now is no argument's fault.
         with hub_or_cache(spec.name):
@@ -241,6 +250,12 @@ def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
         findings.append(
             Finding("backbone.drop_path_rate", f"{spec.drop_path_rate} is outside 0..1", "Use for example 0.1.")
         )
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        fits = values is None or (len(values) == spec.in_chans and all(0 <= value <= 1 for value in values))
+        if not fits or (name == "std" and values is not None and min(values) <= 0):
+            what = f"{values} is not a number in 0..1 for each of {spec.in_chans} channels"
+            remedy = "Use for example [0.5, 0.5, 0.5] for three; divide numbers of 0..255 by 255."
+            findings.append(Finding(f"backbone.{name}", what, remedy))
     for name in sorted(_NOT_ARGUMENTS & set(spec.args or {})):
         remedy = "Leave it out; backbone.weights names a file of weights."
         findings.append(Finding(f"backbone.args.{name}", "is no argument of a network's shape", remedy))
@@ -268,6 +283,11 @@ def _create_timm(spec: BackboneSpec, num_classes: int, *, pretrained: bool) -> n
         if spec.drop_path_rate or "drop_path_rate" not in str(error):
             raise
         return timm.create_model(spec.name, **options, **arguments)
+
+
+def _of_channels(values: Tensor, channels: int) -> Tensor:
+    """Returns one value for each channel: as they are, or their mean where the network has other channels."""
+    return values if len(values) == channels else values.mean().expand(channels).clone()
 
 
 def _pretrained_cfg(network: nn.Module) -> Mapping[str, Any]:
