@@ -111,7 +111,11 @@ def test_the_recipe_with_unlabelled_photographs_trains_on_two_processes(tiny_man
     recipe_in_small(at)
     words = ["fit", "--config=recipe.yaml", *convnext("student"), *TINY, *TWO, "--data.cache_dir=cache"]
     words += ["--data.manifest=m.csv", "--data.unlabelled=others.csv", "--data.loader.views=2"]
-    words += ["--data.loader.sampling=square_root", "--trainer.default_root_dir=run"]
+    words += [
+        "--data.loader.sampling=square_root",
+        "--data.loader.unlabelled_sampling=balanced",
+        "--trainer.default_root_dir=run",
+    ]
     run(at, *words, "--trainer.max_epochs=2")
     labelled = int((pd.read_csv(at / "run" / "split.csv")["split"] == "train").sum())
     records = [np.load(path) for path in (at / "cache" / "teacher").glob("*/*.npy")]
