@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.models.depthwise import quicken_depthwise
+from kd_convnext.models.hub_names import hub_name_finding
 from kd_convnext.models.timm_import import timm
 from kd_convnext.models.token_head import TokenHead
 from kd_convnext.models.weights import hub_or_cache, load_weights
@@ -234,7 +235,9 @@ _NOT_ARGUMENTS = {
 
 def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
     findings = []
-    if not timm.is_model(spec.name):
+    if (placed := hub_name_finding(spec.name)) is not None:
+        findings.append(placed)
+    elif not timm.is_model(spec.name):
         close = difflib.get_close_matches(spec.name.split(".")[0], timm.list_models(), n=3)
         remedy = f"Did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names."
         findings.append(Finding("backbone.name", f"timm has no model {spec.name!r}", remedy))
