@@ -43,9 +43,9 @@ class BackboneSpec:
     Attributes:
         name: A timm model name, optionally with a weight tag (``swin_tiny_patch4_window7_224.ms_in1k``).
         pretrained: Start from timm's published weights, fetched from the Hugging Face hub or its cache.
-        weights: Start from a file instead, whatever ``pretrained`` says: a state dict of timm or of the
-            model's authors (.safetensors, .pth, .pt) or a checkpoint of this package (.ckpt; the student of a
-            distillation).
+        weights: Start from a file instead, whatever ``pretrained`` says: a state dict of timm, of the model's authors
+            or, of a plain Vision Transformer, of transformers (.safetensors, .bin, .pth, .pt), or a checkpoint of this
+            package (.ckpt; the student of a distillation).
         image_size: Side of the square input in pixels.
         in_chans: 3 for colour, 1 for grey.
         drop_path_rate: Stochastic depth in 0..1.

@@ -15,6 +15,7 @@ from kd_convnext.common.files import mistaken_for_weights
 from kd_convnext.common.reading import tensors_of
 from kd_convnext.data.crops.upscaling.weights import start_file, weights_dir
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
+from kd_convnext.models.transformers_layout import from_transformers
 
 OWN_PREFIXES = ("student.network.", "backbone.network.")
 """Where the deployable network lies in checkpoints of this package that do not say it themselves."""
@@ -75,7 +76,7 @@ def load_weights(network: nn.Module, file: str, *, in_chans: int) -> dict[str, T
     state, normalisation = _read(file, cfg.get("hf_hub_id"))
     own = network.state_dict()
     try:
-        state = _to_timm_layout(state, network)
+        state = _to_timm_layout(from_transformers(state), network)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # timm's converters assume a file of their model: they index, reshape and compute before they look.
         raise _does_not_fit(file, f"is of another model ({_one_line(error)})") from error
