@@ -55,6 +55,7 @@ WITH_EXAMPLES = (
     "kd_convnext.data.manifest.splits",
     "kd_convnext.errors",
     "kd_convnext.inference.predictor",
+    "kd_convnext.losses.ensemble",
     "kd_convnext.models.backbones",
     "kd_convnext.models.taps",
     "kd_convnext.modules.optim",

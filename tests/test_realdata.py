@@ -3,22 +3,12 @@
 import pandas as pd
 import pytest
 from helpers.command_line import OFFLINE, SMALL_SWIN, TINY, convnext
+from helpers.manifests import slice_of
 from helpers.paths import CONFIGS
 
 from kd_convnext.cli import main
 
 pytestmark = pytest.mark.realdata
-
-
-def slice_of(shared, name, rows_per_class, target):
-    """A few whole photographs of each class, their paths made absolute."""
-    folder = shared / "data" / name
-    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
-    chosen = set(table.groupby("label").head(rows_per_class)["image"])
-    table = table[table["image"].isin(chosen)].copy()
-    table["image"] = [str(folder / image) for image in table["image"]]
-    table.to_csv(target, index=False)
-    return table
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The loss terms of distillation and the objective that sums them."""
 
 from kd_convnext.losses.class_counts import CountedTerm
+from kd_convnext.losses.ensemble import Ensemble
 from kd_convnext.losses.eq5 import Eq5
 from kd_convnext.losses.features.attention import AttentionTransfer
 from kd_convnext.losses.features.cosine import CosineEmbedding
@@ -35,6 +36,7 @@ __all__ = [
     "CountedTerm",
     "CrossEntropy",
     "Decoupled",
+    "Ensemble",
     "Eq5",
     "FeatureLoss",
     "FeatureMaps",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.described import Described, built
+from kd_convnext.losses.ensemble import Ensemble, ensembles_of
 from kd_convnext.losses.term import Needs, Outputs, Term, Widths
 
 RESERVED = ("step", "total")
@@ -37,16 +38,18 @@ class Objective(Described, nn.Module):
 
     Attributes:
         terms: The terms by name.
+        ensembles: Averages of several teachers by the names that terms call them.
     """
 
-    def __init__(self, terms: dict[str, Term]) -> None:
+    def __init__(self, terms: dict[str, Term], ensembles: dict[str, Ensemble] | None = None) -> None:
         """Takes the terms.
 
         Args:
             terms: Name to term; a name is what the logs call it.
+            ensembles: Name to an average of several teachers, which terms on logits name as their teacher.
 
         Raises:
-            ConfigError: There is no term, or a name cannot be one.
+            ConfigError: There is no term, a name cannot be one, or an ensemble cannot teach its terms.
         """
         super().__init__()
         findings = [
@@ -61,6 +64,7 @@ class Objective(Described, nn.Module):
         if findings:
             raise ConfigError(findings)
         self.terms = nn.ModuleDict({name: built(term, Term) for name, term in terms.items()})
+        self.ensembles = ensembles_of(ensembles, self.named_terms())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,9 +77,8 @@ class Objective(Described, nn.Module):
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """Names of the teachers that terms learn from, each once."""
-        named = (term.teacher for term in self.named_terms().values())
-        return tuple(dict.fromkeys(name for name in named if name is not None))
+        """Names of the teachers that terms learn from, alone or in an ensemble, each once."""
+        return tuple(dict.fromkeys(name for term in self.named_terms().values() for name in self._asked_by(term)))
 
     def needs(self, teacher: str) -> Needs:
         """Returns what the terms read of a teacher: what is run and stored of it.
@@ -83,7 +86,14 @@ class Objective(Described, nn.Module):
         Args:
             teacher: Its name.
         """
-        return reduce(or_, (t.needs for t in self.named_terms().values() if t.teacher == teacher), Needs(0))
+        learners = (term for term in self.named_terms().values() if teacher in self._asked_by(term))
+        return reduce(or_, (term.needs for term in learners), Needs(0))
+
+    def _asked_by(self, term: Term) -> Sequence[str]:
+        """Returns the names of the teachers that a term learns from."""
+        if term.teacher is None:
+            return ()
+        return self.ensembles[term.teacher].members if term.teacher in self.ensembles else (term.teacher,)
 
     @property
     def student_needs(self) -> Needs:
@@ -98,8 +108,10 @@ class Objective(Described, nn.Module):
             student: Sizes of the student's outputs.
             teachers: Sizes of each teacher's outputs.
         """
+        known = dict(teachers)
+        known |= {name: Widths(teachers[ensemble.members[0]].classes) for name, ensemble in self.ensembles.items()}
         for term in self.named_terms().values():
-            term.build(student, None if term.teacher is None else teachers[term.teacher])
+            term.build(student, None if term.teacher is None else known[term.teacher])
 
     def weigh_classes(self, weights: Sequence[float]) -> None:
         """Hands the weights of the classes down to every term."""
@@ -140,8 +152,10 @@ class Objective(Described, nn.Module):
         """
         values: list[Tensor] = []
         divergences: dict[str, Tensor] = {}
+        known = dict(teachers)
+        known |= {name: ensemble.outputs(teachers) for name, ensemble in self.ensembles.items()}
         for name, term in self.named_terms().items():
-            teacher = None if term.teacher is None else teachers[term.teacher]
+            teacher = None if term.teacher is None else known[term.teacher]
             values.append(term(student, teacher, labels))
             entropy = term.entropy(teacher)
             if entropy is not None:

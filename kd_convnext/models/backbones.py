@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.models.depthwise import quicken_depthwise
+from kd_convnext.models.hub_names import hub_name_finding
 from kd_convnext.models.timm_import import timm
 from kd_convnext.models.token_head import TokenHead
 from kd_convnext.models.weights import hub_or_cache, load_weights
@@ -42,15 +43,18 @@ class BackboneSpec:
     Attributes:
         name: A timm model name, optionally with a weight tag (``swin_tiny_patch4_window7_224.ms_in1k``).
         pretrained: Start from timm's published weights, fetched from the Hugging Face hub or its cache.
-        weights: Start from a file instead, whatever ``pretrained`` says: a state dict of timm or of the
-            model's authors (.safetensors, .pth, .pt) or a checkpoint of this package (.ckpt; the student of a
-            distillation).
+        weights: Start from a file instead, whatever ``pretrained`` says: a state dict of timm, of the model's authors
+            or, of a plain Vision Transformer, of transformers (.safetensors, .bin, .pth, .pt), or a checkpoint of this
+            package (.ckpt; the student of a distillation).
         image_size: Side of the square input in pixels.
         in_chans: 3 for colour, 1 for grey.
         drop_path_rate: Stochastic depth in 0..1.
         args: Further arguments of the timm model, such as ``depths`` or ``window_size``.
         token_blocks: 0 for timm's own head; above 0, for Vision Transformers, a linear head on the class tokens of so
             many last blocks and the mean patch token (:class:`TokenHead`).
+        mean: Of each channel, of values in 0..1, for the normalisation of the input; by default that of the
+            checkpoint of this package that ``weights`` names, else what timm knows of the model.
+        std: The same for the standard deviation.
 
     Examples:
         >>> spec = BackboneSpec("convnext_tiny", image_size=64, args={"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]})
@@ -69,6 +73,8 @@ class BackboneSpec:
     drop_path_rate: float = 0.0
     args: dict[str, Any] | None = None
     token_blocks: int = 0
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 class Backbone(nn.Module):
@@ -107,9 +113,9 @@ class Backbone(nn.Module):
         self.image_size = spec.image_size
         self.args = dict(spec.args or {})
         self.stages = stages_of(network)
-        for buffer in ("mean", "std"):
-            values = torch.tensor(_pretrained_cfg(network)[buffer], dtype=torch.float32)
-            values = values if len(values) == spec.in_chans else values.mean().expand(spec.in_chans).clone()
+        for buffer, given in (("mean", spec.mean), ("std", spec.std)):
+            values = _pretrained_cfg(network)[buffer] if given is None else given
+            values = _of_channels(torch.tensor(values, dtype=torch.float32), spec.in_chans)
             self.register_buffer(buffer, values.reshape(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -192,7 +198,11 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> Backbone:
         network = backbone.network
         if isinstance(network, TokenHead) and not spec.weights.endswith(".ckpt"):
             network = network.vit  # a file of timm knows nothing of our head
-        load_weights(network, spec.weights, in_chans=spec.in_chans)
+        start = load_weights(network, spec.weights, in_chans=spec.in_chans)
+        for buffer, given in (("mean", spec.mean), ("std", spec.std)):
+            if given is None and buffer in start:
+                values = _of_channels(start[buffer].float().flatten(), spec.in_chans)
+                getattr(backbone, buffer).copy_(values.reshape(1, -1, 1, 1))
     elif spec.pretrained:
         # Built without weights first: what fails now is no argument's fault.
         with hub_or_cache(spec.name):
@@ -225,7 +235,9 @@ _NOT_ARGUMENTS = {
 
 def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
     findings = []
-    if not timm.is_model(spec.name):
+    if (placed := hub_name_finding(spec.name)) is not None:
+        findings.append(placed)
+    elif not timm.is_model(spec.name):
         close = difflib.get_close_matches(spec.name.split(".")[0], timm.list_models(), n=3)
         remedy = f"Did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names."
         findings.append(Finding("backbone.name", f"timm has no model {spec.name!r}", remedy))
@@ -241,6 +253,12 @@ def _check(spec: BackboneSpec, num_classes: int) -> list[Finding]:
         findings.append(
             Finding("backbone.drop_path_rate", f"{spec.drop_path_rate} is outside 0..1", "Use for example 0.1.")
         )
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        fits = values is None or (len(values) == spec.in_chans and all(0 <= value <= 1 for value in values))
+        if not fits or (name == "std" and values is not None and min(values) <= 0):
+            what = f"{values} is not a number in 0..1 for each of {spec.in_chans} channels"
+            remedy = "Use for example [0.5, 0.5, 0.5] for three; divide numbers of 0..255 by 255."
+            findings.append(Finding(f"backbone.{name}", what, remedy))
     for name in sorted(_NOT_ARGUMENTS & set(spec.args or {})):
         remedy = "Leave it out; backbone.weights names a file of weights."
         findings.append(Finding(f"backbone.args.{name}", "is no argument of a network's shape", remedy))
@@ -268,6 +286,11 @@ def _create_timm(spec: BackboneSpec, num_classes: int, *, pretrained: bool) -> n
         if spec.drop_path_rate or "drop_path_rate" not in str(error):
             raise
         return timm.create_model(spec.name, **options, **arguments)
+
+
+def _of_channels(values: Tensor, channels: int) -> Tensor:
+    """Returns one value for each channel: as they are, or their mean where the network has other channels."""
+    return values if len(values) == channels else values.mean().expand(channels).clone()
 
 
 def _pretrained_cfg(network: nn.Module) -> Mapping[str, Any]:

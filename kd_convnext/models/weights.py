@@ -15,6 +15,7 @@ from kd_convnext.common.files import mistaken_for_weights
 from kd_convnext.common.reading import tensors_of
 from kd_convnext.data.crops.upscaling.weights import start_file, weights_dir
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
+from kd_convnext.models.transformers_layout import from_transformers
 
 OWN_PREFIXES = ("student.network.", "backbone.network.")
 """Where the deployable network lies in checkpoints of this package that do not say it themselves."""
@@ -54,7 +55,7 @@ def hub_or_cache(name: str) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
+def load_weights(network: nn.Module, file: str, *, in_chans: int) -> dict[str, Tensor]:
     """Loads a file into a timm model; a head of another number of classes is left as initialised.
 
     Args:
@@ -64,14 +65,18 @@ def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
         in_chans: Input channels of the network; a first convolution for other channels is adapted as timm
             does.
 
+    Returns:
+        ``mean`` and ``std`` [1, C, 1, 1] of the input that the weights were trained on, where the file is a checkpoint
+        of this package; else nothing.
+
     Raises:
         CheckpointError: The file is missing or unreadable, or does not fit the network.
     """
     cfg: Mapping[str, Any] = getattr(network, "pretrained_cfg", {})
-    state = _read(file, cfg.get("hf_hub_id"))
+    state, normalisation = _read(file, cfg.get("hf_hub_id"))
     own = network.state_dict()
     try:
-        state = _to_timm_layout(state, network)
+        state = _to_timm_layout(from_transformers(state), network)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # timm's converters assume a file of their model: they index, reshape and compute before they look.
         raise _does_not_fit(file, f"is of another model ({_one_line(error)})") from error
@@ -103,9 +108,11 @@ def load_weights(network: nn.Module, file: str, *, in_chans: int) -> None:
         details = "; ".join(f"{len(group)} {what}: {_first(group)}" for what, group in groups if group)
         raise _does_not_fit(file, f"fits {matched} of {len(own)} tensors of the model ({details})")
     network.load_state_dict(state)
+    return normalisation
 
 
-def _read(file: str, hub_id: str | None = None) -> dict[str, Tensor]:
+def _read(file: str, hub_id: str | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Reads a file: the network's weights, and mean and std of its input where it is a checkpoint of this package."""
     path = start_file(file)
     if not path.is_file():
         source = f" (the file of {hub_id} on the Hugging Face hub)" if hub_id else ""
@@ -144,8 +151,9 @@ def _read(file: str, hub_id: str | None = None) -> dict[str, Tensor]:
     for prefix in own_prefixes:
         inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if inner:
-            return inner
-    return state
+            part = prefix.removesuffix("network.")
+            return inner, {name: state[part + name] for name in ("mean", "std") if part + name in state}
+    return state, {}
 
 
 def _to_timm_layout(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -35,7 +35,8 @@ def stored_answers(teacher: FrozenTeacher, data: SpecimenDataModule, trainer: pl
     with trainer.precision_plugin.module_init_context():
         teacher.to(trainer.strategy.root_device, torch.get_default_dtype())
     kind = _kind(teacher, fingerprint, data, trainer)
-    sampler, _ = training_sampler(data.train_set, data.loader, data.batch_size, num_replicas=trainer.world_size)
+    replicas = trainer.world_size
+    sampler, _ = training_sampler(data.train_set, data.loader, data.batch_size, drawn=False, num_replicas=replicas)
     drawn = sampler.unlabelled_an_epoch if isinstance(sampler, MixedSampler) else 0
     views = limited_views(data.train_set, data.loader, trainer.max_epochs, unlabelled_an_epoch=drawn)
     names = view_names(data.train_set, views)

@@ -20,7 +20,12 @@ from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.tables import write_table
 from kd_convnext.tools.demo_fits import METHODS, DemoFits, Method
 
-COMPARED: Sequence[tuple[Method, Method]] = (("teacher", "alone"), ("paper", "alone"), ("best", "alone"))
+COMPARED: Sequence[tuple[Method, Method]] = (
+    ("teacher", "alone"),
+    ("paper", "alone"),
+    ("best", "alone"),
+    ("best", "paper"),
+)
 """The differences that are shown, with intervals."""
 
 _SHOWN: tuple[Metric, ...] = ("accuracy", "f1_macro")
@@ -86,7 +91,7 @@ class DemoTable:
 
     def show(self) -> None:
         """Prints the table, and what it says of the best recipe."""
-        against = {found.title: found.differences["f1_macro"] for found in self.comparisons}
+        differences = {(found.title, found.against): found.differences["f1_macro"] for found in self.comparisons}
         lesions, photographs = self._counts["best"], len(self.results[self.results["method"] == "best"])
         title = f"Held-out lesions: {len(lesions)}, photographs: {lesions.photographs // photographs}"
         table = Table(title=title)
@@ -98,7 +103,7 @@ class DemoTable:
             whole = scores(self._counts[method].total)
             each = self.results.loc[self.results["method"] == method, "f1_macro"]
             single = "" if method == "teacher" else " ".join(f"{value:.{places}f}" for value in each)
-            found = against.get(method)
+            found = differences.get((method, "alone"))
             values = (found.value, found.interval.low, found.interval.high) if found else ()
             gain = "{} [{}, {}]".format(*(f"{value:+.{places}f}" for value in values)) if values else ""
             table.add_row(name, *(f"{whole[metric]:.{places}f}" for metric in _SHOWN), single, gain)
@@ -106,10 +111,13 @@ class DemoTable:
         console = Console(width=max(110, Console().width))
         console.print(table)
         named = ", ".join(f"{name} {count}" for name, count in zip(self.class_names, labels, strict=True))
-        best = against["best"]
-        wins = "excludes" if best.interval.excludes_zero else "does not exclude"
         print(f"Lesions: {named}. Chance: {1 / len(labels):.2f}.")
-        print(f"Best recipe minus student alone: {best.value:+.{places}f} macro F1; the interval {wins} 0.")
+        for other, called in (("alone", "student alone"), ("paper", "the paper's method")):
+            if found := differences.get(("best", other)):
+                low, high = found.interval.low, found.interval.high
+                wins = "excludes" if found.interval.excludes_zero else "does not exclude"
+                gain = f"{found.value:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}] macro F1"
+                print(f"Best recipe minus {called}: {gain}; the interval {wins} 0.")
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -94,3 +94,14 @@ def only_finding(folder: Path, rows: list[dict], **options) -> str:
     found = findings_of(write_manifest(folder, rows), **options)
     assert len(found) == 1, found
     return found[0]
+
+
+def slice_of(shared: Path, name: str, rows_per_class: int, target: Path) -> pd.DataFrame:
+    """Writes a manifest of a few whole photographs of each class, their paths made absolute."""
+    folder = shared / "data" / name
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    chosen = set(table.groupby("label").head(rows_per_class)["image"])
+    table = table[table["image"].isin(chosen)].copy()
+    table["image"] = [str(folder / image) for image in table["image"]]
+    table.to_csv(target, index=False)
+    return table

@@ -181,9 +181,37 @@ def test_a_file_without_the_counters_of_batch_norms_loads(tmp_path: Path):
 def test_own_checkpoints_load(tmp_path: Path, prefix: str):
     source, path = convnext(), tmp_path / "best.ckpt"
     state = {prefix + name: value for name, value in source.network.state_dict().items()}
-    others = {"regressors.convolutions.0.weight": torch.zeros(1), "student.mean": torch.zeros(1)}
+    part = prefix.split(".")[0]
+    others = {
+        "regressors.convolutions.0.weight": torch.zeros(1),
+        f"{part}.mean": source.mean,
+        f"{part}.std": source.std,
+    }
     torch.save({"state_dict": state | others, "hyper_parameters": {"alpha": 0.5}}, path)
     assert same(convnext(weights=str(path)), source)
+
+
+def test_the_normalisation_is_what_is_given_else_of_the_start_checkpoint_else_of_timm(tmp_path: Path):
+    source, path = convnext(mean=[0.5, 0.25, 0.75], std=[0.5, 0.5, 0.125]), str(tmp_path / "best.ckpt")
+    pixels = images(1)
+    expected = (pixels[:, 2] / 255 - 0.75) / 0.125
+    torch.testing.assert_close(source.normalise(pixels)[:, 2], expected)
+    torch.save({"state_dict": {f"backbone.{name}": value for name, value in source.state_dict().items()}}, path)
+    assert same(convnext(weights=path), source)
+    grey = convnext(weights=path, in_chans=1)
+    assert (grey.mean.item(), grey.std.item()) == (0.5, 0.375)
+    given = convnext(weights=path, mean=[0.0, 0.0, 0.0])
+    assert given.mean.flatten().tolist() == [0.0] * 3 and torch.equal(given.std, source.std)
+    torch.testing.assert_close(convnext().mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+
+
+def test_a_normalisation_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        convnext(mean=[123.7, 116.3, 103.5], std=[0.5, 0.5, 0.0])
+    assert [finding.where for finding in caught.value.findings] == ["backbone.mean", "backbone.std"]
+    assert "divide numbers of 0..255 by 255" in message(caught)
+    with pytest.raises(ConfigError, match="each of 1 channels"):
+        convnext(in_chans=1, mean=[0.5, 0.5, 0.5])
 
 
 def test_a_head_of_other_classes_starts_afresh(tmp_path: Path):

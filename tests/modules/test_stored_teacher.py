@@ -104,6 +104,10 @@ def test_stored_with_the_command_line(tiny_manifest, cache, tmp_path, teacher_ck
     assert main([*words, f"--trainer.default_root_dir={tmp_path / 'no'}"]) == 2
     error = capsys.readouterr().err
     assert "--model.teacher_cache" in error and "--data.loader.views" in error
+    live = [f"--data.unlabelled={tiny_manifest.parent}", "--data.allow_leak=true", "--model.teacher_cache=false"]
+    live += ["--data.loader.unlabelled_sampling=square_root", f"--trainer.default_root_dir={tmp_path / 'live'}"]
+    assert main([*words, *live]) == 2
+    assert "--data.loader.unlabelled_sampling: it goes by the classes" in capsys.readouterr().err
     for run, expected in (("a", True), ("b", False)):
         assert main([*words, "--data.loader.views=2", f"--trainer.default_root_dir={tmp_path / run}"]) == 0
         printed = capsys.readouterr().out
@@ -197,6 +201,10 @@ def test_crops_without_labels_are_answered_too(tiny_manifest, cache, tmp_path, t
     stored, _, source = fit(tiny_manifest, cache, tmp_path / "b", teacher_ckpt, stored=True, **options)
     assert sum(asked) == 1 + VIEWS * (len(source.train_set.rows) + 7)
     np.testing.assert_allclose(stored, live, rtol=2e-3)
+    # Drawn by its answers, with replacement, any of their views may be asked for.
+    data["loader"] = {"unlabelled_sampling": "balanced"}
+    drawn, *_ = fit(tiny_manifest, cache, tmp_path / "c", teacher_ckpt, stored=True, epochs=1, **options)
+    assert len(drawn) == len(stored) / 3 and np.isfinite(drawn).all()
 
 
 def tiny_view(position, seed):

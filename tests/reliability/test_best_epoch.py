@@ -1,5 +1,7 @@
 """best.ckpt is the network whose score it is, by the score that was asked for, wherever the folder lies."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.command_line import TINY, convnext
@@ -69,6 +71,27 @@ def test_the_lowest_loss_is_the_best(fit, scored, tmp_path):
     scored(Falling)
     assert fit("--checkpoint.monitor=val/made_loss", "--trainer.max_epochs=3") == 0
     assert load(tmp_path / "run")["epoch"] == 1
+
+
+def test_the_best_epoch_is_that_of_the_smoothed_score_of_lesions(fit, tmp_path):
+    words = ["--config", "configs/early_stopping.yaml", "--trainer.max_epochs=6", "--trainer.limit_train_batches=3"]
+    assert fit(*words, "--model.optim.lr=1e-2") == 0
+    curve = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    scores = curve["val/lesion/f1_macro"].dropna().to_numpy()
+    smooth = [scores[max(0, end - 3) : end].mean() for end in range(1, 7)]
+    assert curve["val/f1_macro_smooth"].dropna().tolist() == pytest.approx(smooth, abs=1e-6)
+    assert load(tmp_path / "run")["epoch"] == int(np.argmax(np.round(smooth, 6)))
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_fit_without_a_better_smoothed_score_ends_early(averaged, fit, tmp_path, capsys):
+    average = ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"] if averaged else []
+    words = [*average, "--config", "configs/early_stopping.yaml", "--trainer.max_epochs=30"]
+    assert fit(*words, "--model.optim.lr=1e-12") == 0
+    # The first epoch is the best, and ten more are waited for.
+    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")["val/f1_macro"].dropna()) == 11
+    assert load(tmp_path / "run")["epoch"] == 0 and load(tmp_path / "run", "last.ckpt")["epoch"] == 10
+    assert ("current_model_state" in load(tmp_path / "run", "last.ckpt")) == averaged
 
 
 def test_a_way_against_the_name_is_said(fit, scored, tmp_path, capsys):

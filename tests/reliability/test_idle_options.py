@@ -25,6 +25,7 @@ def fit(tiny_manifest, tiny_cache, tmp_path):
         ),
         (["--data.upscaler=auto", "--data.crops.sr_denoise=0.5"], "sr_denoise has no effect without sr_weights"),
         (["--data.loader.unlabelled_ratio=2"], "loader.unlabelled_ratio has no effect without unlabelled"),
+        (["--data.loader.unlabelled_sampling=balanced"], "loader.unlabelled_sampling has no effect without unlabelled"),
     ],
 )
 def test_of_a_fit(words, told, fit, capsys):

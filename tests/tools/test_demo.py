@@ -17,9 +17,10 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def gain(folder, method):
+def gain(folder, method, against="alone"):
+    wanted = (method, against, "f1_macro")
     (row,) = [
-        row for row in rows_of(folder / "comparisons.csv") if (row["method"], row["metric"]) == (method, "f1_macro")
+        row for row in rows_of(folder / "comparisons.csv") if (row["method"], row["against"], row["metric"]) == wanted
     ]
     return {name: float(row[name]) for name in ("difference", "low", "high")}
 
@@ -34,9 +35,12 @@ def test_whole_path_in_small_and_again_where_it_stopped(tmp_path, capsys):
     results = rows_of(out / "results.csv")
     assert [row["method"] for row in results] == list(METHODS)
     assert all(0 <= float(row[name]) <= 1 for row in results for name in METRICS)
-    for method in ("teacher", "paper", "best"):
-        found = gain(out, method)
-        assert found["low"] <= found["high"]
+    for pair in (("teacher", "alone"), ("paper", "alone"), ("best", "alone"), ("best", "paper")):
+        found = gain(out, *pair)
+        assert found["low"] <= found["difference"] <= found["high"]
+    f1 = {row["method"]: float(row["f1_macro"]) for row in results}
+    assert gain(out, "best", "paper")["difference"] == pytest.approx(f1["best"] - f1["paper"], abs=1e-4)
+    assert f"Best recipe minus the paper's method: {f1['best'] - f1['paper']:+.2f} [" in printed
     for figure in ("examples", "curves"):
         assert (out / "figures" / f"{figure}.png").is_file()
     for name in ("teacher", "alone-0", "paper-0", "best-0"):

@@ -81,6 +81,61 @@ def test_terms_that_read_no_logits_train_on_two_processes(tiny_manifest, at):
     assert len(losses) == 2 and losses.iloc[1] < losses.iloc[0]
 
 
+def recipe_in_small(folder):
+    """Writes the shipped recipe for tiny networks: linear teacher, projector, averages, terms of three kinds."""
+    vit = {"name": "vit_tiny_patch16_224", "image_size": 32, "token_blocks": 2}
+    vit["args"] = {"depth": 3, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
+    linear = {"class_path": "kd_convnext.TeacherModule", "init_args": {"backbone": vit, "finetune": "linear"}}
+    tiny = {"image_size": 32, "batch_size": 8, "loader": {"num_workers": 0}}
+    one_step = {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu", "enable_progress_bar": False}
+    (folder / "teacher.yaml").write_text(yaml.safe_dump({"model": linear, "data": tiny, "trainer": one_step}))
+    projected = {"standardise": True, "projector": "linear"}
+    terms = {
+        "labels": {"class_path": "kd_convnext.losses.BalancedSoftmax"},
+        "soft": {"class_path": "kd_convnext.losses.SoftTargets"},
+        "embedding": {"class_path": "kd_convnext.losses.CosineEmbedding", "init_args": projected},
+    }
+    objective = {"class_path": "kd_convnext.losses.Objective", "init_args": {"terms": terms}}
+    model = {"class_path": "kd_convnext.DistillModule", "init_args": {"objective": objective, "teacher_cache": True}}
+    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
+    recipe = {"teacher_config": "teacher.yaml", "model": model, "trainer": {"callbacks": [average]}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def test_the_recipe_with_unlabelled_photographs_trains_on_two_processes(tiny_manifest, at):
+    table = pd.read_csv(tiny_manifest, dtype=str)
+    table["image"] = [f"{tiny_manifest.parent}/{name}" for name in table["image"]]
+    unlabelled = table["lesion_id"].str.endswith("-0")
+    table[~unlabelled].to_csv(at / "m.csv", index=False)
+    table[unlabelled].drop(columns="label").to_csv(at / "others.csv", index=False)
+    recipe_in_small(at)
+    words = ["fit", "--config=recipe.yaml", *convnext("student"), *TINY, *TWO, "--data.cache_dir=cache"]
+    words += ["--data.manifest=m.csv", "--data.unlabelled=others.csv", "--data.loader.views=2"]
+    words += [
+        "--data.loader.sampling=square_root",
+        "--data.loader.unlabelled_sampling=balanced",
+        "--trainer.default_root_dir=run",
+    ]
+    run(at, *words, "--trainer.max_epochs=2")
+    labelled = int((pd.read_csv(at / "run" / "split.csv")["split"] == "train").sum())
+    records = [np.load(path) for path in (at / "cache" / "teacher").glob("*/*.npy")]
+    views = [record["view"] for record in records]
+    # Two looks at a crop, labelled or not, lie side by side; views are of labelled ones. No process repeats another's.
+    assert sorted({record.dtype["embedding"].shape[0] for record in records}) == [72, 144]
+    count = labelled + int(unlabelled.sum()) + 2 * labelled
+    assert len(np.unique(np.concatenate(views))) == sum(map(len, views)) == count
+    losses = pd.read_csv(at / "run" / "metrics.csv")[["train/loss_soft", "train/loss_embedding"]].dropna()
+    assert len(losses) == 2 and np.isfinite(losses).all(axis=None)
+    assert losses["train/loss_embedding"].iloc[1] < losses["train/loss_embedding"].iloc[0]
+    # A resume goes on with the averaged weights, the projector's among them, and needs the teacher's answers again.
+    run(at, *words, "--trainer.max_epochs=3", "--ckpt_path=run/checkpoints/last.ckpt")
+    last = torch.load(at / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 2 and last["global_step"] == 6
+    averaged, plain = last["state_dict"], last["current_model_state"]
+    name = next(name for name in plain if name.startswith("objective.terms.embedding"))
+    assert not torch.equal(averaged[name], plain[name])
+
+
 def test_head_first_trains_the_head_alone_on_one_process_and_on_two(tiny_manifest, at):
     swin = ["--config", str(CONFIGS / "teacher_swin_tiny.yaml"), *SMALL_SWIN, *OFFLINE]
     swin += [f"--data.manifest={tiny_manifest}", "--data.cache_dir=cache", *TINY]

@@ -271,7 +271,7 @@ class SpecimenDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns shuffled, augmented training batches; a last batch of one image is dropped."""
         trainer, part = self.trainer, self.train_set
-        ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank} if trainer else {}
+        ranks: dict[str, Any] = {"num_replicas": trainer.world_size, "rank": trainer.global_rank} if trainer else {}
         sampler, size = training_sampler(part, self.loader, self.batch_size, **ranks)
         if len(sampler) < 2:
             remedy = "Give more photographs, or larger ratios for training; a step compares several at once."

@@ -15,8 +15,12 @@ def idle_options(data: SpecimenDataModule) -> list[str]:
         A sentence for each, without the place: ``sr_weights has no effect beside upscaler bicubic``.
     """
     found = data.crop_spec.idle()
-    if data.unlabelled_path is None and data.loader.unlabelled_ratio != LoaderSpec.unlabelled_ratio:
-        found.append("loader.unlabelled_ratio has no effect without unlabelled")
+    if data.unlabelled_path is None:
+        found += [
+            f"loader.{name} has no effect without unlabelled"
+            for name in ("unlabelled_ratio", "unlabelled_sampling")
+            if getattr(data.loader, name) != getattr(LoaderSpec, name)
+        ]
     if data.unlabelled_path is None and data.unlabelled_columns is not None:
         found.append("unlabelled_columns has no effect without unlabelled")
     if data.loader.views is None and data.loader.views_seed is not None:

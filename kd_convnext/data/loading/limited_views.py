@@ -34,7 +34,7 @@ def limited_views(
     if unlabelled_an_epoch and isinstance(part, MixedDataset):
         # Each pass over them sees the next view, however many epochs a pass takes.
         others, numbers = part.unlabelled.rows, loader.views or 0
-        if epochs is not None and epochs > 0:
+        if epochs is not None and epochs > 0 and loader.unlabelled_sampling == "natural":
             numbers = min(numbers, -(-epochs * unlabelled_an_epoch // len(others)))
         parts.append((len(part.rows), others, seed + 1, numbers))
     return [

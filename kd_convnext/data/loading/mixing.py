@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from kd_convnext.data.loading.dataset import Place, SpecimenDataset, View
 from kd_convnext.data.loading.sampler import ViewSampler, view_seeds
+from kd_convnext.data.loading.sampling import drawn_weights
 from kd_convnext.data.loading.spec import LoaderSpec
+from kd_convnext.errors import ConfigError, Finding
 
 
 class MixedDataset(SpecimenDataset):
@@ -57,20 +60,24 @@ class MixedSampler(ViewSampler):
     """Yields blocks of labelled views followed by unlabelled ones, so that every batch has its share of both.
 
     The labelled views are those of :class:`ViewSampler`, in its order. Unlabelled crops are drawn without replacement,
-    pass after pass over all of them, whatever the number of epochs a pass takes.
+    pass after pass over all of them, whatever the number of epochs a pass takes; or with replacement, by weights.
     """
 
-    def __init__(self, dataset: MixedDataset, *, block: int, ratio: float, **options: Any) -> None:
+    def __init__(
+        self, dataset: MixedDataset, *, block: int, ratio: float, other_weights: Tensor | None = None, **options: Any
+    ) -> None:
         """Prepares the draw.
 
         Args:
             dataset: Labelled and unlabelled crops.
             block: Labelled images a batch.
             ratio: Unlabelled images for each labelled one, above 0.
+            other_weights: float [U], how often each unlabelled crop is drawn; None for all alike.
             **options: Those of :class:`ViewSampler`.
         """
         super().__init__(dataset.labelled, **options)
         self.first, self.other_rows = len(dataset.labelled), dataset.unlabelled.rows
+        self.other_weights = other_weights
         sizes = [block] * (self.num_samples // block)
         if rest := self.num_samples % block:
             sizes.append(rest)
@@ -94,6 +101,15 @@ class MixedSampler(ViewSampler):
 
     def _others(self) -> list[View]:
         """Lists this process's unlabelled views of the epoch."""
+        positions, passes = self._passes() if self.other_weights is None else self._weighted(self.other_weights)
+        seed, numbers = (self.seed, passes) if self.views is None else (self.views_seed, passes % self.views)
+        seeds = view_seeds(seed + 1, self.other_rows[positions], numbers)
+        return [
+            View(self.first + position, seed) for position, seed in zip(positions.tolist(), seeds.tolist(), strict=True)
+        ]
+
+    def _passes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Draws pass after pass; returns positions and the number of their pass, which names a view."""
         wanted = sum(extra for _, extra in self.blocks)
         # Processes take turns, so that none sees another's crop of the same pass.
         places = (self.epoch * wanted + np.arange(wanted)) * self.num_replicas + self.rank
@@ -102,11 +118,15 @@ class MixedSampler(ViewSampler):
         for number in np.unique(passes):
             chosen = passes == number
             positions[chosen] = self._order(int(number))[within[chosen]]
-        seed, numbers = (self.seed, passes) if self.views is None else (self.views_seed, passes % self.views)
-        seeds = view_seeds(seed + 1, self.other_rows[positions], numbers)
-        return [
-            View(self.first + position, seed) for position, seed in zip(positions.tolist(), seeds.tolist(), strict=True)
-        ]
+        return positions, passes
+
+    def _weighted(self, weights: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Draws with replacement; returns positions and numbers by chance, which name views."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 700_001 + self.epoch)
+        positions = torch.multinomial(weights, self.unlabelled_an_epoch, replacement=True, generator=generator)
+        numbers = torch.randint(2**31, (len(positions),), generator=generator)
+        mine = slice(self.rank, None, self.num_replicas)
+        return positions[mine].numpy(), numbers[mine].numpy()
 
     def _order(self, number: int) -> npt.NDArray[np.int64]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 + number)
@@ -126,13 +146,47 @@ def unlabelled_share(labelled: int, ratio: float) -> int:
     return max(1, round(labelled * ratio))
 
 
-def training_sampler(part: SpecimenDataset, loader: LoaderSpec, block: int, **ranks: int) -> tuple[ViewSampler, int]:
+def predicted_weights(part: MixedDataset, loader: LoaderSpec) -> Tensor | None:
+    """Computes how often unlabelled crops are drawn, by the classes that the first teacher predicts.
+
+    Args:
+        part: With the teacher's stored outputs.
+        loader: The way of sampling.
+
+    Returns:
+        float64 [U]; None where all are drawn alike.
+
+    Raises:
+        ConfigError: No outputs are stored, or the way of sampling returns no weights.
+        CacheError: An output is damaged.
+    """
+    option = "--data.loader.unlabelled_sampling"
+    if loader.unlabelled_sampling == "natural":
+        return None
+    if not part.answers:
+        what = "it goes by the classes that a teacher predicts, and no teacher's outputs are stored"
+        raise ConfigError(Finding(option, what, "Give --model.teacher_cache true or still, or leave it natural."))
+    store, shared = next(iter(part.answers.values()))
+    others = part.unlabelled
+    seed = loader.seed if loader.views_seed is None else loader.views_seed
+    seeds = view_seeds(seed + 1, others.rows, np.zeros_like(others.rows)).tolist()  # of the first view of each
+    keys = [others.crops.key(row) for row in others.rows.tolist()]
+    seen = (store.load(key, view if shared is None else shared) for key, view in zip(keys, seeds, strict=True))
+    predicted = np.array([outputs.logits.argmax() for outputs in seen], np.int64)
+    weights = drawn_weights(loader.unlabelled_sampling, predicted, option)
+    return None if weights is None else torch.from_numpy(weights)
+
+
+def training_sampler(
+    part: SpecimenDataset, loader: LoaderSpec, block: int, *, drawn: bool = True, **ranks: Any
+) -> tuple[ViewSampler, int]:
     """Builds the sampler of a training part.
 
     Args:
         part: Labelled crops, or labelled and unlabelled ones.
         loader: Order, views and shares.
         block: Labelled images a batch.
+        drawn: Whether it will draw, or is only to be counted, before any teacher has answered.
         **ranks: ``num_replicas`` and ``rank`` of several processes.
 
     Returns:
@@ -142,5 +196,6 @@ def training_sampler(part: SpecimenDataset, loader: LoaderSpec, block: int, **ra
     options |= {"views_seed": loader.views_seed, **ranks}
     if not isinstance(part, MixedDataset):
         return ViewSampler(part, **options), block
+    options["other_weights"] = predicted_weights(part, loader) if drawn else None
     sampler = MixedSampler(part, block=block, ratio=loader.unlabelled_ratio, **options)
     return sampler, block + unlabelled_share(block, loader.unlabelled_ratio)

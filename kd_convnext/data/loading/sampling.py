@@ -66,13 +66,14 @@ _NAMED: Mapping[SamplingName, ClassSampling | None] = {
 
 
 def drawn_weights(
-    sampling: SamplingName | ClassSampling, labels: npt.NDArray[np.int64]
+    sampling: SamplingName | ClassSampling, labels: npt.NDArray[np.int64], option: str = "--data.loader.sampling"
 ) -> npt.NDArray[np.float64] | None:
     """Computes how often each crop is drawn.
 
     Args:
         sampling: A name, or a way of one's own.
         labels: int64 [N], of the training part.
+        option: Who named the way, for messages.
 
     Returns:
         float64 [N]; None where each is drawn once an epoch.
@@ -86,5 +87,5 @@ def drawn_weights(
     found = np.asarray(chosen.weights(labels), np.float64)
     if found.shape != labels.shape or not np.isfinite(found).all() or found.min() < 0 or found.sum() <= 0:
         what = f"{type(chosen).__name__}.weights returns no weight of 0 or more for each of {len(labels)} crops"
-        raise ConfigError(Finding("--data.loader.sampling", what, "Return a float array as long as the labels."))
+        raise ConfigError(Finding(option, what, "Return a float array as long as the labels."))
     return found

@@ -27,6 +27,8 @@ class LoaderSpec:
         sampling: How often training draws a class: ``natural``, ``square_root`` of its share, ``balanced``, or a
             `ClassSampling` by its class path.
         unlabelled_ratio: Unlabelled images for each labelled one in a batch; ``batch_size`` counts labelled ones.
+        unlabelled_sampling: As ``sampling``, for unlabelled crops, by the classes that the (first) teacher predicts in
+            its stored outputs; ``natural`` draws each as often as any other, pass after pass.
         packed: Read all crops of the manifest from one memory-mapped file, made once from the cache.
         on_miss: Whether a crop that is not in the cache, or whose entry is damaged, is made (``make``), or is an error
             (``raise``) that says how to prepare it.
@@ -49,6 +51,7 @@ class LoaderSpec:
     views_seed: int | None = None
     sampling: SamplingName | ClassSampling = "natural"
     unlabelled_ratio: float = 1.0
+    unlabelled_sampling: SamplingName | ClassSampling = "natural"
     packed: bool = False
     on_miss: OnMiss = "make"
 
@@ -76,6 +79,7 @@ class LoaderSpec:
             Finding(f"--data.loader.{name}", f"there is no {value!r}", f"Choose one of {', '.join(choices)}.")
             for name, value, choices in (
                 ("sampling", self.sampling, get_args(SamplingName)),
+                ("unlabelled_sampling", self.unlabelled_sampling, get_args(SamplingName)),
                 ("on_miss", self.on_miss, get_args(OnMiss)),
             )
             if value not in choices and not isinstance(value, ClassSampling)

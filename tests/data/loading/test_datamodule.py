@@ -167,8 +167,10 @@ def test_bad_values_are_named_together(tiny_manifest):
         data(tiny_manifest, None, image_size=2, batch_size=0)
     assert [finding.where for finding in caught.value.findings] == ["--data.image_size", "--data.batch_size"]
     with pytest.raises(ConfigError) as caught:
-        LoaderSpec(num_workers=-1, views=0, sampling="often", unlabelled_ratio=-1.0, on_miss="skip")
-    assert len(caught.value.findings) == 5
+        LoaderSpec(
+            num_workers=-1, views=0, sampling="often", unlabelled_sampling="all", unlabelled_ratio=-1.0, on_miss="x"
+        )
+    assert len(caught.value.findings) == 6
 
 
 def test_old_arguments_are_read_with_one_warning(tiny_manifest, recwarn):

@@ -5,9 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.limited_views import limited_views
 from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, training_sampler
 from kd_convnext.data.loading.spec import LoaderSpec
+from kd_convnext.data.loading.teacher_outputs import STILL, StoredOutputs, StoredTeacher
 from kd_convnext.errors import ConfigError, LeakError, ManifestError
 
 
@@ -163,6 +165,49 @@ def test_no_more_unlabelled_views_are_listed_than_the_passes_of_a_fit(tiny_manif
     listed = limited_views(found.train_set, found.loader, 2, unlabelled_an_epoch=drawn)
     others = {view for view in listed if view.position >= len(found.train_set.rows)}
     assert asked <= others and len(others) == 7 * -(-2 * drawn // 7) < 7 * 50
+
+
+class Answers:
+    """Stored outputs of a teacher who takes six of seven crops for class 0."""
+
+    def __init__(self, keys):
+        self.classes = {key: int(number == 6) for number, key in enumerate(keys)}
+        self.seeds = set()
+
+    def load(self, crop_key, seed):
+        self.seeds.add(seed)
+        return StoredOutputs(np.eye(5, dtype=np.float16)[self.classes[crop_key]], [], None)
+
+
+@pytest.mark.parametrize(("sampling", "rare"), [("balanced", 1 / 2), ("square_root", 1 / (1 + 6**0.5))])
+@pytest.mark.parametrize("views", [None, 3])
+def test_unlabelled_crops_are_drawn_by_the_classes_that_the_teacher_predicts(
+    tiny_manifest, tiny_cache, photographs, sampling, rare, views
+):
+    options = {"unlabelled_sampling": sampling, "views": views, "unlabelled_ratio": 2}
+    found = data(tiny_manifest, tiny_cache, unlabelled=str(photographs), loader=options)
+    found.setup("fit")
+    part = found.train_set
+    with pytest.raises(ConfigError, match=r"unlabelled_sampling: .* Give --model\.teacher_cache true"):
+        found.train_dataloader()
+    answers = Answers([part.unlabelled.crops.key(row) for row in part.unlabelled.rows.tolist()])
+    found.teach({"teacher": StoredTeacher(answers, STILL)})
+    ranks = [training_sampler(part, found.loader, 8, num_replicas=2, rank=rank)[0] for rank in range(2)]
+    assert answers.seeds == {STILL}
+    drawn, first = [], len(part.labelled)
+    for epoch in range(40):
+        for sampler in ranks:
+            sampler.set_epoch(epoch)
+            own = list(sampler)
+            assert own == list(sampler) and len(own) == len(sampler)
+            drawn += [(view.position - first, view.seed) for view in own if view.position >= first]
+    share = np.mean([position == 6 for position, _ in drawn])
+    assert share == pytest.approx(rare, abs=4 * (rare * (1 - rare) / len(drawn)) ** 0.5)
+    if views:
+        listed = limited_views(part, found.loader, 1, unlabelled_an_epoch=1)
+        assert {View(first + position, seed) for position, seed in drawn} == {v for v in listed if v.position >= first}
+    else:
+        assert len({seed for _, seed in drawn}) == len(drawn)
 
 
 @pytest.mark.parametrize("options", [{"views_seed": -1}, {"views": 2, "seed": -1}])
