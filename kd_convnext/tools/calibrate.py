@@ -79,12 +79,14 @@ def calibrate(
     Raises:
         KDConvNeXtError: The checkpoint, its data or an option cannot be used, or there would be a leak.
     """
+    from kd_convnext.checkpoints.format import require_file
     from kd_convnext.inference.calibrating.cross_conformal import held_out_by
     from kd_convnext.inference.calibrating.fit import CalibrationOptions, checked_transfer, fit_calibration
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.inference.run_data import own_data, source_of
     from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
 
+    require_file(ckpt_path)
     run = run_of_checkpoint(ckpt_path)
     _require_place(run, out, overwrite=overwrite)
     source = source_of(run, manifest, cache_dir, sr_weights, columns)
