@@ -18,13 +18,31 @@ from kd_convnext.common.reading import tensors_of
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.errors import CheckpointError, Finding
 
-__all__ = ["FORMAT_VERSION", "KEY", "deployable_part", "is_distilled", "read_checkpoint"]
+__all__ = ["FORMAT_VERSION", "KEY", "deployable_part", "is_distilled", "read_checkpoint", "require_file"]
 
 _LARGEST_SIDE = 2**14
 """Pixels of a network's input: a larger one is no network's."""
 
 _BEFORE = {"TeacherModule": "backbone", "DistillModule": "student"}
 """The deployable part of checkpoints written before they named it."""
+
+
+_REMEDY = "Give the checkpoints/best.ckpt of a run folder."
+
+
+def require_file(path: str | Path, argument: str = "--ckpt_path", remedy: str = _REMEDY) -> None:
+    """Refuses a checkpoint that is not there.
+
+    Args:
+        path: The file.
+        argument: The option that named it, for the message.
+        remedy: What to give instead.
+
+    Raises:
+        CheckpointError: There is no such file.
+    """
+    if not Path(path).expanduser().is_file():
+        raise CheckpointError(Finding(argument, f"there is no file {path}", remedy))
 
 
 def read_checkpoint(path: str | Path, argument: str = "--ckpt_path", *, may_be_edited: bool = False) -> dict[str, Any]:
@@ -45,14 +63,13 @@ def read_checkpoint(path: str | Path, argument: str = "--ckpt_path", *, may_be_e
             weights that are not finite.
     """
     file = Path(path).expanduser()
-    remedy = "Give the checkpoints/best.ckpt of a run folder."
+    remedy = _REMEDY
     if may_be_edited:
         remedy = (
             "Give a whole checkpoints/last.ckpt of a run; without one, begin anew from its best.ckpt: "
             "--model.backbone.weights (--model.student.weights) best.ckpt."
         )
-    if not file.is_file():
-        raise CheckpointError(Finding(argument, f"there is no file {path}", remedy))
+    require_file(path, argument, remedy)
     try:
         checkpoint = tensors_of(file)
     except Exception as error:

@@ -79,8 +79,12 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+_QUOTED = r"""'[^']*'(?:"'"'[^']*')*"""
+"""A word with blanks as `shlex.quote` writes it, an apostrophe within as ``'"'"'``."""
+
 _WHOLE = re.compile(
-    r"""\"[^"]*"|(?<!\w)'[^']*'(?!\w)|kd-convnext \w+(?: [^\s-]*/\S*| --\w\S*(?: (?:'[^']*'|[^\s-]\S*))?)*"""
+    rf"""kd-convnext \w+(?: {_QUOTED}| [^\s-]*/\S*| --\w\S*(?: (?:{_QUOTED}|[^\s-]\S*))?)*"""
+    r"""|\"[^"]*"|(?<!\w)'[^']*'(?!\w)"""
 )
 """What is copied out of a message, so that no line may break in it: a quoted value, a command with its options."""
 

@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout, suppress
 from importlib.resources import files
@@ -82,7 +83,7 @@ def plain_formatter() -> "type[DefaultHelpFormatter]":
 
         def start_section(self, heading: str | None) -> None:
             """Begins a group of options."""
-            super().start_section(_plain(heading or ""))
+            super().start_section(textwrap.fill(_plain(heading or ""), self._width))
 
         def _fill_text(self, text: str, width: int, indent: str) -> str:
             return super()._fill_text(_plain(text), width, indent)

@@ -16,6 +16,7 @@ from kd_convnext.common.console import complain, fitted
 from kd_convnext.common.files import write_finding
 from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.common.process import Stopped
+from kd_convnext.common.refusals import refusal
 from kd_convnext.common.trust import DENIED, denied_in
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 
@@ -51,33 +52,33 @@ def parsing(command: str, known: Iterable[str] = ()) -> Iterator[None]:
         yield
     except (ArgumentError, ArgumentTypeError) as error:
         helped = f"See kd-convnext {command} --help."
-        if wrong := _wrong_choice(str(error)) or _no_number(str(error)):
-            raise ConfigError(replace(wrong, remedy=wrong.remedy + helped)) from error
         told = " ".join(str(error).split())
         option = re.search(_KEY, told)
         if denied := denied_in(told, f"--{option[1]}" if option else f"kd-convnext {command}"):
             raise ConfigError(denied) from error
+        if found := refusal(str(error)):
+            raise ConfigError(replace(found, remedy=found.remedy + helped)) from error
         told = _LACKING.sub(lambda found: found[0].replace(found[1], _as_options(found[1], known)), told)
-        remedy = f"{_meant(told, known)}{_hint(told)}{helped}"
-        raise ConfigError(Finding(f"kd-convnext {command}", _readable(told)[:_LONGEST], remedy)) from error
+        grid = "--config configs/paper.yaml names methods and settings. " if "--grid.methods" in told else ""
+        remedy = f"{_meant(told, known)}{grid}{helped}"
+        raise ConfigError(Finding(f"kd-convnext {command}", _readable(told), remedy)) from error
 
-
-_UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: ")
-"""How the parser begins where several types are allowed; what follows says why none fits."""
 
 _LONGEST = 400
+_KEY = r'Parser key "([^"]+)"'
 
 
 def _readable(told: str) -> str:
-    """Writes what a parser says of types and keys in words."""
-    told = re.sub(r"Given value type: <class '[\w.]+'> ", "", _UNION.sub("", told))
+    """Writes in words what a parser says of options it does not know, and of what it cannot import."""
     told = DENIED.sub(r"\1 is nothing to import", told)
     told = re.sub(r"'utf-8' codec can't encode .*? surrogates not allowed", "its name is not in UTF-8: rename it", told)
-    told = re.sub(r"<class '(?:\w+\.)*(\w+)'>", lambda found: _TYPES.get(found[1], found[1]), told)
-    return re.sub(_KEY, r"--\1", told)
+    told = re.sub(r"Subcommand '\w+' does not accept option '([\w.]+)'", r"there is no option --\1", told)
+    told = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"there is no option --\1.\2", told)
+    told = re.sub(r"unrecognized arguments: (--[\w.]+)\S*$", r"there is no option \1", told)
+    told = re.sub(r"Unexpected config: (.*)", r"\1 is no file of options", told)
+    told = re.sub(_KEY, r"--\1", told)
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST]} ..."
 
-
-_TYPES = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "NoneType": "null"}
 
 _LACKING = re.compile(r"arguments are required: ([\w., ]+)")
 
@@ -105,51 +106,6 @@ def _meant(text: str, known: Iterable[str]) -> str:
             name = f"--{group}.{found['name']}" if group else f"--{found['name']}"
             begun = [option for option in known if option.startswith(name)]
             return f"Did you mean {begun[0]}? " if len(begun) == 1 else did_you_mean(name, known, cutoff=0.75)
-    return ""
-
-
-_KEY = r'Parser key "([^"]+)"'
-_GIVEN = r"Got value: (.+)|val='([^']*)'|Given value: (.+)"
-_EXPECTED = r"Expected a (?:typing\.)?(Literal\[.*?\]|<class '[\w.]+'>)"
-
-
-def _wrong_choice(text: str) -> Finding | None:
-    """Finds the option, its value and the names it may have, where the parser says that a value is none of them."""
-    kinds, given = re.findall(_EXPECTED, text), re.search(_GIVEN, text)
-    choices = [name for kind in kinds if kind.startswith("Literal") for name in re.findall(r"'([^']*)'", kind)]
-    if "<class 'bool'>" in kinds:
-        choices += ["true", "false"]
-    others = {kind for kind in kinds if kind.startswith("<")} - {"<class 'NoneType'>", "<class 'bool'>"}
-    if not choices or others or given is None:
-        return None
-    value = next(found for found in given.groups() if found is not None).strip()
-    where = "--" + ".".join(re.findall(_KEY, text))
-    what = f"{value!r} is none of {', '.join(choices)}"
-    return Finding(where, what, did_you_mean(value, choices))
-
-
-def _no_number(text: str) -> Finding | None:
-    """Finds the option and its value, where the parser says that a value is no number, and only that."""
-    kinds, given = re.findall(_EXPECTED, text), re.search(_GIVEN, text)
-    wanted = [_TYPES[name] for name in ("int", "float") for kind in kinds if kind == f"<class '{name}'>"]
-    nothing = kinds.count("<class 'NoneType'>")
-    if not wanted or len(wanted) + nothing != text.count("Expected a") or given is None:
-        return None
-    value = next(found for found in given.groups() if found is not None).strip()
-    hint = "" if value == "None" and not nothing else _hint(text)
-    return Finding("--" + ".".join(re.findall(_KEY, text)), f"{value!r} is no {min(wanted, key=len)}", hint)
-
-
-def _hint(text: str) -> str:
-    """Says what is likely meant where a value is of another type than it looks."""
-    option = re.search(_KEY, text)
-    name = f"--{option[1]}" if option else "the option"
-    if re.search(r"Expected a <class 'str'>[^-]*value: -?[0-9.]", text):
-        return f'Text that looks like a number wants quotes: \'{name}=["0","1"]\' for a list, "0" in a file. '
-    if name.endswith("image_size") and re.search(r"[Vv]alue: ['\"]?[\[(\d]", text):
-        return "Images are square: give the side in pixels, such as 224. "
-    if re.search(r"[Vv]alue: '?None\b", text):
-        return f"Nothing is written null, not None: {name}=null. "
     return ""
 
 

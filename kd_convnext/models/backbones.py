@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.models.depthwise import quicken_depthwise
 from kd_convnext.models.hub_names import hub_name_finding
+from kd_convnext.models.published import hub_or_cache
 from kd_convnext.models.timm_import import timm
 from kd_convnext.models.token_head import TokenHead
-from kd_convnext.models.weights import hub_or_cache, load_weights
+from kd_convnext.models.weights import load_weights
 
 STAGE_REDUCTIONS = (4, 8, 16, 32)
 """Sides of the input over sides of the map, for the four stages whose features Eq. 1 compares."""

@@ -1,58 +1,24 @@
-"""Loads start weights: from a file, or from the Hugging Face hub without long waits."""
+"""Loads start weights from a file."""
 
 import logging
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import constants, get_session
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
 from kd_convnext.common.files import mistaken_for_weights
 from kd_convnext.common.reading import tensors_of
 from kd_convnext.data.crops.upscaling.weights import start_file, weights_dir
-from kd_convnext.errors import CheckpointError, ConfigError, Finding
+from kd_convnext.errors import CheckpointError, Finding
 from kd_convnext.models.transformers_layout import from_transformers
 
 OWN_PREFIXES = ("student.network.", "backbone.network.")
 """Where the deployable network lies in checkpoints of this package that do not say it themselves."""
 
-HUB_TIMEOUT = 5.0
-"""Seconds to wait for the hub's first answer; its client alone tries twelve times over 47 s."""
-
 _log = logging.getLogger(__name__)
-
-
-@contextmanager
-def hub_or_cache(name: str) -> Iterator[None]:
-    """Fetches published weights inside the block; when the hub does not answer, only its local cache is used.
-
-    Args:
-        name: The model, for the message.
-
-    Raises:
-        ConfigError: The weights are neither reachable nor in the cache.
-    """
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = offline = before or not _hub_answers()
-    try:
-        yield
-    except Exception as error:
-        # The hub's client, its HTTP library and torch.hub raise a dozen unrelated types.
-        unreachable = offline and isinstance(error, OSError)
-        reason = "the hub is not reachable" if unreachable else _one_line(error)
-        raise ConfigError(
-            Finding(
-                "backbone.pretrained",
-                f"the published weights of {name} cannot be loaded ({reason})",
-                "Give a local file with --model.backbone.weights FILE, or set pretrained: false.",
-            )
-        ) from error
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def load_weights(network: nn.Module, file: str, *, in_chans: int) -> dict[str, Tensor]:
@@ -173,12 +139,3 @@ def _does_not_fit(file: str, what: str) -> CheckpointError:
     return CheckpointError(
         Finding(file, what, "Give a file of the same model: check backbone.name, image_size and args.")
     )
-
-
-def _hub_answers() -> bool:
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception:  # requests', httpx's or httpx2's errors, by the version of the hub's client
-        # No name, no route, a refused or a slow answer mean the same: do not wait for it twelve times.
-        return False
-    return True

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from kd_convnext.common.configs import data_options
+from kd_convnext.common.words import command_line
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.columns import refuse_edges
 from kd_convnext.data.manifest.source import image_name
@@ -56,12 +57,12 @@ class Reading:
         return {
             "run": str(self.run.path),
             "report": self.run.report.is_file(),
-            "report_command": f"kd-convnext report {self.run.path}",
+            "report_command": command_line(["report", str(self.run.path)]),
             "card": (self.run.path / _CARD).is_file(),
-            "card_command": f"kd-convnext card --ckpt_path {self.ckpt_path}",
+            "card_command": command_line(["card"], ckpt_path=self.ckpt_path),
             "figures": sorted(path.name for path in self.run.figures.glob("*.png")),
             "metrics": {name: value for name, value in metrics.items() if name.startswith("test/")},
-            "test_command": f"kd-convnext test --config {self.run.config} --ckpt_path {self.ckpt_path}",
+            "test_command": command_line(["test"], config=self.run.config, ckpt_path=self.ckpt_path),
         }
 
     def card(self) -> str:
@@ -74,9 +75,8 @@ class Reading:
 
         path = self.run.path / _CARD
         if not path.is_file():
-            raise ConfigError(
-                Finding(_CARD, "the run has no model card", f"kd-convnext card --ckpt_path {self.ckpt_path}")
-            )
+            remedy = command_line(["card"], ckpt_path=self.ckpt_path)
+            raise ConfigError(Finding(_CARD, "the run has no model card", remedy))
         text = path.read_text(encoding="utf-8")
         if text.startswith("---"):  # the hub's front matter
             text = text.split("\n---", 1)[-1].partition("\n")[2]

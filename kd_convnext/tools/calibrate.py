@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kd_convnext.common.console import shown
+from kd_convnext.common.console import shown, tell
 from kd_convnext.common.counting import counted
 from kd_convnext.common.parsing import warn_of_idle
 from kd_convnext.errors import ConfigError, Finding
@@ -79,12 +79,14 @@ def calibrate(
     Raises:
         KDConvNeXtError: The checkpoint, its data or an option cannot be used, or there would be a leak.
     """
+    from kd_convnext.checkpoints.format import require_file
     from kd_convnext.inference.calibrating.cross_conformal import held_out_by
     from kd_convnext.inference.calibrating.fit import CalibrationOptions, checked_transfer, fit_calibration
     from kd_convnext.inference.predictor import Predictor
     from kd_convnext.inference.run_data import own_data, source_of
     from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
 
+    require_file(ckpt_path)
     run = run_of_checkpoint(ckpt_path)
     _require_place(run, out, overwrite=overwrite)
     source = source_of(run, manifest, cache_dir, sr_weights, columns)
@@ -205,7 +207,7 @@ def _report(
 
     kept = calibration.temperature != 1.0
     why = "" if kept else ": probabilities stay as they are; scaling would not improve those of unseen lesions"
-    print(f"Temperature {calibration.temperature:.3f}{why}")
+    tell(f"Temperature {calibration.temperature:.3f}{why}")
     print(f"  {'photographs':<30}{'NLL':>8}{'Brier':>8}{'ECE':>8}")
     for part, found in judgements.items():
         print(scores_line(f"{part}, before", scores(found.before), found.groups))
@@ -222,7 +224,7 @@ def _report(
 def _report_sets(calibration: "Calibration") -> None:
     classes = calibration.lesion.classes
     needed = counted(lesions_needed(calibration.coverage), calibration.unit)
-    print(f"Prediction sets at {calibration.coverage:.0%} coverage of each class ({needed} needed)")
+    tell(f"Prediction sets at {calibration.coverage:.0%} coverage of each class ({needed} needed)")
     crossed = classes.crossed or (0,) * len(classes.class_names)
     width = max(20, *map(len, classes.class_names))
     columns = (classes.class_names, classes.lesions, classes.guaranteed, crossed)
@@ -234,9 +236,9 @@ def _report_sets(calibration: "Calibration") -> None:
         if with_others:
             number = counted(with_others, calibration.unit)
             verdict = f"NO guarantee: about, by {number} with those that other networks have held out"
-        print(f"  {name:<{width}} {counted(count, calibration.unit):>12}: {verdict}{together}")
+        tell(f"  {name:<{width}} {counted(count, calibration.unit):>12}: {verdict}{together}")
     if calibration.few == "include" and not all(np.isfinite(classes.values)):
-        print(
+        tell(
             "  A class in every set leaves hardly an answer without abstaining. Ways out: more labelled lesions "
             '(--extra_manifest FILE), a merger (--merge "A+B"), lesions that the checkpoints of other repeats have '
             "held out (--also FILE,FILE), or --few pooled."
@@ -244,12 +246,12 @@ def _report_sets(calibration: "Calibration") -> None:
 
 
 def _report_transfer(calibration: "Calibration", found: "Coverage") -> None:
-    print(
+    tell(
         f"  Thresholds from other networks' lesions alone hold the true class in {found.covered} of {found.lesions} "
         f"of its own (95 % interval {found.low:.2f} to {found.high:.2f}, asked for {calibration.coverage:.2f})"
     )
     if found.high < calibration.coverage:
-        print("  WARNING: the networks are not alike; leave --also out")
+        tell("  WARNING: the networks are not alike; leave --also out")
 
 
 def _report_judgement(part: str, found: "Judgement") -> None:
@@ -257,19 +259,19 @@ def _report_judgement(part: str, found: "Judgement") -> None:
 
     summary = found.summary()
     answered, places = summary["accuracy_answered"], digits(found.groups) - 2
-    print(
+    tell(
         f"{_PARTS[part]} part: {found.behind}, answers {summary['answered']:.0%} of them"
         + (f", right in {answered:.{places}%}" if answered is not None else "")
         + f"; were it to answer all, right in {summary['accuracy']:.{places}%}"
         + f"; the gate stops {summary['stopped_by_gate']:.{places}%}"
     )
     if part == "val":
-        print("  (sets and gate were fitted on these lesions; --test true judges them on others)")
+        tell("  (sets and gate were fitted on these lesions; --test true judges them on others)")
         return
     width = max(20, *(len(item.class_name) for item in found.coverage))
     for item in found.coverage:
         interval = f"95 % interval {item.low:.2f} to {item.high:.2f}, for all classes together"
-        print(
+        tell(
             f"  {item.class_name:<{width}} true class in {item.covered} of {counted(item.lesions, 'set')} ({interval})"
         )
 

@@ -7,7 +7,6 @@ training is real: nothing in the printed table is known beforehand.
 
 import contextlib
 import math
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +19,7 @@ from kd_convnext.common.files import write_text
 from kd_convnext.common.parsing import require_at_least
 from kd_convnext.common.process import quiet_libraries, stopping_cleanly
 from kd_convnext.common.reading import read_yaml
+from kd_convnext.common.words import command_line
 from kd_convnext.errors import ConfigError, Finding, Terminated
 from kd_convnext.runs.folder import RunFolder, require_empty
 from kd_convnext.tools.demo_fits import METHODS, DemoFits, DemoSettings, Method, described
@@ -143,7 +143,7 @@ def _say_next(fits: DemoFits, out: str, start: float) -> None:
         ["classify", str(photograph), "--ckpt_path", str(best.best), "--out", answers],
         ["explain", str(photograph), "--ckpt_path", str(best.best), "--out", f"{answers}-explained"],
     ):
-        print("  " + shlex.join(["kd-convnext", *words]))
+        print(f"  {command_line(words)}")
 
 
 def _imbalance(counts: dict[str, int]) -> str:

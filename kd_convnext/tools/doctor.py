@@ -17,6 +17,7 @@ from kd_convnext._version import __version__
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write, write_finding
 from kd_convnext.common.machine import available_cores, best_precision
+from kd_convnext.common.words import command_line
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
@@ -256,7 +257,7 @@ def _checkpoint(path: str, sr_weights: str | None) -> Iterator[Check]:
         remedy = "Train again on a split that its teacher has not seen."
         yield Check("leak", "WARN", "it was judged on lesions that training had seen", remedy)
     if predictor.calibration is None:
-        remedy = f"Run kd-convnext calibrate --ckpt_path {path}."
+        remedy = command_line(["calibrate"], ckpt_path=path)
         yield Check("calibration", "WARN", "none: every answer of classify abstains", remedy)
     else:
         yield Check("calibration", "PASS", f"sets at {predictor.calibration.coverage:.0%} coverage")

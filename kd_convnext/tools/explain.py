@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kd_convnext.common.console import complain
+from kd_convnext.common.console import complain, tell
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import atomic_write, move_in, staged, text_writer
 from kd_convnext.common.parsing import require_at_least, warn_of_idle
@@ -96,11 +96,11 @@ def explain(
                 continue
             figure = _draw(place, number, found)
             entries.append({**found.to_dict(predictor.network.card.class_names), "figure": figure})
-            print(f"{found.photograph}: {_line(found)} ({figure})")
+            tell(f"{found.photograph}: {_line(found)} ({figure})")
         _write(place, predictor, entries)
         move_in(sorted(place.iterdir()), folder, _KEY)
     lacking = f", {len(failures)} not" if failures else ""
-    print(f"{counted(len(entries), 'photograph')} explained{lacking}; {folder}")
+    tell(f"{counted(len(entries), 'photograph')} explained{lacking}; {folder}")
     refuse_failures(failures, on_error)
     return folder
 

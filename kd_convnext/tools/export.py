@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kd_convnext.common.console import tell
 from kd_convnext.common.counting import counted
 from kd_convnext.common.files import move_in, sha256_of, staged
 from kd_convnext.errors import ConfigError, ExportError, Finding
@@ -96,8 +97,10 @@ def export(
         kept = move_in([*made, place / "model.json"], folder, made[0].name, stale)
     _report(kept, found, shown)
     if format == "onnx" and lacking is not None:
-        print(f"There is no crop.onnx: {lacking}. Without it docs/examples/onnx_only.py cannot run; crops come from")
-        print("kd_convnext.inference.predictor.Predictor, which makes them as in training.")
+        tell(
+            f"There is no crop.onnx: {lacking}. Without it docs/examples/onnx_only.py cannot run; crops come from "
+            "kd_convnext.inference.predictor.Predictor, which makes them as in training."
+        )
     return kept[0]
 
 
@@ -185,15 +188,15 @@ def _report(files: list[Path], found: "Compared", shown: "ExportSamples") -> Non
 
     size = sum(file.stat().st_size for file in files) / 1e6
     percent, places = digits(found.photographs) - 2, digits(found.labelled)
-    print(f"Wrote {files[0]}, {', '.join(file.name for file in files[1:])} ({size:.1f} MB)")
-    print(
+    tell(f"Wrote {files[0]}, {', '.join(file.name for file in files[1:])} ({size:.1f} MB)")
+    tell(
         f"Compared with the checkpoint on {shown.source}: largest difference of a probability "
         f"{found.largest_difference:.2g}, same class in {found.agreement:.{percent}%}"
     )
     if found.gate_difference is not None:
         same = f"same decision in {found.decisions:.{percent}%}"
-        print(f"Largest difference of a gate score {found.gate_difference:.2g}, {same}")
+        tell(f"Largest difference of a gate score {found.gate_difference:.2g}, {same}")
     if found.labelled:
         pairs = ((found.accuracy, found.accuracy_checkpoint), (found.f1_macro, found.f1_macro_checkpoint))
         (accuracy, f1) = (f"{own:.{places}f} (checkpoint {before:.{places}f})" for own, before in pairs)
-        print(f"On {counted(found.labelled, 'labelled photograph')}: accuracy {accuracy}, macro F1 {f1}")
+        tell(f"On {counted(found.labelled, 'labelled photograph')}: accuracy {accuracy}, macro F1 {f1}")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import yaml
 from kd_convnext.common.configs import shipped_file
 from kd_convnext.common.console import tell
 from kd_convnext.common.files import write_text
+from kd_convnext.common.words import command_line
 from kd_convnext.errors import ConfigError, Finding
 
 FEW_PHOTOGRAPHS = 320
@@ -81,8 +81,8 @@ def init(
         manifest = str(template)
     write_text(config, configuration(recipe, manifest, columns, batch))
     print(f"Wrote {config}: {recipe.reason}\nNext:")
-    for words in ("prepare --config {} --dry_run", "fit --config {}"):
-        print(f"  kd-convnext {words.format(shlex.quote(str(config)))}")
+    print(f"  {command_line(['prepare'], config=config)} --dry_run")
+    print(f"  {command_line(['fit'], config=config)}")
     print("  kd-convnext test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt")
     return config
 

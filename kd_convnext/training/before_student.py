@@ -15,6 +15,7 @@ from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged
 from kd_convnext.data.manifest.splits import SplitSpec
 from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.models.published import start_findings
 from kd_convnext.runs.folder import RunFolder
 
 TEACHER = "teacher"
@@ -45,6 +46,19 @@ def on_one_device(trainer: Mapping[str, Any]) -> dict[str, Any]:
     alone = {"devices": devices[:1] if isinstance(devices, list) else 1, "num_nodes": 1, "strategy": "auto"}
     asked = {option: trainer[option] for option in ("accelerator", "precision")}
     return alone | {option: value for option, value in asked.items() if value not in (None, "auto")}
+
+
+def require_start_weights(student: Any) -> None:
+    """Refuses a student whose start weights are not there, before its teacher is trained.
+
+    Args:
+        student: Options of its network.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    if findings := start_findings([("--model.student", dict(student or {}))]):
+        raise ConfigError(findings)
 
 
 def trained_teacher(

@@ -30,7 +30,7 @@ from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.runs.folder import RunFolder, require_writable
 from kd_convnext.training.before_crops import refuse_misfits
-from kd_convnext.training.before_student import TEACHER, on_one_device, trained_teacher
+from kd_convnext.training.before_student import TEACHER, on_one_device, require_start_weights, trained_teacher
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.config_record import ConfigRecord
@@ -251,6 +251,7 @@ class TrainingCLI(LightningCLI):
         if "teacher_ckpt" not in model:
             remedy = "Leave it out, or give --model DistillModule."
             raise ConfigError(Finding("--teacher_config", "this model learns from no teacher", remedy))
+        require_start_weights(model.get("student"))
         if is_first_process():
             teacher, trainer = with_shipped_files([config.teacher_config])[0], on_one_device(config.trainer)
             path = trained_teacher(teacher, self.folder, config.data.as_dict(), trainer, run_training)

@@ -1,6 +1,5 @@
 """Prints the header of a fit: what runs where, how long it takes, what waits for data, the next command."""
 
-import shlex
 import time
 from math import nan
 from pathlib import Path
@@ -12,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kd_convnext.common.console import duration, say, shown
 from kd_convnext.common.counting import counted
 from kd_convnext.common.machine import available_cores, best_precision, bf16_gain
+from kd_convnext.common.words import command_line
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.manifest.summary import describe
 from kd_convnext.modules.compiled_step import plan_compile
@@ -186,7 +186,7 @@ def estimate_lines(seconds: float, step_seconds: float, *, on_cpu: bool, small_c
     """
     lines = [f"The whole fit is expected to take {duration(seconds)} ({step_seconds:.3g} s a step, measured)"]
     if on_cpu and seconds > LONG_ON_CPU:
-        small = f"kd-convnext fit --config {small_config}" if small_config else "see configs/small_cpu/"
+        small = command_line(["fit"], config=small_config) if small_config else "see configs/small_cpu/"
         lines.append(
             f"Warning: this setting is meant for a GPU; on this CPU it takes {duration(seconds)}. "
             f"The same pipeline in a small setting takes minutes: {small}"
@@ -205,13 +205,13 @@ def next_commands(ckpt_path: Path, config: Path, distill_config: str | None) -> 
     Returns:
         A heading and one command a line, quoted for a POSIX shell.
     """
-    checkpoint = shlex.quote(shown(ckpt_path))
-    lines = ["Next:", f"  kd-convnext test --config {shlex.quote(shown(config))} --ckpt_path {checkpoint}"]
+    checkpoint, own = shown(ckpt_path), shown(config)
+    lines = ["Next:", f"  {command_line(['test'], config=own, ckpt_path=checkpoint)}"]
     if distill_config:
         # The student's configuration laid over this run's: same photographs, split and crops.
-        both = f"--config {shlex.quote(shown(config))} --config {shlex.quote(distill_config)}"
-        name = shlex.quote(Path(distill_config).stem)
-        lines.append(f"  kd-convnext fit {both} --name {name} --model.teacher_ckpt {checkpoint}")
+        words = ["fit", "--config", own, "--config", distill_config]
+        options = {"name": Path(distill_config).stem, "model.teacher_ckpt": checkpoint}
+        lines.append(f"  {command_line(words, **options)}")
     return lines
 
 
@@ -227,9 +227,8 @@ def commands_without_labels(ckpt_path: Path, distill_config: str | None) -> list
     """
     if not distill_config:
         return []
-    start = f"--model.student.weights {shlex.quote(shown(ckpt_path))}"
-    command = f"kd-convnext fit --config {shlex.quote(distill_config)} --data.manifest LABELLED.csv {start}"
-    return ["Next, on photographs with labels:", f"  {command}"]
+    options = {"data.manifest": "LABELLED.csv", "model.student.weights": shown(ckpt_path)}
+    return ["Next, on photographs with labels:", f"  {command_line(['fit'], config=distill_config, **options)}"]
 
 
 def _thawed_batches_left(trainer: Trainer, module: LightningModule) -> float:

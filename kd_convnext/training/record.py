@@ -4,7 +4,6 @@ Configurations name the callbacks of a fit (``DataWaitBar``, ``RunHeader`` and o
 """
 
 import math
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -21,6 +20,7 @@ from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import save_for_print
 from kd_convnext.common.files import write_text
 from kd_convnext.common.reading import json_text
+from kd_convnext.common.words import command_line
 from kd_convnext.data.crops.preparing.faithful import fidelity_figures
 from kd_convnext.data.crops.resize import reduced_size, resize_to
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
@@ -250,9 +250,9 @@ class RunRecord(Callback):
         say(trainer, f"Figures: {shown(folder.figures)}; all numbers: {shown(folder.metrics)}")
         if judges_others(trainer):
             what = "Other photographs than the run's own: their results have a folder of their own, and a section in"
-            say(trainer, f"{what} kd-convnext card --ckpt_path {shlex.quote(shown(Path(trainer.ckpt_path or '')))}")
+            say(trainer, f"{what} {command_line(['card'], ckpt_path=shown(Path(trainer.ckpt_path or '')))}")
         elif found.part == "test":
-            say(trainer, f"Next: kd-convnext report {shlex.quote(shown(folder.path))}")
+            say(trainer, f"Next: {command_line(['report', shown(folder.path)])}")
 
     def _draw(
         self, trainer: Trainer, prefix: str, evaluation: Evaluation, subject: Subject, behind: GroupCounts

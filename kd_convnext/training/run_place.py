@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from kd_convnext.common.machine import best_precision
 from kd_convnext.common.reading import read_json
+from kd_convnext.common.words import command_line
 from kd_convnext.errors import ConfigError, Finding, Terminated
 from kd_convnext.runs.folder import RunFolder, new_run_folder, require_writable, run_of_checkpoint
 
@@ -37,8 +38,8 @@ def _left(command: str, how: str) -> Finding:
     if not folder.last.exists():
         remedy = "No epoch was finished: give the command again, with another --trainer.default_root_dir."
         return Finding(str(folder.path), what, remedy)
-    config, last = shlex.quote(str(folder.config)), shlex.quote(str(folder.last))
-    remedy = f"What is finished stays; go on with: kd-convnext fit --config {config} --ckpt_path {last}"
+    command = command_line(["fit"], config=folder.config, ckpt_path=folder.last)
+    remedy = f"What is finished stays; go on with: {command}"
     return Finding(str(folder.path), what, remedy)
 
 
@@ -82,7 +83,7 @@ def refuse_taken(place: Path, checkpoints: Path, option: str) -> None:
     """
     last, best = checkpoints / "last.ckpt", checkpoints / "best.ckpt"
     if last.exists():
-        remedy = f"Name another {option}, or go on with --ckpt_path {last}."
+        remedy = f"Name another {option}, or go on with --ckpt_path {shlex.quote(str(last))}"
         raise ConfigError(Finding(str(place), "holds a run already", remedy))
     if best.exists():
         remedy = f"Name another {option}, or move {best} away: a fit would replace it."

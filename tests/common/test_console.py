@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import shlex
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from helpers.paths import CONFIGS, REPOSITORY
 
 from kd_convnext.common.console import fitted
+from kd_convnext.common.words import command_line
 
 
 def printed(words, terminal, folder, columns=60, module="kd_convnext.cli"):
@@ -62,6 +64,27 @@ def test_a_value_in_single_quotes_stays_whole(monkeypatch):
     name = "'convnext with a very long name of two parts and more than a line'"
     told = fitted(f"there is no method {name}, the methods are convnext and swin", Terminal())
     assert any(name in line for line in told.split("\n")) and "\n" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "/data/my runs/with blanks of a length"],
+        ["classify", "it's one of ours.jpg", "/data/my runs/b.jpg", "--ckpt_path", "/data/my runs/it's.ckpt"],
+        ["fit", "--config", "/my runs/a.yaml", "--config", "configs/b.yaml", "--data.classes", '["A b", "C"]'],
+    ],
+)
+def test_a_command_whose_paths_have_blanks_is_one_line(monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "40")
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    command = command_line(words)
+    assert shlex.split(command) == ["kd-convnext", *words]
+    for text in (f"  {command}", f"Of a run that has ended before its time: go on with {command}"):
+        assert any(line.endswith(command) for line in fitted(text, Terminal()).split("\n"))
 
 
 def test_findings_in_a_list_are_indented_below_their_bullets(folder):

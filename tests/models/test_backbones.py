@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kd_convnext.errors import CheckpointError, ConfigError
-from kd_convnext.models import Backbone, BackboneSpec, FeatureTaps, build_backbone, weights
+from kd_convnext.models import Backbone, BackboneSpec, FeatureTaps, build_backbone, published
 from kd_convnext.models.backbones import STAGE_REDUCTIONS
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -283,7 +283,7 @@ def test_unusable_files_are_refused(tmp_path: Path):
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(weights, "_hub_answers", lambda: False)
+    monkeypatch.setattr(published, "_hub_answers", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     return tmp_path
@@ -300,8 +300,8 @@ def test_without_the_hub_both_remedies_are_named(no_hub: Path):
 def test_a_hub_that_does_not_answer_costs_no_retries(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     start = time.monotonic()
-    assert weights._hub_answers() is False
-    assert time.monotonic() - start < weights.HUB_TIMEOUT + 5
+    assert published._hub_answers() is False
+    assert time.monotonic() - start < published.HUB_TIMEOUT + 5
 
 
 def test_without_the_hub_its_cache_serves(no_hub: Path):

@@ -1,5 +1,6 @@
 """Reading a run over HTTP, and correcting labels."""
 
+import shlex
 import shutil
 from datetime import date
 
@@ -100,11 +101,17 @@ def test_what_cannot_be_corrected_is_said(browser, run):
     assert browser.post("/api/read/corrections", json={"row": 2, "label": "a\nb"}).status_code == 422
 
 
-def test_a_run_without_results_names_the_commands(tiny_run):
-    found = Reading(str(tiny_run))
+def test_a_run_without_results_names_the_commands(tiny_run, tmp_path):
+    run = tmp_path / "my run"
+    shutil.copytree(tiny_run.parent.parent, run)
+    checkpoint = str(run / "checkpoints" / tiny_run.name)
+    found = Reading(checkpoint)
     overview = found.overview()
-    assert not overview["report"] and "kd-convnext report" in overview["report_command"]
-    assert found.table() == []
+    assert not overview["report"] and found.table() == []
+    assert shlex.split(overview["report_command"]) == ["kd-convnext", "report", str(run)]
+    assert shlex.split(overview["card_command"]) == ["kd-convnext", "card", "--ckpt_path", checkpoint]
+    test = ["--config", str(run / "config.yaml"), "--ckpt_path", checkpoint]
+    assert shlex.split(overview["test_command"]) == ["kd-convnext", "test", *test]
 
 
 def test_a_run_whose_boxes_are_named_by_their_edges_is_read_and_not_corrected(run):

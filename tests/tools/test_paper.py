@@ -259,7 +259,7 @@ def test_a_manifest_with_other_columns_is_read_as_the_refusal_says(options, tiny
 
 
 def test_the_slurm_script_submits_every_cell_students_after_teachers(options, tmp_path, capsys):
-    words = ["paper", f"--config={write(tmp_path, description())}", *options, "--repeats=2", f"--out={tmp_path}/o ut"]
+    words = ["paper", f"--config={write(tmp_path, description())}", *options, "--repeats=2", f"--out={tmp_path}/o $u t"]
     assert main([*words, "--launcher=slurm", "--sbatch=--time=01:00:00"]) == 0
     script = tmp_path / "submit.sh"
     script.write_text(capsys.readouterr().out)
@@ -279,7 +279,7 @@ def test_the_slurm_script_submits_every_cell_students_after_teachers(options, tm
     assert all("--time=01:00:00" in call for call in (teachers, alone, students))
     task = students[students.index("--wrap") + 1]
     assert task.endswith("--resume true --cell $SLURM_ARRAY_TASK_ID")
-    assert f"--config '{tmp_path}/o ut/experiment.yaml'" in task
+    assert f"--config '{tmp_path}/o $u t/experiment.yaml'" in task
 
 
 def test_the_shipped_experiment_is_found_from_anywhere(options, tmp_path, monkeypatch, capsys):

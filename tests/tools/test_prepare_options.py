@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shlex
 import shutil
 import zlib
 from pathlib import Path
@@ -211,6 +212,8 @@ def test_misses_raise_by_choice(tiny_manifest, tmp_path):
         source = data(tiny_manifest, str(cache), **strict)
         source.setup("fit")
     assert len(caught.value.findings) == len(source.split.rows("train")) + len(source.split.rows("val"))
+    command = caught.value.findings[0].remedy.partition(": ")[2]
+    assert shlex.split(command) == ["kd-convnext", "prepare", "--manifest", str(tiny_manifest)]
     assert not entries(cache)
     assert prepare(tiny_manifest, cache) == 0
     source = data(tiny_manifest, str(cache), **strict)

@@ -234,6 +234,10 @@ class SpecimenDataModule(pl.LightningDataModule):
         rows = {name: self._rows(name) for name in _NEEDED[stage] if name not in self._sets}
         if not rows:
             return
+        if "train" in rows and self.unlabelled is not None:  # before crops are made, which takes long
+            judged = np.concatenate([self.split.rows("val"), self.split.rows("test")])
+            by, allow = self.split_spec.group_by, self.allow_leak
+            self._unlabelled_leak = refuse_judged(self.unlabelled, self.manifest, judged, by, allow=allow)
         crops = self._fill(np.unique(np.concatenate(list(rows.values()))))
         labels = self.manifest.labels
         still = Views(self.image_size, self.in_chans, resize=self.crop_spec.resize)
@@ -245,12 +249,8 @@ class SpecimenDataModule(pl.LightningDataModule):
                 raise ManifestError(Finding(self.path, f"the {name} part is empty", remedy))
             views = moving if name == "train" else still
             self._sets[name] = SpecimenDataset(crops, kept, labels, views)
-        if "train" in rows and self.unlabelled is not None:
-            judged = np.concatenate([self.split.rows("val"), self.split.rows("test")])
-            by, allow = self.split_spec.group_by, self.allow_leak
-            self._unlabelled_leak = refuse_judged(self.unlabelled, self.manifest, judged, by, allow=allow)
-            if self.loader.unlabelled_ratio:
-                self._sets["train"] = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
+        if "train" in rows and self.unlabelled is not None and self.loader.unlabelled_ratio:
+            self._sets["train"] = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
 
     def measure_workers(self, measure: Callable[[Iterable[View]], Workers]) -> None:
         """Takes a measurement of the loader processes a fit needs, run once when its training loader is built.

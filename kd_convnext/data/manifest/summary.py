@@ -1,8 +1,8 @@
 """Counts what a manifest was understood to hold: photographs, regions, lesions and patients by class and part."""
 
+import shutil
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from kd_convnext.common.counting import counted
@@ -12,6 +12,12 @@ from kd_convnext.data.manifest.splits import PARTS, Split, absent, missing_class
 
 FEW = 10
 """Groups of a class in a part below which its scores say little."""
+
+_GAP = "  "
+"""Between columns of a table, and before its first."""
+
+_READABLE, _SHORTEST = 25, 8
+"""Letters of a class's name that are shown at least: in 80 columns, and in the narrowest terminal."""
 
 
 def describe(manifest: Manifest, group_by: GroupBy = "known", split: Split | None = None) -> list[str]:
@@ -23,7 +29,7 @@ def describe(manifest: Manifest, group_by: GroupBy = "known", split: Split | Non
         split: Their division, where there is one.
 
     Returns:
-        Lines of text.
+        Lines of text; the table is no wider than the terminal, or 80 letters.
     """
     table = manifest.table.assign(
         lesion=manifest.groups("lesion"),
@@ -42,7 +48,7 @@ def describe(manifest: Manifest, group_by: GroupBy = "known", split: Split | Non
     for name in (*manifest.class_names, "all"):
         own = table if name == "all" else table[table["label"] == name]
         rows.append([name, *(_counts(own if part == "all" else own[own["part"] == part]) for part in parts)])
-    lines += _aligned(rows)
+    lines += _aligned(rows, shutil.get_terminal_size().columns)
     lines.append(f"kept together {kept_together(group_by)}")
     return lines + _remarks(table, manifest.class_names, parts[1:], divided=split is not None)
 
@@ -85,8 +91,26 @@ def _counts(rows: pd.DataFrame) -> str:
     return f"{len(rows)} ({rows['photograph'].nunique()}, {lesions}, {known}, {rows['group'].nunique()})"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = np.array([[len(cell) for cell in row] for row in rows]).max(axis=0).tolist()
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+def _aligned(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
+    """Aligns a table; parts that do not fit beside the others stand below them, and long names lose their middle."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    part = max(others) + len(_GAP)
+    room = columns - len(_GAP)
+    # Of a long name so much that two parts are side by side; in a narrow terminal, that one has room.
+    first = min(first, max(_READABLE, room - 2 * part), max(_SHORTEST, room - part))
+    beside = max(1, (room - first) // part)
+    lines = []
+    for begin in range(0, len(others), beside):
+        chosen = slice(begin, begin + beside)
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row[1:][chosen], others[chosen], strict=True)]
+            lines.append(_GAP + _GAP.join([_shortened(row[0], first).ljust(first), *cells]).rstrip())
+    return lines
+
+
+def _shortened(name: str, length: int) -> str:
+    """Replaces the middle of a name that is too long by a mark: classes are often alike at their beginnings."""
+    if len(name) <= length:
+        return name
+    end = (length - 1) // 2
+    return f"{name[: length - 1 - end]}…{name[-end:]}"

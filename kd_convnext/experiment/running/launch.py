@@ -11,6 +11,7 @@ from typing import Any
 
 from kd_convnext.common.counting import counted
 from kd_convnext.common.machine import available_cores
+from kd_convnext.common.words import command_line
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell, CellKey
 from kd_convnext.experiment.plan.record import CellRecord
@@ -121,7 +122,7 @@ def slurm_script(cells: Sequence[Cell], config: Path, out: Path, options: str) -
     for number, cell in enumerate(cells):
         kind = "students" if cell.teacher else "teachers" if cell.key in teachers else "alone"
         groups[kind].append(number)
-    command = f"kd-convnext paper --config {shlex.quote(str(config))} --out {shlex.quote(str(out))} --resume true"
+    command = command_line(["paper"], config=config, out=out, resume="true")
     logs = shlex.quote(str(out / "slurm"))
     lines = [
         "#!/bin/bash",
@@ -134,9 +135,11 @@ def slurm_script(cells: Sequence[Cell], config: Path, out: Path, options: str) -
         if numbers:
             waits = " --dependency=afterany:$teachers" if kind == "students" and groups["teachers"] else ""
             array = f"--array={','.join(map(str, numbers))} --output={logs}/%x-%a.txt"
-            task = f'--wrap "{command} --cell \\$SLURM_ARRAY_TASK_ID"'
+            task = f"--wrap {shlex.quote(f'{command} --cell $SLURM_ARRAY_TASK_ID')}"
             lines.append(f"{kind}=$(sbatch --parsable --job-name={kind} {array} {options}{waits} {task})")
     waited = ":".join(f"${kind}" for kind, numbers in groups.items() if numbers)
-    last = f'--output={logs}/report.txt --dependency=afterany:{waited} --wrap "{command} --collect true"'
+    last = (
+        f"--output={logs}/report.txt --dependency=afterany:{waited} --wrap {shlex.quote(f'{command} --collect true')}"
+    )
     lines.append(f"sbatch --job-name=report {last}")
     return "\n".join(lines) + "\n"

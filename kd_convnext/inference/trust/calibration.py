@@ -12,6 +12,7 @@ from kd_convnext.common.arrays import Values
 from kd_convnext.common.counting import Unit
 from kd_convnext.common.files import atomic_write_all, read_bytes
 from kd_convnext.common.reading import json_of
+from kd_convnext.common.words import command_line
 from kd_convnext.errors import CheckpointError, Finding, KDConvNeXtError
 from kd_convnext.inference.trust.gate import NO_DISTANCE, Distances, Gate
 from kd_convnext.inference.trust.prediction_sets import ClassThresholds, Few
@@ -22,8 +23,6 @@ FORMAT_VERSION = 4
 
 _DAMAGE = (AttributeError, LookupError, OSError, TypeError, ValueError, KDConvNeXtError)
 """What reading a file raises whose entries are missing, of other types, or out of range."""
-
-_REMEDY = "Run kd-convnext calibrate --ckpt_path {ckpt}, or classify with --calibration none."
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def read_calibration(path: Path, checkpoint_sha256: str, class_names: tuple[str,
     Raises:
         CheckpointError: A file is missing or damaged, or belongs to another checkpoint.
     """
-    remedy = _REMEDY.format(ckpt=ckpt)
+    remedy = f"Classify with --calibration none, or calibrate: {command_line(['calibrate'], ckpt_path=ckpt)}"
     try:
         state = json_of(read_bytes(path))
         version, owner = state["format_version"], state["checkpoint_sha256"]

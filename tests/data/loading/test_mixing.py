@@ -56,12 +56,14 @@ def test_labels_of_an_unlabelled_manifest_are_never_read(tiny_manifest, tiny_cac
     assert {part[position]["label"] for position in range(len(part.labelled), len(part))} == {-1}
 
 
-def test_other_columns_of_photographs_without_labels(tiny_manifest, tiny_cache, photographs, tmp_path):
+def test_other_columns_of_photographs_without_labels(tiny_manifest, photographs, tmp_path):
+    cache = tmp_path / "cache"
     table = photographs / "files.csv"
     table.write_text("file\n" + "".join(f"ward/{number}.png\n" for number in range(7)))
     with pytest.raises(ManifestError, match=r'give --data\.unlabelled_columns "image=file"\. Name'):
-        data(tiny_manifest, tiny_cache, unlabelled=str(table)).setup("fit")
-    found = data(tiny_manifest, tiny_cache, unlabelled=str(table), unlabelled_columns="image=file")
+        data(tiny_manifest, cache, unlabelled=str(table)).setup("fit")
+    assert not list(cache.rglob("*.png"))  # no crop is made for what is refused
+    found = data(tiny_manifest, cache, unlabelled=str(table), unlabelled_columns="image=file")
     assert len(found.unlabelled.rows) == 7
 
 

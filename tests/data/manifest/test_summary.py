@@ -26,6 +26,25 @@ def test_photographs_lesions_and_patients_of_each_class_and_part():
         make_split(manifest, group_by="lesion")
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_table_of_three_parts_and_long_names_fits_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = ("Actinic keratosis of the face, ears and scalp, grade I", "Actinic keratosis, grade II", "Melanoma")
+    labels = [name for name in names for _ in range(200)]
+    parts = (["train"] * 160 + ["val"] * 20 + ["test"] * 20) * 3
+    manifest = manifest_of(labels, [f"L{k}" for k in range(600)], parts=parts)
+    table = [line for line in describe(manifest, "lesion") if line.startswith("  ")]
+    assert max(map(len, table)) <= columns
+    heads = [line.split()[1:] for line in table if line.split()[0] == "class"]
+    assert [part for head in heads for part in head] == ["all", "train", "val", "test"]
+    assert len(heads) == {60: 4, 80: 2, 200: 1}[columns]
+    cells = [line.split("  ")[2:] for line in table if "grade I" in line]
+    assert [cell.strip() for row in cells for cell in row].count("20 (20, 20, ?, 20)") == 4
+    # What is cut is marked, and names that begin alike stay apart.
+    shown = {line.split("  ")[1] for line in table} - {"class", "all"}
+    assert len(shown) == 3 and all(name in names or "…" in name for name in shown)
+
+
 @pytest.mark.parametrize(
     "ids, expected", [({}, "names its lesion"), ({"lesions": "L"}, "no patient_id"), ({"patients": "P"}, None)]
 )

@@ -24,6 +24,7 @@ from kd_convnext._version import __version__
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.console import progress_bar
 from kd_convnext.common.files import default_cache_dir
+from kd_convnext.common.words import command_line
 from kd_convnext.data.crops.cache.enlarged import EnlargedCrops, place, write_configuration
 from kd_convnext.data.crops.cache.entries import entry_size, read_entry, write_entry
 from kd_convnext.data.crops.cache.index import Index, Stamp
@@ -132,7 +133,10 @@ class CropCache:
         """
         missing = self.survey(manifest, rows).missing
         if missing:
-            remedy = f"Run kd-convnext prepare --manifest {manifest.path} first, or choose --data.loader.on_miss make."
+            command = command_line(["prepare"], manifest=manifest.path)
+            remedy = (
+                f"Choose --data.loader.on_miss make, or first, with this fit's options of crops and cache: {command}"
+            )
             raise CacheError(
                 Finding(_name_row(manifest, region.row, Finding("", "", "")).where, "its crop is not prepared", remedy)
                 for photograph in missing
