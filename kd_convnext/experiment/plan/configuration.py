@@ -48,7 +48,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(value, Mapping):
             before = result.get(name)
             result[name] = merged(before if isinstance(before, Mapping) else {}, value)
-        elif name.endswith("+") and isinstance(value, list):
+        elif str(name).endswith("+") and isinstance(value, list):
             own = name.removesuffix("+")
             result[own] = [*(result.get(own) or []), *copy.deepcopy(value)]
         else:
