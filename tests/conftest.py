@@ -33,6 +33,7 @@ LONGEST = (
     "modules/test_stored_teacher.py",
     "experiment/report/test_clinical.py",
     "experiment/report/test_page.py",
+    "training/test_best_recipe.py",
     "training/test_before_student.py",
     "test_realdata.py",
 )

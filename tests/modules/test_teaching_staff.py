@@ -14,6 +14,7 @@ from kd_convnext.losses import (
     CosineEmbedding,
     CrossEntropy,
     Decoupled,
+    Ensemble,
     Eq5,
     FeatureMaps,
     Focal,
@@ -72,7 +73,7 @@ def taught(source, tmp_path_factory):
 
 
 def of_two() -> Objective:
-    """Logits of one teacher; maps, logits and embeddings of another; labels."""
+    """Logits of one teacher; maps, logits and embeddings of another; the mean of both; labels."""
     return Objective(
         {
             "soft": Decoupled(teacher="swin"),
@@ -80,8 +81,10 @@ def of_two() -> Objective:
             "feature": FeatureMaps(0.5, teacher="convnext"),
             "embedding": CosineEmbedding(teacher="convnext"),
             "relations": Relational(weight=0.1, teacher="swin"),
+            "mean": SoftTargets(teacher="both"),
             "labels": LDAM(reweight_from=1),
-        }
+        },
+        {"both": Ensemble(["swin", "convnext"])},
     )
 
 

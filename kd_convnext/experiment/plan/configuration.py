@@ -34,6 +34,8 @@ _TALK = ("record", "header", "name")
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Lays one configuration over another: tables are merged, everything else is replaced.
 
+    A list under a name that ends in ``+`` is appended to the list of that name, as `fit` does it.
+
     Args:
         below: The configuration.
         above: What replaces values of it.
@@ -43,8 +45,14 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     """
     result = copy.deepcopy(dict(below))
     for name, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merged(result[name], value) if both else copy.deepcopy(value)
+        if isinstance(value, Mapping):
+            before = result.get(name)
+            result[name] = merged(before if isinstance(before, Mapping) else {}, value)
+        elif str(name).endswith("+") and isinstance(value, list):
+            own = name.removesuffix("+")
+            result[own] = [*(result.get(own) or []), *copy.deepcopy(value)]
+        else:
+            result[name] = copy.deepcopy(value)
     return result
 
 

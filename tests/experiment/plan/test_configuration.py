@@ -101,3 +101,13 @@ def test_a_later_layer_holds_however_it_is_spelled():
 
 def test_its_teacher_counts():
     assert hash_of(CELL, "a") != hash_of(CELL, None)
+
+
+def test_a_configuration_laid_over_another_appends_callbacks_as_fit_does():
+    average, stop = {"class_path": "A"}, {"class_path": "B", "init_args": {"patience": 2}}
+    above = {"trainer": {"callbacks+": [stop]}}
+    below = {"trainer": {"callbacks": [average], "max_epochs": 3}}
+    assert merged(below, above) == {"trainer": {"callbacks": [average, stop], "max_epochs": 3}}
+    for empty in ({}, {"trainer": {}}, {"trainer": {"callbacks": None}}, {"trainer": None}):
+        assert merged(empty, above) == {"trainer": {"callbacks": [stop]}}
+    assert below["trainer"]["callbacks"] == [average]
