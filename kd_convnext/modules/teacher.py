@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from kd_convnext.checkpoints.format import KEY
@@ -171,6 +172,8 @@ class TeacherModule(ClassifierModule):
         if data is None:
             remedy = "Use a SpecimenDataModule, or finetune: head_only."
             raise ConfigError(Finding("--model.finetune", "linear needs crops to compute features of", remedy))
+        if isinstance(self.trainer.precision_plugin, MixedPrecision):
+            self.trainer.precision_plugin.scaler = None  # there are no gradients, and it refuses a step without them
         store = still_features(self.backbone, data, self.trainer, self.linear_looks)
         features = training_embeddings(store, data, self.linear_looks)
         weight, bias = fit_linear_head(features, data.train_set.labels, self.num_classes, self.linear_c)

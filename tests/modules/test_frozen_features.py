@@ -9,6 +9,7 @@ import torch
 import yaml
 from helpers import tiny
 from helpers.command_line import TINY, convnext
+from lightning.pytorch.plugins import MixedPrecision
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
@@ -134,6 +135,15 @@ def test_only_the_head_is_fitted_and_it_fits(fitted):
         found = (module.backbone.eval()(images) + module.backbone(images.flip(-1))).argmax(1).numpy()
     assert (found == part.labels).mean() > 0.8
     assert {name for name, _ in fresh.named_parameters()} == {name for name, _ in module.backbone.named_parameters()}
+
+
+def test_a_head_in_one_go_needs_no_scaled_gradients(tiny_manifest, tiny_cache, tmp_path):
+    """As ``--trainer.precision 16-mixed`` on a GPU, whose scaler refuses a step without gradients."""
+    source = tiny.data(tiny_manifest, tiny_cache)
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    trainer = tiny.trainer(tmp_path, limit_train_batches=1, plugins=[scaled])
+    trainer.fit(linear_teacher(source), datamodule=source)
+    assert trainer.global_step == 1
 
 
 def test_features_are_computed_once_whatever_the_head(fitted, monkeypatch):
