@@ -202,6 +202,21 @@ class RunCheckpoint(ModelCheckpoint):
             self.last_model_path = here(state_dict["last_model_path"])
 
 
+def will_be_best(trainer: Trainer) -> bool | None:
+    """Tells whether the network just validated will be ``best.ckpt``; None where no number chooses one.
+
+    Args:
+        trainer: Within a fit, after a validation and before its network is saved.
+    """
+    kept = trainer.checkpoint_callback
+    if not isinstance(kept, ModelCheckpoint) or kept.monitor is None:
+        return None
+    score, before = trainer.callback_metrics.get(kept.monitor), kept.best_model_score
+    if score is None or not torch.isfinite(score):
+        return False
+    return before is None or bool(score < before if kept.mode == "min" else score > before)
+
+
 def averaging_of(trainer: Trainer) -> WeightAveraging | None:
     """Returns the callback that averages the weights of a fit, if there is one."""
     found = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]

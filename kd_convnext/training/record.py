@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from kd_convnext.common.console import say, shown
@@ -42,6 +43,7 @@ from kd_convnext.runs.tables import (
     write_predictions,
     write_table,
 )
+from kd_convnext.training.checkpointing import will_be_best
 from kd_convnext.training.environment import environment
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.outputs import (
@@ -135,9 +137,11 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints which epoch was the best; logs the split and the best checkpoint to W&B, if asked for."""
         # Without labels there is one class, and it is always right.
-        if trainer.is_global_zero and self._best is not None and not _data(trainer).ignores_labels:
-            epoch, best = self._best
-            say(trainer, best_epoch_line(epoch, _group_counts(trainer, best), time.perf_counter() - self._begun))
+        kept = trainer.checkpoint_callback
+        chosen = self._best is not None or (isinstance(kept, ModelCheckpoint) and kept.best_model_score is not None)
+        if trainer.is_global_zero and chosen and not _data(trainer).ignores_labels:
+            best = None if self._best is None else (self._best[0], _group_counts(trainer, self._best[1]))
+            say(trainer, best_epoch_line(best, time.perf_counter() - self._begun))
             say(trainer, f"Figures: {shown(run_folder(trainer).figures)}")
         if self.artifacts and trainer.is_global_zero:
             folder = run_folder(trainer)
@@ -171,10 +175,12 @@ class RunRecord(Callback):
             log_confusion(trainer.loggers, "val/confusion_matrix", found, trainer.global_step)
 
     def _keep_best(self, trainer: Trainer, found: Evaluation) -> None:
-        """Keeps the answers of the epoch with the best macro F1: its interval is said at the end."""
-        score = found.metrics(per_class=False).get("f1_macro", math.nan)
-        before = -math.inf if self._best is None else self._best[1].metrics(per_class=False)["f1_macro"]
-        if score > before:
+        """Keeps the answers of the best epoch, that of ``best.ckpt``: its interval is said at the end."""
+        chosen = will_be_best(trainer)
+        if chosen is None:
+            score = found.metrics(per_class=False).get("f1_macro", math.nan)
+            chosen = score > (-math.inf if self._best is None else self._best[1].metrics(per_class=False)["f1_macro"])
+        if chosen:
             self._best = (trainer.current_epoch, found)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -65,15 +65,19 @@ def score_lines(
     return lines
 
 
-def best_epoch_line(epoch: int, best: GroupCounts, seconds: float) -> str:
+def best_epoch_line(best: tuple[int, GroupCounts] | None, seconds: float) -> str:
     """Returns a line on the best epoch, its score with interval, and the time of the fit.
 
     Args:
-        epoch: Counted from 0, as in ``metrics.csv``.
-        best: Its validation answers by group.
+        best: The epoch, counted from 0 as in ``metrics.csv``, and its validation answers by group; None where it
+            lies before what this fit has gone on from.
         seconds: Of the fit.
     """
-    span = intervals(best, RESAMPLES, 0)["f1_macro"]
-    value = with_interval(float(scores(best.total)["f1_macro"]), span, digits(len(best)))
-    behind = counted(len(best), f"validation {best.unit}")
-    return f"Best epoch {epoch}: macro F1 {value}, 95 % {best.by}, {behind}. The fit took {duration(seconds)}."
+    took = f"The fit took {duration(seconds)}."
+    if best is None:
+        return f"No epoch since the fit went on is better than the best before. {took}"
+    epoch, counts = best
+    span = intervals(counts, RESAMPLES, 0)["f1_macro"]
+    value = with_interval(float(scores(counts.total)["f1_macro"]), span, digits(len(counts)))
+    behind = counted(len(counts), f"validation {counts.unit}")
+    return f"Best epoch {epoch}: macro F1 {value}, 95 % {counts.by}, {behind}. {took}"

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import tiny
+from helpers.command_line import TINY, convnext
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -78,6 +79,23 @@ def test_a_finished_epoch_is_resumed_by_steps(tiny_manifest, tiny_cache, tmp_pat
     last = str(tmp_path / "checkpoints" / "last.ckpt")
     module, _ = fit(tmp_path, tiny_manifest, tiny_cache, -1, scores, ckpt_path=last, max_steps=7)
     assert module.trainer.global_step == 7 and not len(module._tally)
+
+
+def test_the_best_epoch_that_is_said_is_that_of_the_best_checkpoint(tiny_manifest, tiny_cache, tmp_path, capsys):
+    """Not that of the best macro F1, where another number chooses; nor one of before a resume."""
+    config = ["--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone"), "--trainer.max_epochs=4"]
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
+    options = ["--checkpoint.monitor=val/loss", "--model.optim.lr=0.01"]
+    for mode in ("min", "max"):
+        folder = tmp_path / mode
+        run = [*config, *data, *options, f"--checkpoint.mode={mode}", f"--trainer.default_root_dir={folder}"]
+        assert main(["fit", *run]) == 0
+        best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
+        assert f"Best epoch {best}: " in capsys.readouterr().out
+    assert best < 3  # the loss fell: the highest, asked for last, is behind
+    longer = ["--trainer.max_epochs=5", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]
+    assert main(["fit", *run, *longer]) == 0
+    assert "No epoch since the fit went on is better" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_newest_is_not_written_more_often_than_asked(tiny_manifest, tiny_cache, tmp_path):

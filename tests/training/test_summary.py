@@ -41,6 +41,6 @@ def test_long_names_stay_within_the_terminal():
 
 
 def test_the_end_of_a_fit_says_epoch_score_interval_and_time():
-    line = best_epoch_line(7, counts_of(np.array([[2, 0], [1, 1]])), 754)
+    line = best_epoch_line((7, counts_of(np.array([[2, 0], [1, 1]]))), 754)
     assert line.startswith("Best epoch 7: macro F1 0.73 [0.")
     assert line.endswith("95 % by lesion, 4 validation lesions. The fit took 13 min.")
