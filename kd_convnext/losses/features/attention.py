@@ -19,11 +19,12 @@ class AttentionTransfer(Term):
 
     needs = Needs.MAPS
 
-    def __init__(self, weight: float = 500.0, teacher: str = TEACHER, schedule: WeightSchedule | None = None) -> None:
+    def __init__(self, weight: float = 1000.0, teacher: str = TEACHER, schedule: WeightSchedule | None = None) -> None:
         """Sets the weight.
 
         Args:
-            weight: Factor in the objective's sum; the authors use beta / 2 with beta = 1000: the values are small.
+            weight: Factor in the objective's sum, the authors' beta of 1000: the values are small. (Their code has beta
+                before these means, their Eq. 2 beta / 2 before sums.)
             teacher: Name of the teacher.
             schedule: Factor on the weight in each epoch.
         """
