@@ -25,9 +25,10 @@ def limited_views(
     Returns:
         The first views of all crops, then the second ones, and so on.
     """
-    # One view an epoch, in turn; balanced classes draw any of them.
+    # One view a pass, in turn; balanced classes draw any of them.
     numbers = loader.views or 0
-    if epochs is not None and epochs > 0 and loader.sampling == "natural":
+    once = loader.sampling == "natural" and loader.least_batches == 1
+    if once and epochs is not None and epochs > 0:
         numbers = min(numbers, epochs)
     seed = loader.seed if loader.views_seed is None else loader.views_seed
     parts = [(0, part.rows, seed, numbers)]

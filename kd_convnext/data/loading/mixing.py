@@ -193,7 +193,8 @@ def training_sampler(
         The sampler, and all images of a batch.
     """
     options: dict[str, Any] = {"seed": loader.seed, "sampling": loader.sampling, "views": loader.views}
-    options |= {"views_seed": loader.views_seed, **ranks}
+    least = loader.least_batches * block * ranks.get("num_replicas", 1) if loader.least_batches > 1 else 0
+    options |= {"views_seed": loader.views_seed, "least": least, **ranks}
     if not isinstance(part, MixedDataset):
         return ViewSampler(part, **options), block
     options["other_weights"] = predicted_weights(part, loader) if drawn else None

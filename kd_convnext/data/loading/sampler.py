@@ -45,6 +45,7 @@ class ViewSampler(DistributedSampler[View]):
         sampling: SamplingName | ClassSampling = "natural",
         views: int | None = None,
         views_seed: int | None = None,
+        least: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -53,14 +54,19 @@ class ViewSampler(DistributedSampler[View]):
         Args:
             dataset: The training part.
             seed: Decides order and views.
-            sampling: ``natural``: each crop once an epoch; all others draw with replacement.
-            views: How many views there are of each crop: one an epoch in turn, or by chance where classes are
+            sampling: ``natural``: each crop once a pass; all others draw with replacement.
+            views: How many views there are of each crop: one a pass in turn, or by chance where classes are
                 drawn with replacement. None for new ones in every epoch.
             views_seed: Decides these views; ``seed`` where None.
+            least: Crops an epoch draws at least; of fewer than that it makes several passes.
             num_replicas: Processes that share an epoch.
             rank: This process, 0..num_replicas-1.
         """
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.passes = max(1, -(-least // max(1, len(dataset))))
+        if self.passes > 1:
+            self.num_samples = -(-least // num_replicas)
+            self.total_size = self.num_samples * num_replicas
         self.rows, self.views = dataset.rows, views
         self.views_seed = seed if views_seed is None else views_seed
         weights = drawn_weights(sampling, dataset.labels)
@@ -71,14 +77,15 @@ class ViewSampler(DistributedSampler[View]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         count = len(self.dataset)  # type: ignore[arg-type]
         if self.weights is None:
-            order = torch.randperm(count, generator=generator)
+            order = torch.cat([torch.randperm(count, generator=generator) for _ in range(self.passes)])
         else:
-            order = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        order = order.repeat(-(-self.total_size // count))[: self.total_size]
+            order = torch.multinomial(self.weights, count * self.passes, replacement=True, generator=generator)
+        order = order.repeat(-(-self.total_size // len(order)))[: self.total_size]
         # Drawn for the whole epoch, so that the views do not depend on the number of processes.
         seeds = torch.randint(2**32, (self.total_size,), generator=generator)
         if self.views is not None:
-            numbers = torch.full_like(order, self.epoch) if self.weights is None else seeds
+            passed = (torch.arange(self.total_size) // count).clamp_max(self.passes - 1)
+            numbers = self.epoch * self.passes + passed if self.weights is None else seeds
             seeds = torch.from_numpy(view_seeds(self.views_seed, self.rows[order], (numbers % self.views).numpy()))
         mine = slice(self.rank, self.total_size, self.num_replicas)
         return map(View, order[mine].tolist(), seeds[mine].tolist())

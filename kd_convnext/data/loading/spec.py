@@ -20,7 +20,9 @@ class LoaderSpec:
         num_workers: Loader processes; by default a fit measures how many keep up with its steps (0 where loading
             hardly takes time), and judging takes as many as the cores allow, at most 8.
         seed: Decides order and augmentation of training.
-        views: Augmented views of each crop: one an epoch, in turn; null for new ones in every epoch. A number lets a
+        least_batches: Batches an epoch has at least: of few photographs it makes several passes, so that a recipe of so
+            many epochs has steps enough.
+        views: Augmented views of each crop: one a pass, in turn; null for new ones in every epoch. A number lets a
             teacher's outputs be stored (``--model.teacher_cache``).
         views_seed: Decides the limited views; null for ``seed``. One for several seeds and repeats lets them share a
             teacher's stored outputs.
@@ -47,6 +49,7 @@ class LoaderSpec:
 
     num_workers: int | None = None
     seed: int = 0
+    least_batches: int = 1
     views: int | None = None
     views_seed: int | None = None
     sampling: SamplingName | ClassSampling = "natural"
@@ -61,6 +64,7 @@ class LoaderSpec:
             Finding(f"--data.loader.{name}", f"{value} is too small", f"Use at least {least}.")
             for name, value, least in (
                 ("num_workers", self.num_workers, 0),
+                ("least_batches", self.least_batches, 1),
                 ("views", self.views, 1),
                 ("views_seed", self.views_seed, 0),
                 ("seed", None if self.views is None else self.seed, 0),
