@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,7 +166,8 @@ def _twelve_bit_colour(path: Path, high: NDArray[np.uint8], orientation: int) ->
     """
     import cv2
 
-    found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    found: Any = cv2.imdecode(np.fromfile(path, np.uint8), flags)
     if found is not None and found.dtype == np.uint16 and found.ndim == 3:
         for wide in (
             found[..., ::-1],
