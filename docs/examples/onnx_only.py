@@ -18,8 +18,8 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 folder = Path(sys.argv[1])
-if not (folder / "crop.onnx").is_file():
-    sys.exit(f"{folder} has no crop.onnx, so photographs cannot be cropped here; kd-convnext export has said why")
+if lacking := [name for name in ("model.onnx", "crop.onnx") if not (folder / name).is_file()]:
+    sys.exit(f"{folder} has no {lacking[0]}; kd-convnext export --format onnx writes both, or says why it cannot")
 options = onnxruntime.SessionOptions()
 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 # Where a network enlarges the crops, enlarge.onnx comes before.

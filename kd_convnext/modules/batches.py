@@ -54,20 +54,21 @@ def understood(given: ForeignBatch, first: int = 0, step: int = 1) -> Batch:
     return cast(Batch, found)
 
 
-def check_foreign(batch: Batch, in_chans: int, image_size: int, *, labelled: bool) -> None:
-    """Refuses images that a network would take for others than they are; on a GPU this waits for them.
+def check_foreign(batch: Batch, in_chans: int, image_size: int, num_classes: int, *, labelled: bool) -> None:
+    """Refuses images and labels that a network would take for others than they are; on a GPU this waits for them.
 
     Args:
         batch: Of a foreign loader, as `understood`.
         in_chans: Channels of the network's input.
         image_size: Side of the network's input in pixels.
+        num_classes: Width of its output, K.
         labelled: Whether some of the labels must be known.
 
     Raises:
-        ConfigError: No labels, or images of another shape, type or range: all findings.
+        ConfigError: No labels, or labels or images of another shape, type or range: all findings.
     """
-    images, findings = batch["image"], []
-    if labelled and not bool((batch["label"] >= 0).any()):
+    images, findings = batch["image"], _label_findings(batch["label"], len(batch["image"]), num_classes)
+    if labelled and not findings and not bool((batch["label"] >= 0).any()):
         findings.append(Finding("batch", "no image has a label to learn from", _CONTRACT))
     if tuple(images.shape[1:]) != (in_chans, image_size, image_size):
         what = f"images are {' x '.join(map(str, images.shape[1:]))}"
@@ -82,3 +83,12 @@ def check_foreign(batch: Batch, in_chans: int, image_size: int, *, labelled: boo
             findings.append(Finding("batch", what, "Leave normalisation out of the transforms: networks do it."))
     if findings:
         raise ConfigError(findings)
+
+
+def _label_findings(labels: Tensor, count: int, num_classes: int) -> list[Finding]:
+    remedy = f"Use whole numbers from 0 to {num_classes - 1}, one for each image, and -1 where the class is unknown."
+    if labels.dtype not in (torch.int64, torch.int32) or tuple(labels.shape) != (count,):
+        kind = f"{str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape)}"
+        return [Finding("batch", f"labels of {count} images are {kind}", remedy)]
+    highest = int(labels.max()) if len(labels) else 0
+    return [Finding("batch", f"label {highest} for {num_classes} classes", remedy)] if highest >= num_classes else []

@@ -356,7 +356,8 @@ class ClassifierModule(CheckpointedModule, ABC):
     def _check_foreign(self, batch: ForeignBatch, *, labelled: bool) -> None:
         if self.specimens is None:
             network = self.classifier
-            check_foreign(self.understood(batch), network.in_chans, network.image_size, labelled=labelled)
+            shape = network.in_chans, network.image_size, self.num_classes
+            check_foreign(self.understood(batch), *shape, labelled=labelled)
 
     @property
     def specimens(self) -> SpecimenDataModule | None:

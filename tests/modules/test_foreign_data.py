@@ -83,6 +83,9 @@ def test_indices_that_are_given_name_the_pictures(tmp_path):
         ((images(size=48), torch.zeros(10, dtype=torch.int64)), "images are 3 x 48 x 48"),
         ((images()[..., :24], torch.zeros(10, dtype=torch.int64)), "images are 3 x 32 x 24"),
         ((images(),), "no image has a label"),
+        ((images(), torch.arange(5, 15) % 6), "label 5 for 5 classes. Use whole numbers from 0 to 4"),
+        ((images(), torch.zeros(10)), r"labels of 4 images are float32 of shape \[4\]. Use whole numbers"),
+        ((images(), torch.eye(10)[:, :5].long()), r"are int64 of shape \[4, 5\]. Use whole numbers"),
         ((images().long(), torch.zeros(10, dtype=torch.int64)), "torch.int64"),
     ],
 )

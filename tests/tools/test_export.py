@@ -417,6 +417,8 @@ def test_example_answers_for_one_file_and_names_an_empty_folder(exported, tiny_m
     assert pd.read_csv(io.StringIO(done.stdout))["image"].tolist() == [str(photograph)], done.stderr
     done = example(exported["onnx"], tmp_path)
     assert done.returncode == 1 and done.stderr == f"{tmp_path} holds no photographs\n"
+    done = example(tmp_path, photograph)
+    assert done.returncode == 1 and done.stderr.startswith(f"{tmp_path} has no model.onnx; kd-convnext export")
 
 
 def test_example_is_short():

@@ -109,6 +109,10 @@ def _register_heif() -> None:
         pillow_heif.register_heif_opener()
 
 
+_NEEDED = ("Rows", "Columns", "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "PixelData")
+"""What every DICOM file with a picture holds."""
+
+
 def _dicom(path: Path) -> Image.Image:
     """Decodes the first frame of a DICOM file as a viewer shows it: window, inversion, 12 and 16 bits."""
     import pydicom
@@ -117,6 +121,9 @@ def _dicom(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values that do not follow the standard and are not used here
         data = pydicom.dcmread(path)
+        lacking = [name for name in _NEEDED if name not in data]
+        if lacking:
+            raise ValueError(f"its DICOM lacks {', '.join(lacking)}")
         if int(data.Rows) * int(data.Columns) > 1 << 28:
             raise ValueError(f"{data.Columns} x {data.Rows} pixels are too many")
         frame = pixel_array(data, index=0)

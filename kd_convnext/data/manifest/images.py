@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +37,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Reads a photograph as 8-bit RGB, the way a viewer shows it.
 
     The EXIF orientation is applied. Gray becomes RGB; transparency is laid over white; 16-bit gray is divided
-    by 257 (65535 becomes 255) and rounded, 12-bit gray (nothing above 4095)
-    by 4095 / 255; of 16-bit colour the high byte is kept (within one level of that);
+    by 257 (65535 becomes 255) and rounded, 12-bit gray or colour (nothing above 4095)
+    by 4095 / 255; of other 16-bit colour the high byte is kept (within one level of that);
     palettes and CMYK are converted, colour profiles ignored; of an animation the first frame is taken. JPEGs
     are decoded at full size, never in draft mode.
 
@@ -57,8 +58,11 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         _refuse_lost_parts(path, image)
         if image.format == "JPEG":
             require_not_cut(path, image)
+        deep = image.mode == "RGB" and any(";16" in str(part.args) for part in getattr(image, "tile", ()))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if deep else 1
         ImageOps.exif_transpose(image, in_place=True)
-        return _as_rgb(image)
+        pixels = _as_rgb(image)
+        return _twelve_bit_colour(path, pixels, orientation) if deep and pixels.max() <= _TWELVE_BITS >> 8 else pixels
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -147,6 +151,38 @@ def _gray16_as_rgb(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     else:
         gray = ((wide + 128) // 257).astype(np.uint8)
     return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def _twelve_bit_colour(path: Path, high: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Reads colour of 12 bits in 16 anew, of which Pillow gives only the high byte: 16 levels, black to the eye.
+
+    Args:
+        path: The photograph.
+        high: Its high bytes as Pillow has read and turned them, [H, W, 3].
+        orientation: Its EXIF orientation.
+
+    Raises:
+        ValueError: OpenCV reads something else.
+    """
+    import cv2
+
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    found: Any = cv2.imdecode(np.fromfile(path, np.uint8), flags)
+    if found is not None and found.dtype == np.uint16 and found.ndim == 3:
+        for wide in (
+            found[..., ::-1],
+            _turned(found[..., ::-1], orientation),
+        ):  # some of its decoders turn by themselves
+            if wide.shape == high.shape and np.array_equal(wide >> 8, high):
+                return ((wide.astype(np.uint32) * 255 + _TWELVE_BITS // 2) // _TWELVE_BITS).astype(np.uint8)
+    raise ValueError("12-bit colour that cannot be decoded: save it with 8 bits")
+
+
+def _turned(wide: NDArray[np.uint16], orientation: int) -> NDArray[np.uint16]:
+    """Turns [H, W, 3] as an EXIF orientation says, 1 to 8."""
+    rows = wide.swapaxes(0, 1) if orientation in _TURNED else wide
+    rows = rows[::-1] if orientation in (3, 4, 7, 8) else rows
+    return rows[:, ::-1] if orientation in (2, 3, 6, 7) else rows
 
 
 def _late_png_orientation(path: Path) -> int:

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -53,6 +54,39 @@ def test_dicom_is_read_by_an_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ManifestError, match=r"DICOM needs pydicom.*kd-convnext\[dicom\]"):
         read_image(tmp_path / "rgb.dcm")
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_twelve_bit_colour_is_not_black_either(tmp_path, name):
+    import cv2
+
+    wide = (BLOCKS.astype(np.uint32) * 4095 // 255).astype(np.uint16)
+    assert cv2.imwrite(str(tmp_path / name), wide[..., ::-1])
+    assert np.abs(read_image(tmp_path / name).astype(int) - BLOCKS).max() <= 1
+    # Of all sixteen bits the high byte is kept.
+    assert cv2.imwrite(str(tmp_path / name), (BLOCKS.astype(np.uint16) * 257)[..., ::-1])
+    assert np.array_equal(read_image(tmp_path / name), BLOCKS)
+
+
+def test_twelve_bit_colour_is_turned_as_its_file_says(tmp_path):
+    import cv2
+
+    wide = (BLOCKS.astype(np.uint32) * 4095 // 255).astype(np.uint16)
+    assert cv2.imwrite(str(tmp_path / "flat.png"), wide[..., ::-1])
+    content, exif = (tmp_path / "flat.png").read_bytes(), Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = b"eXIf" + block
+    chunk = len(block).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (tmp_path / "turned.png").write_bytes(content[:33] + chunk + content[33:])  # behind the header
+    assert np.abs(read_image(tmp_path / "turned.png").astype(int) - np.rot90(BLOCKS, -1)).max() <= 1
+
+
+def test_a_dicom_file_without_a_picture_says_what_it_lacks(tmp_path):
+    pytest.importorskip("pydicom")
+    (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    with pytest.raises(ManifestError, match=r"cannot be read \(its DICOM lacks Rows"):
+        read_image(tmp_path / "a.dcm")
 
 
 def test_a_twelve_bit_picture_is_not_black(tmp_path):
