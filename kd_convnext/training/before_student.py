@@ -3,18 +3,20 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from kd_convnext.common.files import atomic_write, read_bytes
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged
 from kd_convnext.data.manifest.splits import SplitSpec
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.errors import ConfigError, Finding, ManifestWarning
 from kd_convnext.runs.folder import RunFolder
 
 TEACHER = "teacher"
@@ -89,7 +91,8 @@ def trained_teacher(
         words += ["--ckpt_path", str(own.last)]
     else:
         own.best.unlink(missing_ok=True)  # of a first epoch that was killed at its end
-    with _environment_kept():
+    with _environment_kept(), isolate_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ManifestWarning)  # the student's photographs, whose warnings have been shown
         train([*words, "--trainer.default_root_dir", str(own.path), "--header.next_steps", "false"])
     # An interrupted fit leaves a best.ckpt too, of the epochs so far.
     atomic_write(ended, lambda file: file.write(b""))
