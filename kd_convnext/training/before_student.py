@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged
 from kd_convnext.data.manifest.splits import SplitSpec
 from kd_convnext.errors import ConfigError, Finding, ManifestWarning
 from kd_convnext.runs.folder import RunFolder
+from kd_convnext.training.run_place import launcher
 
 TEACHER = "teacher"
 """Where its run lies in the student's."""
@@ -47,6 +49,28 @@ def on_one_device(trainer: Mapping[str, Any]) -> dict[str, Any]:
     alone = {"devices": devices[:1] if isinstance(devices, list) else 1, "num_nodes": 1, "strategy": "auto"}
     asked = {option: trainer[option] for option in ("accelerator", "precision")}
     return alone | {option: value for option, value in asked.items() if value not in (None, "auto")}
+
+
+def refuse_together(config: str, run: RunFolder, manifest: str) -> None:
+    """Refuses to train a teacher first in one of several processes that a launcher has started: none waits for it.
+
+    Args:
+        config: The teacher's configuration of ``fit``.
+        run: The student's run.
+        manifest: The photographs.
+
+    Raises:
+        ConfigError: There are several, and the teacher is not trained yet.
+    """
+    own, started_by = RunFolder(run.path / TEACHER), launcher()
+    if started_by is None or (own.best.is_file() and (own.path / ENDED).is_file()):
+        return
+    what = f"{started_by} has started several processes, of which one would train the teacher while the others need it"
+    fit, place = f"kd-convnext fit --config {shlex.quote(config)}", shlex.quote(str(Path("runs") / TEACHER))
+    first = f"{fit} --data.manifest {shlex.quote(manifest)} --trainer.default_root_dir {place}"
+    remedy = f"First, in one process and with this student's other options of the data: {first}"
+    then = f"Then give this command --model.teacher_ckpt {place}/checkpoints/best.ckpt."
+    raise ConfigError(Finding("--teacher_config", what, f"{remedy} . {then}"))
 
 
 def trained_teacher(

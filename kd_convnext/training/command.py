@@ -30,7 +30,7 @@ from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.guard import leave_out_unlabelled
 from kd_convnext.runs.folder import RunFolder, require_writable
 from kd_convnext.training.before_crops import refuse_misfits, refuse_teachers
-from kd_convnext.training.before_student import TEACHER, on_one_device, trained_teacher
+from kd_convnext.training.before_student import TEACHER, on_one_device, refuse_together, trained_teacher
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.config_record import ConfigRecord
@@ -252,6 +252,7 @@ class TrainingCLI(LightningCLI):
             remedy = "Leave it out, or give --model DistillModule."
             raise ConfigError(Finding("--teacher_config", "this model learns from no teacher", remedy))
         self._first_teacher = with_shipped_files([config.teacher_config])[0]
+        refuse_together(self._first_teacher, self.folder, config.data.manifest)
         path = RunFolder(self.folder.path / TEACHER).best
         model.teacher_ckpt = self._clean.model.init_args.teacher_ckpt = str(path)
         config.header.describe_data = False

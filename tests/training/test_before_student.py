@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from helpers.tiny import CONVNEXT, SWIN
 
 from kd_convnext.cli import main
 
+SRUN = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "fit", "SLURM_LOCALID": "1"}
 TEACHER = {
     "model": {
         "class_path": "kd_convnext.TeacherModule",
@@ -117,6 +121,40 @@ def test_a_students_mistakes_are_told_before_its_teacher_is_trained(
     assert main([*words, *options]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run/teacher").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "started"),
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}),
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}),
+        ("SLURM", SRUN),
+    ],
+)
+def test_processes_that_a_launcher_has_started_train_no_teacher_first(
+    name, started, words, tmp_path, capsys, monkeypatch
+):
+    for variable, value in started.items():
+        monkeypatch.setenv(variable, value)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --teacher_config: {name} has started several processes")
+    assert "kd-convnext fit --config teacher.yaml --data.manifest" in said
+    assert "--model.teacher_ckpt runs/teacher/checkpoints/best.ckpt" in said
+    assert not (tmp_path / "run/teacher").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_trains_a_student_whose_teacher_is_there(words, tmp_path):
+    assert main(words) == 0
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        path.unlink()
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "kd_convnext.cli", *words]
+    together = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.precision=32-true"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launched, *together], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "CPU (1 thread) x 2" in done.stdout and (tmp_path / "run/checkpoints/best.ckpt").is_file()
 
 
 @pytest.mark.slow
