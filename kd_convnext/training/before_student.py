@@ -153,6 +153,7 @@ def _refuse_judged(data: Mapping[str, Any]) -> None:
         classes=data["classes"],
         on_error=data["on_error"],
         columns=data["columns"],
+        labels=data["labels"],
         split=SplitSpec(**data["split"]),
     )
     judged = np.concatenate([student.split.rows("val"), student.split.rows("test")])

@@ -158,6 +158,12 @@ def told_of_them(warned):
     return sum("--data: unlabelled has no effect" in str(entry.message) for entry in warned)
 
 
+def test_neither_manifest_needs_labels_where_they_are_ignored(place, others, tmp_path):
+    words = [*place, "--data.manifest=photographs.csv", "--data.unlabelled=others", "--trainer.default_root_dir=start"]
+    assert main(words) == 0
+    assert (tmp_path / "start/checkpoints/best.ckpt").is_file()
+
+
 @pytest.mark.parametrize("option", ["loss=cross_entropy", "loss=focal", "finetune=linear"])
 def test_photographs_without_labels_are_left_out_where_no_teacher_answers_for_them(place, others, option, recwarn):
     model = ["--model=kd_convnext.TeacherModule", *convnext("backbone"), f"--model.{option}"]
