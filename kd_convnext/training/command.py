@@ -28,6 +28,7 @@ from kd_convnext.data.manifest.once import warned_once
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.guard import leave_out_unlabelled
+from kd_convnext.modules.idle import idle_model_options
 from kd_convnext.runs.folder import RunFolder, require_writable
 from kd_convnext.training.before_crops import refuse_misfits, refuse_teachers
 from kd_convnext.training.before_student import TEACHER, on_one_device, refuse_together, trained_teacher
@@ -274,6 +275,8 @@ class TrainingCLI(LightningCLI):
         if first:
             for told in idle_options(self.datamodule):
                 complain(f"warning: --data: {told}")
+            for told in idle_model_options(self.model, self.datamodule):
+                complain(f"warning: --model: {told}")
         leave_out_unlabelled(self.model, self.datamodule, first=first)
         if self._first_teacher is not None and first:  # other processes are started by the first one
             data, trainer = self._clean.data.as_dict(), on_one_device(self._clean.trainer)
