@@ -144,17 +144,32 @@ def test_processes_that_a_launcher_has_started_train_no_teacher_first(
     assert not (tmp_path / "run/teacher").exists()
 
 
+TOGETHER = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.precision=32-true"]
+
+
+def in_two_processes(*words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [sys.executable, "-m", *words, *TOGETHER]
+    done = subprocess.run(started, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "CPU (1 thread) x 2" in done.stdout
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_torchrun_trains_a_student_whose_teacher_is_there(words, tmp_path):
     assert main(words) == 0
     for path in (tmp_path / "run/checkpoints").iterdir():
         path.unlink()
-    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "kd_convnext.cli", *words]
-    together = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.precision=32-true"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launched, *together], capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert "CPU (1 thread) x 2" in done.stdout and (tmp_path / "run/checkpoints/best.ckpt").is_file()
+    in_two_processes("torch.distributed.run", "--nproc_per_node=2", "-m", "kd_convnext.cli", *words)
+    assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_processes_that_the_first_one_starts_find_the_teacher_trained(words, tmp_path):
+    printed = in_two_processes("kd_convnext.cli", *words)
+    assert printed.count("The teacher first, by teacher.yaml") == 1
+    assert (tmp_path / "run/checkpoints/best.ckpt").is_file() and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
