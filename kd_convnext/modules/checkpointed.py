@@ -19,12 +19,14 @@ class CheckpointedModule(pl.LightningModule):
     Attributes:
         deployable: Name of the attribute, and of the constructor's argument, that holds the network to deploy.
         distilled: Whether the network learns from a teacher.
+        learns_unlabelled: Whether the training learns from photographs without labels: a teacher answers for them.
         class_names: Names in the order of the outputs; empty until a data module or a checkpoint tells them.
         card: Summary of the training data; None before training.
     """
 
     deployable: ClassVar[str] = "backbone"
     distilled: ClassVar[bool] = False
+    learns_unlabelled: bool = False
     class_names: tuple[str, ...] = ()
     card: DataCard | None = None
 

@@ -25,7 +25,7 @@ from kd_convnext.modules.choosing import SmoothedScore, mean_logits
 from kd_convnext.modules.compiled_step import Compile, FastPath, plan_compile
 from kd_convnext.modules.divergence import FINITE_EVERY, require_finite
 from kd_convnext.modules.epoch_tally import EpochTally
-from kd_convnext.modules.guard import check_classes, check_crops, check_labels, leaks, require_labels
+from kd_convnext.modules.guard import check_classes, check_crops, check_labels, check_size, leaks, require_labels
 from kd_convnext.modules.mixing import MixSpec, mixed
 from kd_convnext.modules.optim import OptimSpec, build_optimizer, build_schedule, check_resumed
 
@@ -124,7 +124,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         data = self.specimens
         if data is None:
             return
-        leak = self._check_fitted(data)
+        leak = self.check_fit(data)
         earlier = self.card
         self.class_names = tuple(data.class_names)
         self.card = data.card()
@@ -365,11 +365,10 @@ class ClassifierModule(CheckpointedModule, ABC):
         data = getattr(self._trainer, "datamodule", None)
         return data if isinstance(data, SpecimenDataModule) else None
 
-    def _check_fitted(self, data: SpecimenDataModule) -> bool:
+    def check_fit(self, data: SpecimenDataModule) -> bool:
+        """Refuses data of other classes or size, or that start weights have seen; returns whether allowed ones have."""
         check_classes(self.class_names, self.num_classes, data)
-        if data.image_size != self.classifier.image_size:
-            what = f"the data gives {data.image_size} px, the network takes {self.classifier.image_size}"
-            raise ConfigError(Finding("--data.image_size", what, "Give both the same size."))
+        check_size(self.classifier.image_size, data)
         return leaks("this checkpoint", self.card, data, ("val", "test"))
 
     def _check_judged(self, part: EvaluatedPart) -> None:
@@ -396,4 +395,4 @@ class ClassifierModule(CheckpointedModule, ABC):
             return
         check_resumed(self.optim, checkpoint.get("hyper_parameters", {}).get("optim") or {})
         if data is not None and not data.allow_leak:
-            self._check_fitted(data)  # here nothing is written yet
+            self.check_fit(data)  # here nothing is written yet

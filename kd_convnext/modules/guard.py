@@ -1,5 +1,6 @@
 """Checks that a model and data belong together: the same classes, the same crops, no lesion on both sides."""
 
+import warnings
 from collections.abc import Sequence
 
 from kd_convnext.common.counting import counted
@@ -8,6 +9,7 @@ from kd_convnext.data.loading.card import DataCard, check_leak
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 from kd_convnext.evaluation.answers import EvaluatedPart
+from kd_convnext.modules.checkpointed import CheckpointedModule
 
 _OF_CROPS = ("crop_identity", "image_size", "in_chans")
 
@@ -34,6 +36,21 @@ def check_classes(class_names: Sequence[str], num_classes: int, data: SpecimenDa
         raise CheckpointError(Finding("this model", what, "Use data of the same classes."))
 
 
+def check_size(image_size: int, data: SpecimenDataModule) -> None:
+    """Refuses pictures of another size than the network's.
+
+    Args:
+        image_size: Side of the network's input in pixels.
+        data: The data.
+
+    Raises:
+        ConfigError: They are of another size.
+    """
+    if data.image_size != image_size:
+        what = f"the data gives {data.image_size} px, the network takes {image_size}"
+        raise ConfigError(Finding("--data.image_size", what, "Give both the same size."))
+
+
 def check_labels(data: SpecimenDataModule | None) -> None:
     """Refuses to judge answers for data whose labels are ignored.
 
@@ -46,6 +63,22 @@ def check_labels(data: SpecimenDataModule | None) -> None:
     if data is not None and data.ignores_labels:
         remedy = "Give --data.labels read, and photographs with labels."
         raise ConfigError(Finding("--data.labels", "answers are judged by labels, which are ignored", remedy))
+
+
+def leave_out_unlabelled(model: CheckpointedModule, data: SpecimenDataModule | None, *, first: bool) -> None:
+    """Leaves out photographs without labels where nothing learns from them, so that they cost no time; warns of it.
+
+    Args:
+        model: What is trained.
+        data: Of the fit; None passes.
+        first: Whether this process is the first of several, which warns for all.
+    """
+    if data is None or data.unlabelled_path is None or model.learns_unlabelled:
+        return
+    data.leave_out_unlabelled()
+    if first:
+        what = "unlabelled has no effect: nothing in this training learns from a teacher's answers for them"
+        warnings.warn(f"--data: {what}", stacklevel=2)
 
 
 def require_labels(part: EvaluatedPart, *, fitting: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from kd_convnext.common.console import progress_bar, say
+from kd_convnext.common.console import duration, progress_bar, say
 from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.teacher_outputs import TeacherAnswers
 from kd_convnext.errors import CacheError, Finding
@@ -20,6 +20,12 @@ _KEPT_SECONDS = 30.0
 
 _KEPT_BYTES = 64e6
 """Answers held in memory before they are written."""
+
+MEASURED_BATCHES = 3
+"""Batches after the first, which warms up, by which the time of all is estimated."""
+
+LONG = 60.0
+"""Seconds from which on the time is said before it has passed."""
 
 
 Answer = tuple[Tensor, list[Tensor], Tensor | None]
@@ -91,6 +97,7 @@ def _write_all(asked: Iterable[Answer], names: Sequence[int], trainer: pl.Traine
         held.clear()
         begin, size = time.monotonic(), 0
 
+    forecast = Forecast(len(names), trainer)
     wanted = trainer.is_global_zero and trainer.progress_bar_callback is not None
     try:
         with progress_bar(len(names), wanted, "the teacher's outputs") as advance:
@@ -100,8 +107,36 @@ def _write_all(asked: Iterable[Answer], names: Sequence[int], trainer: pl.Traine
                 if size > _KEPT_BYTES or time.monotonic() - begin > _KEPT_SECONDS:
                     write()
                 advance(len(answer[0]))
+                forecast.after(len(answer[0]))
     finally:
         write()
+
+
+class Forecast:
+    """Says how long all outputs of a teacher take, once its first batches are there."""
+
+    def __init__(self, count: int, trainer: pl.Trainer) -> None:
+        """Takes what is to be said, and to whom.
+
+        Args:
+            count: Outputs wanted of this process.
+            trainer: Whose fit begins.
+        """
+        self.count, self.trainer = count, trainer
+        self._batches, self._done, self._warm, self._begun = 0, 0, 0, 0.0
+
+    def after(self, size: int) -> None:
+        """Counts a batch of so many outputs."""
+        self._batches, self._done = self._batches + 1, self._done + size
+        if self._batches == 1:
+            self._warm, self._begun = self._done, time.monotonic()
+        elif self._batches == 1 + MEASURED_BATCHES:
+            each = (time.monotonic() - self._begun) / (self._done - self._warm)
+            if (whole := each * self.count) >= LONG:
+                say(
+                    self.trainer,
+                    f"Asking the teacher is expected to take {duration(whole)} ({each:.3g} s each, measured)",
+                )
 
 
 def _joined(held: Sequence[Answer]) -> tuple[Any, list[Any], Any]:

@@ -24,10 +24,10 @@ from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.class_shares import changed_shares
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
-from kd_convnext.modules.guard import leaks
+from kd_convnext.modules.guard import leaks, leave_out_unlabelled
 from kd_convnext.modules.mixing import MixSpec
 from kd_convnext.modules.optim import OptimSpec
-from kd_convnext.modules.teaching_staff import TeachingStaff, teacher_files
+from kd_convnext.modules.teaching_staff import TeachingStaff, teacher_files, unnamed, unstorable
 
 PAPER_STUDENT = BackboneSpec(name="convnext_tiny")
 
@@ -129,6 +129,7 @@ class DistillModule(ClassifierModule):
         _refuse_stored(self.mixing, teacher_cache)
         self.teachers = teacher_files(teachers, teacher_ckpt)
         self.teacher_cache, self.taps = teacher_cache, taps
+        self.learns_unlabelled = bool(self.objective.teachers)
         self.student = build_backbone(student, num_classes)
         self.start_from(student)
         self._tell_classes(class_weights, class_counts)
@@ -165,8 +166,9 @@ class DistillModule(ClassifierModule):
             return
         data = self.specimens
         if data is not None:
+            leave_out_unlabelled(self, data, first=self.trainer.is_global_zero)
             data.teach(None)  # perhaps another teacher's, of an earlier fit
-            self._require_labels(data)
+            self.check_fit(data)
         if changed := changed_shares(self.hparams, data):
             self.keep_hyperparameters(**changed)
             self._tell_classes(self.hparams["class_weights"], self.hparams["class_counts"])
@@ -197,16 +199,20 @@ class DistillModule(ClassifierModule):
         staff.check(self.student, names, data)
         return staff
 
-    def _require_labels(self, data: SpecimenDataModule) -> None:
-        if not data.ignores_labels:
-            return
-        findings = [
-            Finding(f"objective.terms.{name}", "it learns from labels, which are ignored", "Leave the term out.")
-            for name, term in self.objective.named_terms().items()
-            if term.teacher is None
-        ]
+    def check_fit(self, data: SpecimenDataModule) -> bool:
+        """Refuses what every classifier does, and terms that lack labels, a teacher, or outputs that can be stored."""
+        findings = unnamed(self.teachers, self.objective)
+        if data.ignores_labels:
+            findings += [
+                Finding(f"objective.terms.{name}", "it learns from labels, which are ignored", "Leave the term out.")
+                for name, term in self.objective.named_terms().items()
+                if term.teacher is None
+            ]
+        if self.teacher_cache:
+            findings += unstorable(self.objective, data, still=self.teacher_cache == "still")
         if findings:
             raise ConfigError(findings)
+        return super().check_fit(data)
 
     def _build(self, teachers: Mapping[str, Widths]) -> None:
         self.objective.build(self.probe.widths, teachers)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kd_convnext.checkpoints.format import KEY
 from kd_convnext.checkpoints.specs import spec_of
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.labels.focal import FocalLoss
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
@@ -27,6 +28,7 @@ from kd_convnext.modules.class_shares import changed_shares
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
 from kd_convnext.modules.frozen_features import Looks, linear_head, still_features, training_embeddings
+from kd_convnext.modules.guard import leave_out_unlabelled
 from kd_convnext.modules.linear_heads import fit_linear_head
 from kd_convnext.modules.mixing import MixSpec
 from kd_convnext.modules.optim import OptimSpec
@@ -159,15 +161,11 @@ class TeacherModule(ClassifierModule):
         """Prepares the fit; with ``finetune: linear`` computes the features and fits the head.
 
         Raises:
-            ConfigError: The data is no :class:`SpecimenDataModule`, which the features are computed from, or it
-                ignores the labels that the network would be trained on.
+            ConfigError: The data is no :class:`SpecimenDataModule`, which the features are computed from.
         """
         super().on_fit_start()
         data = self.specimens
         if self.finetune != "linear":
-            if data is not None and data.ignores_labels:
-                remedy = "Use finetune: linear, whose features a student can learn, or read the labels."
-                raise ConfigError(Finding("--data.labels", "training on labels needs them", remedy))
             return
         if data is None:
             remedy = "Use a SpecimenDataModule, or finetune: head_only."
@@ -182,6 +180,13 @@ class TeacherModule(ClassifierModule):
             head.weight.copy_(weight)
             head.bias.copy_(bias)
 
+    def check_fit(self, data: SpecimenDataModule) -> bool:
+        """Refuses what every classifier does, and to train on labels that the data ignores."""
+        if data.ignores_labels and self.finetune != "linear":
+            remedy = "Use finetune: linear, whose features a student can learn, or read the labels."
+            raise ConfigError(Finding("--data.labels", "training on labels needs them", remedy))
+        return super().check_fit(data)
+
     def setup(self, stage: str) -> None:
         """Weighs classes by what is used, and puts updates of ``finetune: lora`` beside the layers, for a fit alone.
 
@@ -191,6 +196,8 @@ class TeacherModule(ClassifierModule):
         Raises:
             ConfigError: peft is not installed.
         """
+        if stage == "fit":
+            leave_out_unlabelled(self, self.specimens, first=self.trainer.is_global_zero)
         changed = changed_shares(self.hparams, self.specimens) if stage == "fit" else {}
         if changed:
             self.keep_hyperparameters(**changed)

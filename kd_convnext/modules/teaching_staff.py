@@ -66,14 +66,9 @@ class TeachingStaff:
             ConfigError: A term's teacher has no file, no term learns from a teacher, or a tap is unknown.
             CheckpointError: A file cannot be used as a teacher.
         """
-        findings = [_missing(name) for name in objective.teachers if name not in files]
-        findings += [
-            Finding(argument, f"no term learns from {name!r}", "Leave it out, or name it in a term.")
-            for name, (argument, _) in files.items()
-            if name not in objective.teachers
-        ]
-        if findings:
+        if findings := unnamed(files, objective):
             raise ConfigError(findings)
+        self.objective = objective
         self.live = {
             name: FrozenTeacher(path, objective.needs(name), taps.of_teacher(name), argument)
             for name, (argument, path) in files.items()
@@ -149,21 +144,9 @@ class TeachingStaff:
             CacheError: The outputs do not fit on the disk, or cannot be written.
         """
         # Not later: before the fit's first hook Lightning starts the loader's workers, with the data as it is then.
-        if data is None or (data.loader.views is None and not still):
-            what = "the views of the training must be limited, so that each can be answered beforehand"
-            remedy = (
-                "Give --data.loader.views a number (as many as there are epochs changes nothing else), or leave it off."
-            )
-            raise ConfigError(Finding("--model.teacher_cache", what, remedy))
-        findings = [
-            Finding(
-                "--model.teacher_cache", f"a term needs maps of {name!r}, which still outputs do not have", "Use true."
-            )
-            for name, teacher in self.live.items()
-            if still and Needs.MAPS in teacher.probe.needs
-        ]
-        if findings:
+        if findings := unstorable(self.objective, data, still=still):
             raise ConfigError(findings)
+        assert data is not None
         split = data.card().split_hash
         answers = {}
         for name, teacher in self.live.items():
@@ -175,6 +158,42 @@ class TeachingStaff:
             else:
                 answers[name] = StoredTeacher(stored_answers(teacher, data, trainer))
         data.teach(answers)
+
+
+def unnamed(files: Mapping[str, tuple[str, str]], objective: Objective) -> list[Finding]:
+    """Finds teachers without a file, and files of teachers that no term learns from.
+
+    Args:
+        files: Option and file of each teacher, by name; none is opened.
+        objective: Whose terms name the teachers.
+    """
+    return [_missing(name) for name in objective.teachers if name not in files] + [
+        Finding(argument, f"no term learns from {name!r}", "Leave it out, or name it in a term.")
+        for name, (argument, _) in files.items()
+        if name not in objective.teachers
+    ]
+
+
+def unstorable(objective: Objective, data: SpecimenDataModule | None, *, still: bool) -> list[Finding]:
+    """Finds why the outputs of teachers cannot be stored ahead of the training.
+
+    Args:
+        objective: Whose terms say what is stored.
+        data: Of the fit; None where it is not ours.
+        still: Once a crop without augmentation, in place of once a view.
+    """
+    findings = [
+        Finding("--model.teacher_cache", f"a term needs maps of {name!r}, which still outputs do not have", "Use true.")
+        for name in objective.teachers
+        if still and Needs.MAPS in objective.needs(name)
+    ]
+    if data is None or (data.loader.views is None and not still):
+        what = "the views of the training must be limited, so that each can be answered beforehand"
+        remedy = (
+            "Give --data.loader.views a number (as many as there are epochs changes nothing else), or leave it off."
+        )
+        findings.append(Finding("--model.teacher_cache", what, remedy))
+    return findings
 
 
 def _missing(name: str) -> Finding:

@@ -18,6 +18,7 @@ FEW_PHOTOGRAPHS = 320
 """Below so many regions of interest a batch is smaller, so that an epoch still has steps."""
 
 LINEAR_TEACHER = "configs/small_cpu/teacher_vit.yaml"
+BEST, BEST_TEACHER = "configs/kd_convnext_best.yaml", "configs/teacher_vit.yaml"
 HEADER = ("image", "label", "lesion_id", "patient_id", "x", "y", "width", "height")
 EXAMPLES = (
     ("day1/0001.jpg", "CLASS A", "case17-a", "case17", "412", "300", "260", "244"),
@@ -34,11 +35,14 @@ class Recipe:
         student: Configuration of the student.
         teacher: Configuration of its teacher.
         reason: Why these.
+        lacking: A sentence on another recipe, and the start weights that are not there for it; empty where none are
+            lacking.
     """
 
     student: str
     teacher: str
     reason: str
+    lacking: str = ""
 
 
 def init(
@@ -80,7 +84,10 @@ def init(
         print(f"Wrote {template}: {'fill in the labels' if loose else 'put your photographs in place of the examples'}")
         manifest = str(template)
     write_text(config, configuration(recipe, manifest, columns, batch))
-    print(f"Wrote {config}: {recipe.reason}\nNext:")
+    print(f"Wrote {config}: {recipe.reason}")
+    if recipe.lacking:
+        print(recipe.lacking)
+    print("Next:")
     print(f"  {command_line(['prepare'], config=config)} --dry_run")
     print(f"  {command_line(['fit'], config=config)}")
     print("  kd-convnext test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt")
@@ -97,14 +104,26 @@ def choose_recipe(device: str) -> Recipe:
         The recipe.
     """
     if device != "cpu":
+        absent = _not_fetched()
+        if not absent:
+            reason = "a student taught by a Vision Transformer at 224 px, for this machine's GPU"
+            return Recipe(BEST, BEST_TEACHER, reason)
         reason = "the paper's networks at 224 px, for this machine's GPU"
-        return Recipe("configs/kd_convnext_tiny.yaml", "configs/teacher_swin_tiny.yaml", reason)
-    weights = _linear_teachers_weights()
-    if weights is not None:
-        reason = f"a student taught by the Vision Transformer in {weights}, on a CPU"
+        lacking = (
+            f"{BEST}, a student taught by a Vision Transformer, needs the published weights of {' and '.join(absent)}, "
+            "which are not in the cache of the Hugging Face hub: with network, a fit by it fetches them."
+        )
+        return Recipe("configs/kd_convnext_tiny.yaml", "configs/teacher_swin_tiny.yaml", reason, lacking)
+    place = _linear_teachers_weights()
+    if place.is_file():
+        reason = f"a student taught by the Vision Transformer in {place}, on a CPU"
         return Recipe("configs/small_cpu/best.yaml", LINEAR_TEACHER, reason)
     reason = "small networks at 64 px, for a CPU"
-    return Recipe("configs/small_cpu/student.yaml", "configs/small_cpu/teacher.yaml", reason)
+    lacking = (
+        f"configs/small_cpu/best.yaml, a student taught by a Vision Transformer, needs its published weights as "
+        f"{place}: put them there and give this command again."
+    )
+    return Recipe("configs/small_cpu/student.yaml", "configs/small_cpu/teacher.yaml", reason, lacking)
 
 
 def configuration(recipe: Recipe, manifest: str, columns: str | None, batch_size: int | None) -> str:
@@ -194,12 +213,27 @@ def _device(asked: str) -> str:
     return device_kind("auto")
 
 
-def _linear_teachers_weights() -> str | None:
-    """Finds the start weights that the linear teacher's configuration names: where it says, or in the cache."""
+def _linear_teachers_weights() -> Path:
+    """Finds the start weights that the linear teacher's configuration names, or the place where they may be put."""
     from kd_convnext.data.crops.upscaling.weights import start_file
 
-    place = start_file(_shipped(LINEAR_TEACHER)["model"]["init_args"]["backbone"]["weights"])
-    return str(place) if place.is_file() else None
+    return start_file(_shipped(LINEAR_TEACHER)["model"]["init_args"]["backbone"]["weights"])
+
+
+def _not_fetched() -> list[str]:
+    """Lists the networks of the best recipe whose published weights are not in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from kd_convnext.models.timm_import import timm
+
+    teacher, student = (_shipped(name)["model"]["init_args"] for name in (BEST_TEACHER, BEST))
+    names = (teacher["backbone"]["name"], student["student"]["name"])
+    places = {name: str(getattr(timm.get_pretrained_cfg(name), "hf_hub_id", name)) for name in names}
+    return [
+        f"{name} ({place})"
+        for name, place in places.items()
+        if not isinstance(try_to_load_from_cache(place, "model.safetensors"), str)
+    ]
 
 
 def _refuse_existing(paths: list[Path], overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""Refuses checkpoints that do not fit the photographs, before any crop is made: super-resolution takes long."""
+"""Refuses what does not fit the photographs, before any teacher is trained or crop made: both take long."""
 
 from collections.abc import Sequence
 
@@ -6,28 +6,45 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.guard import check_classes
 from kd_convnext.modules.student import DistillModule
 
 
 def refuse_misfits(data: object, model: pl.LightningModule, known: Sequence[str], *, fitting: bool) -> None:
-    """Compares what checkpoints know with the manifest and its division.
+    """Compares configuration, start weights and checkpoint with the manifest and its division.
 
     Args:
         data: The data module; another than ours passes.
         model: As configured, without a checkpoint's weights.
         known: Classes of the checkpoint that is judged or goes on; empty without one.
-        fitting: Whether the model's teachers are needed.
+        fitting: Whether the model is to be trained.
 
     Raises:
-        CheckpointError: The checkpoint, or a teacher, knows other classes.
-        LeakError: A teacher has seen what the student is judged by.
-        KDConvNeXtError: A teacher cannot be used, or the data not be read.
+        CheckpointError: The checkpoint knows other classes.
+        ConfigError: The model cannot be trained on these data.
+        LeakError: The start weights have seen what the model is judged by.
+        KDConvNeXtError: The data cannot be read.
     """
     if not isinstance(data, SpecimenDataModule):
         return
     if known:
         check_classes(known, len(known), data)
-    if fitting and isinstance(model, DistillModule):
+    if fitting and isinstance(model, ClassifierModule):
+        model.check_fit(data)
+
+
+def refuse_teachers(data: SpecimenDataModule, model: pl.LightningModule) -> None:
+    """Compares what a student's teachers know with the manifest and its division.
+
+    Args:
+        data: The data module.
+        model: As configured; no student passes.
+
+    Raises:
+        CheckpointError: A teacher cannot be used, or knows other classes.
+        LeakError: A teacher has seen what the student is judged by.
+    """
+    if isinstance(model, DistillModule):
         with isolate_rng():  # building networks draws numbers, which the fit is to draw as without this check
             model.check_teachers(data)

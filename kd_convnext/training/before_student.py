@@ -3,20 +3,24 @@
 import hashlib
 import json
 import os
+import shlex
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from kd_convnext.common.files import atomic_write, read_bytes
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged
 from kd_convnext.data.manifest.splits import SplitSpec
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.errors import ConfigError, Finding, ManifestWarning
 from kd_convnext.models.published import start_findings
 from kd_convnext.runs.folder import RunFolder
+from kd_convnext.training.run_place import launcher
 
 TEACHER = "teacher"
 """Where its run lies in the student's."""
@@ -61,6 +65,28 @@ def require_start_weights(student: Any) -> None:
         raise ConfigError(findings)
 
 
+def refuse_together(config: str, run: RunFolder, manifest: str) -> None:
+    """Refuses to train a teacher first in one of several processes that a launcher has started: none waits for it.
+
+    Args:
+        config: The teacher's configuration of ``fit``.
+        run: The student's run.
+        manifest: The photographs.
+
+    Raises:
+        ConfigError: There are several, and the teacher is not trained yet.
+    """
+    own, started_by = RunFolder(run.path / TEACHER), launcher()
+    if started_by is None or (own.best.is_file() and (own.path / ENDED).is_file()):
+        return
+    what = f"{started_by} has started several processes, of which one would train the teacher while the others need it"
+    fit, place = f"kd-convnext fit --config {shlex.quote(config)}", shlex.quote(str(Path("runs") / TEACHER))
+    first = f"{fit} --data.manifest {shlex.quote(manifest)} --trainer.default_root_dir {place}"
+    remedy = f"First, in one process and with this student's other options of the data: {first}"
+    then = f"Then give this command --model.teacher_ckpt {place}/checkpoints/best.ckpt."
+    raise ConfigError(Finding("--teacher_config", what, f"{remedy} . {then}"))
+
+
 def trained_teacher(
     config: str, run: RunFolder, data: Mapping[str, Any], trainer: Mapping[str, Any], train: Train
 ) -> Path:
@@ -103,7 +129,8 @@ def trained_teacher(
         words += ["--ckpt_path", str(own.last)]
     else:
         own.best.unlink(missing_ok=True)  # of a first epoch that was killed at its end
-    with _environment_kept():
+    with _environment_kept(), isolate_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ManifestWarning)  # the student's photographs, whose warnings have been shown
         train([*words, "--trainer.default_root_dir", str(own.path), "--header.next_steps", "false"])
     # An interrupted fit leaves a best.ckpt too, of the epochs so far.
     atomic_write(ended, lambda file: file.write(b""))
@@ -140,6 +167,7 @@ def _refuse_judged(data: Mapping[str, Any]) -> None:
         classes=data["classes"],
         on_error=data["on_error"],
         columns=data["columns"],
+        labels=data["labels"],
         split=SplitSpec(**data["split"]),
     )
     judged = np.concatenate([student.split.rows("val"), student.split.rows("test")])

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,16 +25,24 @@ from kd_convnext.common.words import files_first, set_null, without_foreign_argu
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.idle import idle_options
 from kd_convnext.data.manifest.once import warned_once
-from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.modules.classifier import ClassifierModule
+from kd_convnext.modules.guard import leave_out_unlabelled
+from kd_convnext.modules.idle import idle_model_options
 from kd_convnext.runs.folder import RunFolder, require_writable
-from kd_convnext.training.before_crops import refuse_misfits
-from kd_convnext.training.before_student import TEACHER, on_one_device, require_start_weights, trained_teacher
+from kd_convnext.training.before_crops import refuse_misfits, refuse_teachers
+from kd_convnext.training.before_student import (
+    TEACHER,
+    on_one_device,
+    refuse_together,
+    require_start_weights,
+    trained_teacher,
+)
 from kd_convnext.training.checkpoint_files import BackgroundWriter, WholeFiles
 from kd_convnext.training.checkpointing import RunCheckpoint
 from kd_convnext.training.config_record import ConfigRecord
 from kd_convnext.training.curve import begin_curve
-from kd_convnext.training.foreign_errors import building_trainer, in_words, refused_by
+from kd_convnext.training.foreign_errors import building_trainer, in_words, instantiated
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.loader_tuning import LoaderTuning
 from kd_convnext.training.old_spelling import modern_words
@@ -74,7 +81,7 @@ class TrainingCLI(LightningCLI):
     _resumed_at: int | None = None
     _split_hash: str | None = None  # of the checkpoint's own fit
     _known: Sequence[str] = ()  # the checkpoint's classes
-    _teacher_first = False
+    _first_teacher: str | None = None  # the configuration of a teacher that is trained before the student
 
     @classmethod
     def parsed(cls, words: Sequence[str]) -> "TrainingCLI | None":
@@ -218,7 +225,7 @@ class TrainingCLI(LightningCLI):
         self._clean.ckpt_path = None
         self._clean.trainer.default_root_dir = None
         self.folder = chosen_folder(config)
-        self._train_first(config)
+        self._name_teacher(config)
         if self.subcommand in ("validate", "test"):
             # Lightning's own table has a row for every number; ours says what was found.
             config.verbose = False
@@ -243,8 +250,8 @@ class TrainingCLI(LightningCLI):
             if "project" in options and options.get("name") is None:
                 options.name = "/".join(self.folder.path.parts[-2:])
 
-    def _train_first(self, config: Namespace) -> None:
-        """Trains the teacher that the configuration names, where no checkpoint of one is given."""
+    def _name_teacher(self, config: Namespace) -> None:
+        """Names the checkpoint of the teacher that is trained first, where none is given; the student names it too."""
         model = config.model.init_args
         if self.subcommand != "fit" or config.teacher_config is None or model.get("teacher_ckpt") is not None:
             return
@@ -252,58 +259,47 @@ class TrainingCLI(LightningCLI):
             remedy = "Leave it out, or give --model DistillModule."
             raise ConfigError(Finding("--teacher_config", "this model learns from no teacher", remedy))
         require_start_weights(model.get("student"))
-        if is_first_process():
-            teacher, trainer = with_shipped_files([config.teacher_config])[0], on_one_device(config.trainer)
-            path = trained_teacher(teacher, self.folder, config.data.as_dict(), trainer, run_training)
-        else:
-            # Started by the first process, which has trained it.
-            path = RunFolder(self.folder.path / TEACHER).best
-        self._teacher_first, config.header.describe_data = True, False
+        self._first_teacher = with_shipped_files([config.teacher_config])[0]
+        refuse_together(self._first_teacher, self.folder, config.data.manifest)
+        path = RunFolder(self.folder.path / TEACHER).best
         model.teacher_ckpt = self._clean.model.init_args.teacher_ckpt = str(path)
+        config.header.describe_data = False
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what a constructor refuses is said as it said it."""
-        refused: list[KDConvNeXtError] = []
-
-        def build(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
-            try:
-                return kind(*args, **kwargs)
-            except KDConvNeXtError as error:
-                refused.append(error)
-                raise
-            except Exception as error:
-                if not kind.__module__.startswith("kd_convnext."):
-                    refused.append(refused_by(kind, error))
-                elif isinstance(error, OSError):
-                    place, what = str(error.filename or kind.__name__), f"cannot be used ({error.strerror or error})"
-                    refused.append(ConfigError(Finding(place, what, "Name another file.")))
-                raise
-
         # Lightning calls the parser's deprecated method, which knows no constructors of ours.
-        built = partial(self.parser.instantiate, instantiators=[(build, object, True)])
-        self.parser.instantiate_classes = built
-        try:
-            with warned_once(self._warned_of):
-                super().instantiate_classes()
-        except ValueError:
-            # The parser tries every type that an argument may have, and reports all failures as one of its own.
-            if refused:
-                raise refused[-1] from None
-            raise
-        refuse_misfits(self.datamodule, self.model, self._known, fitting=self.subcommand == "fit")
-        if self.subcommand == "fit" and is_first_process():
+        self.parser.instantiate_classes = self._built
+        super().instantiate_classes()
+
+    def _built(self, config: Namespace) -> Namespace:
+        with warned_once(lambda: self._knows(built)):
+            built = instantiated(self.parser, config)
+        return built
+
+    def _before_fit(self) -> None:
+        """Names options without effect, and trains the teacher that the configuration names."""
+        first = is_first_process()
+        if first:
             for told in idle_options(self.datamodule):
                 complain(f"warning: --data: {told}")
+            for told in idle_model_options(self.model, self.datamodule):
+                complain(f"warning: --model: {told}")
+        leave_out_unlabelled(self.model, self.datamodule, first=first)
+        if self._first_teacher is not None and first:  # other processes are started by the first one
+            data, trainer = self._clean.data.as_dict(), on_one_device(self._clean.trainer)
+            trained_teacher(self._first_teacher, self.folder, data, trainer, run_training)
+        refuse_teachers(self.datamodule, self.model)
 
-    def _warned_of(self) -> bool:
-        """Tells whether an earlier fit has warned of these photographs: the checkpoint's, or the teacher's before."""
-        data, known = self.datamodule, self._split_hash
-        same = isinstance(data, SpecimenDataModule) and known is not None and data.split.hash == known
-        return self._teacher_first or same
+    def _knows(self, built: Namespace) -> bool:
+        """Tells whether the checkpoint's own fit has warned of these photographs."""
+        return self._split_hash is not None and self._get(built, "data").split.hash == self._split_hash
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Builds the trainer with our callbacks and, for a fit, always a CSV logger."""
+        """Builds the trainer with our callbacks and, for a fit, always a CSV logger; a teacher is trained before."""
         command = str(self.subcommand)
+        refuse_misfits(self.datamodule, self.model, self._known, fitting=command == "fit")
+        if command == "fit":
+            self._before_fit()
         trainer = self._get(self.config_init, "trainer")
         parser = self._parser(command)
         text = parser.dump(self._clean, skip_unset=False)

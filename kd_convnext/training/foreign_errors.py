@@ -4,12 +4,13 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from kd_convnext.data.loading.watched import loader_finding
-from kd_convnext.errors import ConfigError, Finding, TrainingError
+from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, TrainingError
 from kd_convnext.training.ranks import told_to_stop
 from kd_convnext.training.run_place import terminated
 
@@ -117,3 +118,41 @@ def _peer_finding(error: Exception) -> Finding | None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".")[:400] or type(error).__name__
+
+
+def instantiated(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """Builds the objects that a configuration describes; what a constructor refuses is said as it said it.
+
+    Args:
+        parser: Of the command.
+        config: As parsed.
+
+    Returns:
+        The configuration with objects in place of their descriptions.
+
+    Raises:
+        KDConvNeXtError: What a constructor of ours refuses, or another package's in our words.
+    """
+    refused: list[KDConvNeXtError] = []
+
+    def build(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return kind(*args, **kwargs)
+        except KDConvNeXtError as error:
+            refused.append(error)
+            raise
+        except Exception as error:
+            if not kind.__module__.startswith("kd_convnext."):
+                refused.append(refused_by(kind, error))
+            elif isinstance(error, OSError):
+                place, what = str(error.filename or kind.__name__), f"cannot be used ({error.strerror or error})"
+                refused.append(ConfigError(Finding(place, what, "Name another file.")))
+            raise
+
+    try:
+        return cast(Namespace, parser.instantiate(config, instantiators=[(build, object, True)]))
+    except ValueError:
+        # The parser tries every type that an argument may have, and reports all failures as one of its own.
+        if refused:
+            raise refused[-1] from None
+        raise

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import cast
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from kd_convnext.common.machine import best_precision
 from kd_convnext.common.reading import read_json
@@ -107,5 +109,13 @@ def chosen_precision(device: str) -> str:
 
 
 def is_first_process() -> bool:
-    """Returns whether this is the process of the machine that started the others, or is alone."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+    """Returns whether this is the first process of the machine, or is alone."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))) == 0
+
+
+def launcher() -> str | None:
+    """Names what has started this process as one of several; None where it is alone, or Lightning starts the others."""
+    for name, environment in (("torchrun", TorchElasticEnvironment), ("SLURM", SLURMEnvironment)):
+        if environment.detect() and environment().world_size() > 1:
+            return name
+    return None

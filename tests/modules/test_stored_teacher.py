@@ -1,5 +1,7 @@
 """The teacher's answers, stored once: the same losses, never stale, never another picture's, lost by no interrupt."""
 
+import re
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,7 @@ from kd_convnext.data.loading.teacher_outputs import StoredTeacher, view_name
 from kd_convnext.errors import CacheError, ConfigError
 from kd_convnext.losses import Eq5, Needs, Outputs
 from kd_convnext.models import TapSpec
+from kd_convnext.modules import output_store
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
 from kd_convnext.modules.stored_teacher import stored_answers
 
@@ -118,6 +121,24 @@ def test_stored_with_the_command_line(tiny_manifest, cache, tmp_path, teacher_ck
         assert not asked
     curves = [(tmp_path / run / "metrics.csv").read_text() for run in "ab"]
     assert curves[0] == curves[1]
+
+
+def test_the_time_of_a_slow_teacher_is_said(tiny_manifest, cache, tmp_path, teacher_ckpt, monkeypatch, capsys):
+    plain = FrozenTeacher.__call__
+
+    def slow(self, images):
+        time.sleep(0.02 * len(images))
+        return plain(self, images)
+
+    monkeypatch.setattr(FrozenTeacher, "__call__", slow)
+    fit(tiny_manifest, cache, tmp_path / "quick", teacher_ckpt, stored=True)
+    assert "is expected to take" not in capsys.readouterr().out  # less than a minute
+    monkeypatch.setattr(output_store, "LONG", 1.0)
+    fit(tiny_manifest, f"{cache}2", tmp_path / "slow", teacher_ckpt, stored=True)
+    seconds, each = re.findall(
+        r"Asking the teacher is expected to take (\d+) s \((\S+) s each", capsys.readouterr().out
+    )[0]
+    assert 0.02 <= float(each) < 0.2 and int(seconds) == pytest.approx(60 * float(each), abs=1)
 
 
 def test_each_answer_belongs_to_its_picture(tiny_manifest, cache, tmp_path, teacher_ckpt):

@@ -1,6 +1,7 @@
 """Options that have no effect beside others are named, through the door that they were given at."""
 
 import pytest
+import yaml
 from helpers.command_line import TINY, convnext
 
 from kd_convnext.cli import main
@@ -31,6 +32,66 @@ def fit(tiny_manifest, tiny_cache, tmp_path):
 def test_of_a_fit(words, told, fit, capsys):
     assert fit(*words) == 0
     assert capsys.readouterr().err.count(f"warning: --data: {told}") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model.linear_c=0.1"], "linear_c has no effect beside finetune full"),
+        (["--model.linear_looks=4"], "linear_looks has no effect beside finetune full"),
+        (["--model.head_epochs=2"], "head_epochs has no effect beside finetune full"),
+        (["--model.finetune=linear", "--trainer.gradient_clip_val=null"], "optim has no effect beside finetune linear"),
+        (
+            ["--model.finetune=linear", "--trainer.gradient_clip_val=null", "--model.mixing.cutmix=1"],
+            "mixing has no effect beside",
+        ),
+        (["--model.loss=cross_entropy", "--model.gamma=3"], "gamma has no effect beside loss cross_entropy"),
+    ],
+)
+def test_of_a_model(words, told, fit, capsys):
+    assert fit(*words) == 0
+    assert capsys.readouterr().err.count(f"warning: --model: {told}") == 1
+
+
+@pytest.fixture
+def student(tmp_path, tiny_manifest, tiny_cache):
+    """A fit of a student that has one term."""
+
+    def run(kind, options, *words):
+        terms = {"one": {"class_path": f"kd_convnext.losses.{kind}", "init_args": options}}
+        objective = {"class_path": "kd_convnext.losses.Objective", "init_args": {"terms": terms}}
+        model = {"class_path": "kd_convnext.DistillModule", "init_args": {"objective": objective}}
+        (tmp_path / "student.yaml").write_text(yaml.safe_dump({"model": model}))
+        data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}", "--trainer.fast_dev_run=true"]
+        place = [f"--trainer.default_root_dir={tmp_path / 'run'}", *convnext("student")]
+        return main(["fit", f"--config={tmp_path / 'student.yaml'}", *TINY, *data, *place, *words])
+
+    return run
+
+
+def test_taps_that_no_term_reads(student, capsys):
+    assert student("CrossEntropy", {}, "--model.taps.student=[network.stages_3]") == 0
+    assert "warning: --model: taps has no effect: no term of the objective reads maps" in capsys.readouterr().err
+
+
+POWER = '{"class_path":"kd_convnext.data.loading.sampling.ByFrequency","init_args":{"power":0.25}}'
+
+
+@pytest.mark.parametrize(
+    ("tau", "sampling", "right", "does"),
+    [
+        (0.5, "natural", 1, "leaves a part of"),
+        (0.5, "balanced", 0, "takes away more than is left of"),
+        (1.0, "square_root", 0.5, "takes away more than is left of"),
+        (1.0, POWER, 0.25, "takes away more than is left of"),
+    ],
+)
+def test_a_prior_that_the_sampling_contradicts(tau, sampling, right, does, student, capsys):
+    assert student("BalancedSoftmax", {"tau": tau}, f"--data.loader.sampling={sampling}") == 0
+    said = capsys.readouterr().err
+    assert f"tau {tau:g} of the term one {does} the classes' shares" in said and f"it is {right:g}" in said
+    assert student("BalancedSoftmax", {"tau": right}, f"--data.loader.sampling={sampling}") == 0
+    assert "warning: --model" not in capsys.readouterr().err
 
 
 def test_a_seed_beside_a_split_that_is_given(fit, tiny_manifest, tmp_path, capsys):

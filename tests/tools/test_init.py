@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers.command_line import TINY, convnext
+from huggingface_hub import constants
 
 from kd_convnext.cli import main
 from kd_convnext.tools import init as tool
@@ -14,7 +15,8 @@ from kd_convnext.tools import init as tool
 @pytest.fixture
 def at(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tool, "_linear_teachers_weights", lambda: None)
+    monkeypatch.setenv("KD_CONVNEXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path
 
 
@@ -56,6 +58,30 @@ def test_a_folder_without_class_folders_gets_a_row_for_each_photograph(at, tiny_
     assert len(table) == 60 and set(table["label"]) == {""}
     assert all((at / name).is_file() for name in table["image"])
     assert "fill in the labels" in capsys.readouterr().out
+
+
+def test_on_a_gpu_the_hubs_cache_decides_and_what_it_lacks_is_named(at, capsys):
+    assert main(["init", "--device=gpu"]) == 0
+    lacking = capsys.readouterr().out
+    assert yaml.safe_load((at / "config.yaml").read_text())["teacher_config"] == "configs/teacher_swin_tiny.yaml"
+    assert "configs/kd_convnext_best.yaml" in lacking and "timm/vit_base_patch14_dinov2.lvd142m" in lacking
+    for name in ("vit_base_patch14_dinov2.lvd142m", "convnext_tiny.in12k_ft_in1k"):
+        assert f"timm/{name}" in lacking
+        folder = at / "hub" / f"models--timm--{name}"
+        for file, content in (("refs/main", "0" * 40), (f"snapshots/{'0' * 40}/model.safetensors", "weights")):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(content)
+    assert main(["init", "--device=gpu", "--overwrite"]) == 0
+    assert "configs/kd_convnext_best.yaml, a student" not in capsys.readouterr().out
+    settings = yaml.safe_load((at / "config.yaml").read_text())
+    assert settings["teacher_config"] == "configs/teacher_vit.yaml" and settings["data"]["loader"]["views"] == 16
+
+
+def test_on_a_cpu_the_place_of_the_missing_weights_is_named(at, capsys):
+    assert main(["init", "--device=cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "configs/small_cpu/best.yaml" in said
+    assert str(at / "cache/weights/vit_small_patch14_dinov2.safetensors") in said
 
 
 def test_weights_that_are_there_decide_the_recipe(monkeypatch, tmp_path):

@@ -42,3 +42,14 @@ def test_a_checkpoint_of_other_classes(command, words, tiny_run, tmp_path, capsy
     model = ["--model=kd_convnext.TeacherModule", *SMALL_SWIN, *OFFLINE]
     said = refused([command, *model, *words, TURNED, f"--ckpt_path={tiny_run}"], tmp_path, capsys)
     assert "it knows the classes Grade 1, Grade 2" in said and "the data has MIA, AIS" in said
+
+
+def test_pictures_of_another_size_than_the_networks(words, tiny_run, tmp_path, capsys):
+    said = refused(["fit", *words, "--data.image_size=64", *student(tiny_run)], tmp_path, capsys)
+    assert "--data.image_size: the data gives 64 px, the network takes 32" in said
+
+
+def test_start_weights_that_have_seen_what_is_judged(words, tiny_run, tmp_path, capsys):
+    start = ["--model=kd_convnext.TeacherModule", *SMALL_SWIN, *OFFLINE, f"--model.backbone.weights={tiny_run}"]
+    said = refused(["fit", *words, "--data.split.index=1", *start], tmp_path, capsys)
+    assert "this checkpoint: it was trained on" in said

@@ -1,13 +1,17 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
-from helpers.command_line import TINY
+from helpers.command_line import TINY, convnext
 from helpers.tiny import CONVNEXT, SWIN
 
 from kd_convnext.cli import main
 
+SRUN = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "fit", "SLURM_LOCALID": "1"}
 TEACHER = {
     "model": {
         "class_path": "kd_convnext.TeacherModule",
@@ -92,6 +96,91 @@ def test_a_teacher_of_other_options_teaches_no_student_that_has_not_begun(words,
     (tmp_path / "run/teacher/ended").touch()
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
     assert main(words) == 0 and "The teacher first" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data.image_size=64"], "the data gives 64 px, the network takes 32"),
+        (["--model.teacher_cache=true", "--data.loader.views=2", "--model.mixing.mixup=0.4"], "model.mixing"),
+        (["--model.teacher_cache=true"], "--model.teacher_cache: the views of the training must be limited"),
+        (["--model.teacher_cache=still"], "--model.teacher_cache: a term needs maps of 'teacher'"),
+        (["--model.teachers={swin: a.ckpt}"], "--model.teachers.swin: no term learns from 'swin'"),
+        (["--model.student.weights={start}"], "this checkpoint: it was trained on"),
+    ],
+)
+def test_a_students_mistakes_are_told_before_its_teacher_is_trained(
+    options, said, words, tmp_path, tiny_manifest, tiny_cache, capsys
+):
+    if "start" in options[0]:
+        data = [word for word in words if word.startswith("--data")]
+        model = ["--model=kd_convnext.TeacherModule", *convnext("backbone")]
+        start = ["fit", *model, *TINY, *data, "--data.split.index=2", "--trainer.default_root_dir=start"]
+        assert main(start) == 0
+        options = [option.format(start="start/checkpoints/best.ckpt") for option in options]
+    assert main([*words, *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run/teacher").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "started"),
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}),
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}),
+        ("SLURM", SRUN),
+    ],
+)
+def test_processes_that_a_launcher_has_started_train_no_teacher_first(
+    name, started, words, tmp_path, capsys, monkeypatch
+):
+    for variable, value in started.items():
+        monkeypatch.setenv(variable, value)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --teacher_config: {name} has started several processes")
+    assert "kd-convnext fit --config teacher.yaml --data.manifest" in said
+    assert "--model.teacher_ckpt runs/teacher/checkpoints/best.ckpt" in said
+    assert not (tmp_path / "run/teacher").exists()
+
+
+TOGETHER = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.precision=32-true"]
+
+
+def in_two_processes(*words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [sys.executable, "-m", *words, *TOGETHER]
+    done = subprocess.run(started, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "CPU (1 thread) x 2" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_torchrun_trains_a_student_whose_teacher_is_there(words, tmp_path):
+    assert main(words) == 0
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        path.unlink()
+    in_two_processes("torch.distributed.run", "--nproc_per_node=2", "-m", "kd_convnext.cli", *words)
+    assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_processes_that_the_first_one_starts_find_the_teacher_trained(words, tmp_path):
+    printed = in_two_processes("kd_convnext.cli", *words)
+    assert printed.count("The teacher first, by teacher.yaml") == 1
+    assert (tmp_path / "run/checkpoints/best.ckpt").is_file() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_student_learns_alike_whether_its_teacher_was_trained_before_or_is_there(words, tmp_path):
+    assert main(words) == 0
+    given = [word for word in words if "root_dir" not in word]
+    teacher = ["--teacher_config=null", "--model.teacher_ckpt=run/teacher/checkpoints/best.ckpt"]
+    assert main([*given, *teacher, "--trainer.default_root_dir=given"]) == 0
+    runs = [torch.load(tmp_path / run / "checkpoints/best.ckpt", weights_only=True) for run in ("run", "given")]
+    first, second = (run["state_dict"] for run in runs)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_missing_start_weights_are_named_with_their_source_and_place(words, tmp_path, capsys, monkeypatch):

@@ -2,13 +2,17 @@
 
 import csv
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.command_line import TINY
+from helpers import tiny
+from helpers.command_line import TINY, convnext
 from helpers.tiny import CONVNEXT
+from PIL import Image
 
 from kd_convnext.cli import main
+from kd_convnext.data.loading.mixing import MixedDataset
 
 STUDENT = {"name": "convnext_tiny", "image_size": 32, "args": CONVNEXT}
 SMALL = {
@@ -137,3 +141,55 @@ def test_unlabelled_lesions_of_the_test_part_are_refused_before_a_teacher_is_tra
     assert main([*words, "--trainer.default_root_dir=run"]) == 2
     assert "validation or test" in capsys.readouterr().err
     assert not (tmp_path / "run/teacher").exists()
+
+
+@pytest.fixture
+def others(tmp_path, tiny_manifest):
+    """A folder of photographs that nobody has labelled."""
+    (tmp_path / "others").mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(6):
+        pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "others" / f"{number}.png")
+    return ["fit", f"--data.manifest={tiny_manifest}", "--data.unlabelled=others", "--trainer.default_root_dir=run"]
+
+
+def told_of_them(warned):
+    return sum("--data: unlabelled has no effect" in str(entry.message) for entry in warned)
+
+
+def test_neither_manifest_needs_labels_where_they_are_ignored(place, others, tmp_path):
+    words = [*place, "--data.manifest=photographs.csv", "--data.unlabelled=others", "--trainer.default_root_dir=start"]
+    assert main(words) == 0
+    assert (tmp_path / "start/checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("option", ["loss=cross_entropy", "loss=focal", "finetune=linear"])
+def test_photographs_without_labels_are_left_out_where_no_teacher_answers_for_them(place, others, option, recwarn):
+    model = ["--model=kd_convnext.TeacherModule", *convnext("backbone"), f"--model.{option}"]
+    assert main([*others, *model, *place[3:]]) == 0
+    assert told_of_them(recwarn) == 1
+
+
+def test_a_student_of_labels_alone_leaves_them_out_too(place, others, tmp_path, recwarn):
+    student = config({"labels": {"class_path": "kd_convnext.losses.CrossEntropy"}})
+    del student["teacher_config"], student["model"]["init_args"]["teacher_cache"]
+    (tmp_path / "alone.yaml").write_text(yaml.safe_dump(student))
+    assert main([*others, "--config=alone.yaml", *place[3:]]) == 0
+    assert told_of_them(recwarn) == 1
+    card = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["kd_convnext"]["card"]
+    (tmp_path / "without.yaml").write_text(yaml.safe_dump(student))
+    words = [word for word in others if "unlabelled" not in word and "root_dir" not in word]
+    assert main([*words, "--config=without.yaml", *place[3:], "--trainer.default_root_dir=without"]) == 0
+    alike = torch.load(tmp_path / "without/checkpoints/best.ckpt", weights_only=True)["kd_convnext"]["card"]
+    assert torch.equal(torch.as_tensor(card["seen_groups"]), torch.as_tensor(alike["seen_groups"]))
+    curves = [(tmp_path / run / "metrics.csv").read_text() for run in ("run", "without")]
+    assert curves[0] == curves[1]
+
+
+def test_a_trainer_of_ones_own_leaves_them_out_too(place, others, tmp_path, tiny_manifest, tiny_cache):
+    source = tiny.data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path / "others"))
+    fit = tiny.trainer(tmp_path / "own", limit_train_batches=1)
+    with pytest.warns(UserWarning, match="unlabelled has no effect"):
+        fit.fit(tiny.teacher(source, loss="cross_entropy"), datamodule=source)
+    assert source.unlabelled is None and not isinstance(source.train_set, MixedDataset)

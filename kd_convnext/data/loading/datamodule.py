@@ -252,6 +252,12 @@ class SpecimenDataModule(pl.LightningDataModule):
         if "train" in rows and self.unlabelled is not None and self.loader.unlabelled_ratio:
             self._sets["train"] = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
 
+    def leave_out_unlabelled(self) -> None:
+        """Leaves out the photographs without labels: for a training in which no teacher answers for them."""
+        self.unlabelled_path, self.unlabelled, self._unlabelled_leak = None, None, False
+        if isinstance(part := self._sets.get("train"), MixedDataset):
+            self._sets["train"] = part.labelled
+
     def measure_workers(self, measure: Callable[[Iterable[View]], Workers]) -> None:
         """Takes a measurement of the loader processes a fit needs, run once when its training loader is built.
 

@@ -65,6 +65,18 @@ _NAMED: Mapping[SamplingName, ClassSampling | None] = {
 }
 
 
+def sampling_power(sampling: SamplingName | ClassSampling) -> float | None:
+    """Returns the power of its number of crops by which a class is drawn; None for a way that is no power.
+
+    Args:
+        sampling: A name, or a way of one's own.
+    """
+    chosen = sampling if isinstance(sampling, ClassSampling) else _NAMED[sampling]
+    if chosen is None:
+        return 1.0
+    return chosen.power if isinstance(chosen, ByFrequency) else None
+
+
 def drawn_weights(
     sampling: SamplingName | ClassSampling, labels: npt.NDArray[np.int64], option: str = "--data.loader.sampling"
 ) -> npt.NDArray[np.float64] | None:

@@ -97,7 +97,8 @@ class BalancedSoftmax(CountedTerm):
         Args:
             weight: Factor in the objective's sum.
             schedule: Factor on the weight in each epoch.
-            tau: How much of the prior is added, 0 or more; 1 is the balanced softmax.
+            tau: How much of the prior is added, 0 or more: 1, the balanced softmax, for ``natural`` sampling, 0.5 for
+                ``square_root``, which has taken half of it away already.
             smoothing: Of the labels, 0..1.
             class_counts: Training images of each class; by default the data's.
 
