@@ -55,6 +55,9 @@ def _of_student(model: DistillModule, data: SpecimenDataModule) -> Iterator[str]
     read = [objective.student_needs, *(objective.needs(name) for name in objective.teachers)]
     if model.taps != TapSpec() and not any(Needs.MAPS in needs for needs in read):
         yield "taps has no effect: no term of the objective reads maps"
+    views = data.loader.views
+    if views is not None and model.teacher_cache is not True:
+        yield f"data.loader.views {views} serves teacher_cache true; without it, it only shows each crop in {views} views"
     power = sampling_power(data.loader.sampling)
     for name, term in objective.named_terms().items():
         # Drawn by the power p of its share, a class has the prior share**p, of which tau = p takes away all.

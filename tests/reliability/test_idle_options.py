@@ -74,6 +74,12 @@ def test_taps_that_no_term_reads(student, capsys):
     assert "warning: --model: taps has no effect: no term of the objective reads maps" in capsys.readouterr().err
 
 
+def test_views_that_serve_no_stored_outputs(student, capsys):
+    assert student("CrossEntropy", {}, "--data.loader.views=4") == 0
+    told = "warning: --model: data.loader.views 4 serves teacher_cache true; without it, it only shows each crop in 4"
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
 POWER = '{"class_path":"kd_convnext.data.loading.sampling.ByFrequency","init_args":{"power":0.25}}'
 
 
