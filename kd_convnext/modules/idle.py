@@ -57,7 +57,8 @@ def _of_student(model: DistillModule, data: SpecimenDataModule) -> Iterator[str]
         yield "taps has no effect: no term of the objective reads maps"
     views = data.loader.views
     if views is not None and model.teacher_cache is not True:
-        yield f"data.loader.views {views} serves teacher_cache true; without it, it only shows each crop in {views} views"
+        without = f"without it, it only shows each crop in {views} views"
+        yield f"data.loader.views {views} serves teacher_cache true; {without}"
     power = sampling_power(data.loader.sampling)
     for name, term in objective.named_terms().items():
         # Drawn by the power p of its share, a class has the prior share**p, of which tau = p takes away all.
