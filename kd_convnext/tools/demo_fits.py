@@ -44,6 +44,7 @@ class DemoSettings:
         sr_max_side: Crops are first reduced to this many pixels, so that super-resolution is quick.
         batch_size: Labelled images a step.
         unlabelled_ratio: Unlabelled images for each labelled one, in the best recipe.
+        views: Views of a crop that the teacher answers for, in the best recipe.
         teacher_epochs: Epochs of the teacher, the first of them its head alone.
         epochs: Epochs of each student, by its labelled images.
         judged_every: Epochs of a student from one validation to the next.
@@ -58,6 +59,7 @@ class DemoSettings:
     sr_max_side: int = 48
     batch_size: int = 16
     unlabelled_ratio: float = 2.0
+    views: int = 16
     teacher_epochs: int = 8
     epochs: int = 48
     judged_every: int = 4
@@ -133,6 +135,8 @@ class DemoFits:
             seed=seed,
             sampling="square_root" if best else "natural",
             unlabelled_ratio=settings.unlabelled_ratio,
+            views=settings.views if best else None,
+            views_seed=0 if best else None,  # all seeds share the teacher's answers
         )
         return SpecimenDataModule(
             str(self.sets.teacher if method == "teacher" else self.sets.labelled),
@@ -150,12 +154,12 @@ class DemoFits:
 
     def _trainer(self, run: RunFolder, method: Method) -> "pl.Trainer":
         import lightning.pytorch as pl
-        from lightning.pytorch.callbacks import EMAWeightAveraging
         from lightning.pytorch.loggers import CSVLogger
 
         from kd_convnext.training.checkpoint_files import BackgroundWriter
         from kd_convnext.training.checkpointing import RunCheckpoint
         from kd_convnext.training.command import CHECKPOINT_DEFAULTS
+        from kd_convnext.training.moving_averaging import MovingAveraging
         from kd_convnext.training.previews import AugmentationPreview, CurveFigures
         from kd_convnext.training.progress_bar import DataWaitBar
         from kd_convnext.training.record import RunRecord
@@ -169,7 +173,7 @@ class DemoFits:
             DataWaitBar(),
         ]
         if method == "best":
-            callbacks.append(EMAWeightAveraging(decay=settings.ema_decay))
+            callbacks.append(MovingAveraging(settings.ema_decay))
         return pl.Trainer(
             accelerator="auto",
             devices=1,
@@ -221,21 +225,21 @@ class DemoFits:
             return DistillModule(**known, **shared)
         recipe: dict[str, Any] = {
             "objective": best_objective(),
-            "teacher_cache": "still",
+            "teacher_cache": True,
             "class_counts": data.class_counts,
         }
         return DistillModule(**known, **shared, **recipe)
 
 
 def best_objective() -> "Objective":
-    """Builds the objective of the best recipe: labels, the teacher's soft answers and its embedding."""
+    """Builds the objective of ``configs/small_cpu/best.yaml``: labels, the teacher's soft answers and its embedding."""
     from kd_convnext.losses import BalancedSoftmax, CosineEmbedding, Objective, SoftTargets
 
     return Objective(
         {
             "labels": BalancedSoftmax(weight=0.5, tau=0.5),
-            "soft": SoftTargets(weight=0.5, temperature=2.0),
-            "embedding": CosineEmbedding(weight=2.0, standardise=True, projector="linear"),
+            "soft": SoftTargets(temperature=2.0),
+            "embedding": CosineEmbedding(standardise=True, projector="linear"),
         }
     )
 
