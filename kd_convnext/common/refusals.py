@@ -25,6 +25,7 @@ _CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
 _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
 _ABSENT = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (.+)")
+_WORDS = re.compile(r"Literal\[(.*?)\]")
 _SUBTYPE = re.compile(r"<class '([\w.]+)'>")
 _NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val=")
 _EXPECTED = re.compile(
@@ -73,7 +74,11 @@ def _of_classes(text: str, where: str) -> Finding | None:
     if named := _NO_CLASS.search(text):
         subtypes = [_loaded(name) for name in _SUBTYPE.findall(text[: named.start()])]
         names = [kind.__name__ for found in subtypes if isinstance(found, type) for kind in _below(found)]
-        meant = did_you_mean(named[1].rpartition(".")[2], names)
+        words = [word.strip("'\"") for listed in _WORDS.findall(text) for word in listed.split(", ")]
+        meant = did_you_mean(named[1].rpartition(".")[2], [*words, *names])
+        if words:
+            choices = f"Choose one of {', '.join(dict.fromkeys(words))}, or name a class by its path. "
+            return Finding(where, f"there is no {named[1]!r}", meant or choices)
         remedy = meant or f"Name a class by its path, or give the options one by one: {where}.NAME=VALUE. "
         return Finding(where, f"{named[1]!r} is no class", remedy)
     if other := re.search(r"Not a valid subclass of (\w+)\. Got value: (.+)", text):

@@ -21,8 +21,8 @@ _KEPT_SECONDS = 30.0
 _KEPT_BYTES = 64e6
 """Answers held in memory before they are written."""
 
-MEASURED_BATCHES = 3
-"""Batches after the first, which warms up, by which the time of all is estimated."""
+WARM, MEASURED = 5.0, 5.0
+"""Seconds after the first batch that say nothing yet of the pace, and those after them by which it is measured."""
 
 LONG = 60.0
 """Seconds from which on the time is said before it has passed."""
@@ -113,7 +113,7 @@ def _write_all(asked: Iterable[Answer], names: Sequence[int], trainer: pl.Traine
 
 
 class Forecast:
-    """Says how long all outputs of a teacher take, once its first batches are there."""
+    """Says how long all outputs of a teacher take, once it has answered for some seconds."""
 
     def __init__(self, count: int, trainer: pl.Trainer) -> None:
         """Takes what is to be said, and to whom.
@@ -123,20 +123,24 @@ class Forecast:
             trainer: Whose fit begins.
         """
         self.count, self.trainer = count, trainer
-        self._batches, self._done, self._warm, self._begun = 0, 0, 0, 0.0
+        self._done, self._warm, self._said = 0, 0, False
+        self._first: float | None = None
+        self._begun: float | None = None
 
     def after(self, size: int) -> None:
         """Counts a batch of so many outputs."""
-        self._batches, self._done = self._batches + 1, self._done + size
-        if self._batches == 1:
-            self._warm, self._begun = self._done, time.monotonic()
-        elif self._batches == 1 + MEASURED_BATCHES:
-            each = (time.monotonic() - self._begun) / (self._done - self._warm)
-            if (whole := each * self.count) >= LONG:
-                say(
-                    self.trainer,
-                    f"Asking the teacher is expected to take {duration(whole)} ({each:.3g} s each, measured)",
-                )
+        now, self._done = time.monotonic(), self._done + size
+        if self._first is None:
+            self._first = now
+        elif self._begun is None:
+            if now - self._first >= WARM:
+                self._begun, self._warm = now, self._done
+        elif not self._said and now - self._begun >= MEASURED:
+            self._said = True
+            each = (now - self._begun) / (self._done - self._warm)
+            if (left := each * (self.count - self._done)) >= LONG:
+                took = f"{duration(left)} more ({each:.3g} s each, measured)"
+                say(self.trainer, f"Asking the teacher is expected to take {took}")
 
 
 def _joined(held: Sequence[Answer]) -> tuple[Any, list[Any], Any]:

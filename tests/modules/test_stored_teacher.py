@@ -133,12 +133,24 @@ def test_the_time_of_a_slow_teacher_is_said(tiny_manifest, cache, tmp_path, teac
     monkeypatch.setattr(FrozenTeacher, "__call__", slow)
     fit(tiny_manifest, cache, tmp_path / "quick", teacher_ckpt, stored=True)
     assert "is expected to take" not in capsys.readouterr().out  # less than a minute
-    monkeypatch.setattr(output_store, "LONG", 1.0)
+    for name, seconds in (("WARM", 0.1), ("MEASURED", 0.3), ("LONG", 0.2)):
+        monkeypatch.setattr(output_store, name, seconds)
     fit(tiny_manifest, f"{cache}2", tmp_path / "slow", teacher_ckpt, stored=True)
-    seconds, each = re.findall(
-        r"Asking the teacher is expected to take (\d+) s \((\S+) s each", capsys.readouterr().out
-    )[0]
-    assert 0.02 <= float(each) < 0.2 and int(seconds) == pytest.approx(60 * float(each), abs=1)
+    said = capsys.readouterr().out
+    ((seconds, each),) = re.findall(r"Asking the teacher is expected to take (\d+) s more \((\S+) s each", said)
+    assert 0.02 <= float(each) < 0.2 and int(seconds) <= 60 * float(each)
+
+
+def test_a_slow_start_says_nothing_of_the_pace(monkeypatch):
+    now, said = [0.0], []
+    monkeypatch.setattr(output_store.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(output_store, "say", lambda trainer, text: said.append(text))
+    forecast = output_store.Forecast(100_000, None)
+    for seconds, batches in ((4.0, 2), (0.1, 200)):
+        for _ in range(batches):
+            now[0] += seconds
+            forecast.after(10)
+    assert len(said) == 1 and "(0.01 s each" in said[0]
 
 
 def test_each_answer_belongs_to_its_picture(tiny_manifest, cache, tmp_path, teacher_ckpt):
