@@ -9,6 +9,7 @@ import numpy as np
 
 from kd_convnext.common.console import shown, tell
 from kd_convnext.common.counting import counted
+from kd_convnext.common.files import sha256_of
 from kd_convnext.common.parsing import warn_of_idle
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.trust.prediction_sets import Few, check_options, lesions_needed
@@ -96,14 +97,16 @@ def calibrate(
     options = CalibrationOptions(coverage, _mergers(merge), few, gate_false_alarms)
     _check(predictor.network.card.class_names, options)
     data = own_data(predictor, source, run)
-    answers = _held_out_answers(data, source, extra_manifest, extra_columns)
-    others = held_out_by([path.strip() for path in also.split(",")], data, source) if also else []
+    answers, further = _held_out_answers(data, source, extra_manifest, extra_columns)
+    also_paths = [path.strip() for path in also.split(",")] if also else []
+    others = held_out_by(also_paths, data, source) if also_paths else []
     calibration = fit_calibration(data, answers, options, others)
     transfer = checked_transfer(calibration, answers, others)
     judgements = _judged(calibration, data, answers, test=test)
     stopped = _gate_stops(calibration, data)
-    made_of = {**asdict(predictor.network.info), "extra_manifest": extra_manifest, "also": also}
-    calibration = _recorded(calibration, made_of, judgements, transfer, stopped)
+    # Hashes and numbers, no paths: names of folders may be those of patients, and the file is handed on.
+    made_of = {"extra_photographs": further, "also_sha256": [sha256_of(path) for path in also_paths]}
+    calibration = _recorded(calibration, asdict(predictor.network.info) | made_of, judgements, transfer, stopped)
     path = calibration.write(Path(out) if out else Path(ckpt_path).expanduser().parent)
     _report(calibration, judgements, transfer, stopped)
     figures = _publish(RunFolder(Path(out)) if out else run, judgements, wandb_project)
@@ -122,17 +125,18 @@ def _require_place(run: "RunFolder", out: str | None, *, overwrite: bool) -> Non
 
 def _held_out_answers(
     data: "CalibrationData", source: "RunSource", extra_manifest: str | None, extra_columns: str | None
-) -> "LabelledAnswers":
-    """Answers for the validation part of a run, and for further photographs where a manifest names them."""
+) -> "tuple[LabelledAnswers, int]":
+    """Answers for the validation part of a run and for further photographs; returns also how many are further."""
     from kd_convnext.inference.run_data import LabelledAnswers, further_data, refuse_leak
 
     warn_of_idle(extra_columns=(extra_columns is not None and extra_manifest is None, "without --extra_manifest"))
     refuse_leak(data, "val")
     answers = data.answers(data.rows("val"))
     if extra_manifest is None:
-        return answers
+        return answers, 0
     further = further_data(data.predictor, extra_manifest, extra_columns, source, data)
-    return LabelledAnswers.of([answers, further.answers(further.rows("val"))])
+    others = further.answers(further.rows("val"))
+    return LabelledAnswers.of([answers, others]), len(others.labels)
 
 
 def _judged(

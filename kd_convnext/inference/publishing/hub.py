@@ -98,7 +98,8 @@ class PublishedModel(ModelHubMixin):
         text = json.dumps(config, indent=2, ensure_ascii=False)
         atomic_write(save_directory / CONFIG, lambda file: file.write(f"{text}\n".encode()))
         if calibration is not None:
-            calibration.write(save_directory)
+            record = {name: value for name, value in calibration.record.items() if name not in _LOCAL}
+            replace(calibration, record=record).write(save_directory)
 
     @classmethod
     def _from_pretrained(
@@ -136,6 +137,9 @@ class PublishedModel(ModelHubMixin):
 
 
 _PRIVATE = ("seen_groups", "seen_elsewhere", "salt")
+
+_LOCAL = ("manifest", "extra_manifest", "also")
+"""Of a calibration's record: the manifest's name, and paths that earlier versions wrote."""
 
 
 def _public(card: DataCard) -> dict[str, Any]:
