@@ -145,8 +145,7 @@ _LOCAL = ("manifest", "extra_manifest", "also")
 def _public(card: DataCard) -> dict[str, Any]:
     """Returns what a new photograph needs; neither lesions' hashes nor where files lay."""
     state = {name: value for name, value in card.to_state().items() if name not in _PRIVATE}
-    weights = state["crop"].get("sr_weights")
-    return {**state, "crop": {**state["crop"], "sr_weights": Path(weights).name if weights else None}}
+    return {**state, "crop": card.public_crop()}
 
 
 def _read(folder: Path) -> tuple[Network, BackboneSpec, bool]:
