@@ -115,7 +115,7 @@ def test_what_belongs_to_the_tested_lesions_is_left_out(tiny_manifest, tiny_cach
     predictor = Predictor.from_checkpoint(made[0], calibration="none")
     source = source_of(run_of_checkpoint(made[0]), None, None, None)
     data = own_data(predictor, source, run_of_checkpoint(made[0]))
-    found = held_out_by([str(path) for path in made[1:]], data, source)
+    found = [each.answers() for each in held_out_by([str(path) for path in made[1:]], data, source)]
     tested = set(units_of(data.manifest, data.rows("test"))["unit"])
     patients = dict(zip(data.manifest.groups("lesion"), data.manifest.groups("known"), strict=True))
     held = [
