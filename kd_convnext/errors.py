@@ -4,9 +4,10 @@ Everything a user can get wrong ends here. The command line prints the message w
 exits with code 2; in a notebook the same text is the exception's message.
 """
 
+import contextlib
 import json
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 MAX_PRINTED = 50
@@ -76,6 +77,50 @@ class KDConvNeXtError(Exception):
     def __reduce__(self) -> tuple[type["KDConvNeXtError"], tuple[tuple[Finding, ...]]]:
         """Keeps the findings when the exception crosses a process border (loader workers, DDP ranks)."""
         return type(self), (self.findings,)
+
+
+class Checks:
+    """Collects what several checks find, to report it together.
+
+    Examples:
+        >>> checks = Checks()
+        >>> for option in ("--lr", "--seed"):
+        ...     with checks.going_on():
+        ...         raise ConfigError(Finding(option, "-1 cannot work", "Use 0 or more."))
+        >>> checks.refuse()
+        Traceback (most recent call last):
+        ...
+        kd_convnext.errors.ConfigError: 2 problems found:
+          - --lr: -1 cannot work. Use 0 or more.
+          - --seed: -1 cannot work. Use 0 or more.
+    """
+
+    def __init__(self) -> None:
+        """Begins without a finding."""
+        self._errors: list[KDConvNeXtError] = []
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything was found."""
+        return bool(self._errors)
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Keeps what a check raises, and goes on behind it."""
+        try:
+            yield
+        except KDConvNeXtError as error:
+            self._errors.append(error)
+
+    def refuse(self) -> None:
+        """Raises what was found.
+
+        Raises:
+            KDConvNeXtError: All findings, as an error of the first one's type.
+        """
+        if self._errors:
+            findings = [finding for error in self._errors for finding in error.findings]
+            raise type(self._errors[0])(findings) from self._errors[0]
 
 
 def _carried(text: str) -> tuple[Finding, ...]:

@@ -328,7 +328,7 @@ def _cropping(network: Network, sr_weights: str | None, device: str) -> tuple[Cr
     if digest is None:
         spec = replace(spec, sr_weights=None, upscaler=known_as)
     elif sr_weights is not None:
-        spec = replace(spec, sr_weights=sr_weights)
+        spec = replace(spec, sr_weights=sr_weights, sr_wdn_weights=_beside(sr_weights, spec.sr_wdn_weights))
     if spec.upscaler == "ncnn" and not (device == "cpu" and ncnn_installed()):
         spec = replace(spec, upscaler="spandrel")  # the same network, elsewhere
     remedy = f"Give the very weights of its training: --sr_weights FILE with sha256 {digest}."
@@ -343,6 +343,14 @@ def _cropping(network: Network, sr_weights: str | None, device: str) -> tuple[Cr
             what = f"crops would not be those of the training: {name} was {then}, is {now.get(name)}"
             raise UpscalerError(Finding("--sr_weights", what, remedy if digest else "Update kd-convnext."))
     return spec, upscaler
+
+
+def _beside(weights: str, other: str | None) -> str | None:
+    """Finds weights to blend with beside those that are given: a published model knows their file's name alone."""
+    if other is None or Path(other).expanduser().is_file():
+        return other
+    moved = Path(weights).expanduser().with_name(Path(other).name)
+    return str(moved) if moved.is_file() else other
 
 
 def _agrees(then: object, now: object) -> bool:

@@ -179,6 +179,21 @@ class CalibrationData:
         kinds = KEPT_APART["known" if self.split is None else _group_by(self.predictor.network.card)]
         return row_hashes(self.manifest.table, rows, kinds, as_written=True)
 
+    def labelled(self, rows: Rows) -> Rows:
+        """Returns those of some rows that have a label.
+
+        Raises:
+            ConfigError: None has.
+        """
+        found = rows[self.manifest.labels[rows] >= 0]
+        if not len(found):
+            raise self._nothing()
+        return found
+
+    def _nothing(self) -> ConfigError:
+        what = "no labelled photographs to calibrate on"
+        return ConfigError(Finding(self.manifest.name, what, "Use a split with a validation part."))
+
     def answers(self, rows: Rows) -> LabelledAnswers:
         """Runs the network on some rows.
 
@@ -188,7 +203,7 @@ class CalibrationData:
         Raises:
             CacheError: Photographs cannot be read.
         """
-        rows = rows[self.manifest.labels[rows] >= 0]
+        rows = self.labelled(rows)
         crops, rows = self.crops(rows)
         logits, features, appearances = [], [], []
         for start in range(0, len(rows), _CHUNK):
@@ -198,8 +213,7 @@ class CalibrationData:
             features.append(found[1])
             appearances += [appearance_of(picture) for picture in pictures]
         if not logits:
-            what = "no labelled photographs to calibrate on"
-            raise ConfigError(Finding(self.manifest.name, what, "Use a split with a validation part."))
+            raise self._nothing()
         units = units_of(self.manifest, rows)
         named = (units[name].to_numpy(np.str_) for name in ("lesion", "unit", "kind"))
         outputs = (np.concatenate(logits), np.concatenate(features), np.stack(appearances))

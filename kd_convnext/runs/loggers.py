@@ -4,6 +4,8 @@ Scalars need nothing of this: ``LightningModule.log`` serves all loggers. wandb 
 ``WandbLogger`` is given; a logger of another kind keeps its scalars and gets no pictures.
 """
 
+import contextlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from matplotlib.figure import Figure
 
 from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import as_picture, save_figure
+from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.figures import confusion_matrix
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.tables import write_table
@@ -31,6 +34,27 @@ Pictures = Sequence[npt.NDArray[np.uint8]]
 
 _MARKDOWN_ROWS = 200
 """TensorBoard shows text whole: longer tables are cut there and end in a line that says so."""
+
+
+@contextlib.contextmanager
+def wandb_in_words() -> Iterator[None]:
+    """Translates what W&B refuses, such as a run without a login.
+
+    Raises:
+        ConfigError: It refuses the run.
+    """
+    try:
+        yield
+    except _wandb_errors() as error:
+        what = " ".join(str(error).split()).rstrip(".")[:400] or type(error).__name__
+        remedy = "Log in (wandb login), or set WANDB_MODE=offline and send the run later (wandb sync)."
+        raise ConfigError(Finding("Weights & Biases", what, remedy)) from error
+
+
+def _wandb_errors() -> tuple[type[Exception], ...]:
+    """Finds W&B's own exceptions, where it is in use."""
+    errors = getattr(sys.modules.get("wandb"), "errors", None)
+    return (errors.Error,) if errors is not None else ()
 
 
 @rank_zero_only

@@ -1,6 +1,7 @@
 """Calibrates a checkpoint on lesions that its training has not seen: the command ``calibrate``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,14 @@ from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.trust.prediction_sets import Few, check_options, lesions_needed
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
     from matplotlib.figure import Figure
 
     from kd_convnext.inference.calibrating.fit import CalibrationOptions
     from kd_convnext.inference.calibrating.foreign import Stopped
+    from kd_convnext.inference.calibrating.inputs import CalibrationInputs
     from kd_convnext.inference.calibrating.judgement import Judgement
-    from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers, RunSource
+    from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers
     from kd_convnext.inference.trust.calibration import Calibration
     from kd_convnext.inference.trust.prediction_sets import Coverage
     from kd_convnext.runs.folder import RunFolder
@@ -80,12 +83,13 @@ def calibrate(
         KDConvNeXtError: The checkpoint, its data or an option cannot be used, or there would be a leak.
     """
     from kd_convnext.checkpoints.format import require_file
-    from kd_convnext.inference.calibrating.cross_conformal import held_out_by
     from kd_convnext.inference.calibrating.fit import CalibrationOptions, checked_transfer, fit_calibration
+    from kd_convnext.inference.calibrating.inputs import open_inputs
     from kd_convnext.inference.predictor import Predictor
-    from kd_convnext.inference.run_data import own_data, source_of
+    from kd_convnext.inference.run_data import source_of
     from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
 
+    warn_of_idle(extra_columns=(extra_columns is not None and extra_manifest is None, "without --extra_manifest"))
     require_file(ckpt_path)
     run = run_of_checkpoint(ckpt_path)
     _require_place(run, out, overwrite=overwrite)
@@ -95,18 +99,18 @@ def calibrate(
     )
     options = CalibrationOptions(coverage, _mergers(merge), few, gate_false_alarms)
     _check(predictor.network.card.class_names, options)
-    data = own_data(predictor, source, run)
-    answers = _held_out_answers(data, source, extra_manifest, extra_columns)
-    others = held_out_by([path.strip() for path in also.split(",")], data, source) if also else []
-    calibration = fit_calibration(data, answers, options, others)
-    transfer = checked_transfer(calibration, answers, others)
-    judgements = _judged(calibration, data, answers, test=test)
-    stopped = _gate_stops(calibration, data)
-    made_of = {**asdict(predictor.network.info), "extra_manifest": extra_manifest, "also": also}
-    calibration = _recorded(calibration, made_of, judgements, transfer, stopped)
-    path = calibration.write(Path(out) if out else Path(ckpt_path).expanduser().parent)
-    _report(calibration, judgements, transfer, stopped)
-    figures = _publish(RunFolder(Path(out)) if out else run, judgements, wandb_project)
+    inputs = open_inputs(predictor, source, run, also, extra_manifest, extra_columns, test=test)
+    data, folder = inputs.data, run if out is None else RunFolder(Path(out))
+    with _wandb_run(wandb_project, folder) as logger:
+        answers, others = inputs.answers(), [other.answers() for other in inputs.others]
+        calibration = fit_calibration(data, answers, options, others)
+        transfer = checked_transfer(calibration, answers, others)
+        judgements = _judged(calibration, data, answers, test=test)
+        stopped = _gate_stops(calibration, data)
+        calibration = _recorded(calibration, inputs, judgements, transfer, stopped)
+        path = calibration.write(Path(out) if out else Path(ckpt_path).expanduser().parent)
+        _report(calibration, judgements, transfer, stopped)
+        figures = _publish(folder, judgements, logger)
     print(f"Wrote {shown(path)} and figures in {shown(figures)}")
     return path
 
@@ -120,32 +124,15 @@ def _require_place(run: "RunFolder", out: str | None, *, overwrite: bool) -> Non
         require_empty(Path(out), permitted=overwrite, option="--overwrite true")
 
 
-def _held_out_answers(
-    data: "CalibrationData", source: "RunSource", extra_manifest: str | None, extra_columns: str | None
-) -> "LabelledAnswers":
-    """Answers for the validation part of a run, and for further photographs where a manifest names them."""
-    from kd_convnext.inference.run_data import LabelledAnswers, further_data, refuse_leak
-
-    warn_of_idle(extra_columns=(extra_columns is not None and extra_manifest is None, "without --extra_manifest"))
-    refuse_leak(data, "val")
-    answers = data.answers(data.rows("val"))
-    if extra_manifest is None:
-        return answers
-    further = further_data(data.predictor, extra_manifest, extra_columns, source, data)
-    return LabelledAnswers.of([answers, further.answers(further.rows("val"))])
-
-
 def _judged(
     calibration: "Calibration", data: "CalibrationData", answers: "LabelledAnswers", *, test: bool
 ) -> "dict[str, Judgement]":
     """Judges a calibration on the answers it was fitted to, and by choice on the test part."""
     from kd_convnext.inference.calibrating.fit import judge_fit
     from kd_convnext.inference.calibrating.judgement import judge
-    from kd_convnext.inference.run_data import refuse_leak
 
     found = {"val": judge_fit(calibration, answers)}
     if test:
-        refuse_leak(data, "test")
         found["test"] = judge(calibration, data.answers(data.rows("test")), "test")
     return found
 
@@ -160,27 +147,28 @@ def _gate_stops(calibration: "Calibration", data: "CalibrationData") -> "list[St
 
 def _recorded(
     calibration: "Calibration",
-    made_of: Mapping[str, object],
+    inputs: "CalibrationInputs",
     judgements: "Mapping[str, Judgement]",
     transfer: "Coverage | None",
     stopped: "Sequence[Stopped]",
 ) -> "Calibration":
     """Adds to a calibration's record what it was made of and how it was judged."""
+    made_of = {**asdict(inputs.data.predictor.network.info), **inputs.record()}
     judged = {part: found.summary() for part, found in judgements.items()}
     record = {**calibration.record, **made_of, "transfer": asdict(transfer) if transfer else None, **judged}
     record["gate_stops"] = [asdict(found) for found in stopped]
     return replace(calibration, record=record)
 
 
-def _publish(folder: "RunFolder", judgements: "dict[str, Judgement]", wandb_project: str | None) -> Path:
-    """Saves the figures of judgements, logs them where a project of Weights & Biases is named; returns their folder."""
+def _publish(folder: "RunFolder", judgements: "dict[str, Judgement]", logger: "WandbLogger | None") -> Path:
+    """Saves the figures of judgements and logs them where there is a logger; returns their folder."""
     from kd_convnext.common.figures import save_figure
 
     figures = _figures(judgements)
     for name, figure in figures.items():
         save_figure(folder.figures / f"calibration_{name}.png", figure)
-    if wandb_project is not None:
-        _log(wandb_project, folder, judgements, figures)
+    if logger is not None:
+        _log(logger, judgements, figures)
     return folder.figures
 
 
@@ -307,17 +295,11 @@ def _figures(judgements: Mapping[str, "Judgement"]) -> "dict[str, Figure]":
     return figures
 
 
-def _log(
-    project: str, folder: "RunFolder", judgements: Mapping[str, "Judgement"], figures: "Mapping[str, Figure]"
-) -> None:
-    """Logs a W&B run of its own, beside those of fit and test."""
+def _log(logger: "WandbLogger", judgements: Mapping[str, "Judgement"], figures: "Mapping[str, Figure]") -> None:
     import pandas as pd
-    from lightning.pytorch.loggers import WandbLogger
 
     from kd_convnext.runs.loggers import log_figure, log_table
 
-    name = "/".join(folder.path.absolute().parts[-2:])
-    logger = WandbLogger(project=project, name=name, save_dir=str(folder.path.absolute()), job_type="calibrate")
     for part, found in judgements.items():
         summary = found.summary()
         scores = {f"{when}_{name}": value for when in ("before", "after") for name, value in summary[when].items()}
@@ -327,4 +309,34 @@ def _log(
         log_table([logger], f"calibration/{part}/coverage", pd.DataFrame(summary["coverage"]), 0)
     for name, figure in figures.items():
         log_figure([logger], f"calibration/{name}", figure, 0)
-    logger.experiment.finish()
+
+
+@contextmanager
+def _wandb_run(project: str | None, folder: "RunFolder") -> "Iterator[WandbLogger | None]":
+    """Opens a W&B run of its own, beside those of fit and test; None where no project is named.
+
+    Raises:
+        ConfigError: W&B is not installed, or refuses the run.
+    """
+    if project is None:
+        yield None
+        return
+    from lightning.pytorch.loggers import WandbLogger
+
+    from kd_convnext.runs.loggers import wandb_in_words
+
+    place = folder.path.absolute()
+    try:
+        logger = WandbLogger(
+            project=project, name="/".join(place.parts[-2:]), save_dir=str(place), job_type="calibrate"
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError(Finding("--wandb_project", "wandb is not installed", "pip install wandb.")) from error
+    with wandb_in_words():
+        run = logger.experiment
+        try:
+            yield logger
+        except BaseException:
+            run.finish(exit_code=1)
+            raise
+        run.finish()

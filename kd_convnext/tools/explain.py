@@ -72,7 +72,7 @@ def explain(
         KDConvNeXtError: A checkpoint, the weights, a manifest or an option cannot be used.
     """
     from kd_convnext.checkpoints.network import load_network
-    from kd_convnext.inference.explaining.explainer import Explainer
+    from kd_convnext.inference.explaining.explainer import Explainer, require_together
     from kd_convnext.inference.inputs import opened, refuse_failures
     from kd_convnext.inference.prediction import Failure
     from kd_convnext.inference.predictor import Predictor
@@ -84,6 +84,7 @@ def explain(
     predictor = Predictor.from_checkpoint(ckpt_path, sr_weights=sr_weights, device=device)
     teacher = load_network(teacher_ckpt, device) if teacher_ckpt is not None else None
     source = {"manifest": manifest, "columns": manifest_columns, "cache_dir": cache_dir, "sr_weights": sr_weights}
+    require_together(predictor.network, teacher, target, reduction)
     cases = _cases(predictor, ckpt_path, neighbours, source)
     explainer = Explainer(
         predictor, teacher, target, reduction, cases, NEIGHBOURS if neighbours is None else neighbours

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from kd_convnext.data.loading.watched import loader_finding
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, TrainingError
+from kd_convnext.runs.loggers import wandb_in_words
 from kd_convnext.training.ranks import told_to_stop
 from kd_convnext.training.run_place import terminated
 
@@ -35,12 +35,10 @@ def in_words(command: str) -> Iterator[None]:
         ConfigError: Lightning refuses an option, or W&B the run.
     """
     try:
-        yield
+        with wandb_in_words():
+            yield
     except MisconfigurationException as error:
         raise ConfigError(_refused(command, error)) from error
-    except _wandb_errors() as error:
-        remedy = "Log in (wandb login), or set WANDB_MODE=offline and send the run later (wandb sync)."
-        raise ConfigError(Finding("Weights & Biases", _one_line(error), remedy)) from error
     except _OF_OPTIONS as error:
         lost = _peer_finding(error)
         if lost is not None and told_to_stop():
@@ -102,12 +100,6 @@ def _refused(command: str, error: BaseException) -> Finding:
         return Finding(f"kd-convnext {command}", what, "Give a whole last.ckpt of a run (--ckpt_path), or begin anew.")
     remedy = f"Change the option that it speaks of (kd-convnext {command} --help)."
     return Finding(f"kd-convnext {command}, --trainer", _one_line(error), remedy)
-
-
-def _wandb_errors() -> tuple[type[Exception], ...]:
-    """Finds W&B's own exceptions, where it is in use."""
-    errors = getattr(sys.modules.get("wandb"), "errors", None)
-    return (errors.Error,) if errors is not None else ()
 
 
 def _peer_finding(error: Exception) -> Finding | None:

@@ -19,6 +19,7 @@ from kd_convnext.common.tables import guarded, read_table
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.manifest.grouping import Part
 from kd_convnext.data.manifest.ids import hidden_ids
+from kd_convnext.data.manifest.units import salt_of
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.folder import RunFolder, run_of_checkpoint
 from kd_convnext.runs.judged import Judged, data_name, external_folder, require_free
@@ -186,7 +187,7 @@ def shareable(folder: RunFolder, tables: Sequence[Path], data: SpecimenDataModul
     Args:
         folder: Of the run.
         tables: Files there; such as are not there are left out.
-        data: Whose split is the salt.
+        data: Whose photographs make the salt (`salt_of`).
 
     Returns:
         The copies.
@@ -195,7 +196,7 @@ def shareable(folder: RunFolder, tables: Sequence[Path], data: SpecimenDataModul
     for path in tables:
         if path.is_file():
             copy = folder.path / "shared" / path.name
-            write_table(copy, hidden_ids(read_table(path), data.split.hash, images=True))
+            write_table(copy, hidden_ids(read_table(path), salt_of(data.manifest), images=True))
             copies.append(copy)
     return copies
 

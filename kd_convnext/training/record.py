@@ -27,7 +27,7 @@ from kd_convnext.data.crops.resize import reduced_size, resize_to
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.views import still_view
 from kd_convnext.data.manifest.ids import hidden_ids
-from kd_convnext.data.manifest.units import unit_word, units_of
+from kd_convnext.data.manifest.units import salt_of, unit_word, units_of
 from kd_convnext.errors import KDConvNeXtError
 from kd_convnext.evaluation.answers import UNKNOWN, Evaluation
 from kd_convnext.evaluation.statistics import GroupCounts, class_intervals, count_groups
@@ -284,12 +284,13 @@ class RunRecord(Callback):
         pictures = [resize_to(crop, *reduced_size(crop.shape[0], crop.shape[1], self.picture_size)) for crop in crops]
         table = prediction_table(found, data.manifest).iloc[chosen].reset_index(drop=True)
         # Files have them all in predictions.csv; ids of lesions stay on this machine.
-        table = hidden_ids(table, data.split.hash)
+        salt = salt_of(data.manifest)
+        table = hidden_ids(table, salt)
         here = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger | WandbLogger)]
         log_table(here, "test/predictions", table, trainer.global_step, pictures)
         sent = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         if sent:
-            unnamed = table.assign(image=hidden_ids(table[["image"]], data.split.hash, images=True)["image"])
+            unnamed = table.assign(image=hidden_ids(table[["image"]], salt, images=True)["image"])
             log_table(sent, "test/predictions", unnamed, trainer.global_step, pictures if self.wandb_pictures else None)
         wrong = table[(table["label"] != "") & (table["label"] != table["prediction"])]
         if len(wrong):

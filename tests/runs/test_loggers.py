@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,10 @@ from kd_convnext import SpecimenDataModule, TeacherModule
 from kd_convnext.cli import main
 from kd_convnext.data.crops.spec import CropSpec
 from kd_convnext.data.loading.spec import LoaderSpec
+from kd_convnext.data.manifest.ids import hidden, normal_id
+from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.data.manifest.splits import SplitSpec
+from kd_convnext.data.manifest.units import salt_of
 from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.answers import Evaluation
 from kd_convnext.models.backbones import BackboneSpec
@@ -186,6 +190,34 @@ def test_wandb_gets_split_checkpoint_and_results_as_artifacts(wandb_runs):
         assert ids.str.fullmatch("[0-9a-f]{12}").all(), "ids stay on this machine"
     shown = tested.table("test/predictions")
     assert not any(str(row[2]).startswith("L") for row in shown["data"])
+
+
+def test_likely_ids_cannot_be_looked_up_in_what_wandb_gets(wandb_runs, tiny_manifest):
+    """No text that is sent along, such as the hash of the split in best.ckpt, is the salt of the hashed ids."""
+    fitted, tested = wandb_runs
+    stored = [*fitted.stored.values(), *tested.stored.values()]
+    sent = {found for path in stored for found in re.findall(rb"[0-9a-f]{64}", _unpacked(path))}
+    manifest = read_manifest(tiny_manifest)
+    split = torch.load(fitted.stored["best.ckpt"], weights_only=True)["kd_convnext"]["card"]["split_hash"]
+    assert split.encode() in sent and salt_of(manifest).encode() not in sent
+    tables = [
+        pd.read_csv(run.stored[name], dtype=str) for run, name in ((fitted, "split.csv"), (tested, "predictions.csv"))
+    ]
+    hashed = {value for table in tables for name in ("image", "lesion_id") for value in table[name]}
+    shown = tested.table("test/predictions")
+    hashed |= {str(row[place]) for row in shown["data"] for place in (1, 2)}
+    names = {f"lesion:{normal_id(name)}" for name in manifest.table["lesion_id"]}
+    names |= {f"image:{name}" for name in manifest.table["image"]}
+    assert hashed == {hidden(name, salt_of(manifest)) for name in names}
+    assert not any(hidden(name, salt.decode()) in hashed for name in names for salt in sent)
+
+
+def _unpacked(path) -> bytes:
+    """Returns a file's content, that of an archive unpacked."""
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return b"\n".join(archive.read(name) for name in archive.namelist())
 
 
 def test_wandb_is_loaded_late_and_disabled_by_its_variable(tmp_path):

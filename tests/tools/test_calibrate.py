@@ -223,6 +223,45 @@ class TestRefused:
         with pytest.raises(LeakError, match="photographs of the val part, in training"):
             calibrate(str(leaky))
 
+    def test_all_that_cannot_be_used_together_and_before_the_network_is_asked(
+        self, run, tiny_manifest, tmp_path, monkeypatch, capsys
+    ):
+        manifest = read_manifest(tiny_manifest)
+        seen = group_hashes(manifest.table, np.arange(len(manifest)))
+        leaky = changed(run, run, seen_groups=torch.from_numpy(seen), salt="")
+        monkeypatch.setattr(Predictor, "outputs", None)
+        words = ["calibrate", "--ckpt_path", str(leaky), "--test=true", "--also=gone.ckpt,lost.ckpt"]
+        assert main([*words, "--extra_manifest", str(tmp_path / "gone.csv")]) == 2
+        said = capsys.readouterr().err
+        for word in (
+            "photographs of the val part",
+            "photographs of the test part",
+            "gone.csv",
+            "gone.ckpt",
+            "lost.ckpt",
+        ):
+            assert word in said
+
+    def test_checkpoints_that_are_not_there_beside_photographs_that_are_not(self, run, tmp_path, capsys):
+        words = ["calibrate", "--ckpt_path", str(run), "--manifest", str(tmp_path / "none.csv"), "--also=gone.ckpt"]
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "none.csv" in said and "gone.ckpt" in said
+
+    def test_no_login_at_wandb_before_the_network_is_asked(self, run, monkeypatch, tmp_path, capsys):
+        import wandb
+
+        monkeypatch.setenv("WANDB_MODE", "online")
+        for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR"):
+            monkeypatch.setenv(name, str(tmp_path / name))
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        monkeypatch.setattr(Predictor, "outputs", None)
+        wandb.teardown()  # what an earlier run of this process has settled
+        assert main(["calibrate", "--ckpt_path", str(run), "--wandb_project=specimens"]) == 2
+        said = capsys.readouterr().err
+        assert "wandb login" in said and "WANDB_MODE=offline" in said
+        assert not (run.parent / "calibration.json").exists()
+
     def test_another_split(self, run):
         table = pd.read_csv(run.parent.parent / "split.csv")
         table["split"] = table["split"].map({"train": "val", "val": "train", "test": "test"})

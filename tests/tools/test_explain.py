@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import tiny
 from helpers.figure_layout import assert_readable
-from helpers.inference import make_run
+from helpers.inference import copy_run, make_run
 from helpers.paths import REPOSITORY
 from PIL import Image
 from scipy.stats import spearmanr
@@ -309,6 +309,18 @@ def test_what_cannot_be_explained_is_named(tiny_run, tmp_path):
     with pytest.raises(ConfigError) as error:
         Explainer(predictor, teacher, target="AIS?")
     assert {finding.where for finding in error.value.findings} == {"--target", "--teacher_ckpt"}
+
+
+def test_what_cannot_be_explained_is_refused_before_the_training_photographs_are_seen(
+    tiny_run, tiny_manifest, tmp_path, capsys
+):
+    checkpoint = copy_run(tiny_run, tmp_path / "run")
+    photo = tiny_manifest.parent / "0_0_0.png"
+    words = [photo, "--ckpt_path", checkpoint, "--out", tmp_path / "out", "--target", "AIS?"]
+    assert run(words) == 2
+    printed = capsys.readouterr()
+    assert "--target: 'AIS?' is no class" in printed.err and "training photographs once" not in printed.out
+    assert not [*checkpoint.parent.glob("*.safetensors")]
 
 
 def test_a_padded_crop_keeps_its_shape(tiny_manifest, tmp_path):

@@ -20,6 +20,7 @@ from helpers.exported import read_words
 from helpers.inference import copy_run, make_run
 from helpers.paths import REPOSITORY
 from PIL import Image
+from spandrel.architectures.Compact import Compact
 
 from kd_convnext import Predictor
 from kd_convnext.cli import main
@@ -29,6 +30,7 @@ from kd_convnext.inference.exporting.crop import why_no_crop
 from kd_convnext.inference.exporting.deployed import Deployed
 from kd_convnext.inference.exporting.deployed_gate import DeployedGate
 from kd_convnext.inference.prediction import Photograph
+from kd_convnext.inference.publishing.hub import PublishedModel
 from kd_convnext.inference.trust.appearance import appearance_of
 from kd_convnext.inference.trust.gate import fit_gate
 from kd_convnext.tools import export as tool
@@ -255,6 +257,31 @@ def super_resolved(tiny_manifest, tiny_cache, tmp_path_factory):
     source = tiny.data(tiny_manifest, tiny_cache, **SUPER_RESOLVED, store_size=64, resize="pad")
     folder = tmp_path_factory.mktemp("super-resolved")
     return make_run(folder, source, tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC))
+
+
+def test_where_weights_of_super_resolution_lay_leaves_in_no_file(tiny_manifest, tiny_cache, tmp_path):
+    """No folder is named; a published model finds both files where the first is given."""
+    place, elsewhere = tmp_path / "Doe_Jane_1961", tmp_path / "elsewhere"
+    place.mkdir()
+    for seed, name in enumerate(("strong.pth", "weak.pth")):
+        torch.manual_seed(seed)
+        torch.save({"params": Compact(num_feat=8, num_conv=2, upscale=4).state_dict()}, place / name)
+    files = {"sr_weights": str(place / "strong.pth"), "sr_wdn_weights": str(place / "weak.pth"), "sr_denoise": 0.5}
+    source = tiny.data(tiny_manifest, tiny_cache, upscaler="spandrel", **files, sr_max_side=60, store_size=40)
+    checkpoint = make_run(tmp_path / "run", source, tiny.teacher(source, backbone=tiny.CONVNEXT_SPEC))
+    assert export(checkpoint, tmp_path / "export", "--samples=2") == 0
+    assert main(["publish", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "published")]) == 0
+    written = [path for name in ("export", "published") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert {path.name for path in written} >= {"model.onnx", "model.json", "config.json"}
+    assert [path.name for path in written if place.name.encode() in path.read_bytes()] == []
+    assert json.loads((tmp_path / "export" / "model.json").read_text())["crop"]["sr_wdn_weights"] == "weak.pth"
+
+    photo = tiny_manifest.parent / "0_0_0.png"
+    expected = Predictor.from_checkpoint(checkpoint)(photo)
+    place.rename(elsewhere)
+    named = {"sr_weights": str(elsewhere / "strong.pth")}
+    found = PublishedModel.from_pretrained(str(tmp_path / "published"), **named).predictor(photo)
+    assert (found.probabilities == expected.probabilities).all()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +74,12 @@ class DataCard:
         values["seen_groups"] = values["seen_groups"].numpy()
         values["seen_elsewhere"] = tuple((salt, groups.numpy()) for salt, groups in values.get("seen_elsewhere", ()))
         return cls(**values)
+
+    def public_crop(self) -> dict[str, Any]:
+        """Returns `crop` for files that are handed on: of paths of weights the file names alone are left."""
+        # Of Windows, which splits at both kinds of strokes: the checkpoint may come from there.
+        paths = {name: self.crop.get(name) for name in ("sr_weights", "sr_wdn_weights")}
+        return {**self.crop, **{name: PureWindowsPath(path).name if path else None for name, path in paths.items()}}
 
     def having_seen(self, other: "DataCard", leak_allowed: bool = False) -> "DataCard":
         """Adds what a teacher or the start weights were trained on."""

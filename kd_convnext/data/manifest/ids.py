@@ -103,7 +103,7 @@ def hidden_ids(frame: pd.DataFrame, salt: str, *, images: bool = False) -> pd.Da
 
     Args:
         frame: A table, with the columns lesion_id and patient_id or without.
-        salt: Different for each set of photographs, such as the hash of its split.
+        salt: Different for each set of photographs and not sent along (`units.salt_of`).
         images: Replace the names of the files (column image) as well: they are often made of ids.
 
     Returns:

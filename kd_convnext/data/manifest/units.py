@@ -60,11 +60,19 @@ def stored_groups(manifest: "Manifest", rows: NDArray[np.int64]) -> list[str]:
     Returns:
         N names, for the column `GROUP`.
     """
-    found, salt = units_of(manifest, rows), _salt(manifest)
+    found, salt = units_of(manifest, rows), salt_of(manifest)
     return [f"{kind}:{hidden(unit, salt)}" for kind, unit in zip(found["kind"], found["unit"], strict=True)]
 
 
-def _salt(manifest: "Manifest") -> str:
+def salt_of(manifest: "Manifest") -> str:
+    """Makes the salt of names in tables that leave the machine: the SHA-256 of all names and ids of a manifest.
+
+    It is written into no file. The hash of a split is, in checkpoints and published models: with it as a salt a list
+    of likely ids could be hashed and looked up.
+
+    Args:
+        manifest: The photographs; all splits of them have one salt.
+    """
     rows = manifest.table[_SALT].astype(str).itertuples(index=False, name=None)
     return hashlib.sha256("\n".join(sorted(json.dumps(row) for row in rows)).encode()).hexdigest()
 

@@ -17,7 +17,7 @@ from kd_convnext.experiment.report.descriptions import teacher_files
 from kd_convnext.experiment.report.paper_values import METHODS
 from kd_convnext.experiment.report.results import Arm, CellResult, group_arms, read_results
 from kd_convnext.experiment.report.splits import Division, read_divisions
-from kd_convnext.experiment.report.wishes import NO_WISHES, Wishes, class_findings
+from kd_convnext.experiment.report.wishes import NO_WISHES, Wishes, class_findings, column_findings
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,19 @@ def analyse(cells: Sequence[CellRecord], settings: AnalysisOptions, best: str | 
         The analysis.
 
     Raises:
-        ConfigError: The cells are on different classes, or an option names another class.
+        ConfigError: The cells are on different classes, or an option names another class or column.
     """
     results = read_results(cells)
     names = next((result.class_names for result in results if result.class_names), ())
-    findings = class_findings(settings.wishes, names) if names else []
-    if findings:
-        raise ConfigError(findings)
     arms = sorted(group_arms(results), key=_paper_order)
     tested = [arm for arm in arms if arm.record.family != "sweep"]
     methods = [arm for arm in tested if arm.record.family != "super_resolution"]
+    no_choice: list[str] = []
+    chosen, chosen_by = _best(methods or tested, best, no_choice)
+    findings = class_findings(settings.wishes, names) if names else []
+    findings += column_findings(settings.wishes, chosen)
+    if findings:
+        raise ConfigError(findings)
     divisions, remarks = read_divisions(results)
     remarks = [
         *(f"{cell_name(result.record)}: {text}" for result in results for text in result.remarks),
@@ -127,7 +130,7 @@ def analyse(cells: Sequence[CellRecord], settings: AnalysisOptions, best: str | 
     remarks += [f"{counted(len(old), 'cell')}: {NO_GROUPS}"] if old else []
     comparisons = _with_baseline(methods, settings, remarks)
     resolution = _with_own_setting(tested, settings)
-    chosen, chosen_by = _best(methods or tested, best, remarks)
+    remarks += no_choice
     return Analysis(
         settings=settings,
         results=tuple(results),

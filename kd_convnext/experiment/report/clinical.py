@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from kd_convnext.common.tables import read_table
-from kd_convnext.data.manifest.further import join_further, read_further
+from kd_convnext.data.manifest.further import join_further
 from kd_convnext.evaluation.discrimination import Ranking, average_precision, roc_area
 from kd_convnext.evaluation.proportions import FEW, Interval, clustered_interval, digits, with_interval
 from kd_convnext.evaluation.statistics import GroupCounts, count_groups, intervals, scores
@@ -18,6 +17,7 @@ from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.experiment.report.strata import SHARPNESS, SIZE, sharpnesses, sides, thirds
 from kd_convnext.experiment.report.tables import MARK, Table
+from kd_convnext.experiment.report.wishes import columns_of
 
 
 def ranking_of(arm: Arm, name: str) -> Ranking:
@@ -192,8 +192,7 @@ def _with_columns(arm: Arm, columns: tuple[str, ...]) -> pd.DataFrame:
     """Joins columns of the manifests to the predictions."""
     parts = []
     for result in arm.results:
-        data = (result.config or {}).get("data") or {}
-        found = read_further(Path(str(data.get("manifest", ""))), columns, data.get("columns"), "--by")
+        found = columns_of(result, columns)
         known: npt.NDArray[np.bool_] = (arm.answers["repeat"] == result.record.repeat).to_numpy(np.bool_)
         further = [name for name in columns if name not in arm.answers]
         parts.append(join_further(arm.answers[known], found, further))

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from kd_convnext.common.nearest import did_you_mean
 from kd_convnext.data.manifest.further import read_further
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+from kd_convnext.experiment.report.results import Arm, CellResult
 from kd_convnext.experiment.report.strata import SHARPNESS, SIZE
 
 
@@ -61,6 +64,34 @@ def class_findings(wished: Wishes, names: Sequence[str]) -> list[Finding]:
             remedy = f"{did_you_mean(name, names)}Classes: {', '.join(names)}."
             findings.append(Finding(option, f"no class is called {name!r}", remedy))
     return findings
+
+
+def column_findings(wished: Wishes, arm: Arm | None) -> list[Finding]:
+    """Makes findings of columns that the manifests of an arm's runs lack, or that are not to be read.
+
+    Args:
+        wished: What is wished for.
+        arm: Whose subgroups are shown; None for none.
+    """
+    named = [name for name in wished.by if name not in (SIZE, SHARPNESS)]
+    findings: list[Finding] = []
+    for result in arm.results if named and arm is not None and len(arm.answers) else ():
+        try:
+            columns_of(result, named)
+        except KDConvNeXtError as error:
+            findings += error.findings
+    return list(dict.fromkeys(findings))
+
+
+def columns_of(result: CellResult, names: Sequence[str]) -> pd.DataFrame:
+    """Reads further columns of the manifest of a run; see `read_further`.
+
+    Args:
+        result: The run.
+        names: The columns.
+    """
+    data = (result.config or {}).get("data") or {}
+    return read_further(Path(str(data.get("manifest", ""))), names, data.get("columns"), "--by")
 
 
 def require_possible(wished: Wishes, names: Sequence[str], manifest: Path, columns: str | None) -> None:

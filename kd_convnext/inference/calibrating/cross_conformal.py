@@ -9,20 +9,37 @@ says: such classes are never called guaranteed, and `checked` measures how alike
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from kd_convnext.checkpoints.network import Network
 from kd_convnext.data.manifest.overlap import belonging
-from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError
+from kd_convnext.errors import Checks, ConfigError, Finding, KDConvNeXtError
 from kd_convnext.inference.predictor import Predictor
-from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers, RunSource, own_data, refuse_leak
+from kd_convnext.inference.run_data import CalibrationData, LabelledAnswers, Rows, RunSource, own_data, refuse_leak
 from kd_convnext.inference.trust.prediction_sets import Coverage, Held, fit_thresholds, observed_coverage
 from kd_convnext.runs.folder import run_of_checkpoint
 
 
-def held_out_by(ckpt_paths: Sequence[str], data: CalibrationData, source: RunSource) -> list[LabelledAnswers]:
-    """Predicts held-out lesions with other networks of the same recipe.
+class HeldOut(NamedTuple):
+    """Lesions that another network has held out.
+
+    Attributes:
+        data: The network and its photographs.
+        rows: Of them, its validation part without what belongs to lesions that are judged.
+    """
+
+    data: CalibrationData
+    rows: Rows
+
+    def answers(self) -> LabelledAnswers:
+        """Predicts them."""
+        return self.data.answers(self.rows)
+
+
+def held_out_by(ckpt_paths: Sequence[str], data: CalibrationData, source: RunSource) -> list[HeldOut]:
+    """Finds lesions that other networks of the same recipe have held out.
 
     Args:
         ckpt_paths: Their checkpoints, each in its run folder.
@@ -31,35 +48,41 @@ def held_out_by(ckpt_paths: Sequence[str], data: CalibrationData, source: RunSou
         source: The photographs, the same for all.
 
     Returns:
-        The answers of each network for its own validation part.
+        The validation part of each network.
 
     Raises:
-        KDConvNeXtError: A checkpoint is not of the same recipe and photographs, has the split of another one, or has
-            seen its own validation lesions. It names the checkpoint.
+        KDConvNeXtError: Checkpoints are not of the same recipe and photographs, have the split of another one, or have
+            seen their own validation lesions: all of them, each named.
     """
     splits = {data.predictor.network.card.split_hash}
-    found = []
+    found, checks = [], Checks()
     for path in ckpt_paths:
-        try:
-            other = _opened(path, data, source)
-            refuse_leak(other, "val")
-        except KDConvNeXtError as error:
-            raise type(error)(replace(finding, where=f"--also {path}") for finding in error.findings) from error
-        split = other.predictor.network.card.split_hash
-        if split in splits:
-            what = "has the same split as another one: it has held out no other lesions"
-            raise ConfigError(
-                Finding(f"--also {path}", what, "Give checkpoints of other repeats (--data.split.index).")
-            )
-        splits.add(split)
-        held = other.rows("val")
-        rows = held[~belonging(other.manifest, data.manifest, data.rows("test"), likeness=True)[held]]
-        if len(rows):
-            found.append(other.answers(rows))
+        with checks.going_on():
+            other = _checked(path, data, source, splits)
+            held = other.rows("val")
+            rows = held[~belonging(other.manifest, data.manifest, data.rows("test"), likeness=True)[held]]
+            if len(rows):
+                found.append(HeldOut(other, rows))
+    checks.refuse()
     if not found:
         what = "all lesions that they have held out are in the test part"
         raise ConfigError(Finding("--also", what, "Give checkpoints of further repeats."))
     return found
+
+
+def _checked(path: str, data: CalibrationData, source: RunSource, splits: set[str]) -> CalibrationData:
+    """Opens a checkpoint whose split is none of those known so far, and adds its own to them."""
+    try:
+        other = _opened(path, data, source)
+        refuse_leak(other, "val")
+    except KDConvNeXtError as error:
+        raise type(error)(replace(finding, where=f"--also {path}") for finding in error.findings) from error
+    split = other.predictor.network.card.split_hash
+    if split in splits:
+        what = "has the same split as another one: it has held out no other lesions"
+        raise ConfigError(Finding(f"--also {path}", what, "Give checkpoints of other repeats (--data.split.index)."))
+    splits.add(split)
+    return other
 
 
 def checked(own: Held, others: Held, class_names: Sequence[str], coverage: float) -> Coverage | None:

@@ -110,23 +110,8 @@ class Explainer:
     neighbours: int = 3
 
     def __post_init__(self) -> None:
-        """Checks that the parts belong together.
-
-        Raises:
-            ConfigError: The teacher knows other classes or colours, or the class to explain is unknown.
-        """
-        card, findings = self.predictor.network.card, []
-        if self.target is not None and self.target not in card.class_names:
-            what = f"{self.target!r} is no class of this network"
-            findings.append(Finding("--target", what, f"Classes: {', '.join(card.class_names)}."))
-        if self.teacher is not None:
-            other = self.teacher.card
-            if (other.class_names, other.in_chans) != (card.class_names, card.in_chans):
-                what = f"it knows {', '.join(other.class_names)} on {other.in_chans} channels, the network "
-                what += f"{', '.join(card.class_names)} on {card.in_chans}"
-                findings.append(Finding("--teacher_ckpt", what, "Give the teacher of this student."))
-        if findings:
-            raise ConfigError(findings)
+        """Checks that the parts belong together; see `require_together`."""
+        require_together(self.predictor.network, self.teacher, self.target, self.reduction)
 
     def __call__(self, photographs: Iterable[Photograph]) -> Iterator[Explanation | Failure]:
         """Explains photographs, in their order, as they come.
@@ -181,6 +166,39 @@ class Explainer:
             peak=peak,
             picture=overlay(crop, spread_over(heat, height, width, padded=padded)),
         )
+
+
+def require_together(network: Network, teacher: Network | None, target: str | None, reduction: int | None) -> None:
+    """Checks what is to be explained before any photograph is seen.
+
+    Args:
+        network: The explained one.
+        teacher: See `Explainer`.
+        target: See `Explainer`.
+        reduction: See `Explainer`.
+
+    Raises:
+        ConfigError: The teacher knows other classes or colours, the class to explain is unknown, or a network has no
+            such stage.
+    """
+    card, findings = network.card, []
+    if target is not None and target not in card.class_names:
+        what = f"{target!r} is no class of this network"
+        findings.append(Finding("--target", what, f"Classes: {', '.join(card.class_names)}."))
+    if teacher is not None:
+        other = teacher.card
+        if (other.class_names, other.in_chans) != (card.class_names, card.in_chans):
+            what = f"it knows {', '.join(other.class_names)} on {other.in_chans} channels, the network "
+            what += f"{', '.join(card.class_names)} on {card.in_chans}"
+            findings.append(Finding("--teacher_ckpt", what, "Give the teacher of this student."))
+    for one in (network, teacher):
+        try:
+            if one is not None:
+                explaining_stage(one.backbone, reduction)
+        except ConfigError as error:
+            findings += error.findings
+    if findings:
+        raise ConfigError(findings)
 
 
 def _view_entry(view: NetworkView, class_names: Sequence[str], target: str) -> dict[str, Any]:

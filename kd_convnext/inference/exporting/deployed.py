@@ -135,7 +135,7 @@ def words_of(
             "std": backbone.std.flatten().tolist(),
         },
         "mirror_images_inside": tta,
-        "crop": {**card.crop, "sr_weights": None, "upscaler_identity": card.crop_identity["upscaler"]},
+        "crop": {**card.public_crop(), "upscaler_identity": card.crop_identity["upscaler"]},
         "temperature": calibration.temperature if calibration else None,
         "prediction_set": _sets(calibration) if calibration else None,
         "gate": _gate(calibration) if calibration else None,

@@ -98,7 +98,8 @@ class PublishedModel(ModelHubMixin):
         text = json.dumps(config, indent=2, ensure_ascii=False)
         atomic_write(save_directory / CONFIG, lambda file: file.write(f"{text}\n".encode()))
         if calibration is not None:
-            calibration.write(save_directory)
+            record = {name: value for name, value in calibration.record.items() if name not in _LOCAL}
+            replace(calibration, record=record).write(save_directory)
 
     @classmethod
     def _from_pretrained(
@@ -137,12 +138,14 @@ class PublishedModel(ModelHubMixin):
 
 _PRIVATE = ("seen_groups", "seen_elsewhere", "salt")
 
+_LOCAL = ("manifest", "extra_manifest", "also")
+"""Of a calibration's record: the manifest's name, and paths that earlier versions wrote."""
+
 
 def _public(card: DataCard) -> dict[str, Any]:
     """Returns what a new photograph needs; neither lesions' hashes nor where files lay."""
     state = {name: value for name, value in card.to_state().items() if name not in _PRIVATE}
-    weights = state["crop"].get("sr_weights")
-    return {**state, "crop": {**state["crop"], "sr_weights": Path(weights).name if weights else None}}
+    return {**state, "crop": card.public_crop()}
 
 
 def _read(folder: Path) -> tuple[Network, BackboneSpec, bool]:

@@ -61,6 +61,12 @@ def test_predictive_values_stand_at_the_asked_prevalence_and_subgroups_in_their_
     assert main([*words, "--by", "device,sites"]) == 2
     error = capsys.readouterr().err
     assert "has no column device" in error and "has no column sites. Did you mean Site?" in error
+    with pytest.MonkeyPatch.context() as patch:  # before anything is drawn or resampled, with all that is wrong
+        patch.setattr("kd_convnext.experiment.report.figures.all_figures", None)
+        patch.setattr("kd_convnext.experiment.report.analysis.intervals", None)
+        assert main(["report", str(cell.folder), "--by", "sites", "--prevalence", "XYZ=0.1"]) == 2
+    error = capsys.readouterr().err
+    assert "has no column sites" in error and "no class is called 'XYZ'" in error
     pd.concat([table, table[:1].assign(Site="Wien")]).to_csv(tmp_path / "manifest.csv", index=False)
     assert main([*words, "--by", "site", "--out", str(tmp_path / "several")]) == 2
     assert f"1 region with several values in site (first {frame['image'][0]})" in capsys.readouterr().err

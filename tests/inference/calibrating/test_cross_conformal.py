@@ -8,10 +8,12 @@ import torch
 import yaml
 from helpers import tiny
 from helpers.inference import changed, copy_run, make_run
+from PIL import Image, ImageOps
 from scipy.stats import t
 
 from kd_convnext import Predictor
 from kd_convnext.cli import main
+from kd_convnext.common.files import sha256_of
 from kd_convnext.data.manifest.grouping import group_hashes
 from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.data.manifest.units import units_of
@@ -113,7 +115,7 @@ def test_what_belongs_to_the_tested_lesions_is_left_out(tiny_manifest, tiny_cach
     predictor = Predictor.from_checkpoint(made[0], calibration="none")
     source = source_of(run_of_checkpoint(made[0]), None, None, None)
     data = own_data(predictor, source, run_of_checkpoint(made[0]))
-    found = held_out_by([str(path) for path in made[1:]], data, source)
+    found = [each.answers() for each in held_out_by([str(path) for path in made[1:]], data, source)]
     tested = set(units_of(data.manifest, data.rows("test"))["unit"])
     patients = dict(zip(data.manifest.groups("lesion"), data.manifest.groups("known"), strict=True))
     held = [
@@ -124,6 +126,30 @@ def test_what_belongs_to_the_tested_lesions_is_left_out(tiny_manifest, tiny_cach
     own = {lesion for (_, part), names in parts(made[0]).items() if part == "test" for lesion in names}
     assert any(names - own > kept for names, kept in zip(held, known, strict=True))  # else nothing is tried
     assert [{name.partition(":")[2] for name in each.lesions} for each in found] == [each for each in known if each]
+
+
+def test_where_files_lay_is_neither_kept_nor_published(run, repeats, tiny_manifest, tmp_path):
+    """Names of folders may be those of patients."""
+    place = tmp_path / "Doe_Jane_1961"
+    other = copy_run(repeats[1], place / "run")
+    lines = ["image,label,lesion_id,x,y,width,height"]
+    for number, line in enumerate(tiny_manifest.read_text().splitlines()[1:21:2]):
+        with Image.open(tiny_manifest.parent / line.split(",")[0]) as picture:
+            ImageOps.mirror(picture).save(place / f"{number}.png")
+        lines.append(f"{number}.png,{line.split(',')[1]},new-{number},3,2,30,30")
+    (place / "more.csv").write_text("\n".join(lines) + "\n")
+    words = ["--ckpt_path", str(run), "--also", str(other), "--extra_manifest", str(place / "more.csv")]
+    assert main(["calibrate", *words, "--coverage=0.75"]) == 0
+    file = run.parent / "calibration.json"
+    stored = json.loads(file.read_text())
+    assert place.name not in file.read_text()
+    assert stored["record"]["extra_photographs"] == 10 and stored["record"]["also_sha256"] == [sha256_of(other)]
+
+    stored["record"] |= {"extra_manifest": str(place / "more.csv"), "also": str(other), "manifest": place.name}
+    file.write_text(json.dumps(stored))  # as earlier versions wrote it
+    assert main(["publish", "--ckpt_path", str(run), "--out", str(tmp_path / "published")]) == 0
+    published = [path.read_bytes() for path in (tmp_path / "published").rglob("*") if path.is_file()]
+    assert len(published) == 5 and not any(place.name.encode() in content for content in published)
 
 
 class TestRefused:
