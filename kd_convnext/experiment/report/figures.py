@@ -14,6 +14,7 @@ from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import PALETTE, label_ticks, put_caption, wrapped
 from kd_convnext.common.tables import read_numbers
 from kd_convnext.evaluation.comparisons import Comparison
+from kd_convnext.evaluation.direction import Choice
 from kd_convnext.evaluation.proportions import FEW, Interval
 from kd_convnext.evaluation.statistics import Metric, class_intervals, class_scores, scores
 from kd_convnext.experiment.report.analysis import Analysis, teacher_of
@@ -229,21 +230,26 @@ def _curves(analysis: Analysis) -> list[NamedFigure]:
     from kd_convnext.runs.figures import method_curves, training_curves
 
     frames = {arm.title: curves for arm in analysis.methods if (curves := _metrics_of(arm)) is not None}
+    choices = {arm.title: Choice.of(arm.results[0].config) for arm in analysis.methods}
+    ringed = "mean of the repeats, ringed where the mean of the number that chooses the epoch is best"
     found = []
     if any("val/f1_macro" in frame for frame in frames.values()):
-        caption = "Macro F1 over the epochs, validation part, judged per photograph: mean of the repeats, best ringed."
-        found.append(NamedFigure("validation_curves", caption, method_curves(frames, "val/f1_macro")))
+        caption = f"Macro F1 over the epochs, validation part, judged per photograph: {ringed}."
+        drawn = method_curves(frames, "val/f1_macro", choices=choices)
+        found.append(NamedFigure("validation_curves", caption, drawn))
     timed = _timed(analysis.methods, frames)
     if any("val/f1_macro" in frame for frame in timed.values()):
         caption = (
-            "Macro F1 over the minutes of a cell, validation part, judged per photograph: mean of the repeats, best "
-            "ringed; a student's minutes begin where its teacher's end."
+            f"Macro F1 over the minutes of a cell, validation part, judged per photograph: {ringed}; a student's "
+            "minutes begin where its teacher's end."
         )
-        found.append(NamedFigure("validation_minutes", caption, method_curves(timed, "val/f1_macro", axis="minutes")))
+        drawn = method_curves(timed, "val/f1_macro", axis="minutes", choices=choices)
+        found.append(NamedFigure("validation_minutes", caption, drawn))
     best = frames.get(analysis.best.title) if analysis.best else None
     if analysis.best and best is not None:
         caption = f"Training and validation part over the epochs, mean of the repeats. {_model(analysis.best)}"
-        found.append(NamedFigure("training_curves", caption, training_curves(best)))
+        drawn = training_curves(best, choice=choices[analysis.best.title])
+        found.append(NamedFigure("training_curves", caption, drawn))
     return found
 
 
