@@ -324,6 +324,8 @@ def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") ->
         axes.bar(at, heights, width=0.9 * width, yerr=arms, label=name, capsize=2, error_kw={"lw": 0.9}, **look)
         for x, bar in zip(at, bars, strict=True):
             axes.plot(np.full(len(bar.repeats), x), bar.repeats, "k.", markersize=3, alpha=0.6)
+            if math.isnan(bar.interval[0]):  # nothing is known of it: no score of 0
+                axes.text(x, 0.01, "-", ha="center", va="bottom")
     room = (figure.get_figwidth() - 1.2) / max(1, len(groups))
     figure.set_figheight(4.4 + label_ticks(axes.xaxis, list(groups), room))
     axes.set(ylim=(0, 1.02), ylabel=label)
