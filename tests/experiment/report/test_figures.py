@@ -4,13 +4,39 @@ import math
 from types import SimpleNamespace
 
 from kd_convnext.experiment.report.checklist import ITEMS
+from kd_convnext.experiment.report.descriptions import DESCRIBED, describe
 from kd_convnext.experiment.report.figures import Bar, score_bars
+from kd_convnext.runs.folder import RunFolder
 
 
 def test_a_score_of_which_nothing_is_known_is_no_score_of_nothing():
     unknown, none = Bar(0.0, (math.nan, math.nan)), Bar(0.0, (0.0, 0.3))
     figure = score_bars({"A": {"Precision": unknown, "Recall": none}, "B": {"Precision": none, "Recall": none}})
     assert [text.get_text() for text in figure.axes[0].texts] == ["-"]
+
+
+def test_methods_say_how_their_networks_were_trained(tmp_path):
+    vit = {"name": "vit_small_patch14_dinov2"}
+    linear = {"backbone": vit, "loss": "cross_entropy", "finetune": "linear", "linear_c": 0.03}
+    shown = described(tmp_path, linear)
+    assert shown["Network"].endswith("; frozen, logistic regression, C 0.03")
+    assert (shown["Epochs"], shown["Optimiser"]) == ("-", "-")
+    assert described(tmp_path, linear | {"finetune": "head_only"})["Network"].endswith("; finetune head_only")
+    full = described(tmp_path, linear | {"finetune": "full"})
+    assert ";" not in full["Network"] and full["Epochs"] == "1"
+    labels = {"class_path": "kd_convnext.losses.BalancedSoftmax", "init_args": {"weight": 0.5, "tau": 0.5}}
+    soft = {"class_path": "kd_convnext.losses.SoftTargets", "init_args": {"weight": 1.0, "temperature": 2.0}}
+    alike = {"class_path": "kd_convnext.losses.CosineEmbedding", "init_args": {"weight": 1.0}}
+    objective = {"init_args": {"terms": {"labels": labels, "soft": soft, "embedding": alike}}}
+    shown = described(tmp_path, {"student": {"name": "convnext_atto"}, "objective": objective})
+    assert shown["Loss"] == "0.5 BalancedSoftmax (tau 0.5) + 1.0 SoftTargets (temperature 2.0) + 1.0 CosineEmbedding"
+
+
+def described(folder, options):
+    """A line of the table of methods, by column."""
+    config = {"model": {"init_args": options}, "trainer": {"max_epochs": 1}}
+    result = SimpleNamespace(config=config, run=RunFolder(folder))
+    return dict(zip(DESCRIBED, describe(SimpleNamespace(title="a", results=[result])), strict=True))
 
 
 def test_several_commands_share_a_cell_of_the_checklist():
