@@ -3,9 +3,13 @@
 import math
 from types import SimpleNamespace
 
+from helpers.figure_layout import collisions
+
+from kd_convnext.evaluation.proportions import Interval
 from kd_convnext.experiment.report.checklist import ITEMS
 from kd_convnext.experiment.report.descriptions import DESCRIBED, describe
 from kd_convnext.experiment.report.figures import Bar, score_bars
+from kd_convnext.experiment.report.learning import Point, learning_curve
 from kd_convnext.runs.folder import RunFolder
 
 
@@ -37,6 +41,18 @@ def described(folder, options):
     config = {"model": {"init_args": options}, "trainer": {"max_epochs": 1}}
     result = SimpleNamespace(config=config, run=RunFolder(folder))
     return dict(zip(DESCRIBED, describe(SimpleNamespace(title="a", results=[result])), strict=True))
+
+
+def test_labels_of_a_learning_curve_stay_apart():
+    def point(network, lesions):
+        return Point(None, network, lesions, 2 * lesions, 0.5, Interval(0.4, 0.6))
+
+    points = [point("a", 91.4), point("a", 182.4), point("b", 92.0), point("b", 183.3)]
+    figure = learning_curve(points)
+    assert collisions(figure) == []
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["91", "182"]
+    figure = learning_curve([point("a", 100), point("a", 106)])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["100", "106"]
 
 
 def test_several_commands_share_a_cell_of_the_checklist():
