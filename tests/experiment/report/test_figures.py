@@ -3,7 +3,7 @@
 import math
 from types import SimpleNamespace
 
-from helpers.figure_layout import collisions
+from helpers.figure_layout import assert_readable, collisions
 
 from kd_convnext.evaluation.proportions import Interval
 from kd_convnext.experiment.report.checklist import ITEMS
@@ -41,6 +41,21 @@ def described(folder, options):
     config = {"model": {"init_args": options}, "trainer": {"max_epochs": 1}}
     result = SimpleNamespace(config=config, run=RunFolder(folder))
     return dict(zip(DESCRIBED, describe(SimpleNamespace(title="a", results=[result])), strict=True))
+
+
+def test_bars_of_many_classes_lie_and_stay_readable():
+    known, unknown = Bar(0.5, (0.3, 0.7), (0.45, 0.55)), Bar(0.0, (math.nan, math.nan))
+    names = [f"Class {number}, of a long name\n(12 lesions)" for number in range(20)]
+    groups = {name: {"Precision": unknown, "Recall": known, "F1": known} for name in names}
+    figure = score_bars(groups)
+    assert_readable(figure)
+    assert figure.get_figwidth() <= 8
+    ticks = figure.axes[0].get_yticklabels()
+    assert [tick.get_text() for tick in ticks] == names
+    tops = [tick.get_window_extent().y1 for tick in ticks]
+    assert tops == sorted(tops, reverse=True)  # the first class is above
+    assert {bar.get_width() for bar in figure.axes[0].patches} == {0.0, 0.5}
+    assert score_bars(dict(list(groups.items())[:8])).axes[0].patches[-1].get_height() == 0.5
 
 
 def test_labels_of_a_learning_curve_stay_apart():
