@@ -228,7 +228,8 @@ def _chosen(frame: pd.DataFrame, axis: str, choice: Choice | None) -> float | No
     finite = None if curve is None else curve[np.isfinite(curve)]
     if choice is None or finite is None or finite.empty:
         return None
-    return float(finite.index[finite.argmin() if choice.mode == "min" else finite.argmax()])
+    place = int(finite.argmin() if choice.mode == "min" else finite.argmax())
+    return float(finite.index[place])
 
 
 def _curve(frame: pd.DataFrame, name: str, axis: str) -> "pd.Series[float] | None":
