@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import PALETTE, grid_shape, label_ticks, line_look, put_caption, wrapped
+from kd_convnext.evaluation.direction import Choice
 from kd_convnext.evaluation.proportions import FEW, Interval, digits
 from kd_convnext.runs.tables import class_table
 
@@ -34,6 +35,8 @@ _WITH_ENTROPY = "Soft-target loss (Eq. 3),\nwith the teacher's own entropy"
 
 _PAPER: dict[str, Any] = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
 """Ground of numbers that an interval would strike through."""
+
+_BY_MACRO_F1 = Choice()
 
 _CELL = 0.9
 """Inches a cell of a matrix."""
@@ -110,7 +113,7 @@ def confusion_matrix(
     return figure
 
 
-def training_curves(frame: pd.DataFrame, caption: str = "") -> Figure:
+def training_curves(frame: pd.DataFrame, caption: str = "", choice: Choice | None = _BY_MACRO_F1) -> Figure:
     """Draws losses, macro F1 and learning rate over the epochs, like with like.
 
     What training minimises has a panel of its own. Each of its terms has another; validation knows the focal term
@@ -122,15 +125,15 @@ def training_curves(frame: pd.DataFrame, caption: str = "") -> Figure:
             understood, the epoch's value is preferred), empty where a row does not have the value. Values
             logged several times in an epoch are averaged.
         caption: Above it.
+        choice: The score that chooses the epoch of ``best.ckpt``; None where none does.
 
     Returns:
-        The figure, one panel a quantity that occurs, the best epoch marked in each; without any, an empty panel that
+        The figure, one panel a quantity that occurs, the chosen epoch marked in each; without any, an empty panel that
         says so.
     """
     axis = "epoch" if "epoch" in frame else "step"
     panels = {title: curves for title, curves in _curve_panels(frame, axis).items() if curves}
-    score = _curve(frame, "val/f1_macro", axis)
-    best = None if score is None else score.idxmax()
+    best = _chosen(frame, axis, choice)
     columns = min(3, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
@@ -138,8 +141,8 @@ def training_curves(frame: pd.DataFrame, caption: str = "") -> Figure:
     for panel, (title, curves) in zip(drawn, panels.items(), strict=False):
         for number, (stage, curve) in enumerate(curves.items()):
             panel.plot(curve.index, curve, color=PALETTE[number], marker=".", label=stage)
-        if best is not None:
-            panel.axvline(best, color="0.4", ls=":", lw=1.2, label=f"best {axis}: {best:g}")
+        if choice is not None and best is not None:
+            panel.axvline(best, color="0.4", ls=":", lw=1.2, label=f"best {choice.monitor}: {axis} {best:g}")
         panel.set(title=title, xlabel=axis)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         panel.grid(alpha=0.3)
@@ -181,6 +184,7 @@ def method_curves(
     quantity: str,
     caption: str = "",
     axis: Literal["epoch", "minutes"] = "epoch",
+    choices: Mapping[str, Choice] | None = None,
 ) -> Figure:
     """Draws one quantity of several runs over their epochs or minutes.
 
@@ -189,10 +193,13 @@ def method_curves(
         quantity: A column such as ``val/f1_macro``; runs without it are left out.
         caption: Above it.
         axis: Column that lies to the right.
+        choices: By name of the run, the score that chooses the epoch of its ``best.ckpt``; macro F1 on validation where
+            nothing is said.
 
     Returns:
-        The figure, one line a run with its best epoch as a ring.
+        The figure, one line a run with the chosen epoch as a ring.
     """
+    ringed = {name: (choices or {}).get(name, _BY_MACRO_F1) for name in frames}
     figure = Figure(figsize=(7.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, (name, frame) in enumerate(frames.items()):
@@ -200,17 +207,29 @@ def method_curves(
         if curve is not None:
             colour, stroke = line_look(number)
             axes.plot(curve.index, curve, marker=".", color=colour, ls=stroke, label=wrapped(name, 2.0, 8))
-            place = int(curve.argmax())
-            axes.plot(curve.index[place], curve.iloc[place], "o", mfc="none", mec=colour, ms=9)
+            best = _chosen(frame, axis, ringed[name])
+            if best is not None and best in curve.index:
+                axes.plot(best, curve.loc[best], "o", mfc="none", mec=colour, ms=9)
     stage, _, score = quantity.rpartition("/")
     label = f"{_TITLES.get(score, score)}, {_STAGES.get(stage, stage)}"
-    axes.set(xlabel=f"{axis} (ring: the best)", ylabel=label)
+    monitors = " or ".join(sorted({choice.monitor for choice in ringed.values()}))
+    axes.set(xlabel=wrapped(f"{axis} (ring: best {monitors})", 4.0, 10), ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     put_caption(figure, caption)
     return figure
+
+
+def _chosen(frame: pd.DataFrame, axis: str, choice: Choice | None) -> float | None:
+    """Finds the epoch that a score chooses: the first of the best; None where it was not logged."""
+    curve = None if choice is None else _curve(frame, choice.monitor, axis)
+    finite = None if curve is None else curve[np.isfinite(curve)]
+    if choice is None or finite is None or finite.empty:
+        return None
+    place = int(finite.argmin() if choice.mode == "min" else finite.argmax())
+    return float(finite.index[place])
 
 
 def _curve(frame: pd.DataFrame, name: str, axis: str) -> "pd.Series[float] | None":

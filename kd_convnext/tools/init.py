@@ -156,7 +156,7 @@ def configuration(recipe: Recipe, manifest: str, columns: str | None, batch_size
         "  # Real-ESRGAN enlarges small regions; kd-convnext prepare --config THIS_FILE --download fetches the weights",
         "  # that are named, once. Without, regions are enlarged bicubically.",
         "  # sr_weights: general-x4v3",
-        "  # Which of the five seeded splits by lesion.",
+        "  # Which of the five seeded splits; patients, lesions and near-identical photographs stay together.",
         "  split: {index: 0}",
         *(line for name, value in data.items() for line in _section(name, value, 2)),
         *_section("header", {"distill_config": None}),

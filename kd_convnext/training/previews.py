@@ -6,12 +6,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from kd_convnext.common.counting import counted
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.manifest.grouping import Part
+from kd_convnext.evaluation.direction import Choice
 from kd_convnext.runs.figures import crop_grid, training_curves
 from kd_convnext.training.outputs import _data, model_words, show_figure
 
@@ -61,8 +63,17 @@ class CurveFigures(Callback):
             metrics = Path(logger.log_dir) / "metrics.csv"
             if metrics.exists():
                 caption = _over_the_epochs(trainer, pl_module)
-                show_figure(trainer, "train/training_curves", training_curves(pd.read_csv(metrics), caption))
+                figure = training_curves(pd.read_csv(metrics), caption, _choice(trainer))
+                show_figure(trainer, "train/training_curves", figure)
                 return
+
+
+def _choice(trainer: Trainer) -> Choice | None:
+    """Returns what chooses the epoch of ``best.ckpt``; None where no score does."""
+    kept = trainer.checkpoint_callback
+    if not isinstance(kept, ModelCheckpoint) or kept.monitor is None:
+        return None
+    return Choice(kept.monitor, "min" if kept.mode == "min" else "max")
 
 
 def _over_the_epochs(trainer: Trainer, module: LightningModule) -> str:

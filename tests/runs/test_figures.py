@@ -12,6 +12,7 @@ from PIL import Image
 from kd_convnext.common.figures import PALETTE, as_picture, save_figure, save_for_print
 from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.answers import Evaluation
+from kd_convnext.evaluation.direction import Choice
 from kd_convnext.evaluation.proportions import Interval
 from kd_convnext.runs import figures as plotting
 
@@ -83,12 +84,20 @@ def test_training_curves_show_what_was_logged_and_average_an_epoch():
     assert list(panels) == ["What training minimises", soft, divergence, "Focal loss (Eq. 4)", "Macro F1"]
     # Like with like: validation's focal term never stands beside the sum that training minimises.
     shown = {name: {line.get_label(): line for line in panel.lines} for name, panel in panels.items()}
-    assert list(shown["What training minimises"]) == ["training", "best epoch: 1"]
+    assert list(shown["What training minimises"]) == ["training", "best val/f1_macro: epoch 1"]
     assert list(shown["What training minimises"]["training"].get_ydata()) == [3.0, 1.0]
     assert list(shown["Focal loss (Eq. 4)"]["validation"].get_ydata()) == [3.5, 2.5]
     assert list(shown[soft]["training"].get_ydata()) == [0.5, 0.25]
     assert list(shown[divergence]["training"].get_ydata()) == [0.3, 0.1]
-    assert shown["Macro F1"]["best epoch: 1"].get_xdata()[0] == 1
+    assert shown["Macro F1"]["best val/f1_macro: epoch 1"].get_xdata()[0] == 1
+    # The epoch that was kept, whatever chose it.
+    for choice, epoch in ((Choice("val/loss", "max"), 0), (Choice("val/loss", "min"), 1), (Choice("train/loss"), 0)):
+        marked = plotting.training_curves(frame, choice=choice).axes[0].lines[-1]
+        assert (marked.get_label(), marked.get_xdata()[0]) == (f"best {choice.monitor}: epoch {epoch}", epoch)
+        rings = plotting.method_curves({"a": frame}, "val/f1_macro", choices={"a": choice}).axes[0]
+        assert list(rings.lines[1].get_xdata()) == [epoch] and f"ring: best {choice.monitor}" in rings.get_xlabel()
+    unmarked = plotting.training_curves(frame, choice=None)
+    assert [line.get_label() for line in unmarked.axes[0].lines] == ["training"]
     # A soft-target term whose value is the divergence holds no entropy.
     alone = plotting.training_curves(frame.drop(columns="train/loss_soft_kl"))
     assert alone.axes[1].get_title() == "Soft-target loss"

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import re
@@ -91,6 +92,44 @@ def test_what_is_unknown_is_said_to_be(tiny_run, tmp_path):
     for words in ("Not tested", "Not calibrated", "counts are unknown"):
         assert words in card.text
     assert not card.data.eval_results
+    assert "- Tested neither on the collection it was trained on nor on photographs from elsewhere." in card.text
+    assert "Tested on lesions" not in card.text
+
+
+def test_results_elsewhere_alone_are_no_test_of_the_own_part(tested_run, tmp_path):
+    checkpoint, folder = with_external(tested_run, tmp_path)
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "200"]) == 0
+    card = ModelCard.load(folder / "MODEL_CARD.md")
+    assert "- Tested on lesions of the collection it was trained on and on other photographs; where" in card.text
+    (folder / "predictions.csv").unlink()
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "200"]) == 0
+    card = ModelCard.load(folder / "MODEL_CARD.md")
+    assert "Not tested on its own test part." in card.text and "nothing is known of how often" not in card.text
+    assert "- Not tested on the collection it was trained on, only on other photographs; where" in card.text
+    assert {row.dataset_name for row in card.data.eval_results} == {"other photographs: hospital"}
+
+
+@pytest.mark.parametrize("leaked", ["own", "elsewhere"])
+def test_leaked_scores_are_no_results_on_the_hub(tested_run, tmp_path, leaked):
+    checkpoint, folder = with_external(tested_run, tmp_path)
+    path = (folder if leaked == "own" else folder / "external" / "hospital") / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"test/leak_allowed": 1.0}))
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "200"]) == 0
+    card = ModelCard.load(folder / "MODEL_CARD.md")
+    own, other = "test part of the training's own photographs", "other photographs: hospital"
+    assert {row.dataset_name for row in card.data.eval_results} == {other if leaked == "own" else own}
+    assert card.text.count("**Lesions among them were in training: these results are no test.**") == 1
+    assert ("and on other photographs" in card.text) == (leaked == "own")
+
+
+def with_external(tested_run, tmp_path):
+    """A copy of a tested run whose answers stand for those on other photographs too."""
+    folder = shutil.copytree(tested_run.parent.parent, tmp_path / "run")
+    other = folder / "external" / "hospital"
+    other.mkdir(parents=True)
+    for name in ("predictions.csv", "metrics.json", "judged.json"):
+        shutil.copy(folder / name, other / name)
+    return folder / "checkpoints" / tested_run.name, folder
 
 
 def test_markup_in_names_of_classes_is_shown_as_it_is(tiny_run, tmp_path):
@@ -107,6 +146,16 @@ def test_a_leak_is_on_the_card(tested_run, tmp_path):
     leaky = changed(tested_run, tmp_path / "leaky.ckpt", leak_allowed=True)
     assert main(["card", "--ckpt_path", str(leaky), "--out", str(tmp_path / "card.md")]) == 0
     assert "were in its training" in (tmp_path / "card.md").read_text()
+    run = shutil.copytree(tested_run.parent.parent, tmp_path / "run")
+    checkpoint = changed(tested_run, run / "checkpoints" / tested_run.name, leak_allowed=True)
+    (checkpoint.parent / "calibration.json").unlink()
+    sha = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    judged = json.loads((run / "judged.json").read_text())
+    judged["test"]["checkpoint_sha256"] = sha
+    (run / "judged.json").write_text(json.dumps(judged))
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "200"]) == 0
+    card = ModelCard.load(run / "MODEL_CARD.md")
+    assert "| accuracy |" in card.text and not card.data.eval_results
 
 
 # ---- the hub

@@ -2,6 +2,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from scipy.stats import spearmanr
 
 from kd_convnext.checkpoints.network import load_network
 from kd_convnext.cli import main
+from kd_convnext.common.figures import as_picture
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import ConfigError
 from kd_convnext.inference.explaining.explainer import Explainer, Explanation, NetworkView
@@ -197,11 +199,34 @@ def test_titles_of_long_names_stay_apart():
         assert f"Evidence for {label}" in " ".join(figure.get_suptitle().split())
 
 
+@pytest.mark.parametrize("shade", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_the_cross_is_seen_on_every_colour_of_the_map(shade):
+    colour = np.round(255 * np.array(matplotlib.colormaps["inferno"](shade)[:3])).astype(np.uint8)
+    crop, name = np.broadcast_to(colour, (40, 40, 3)), Photograph(Path("a.png"))
+    pictures = []
+    for peak in ((20, 20), None):
+        view = NetworkView("a", "0", "stages.3", np.ones((1, 1)), np.array([0.9, 0.1]), "A", peak, crop)
+        pictures.append(as_picture(explanation_figure(Explanation(name, "A", Box(0, 0, 40, 40), crop, (view,), ()))))
+    cross = pictures[0][(pictures[0] != pictures[1]).any(axis=2)]
+    there, ground = luminance(cross) + 0.05, luminance(colour) + 0.05
+    contrast = np.maximum(there, ground) / np.minimum(there, ground)
+    assert (contrast > 4.5).sum() > 30  # what text needs by WCAG 2
+
+
+def luminance(colours):
+    """Relative luminance of sRGB colours (WCAG 2)."""
+    shares = colours / 255
+    return np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+
 # ---- the tool
 
 
 def run(words):
     return main(["explain", *map(str, words)])
+
+
+# ---- the tool
 
 
 def test_student_teacher_and_training_cases(student_run, tiny_run, tiny_manifest, tmp_path, capsys):

@@ -164,7 +164,8 @@ def _groups(analysis: Analysis) -> str | None:
 
 
 def _registered(analysis: Analysis) -> str | None:
-    return None if analysis.settings.command is None else f"Command: {analysis.settings.command}"
+    command = analysis.settings.command
+    return None if command is None else f"Command: {'; '.join(command.splitlines())}"
 
 
 def _resampling(analysis: Analysis) -> str:

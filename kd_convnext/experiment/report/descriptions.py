@@ -18,6 +18,9 @@ Config = Mapping[str, Any]
 
 _MONITOR = "val/f1_macro"
 
+_TOLD = ("temperature", "tau", "gamma")
+"""Numbers of a term that are told beside its class and weight."""
+
 BY_MACRO_F1 = "best macro F1 on validation"
 """How the epoch is chosen unless a configuration says otherwise."""
 
@@ -48,16 +51,30 @@ def describe(arm: Arm) -> tuple[str, ...]:
     size = look(network, "image_size", look(config, "data.image_size"))
     return (
         arm.title,
-        network_words(arm),
+        f"{network_words(arm)}{_trained(config)}",
         _start(network),
         "not recorded" if size is None else f"{size} px",
         _crops(config),
         _loss(config),
-        str(look(config, "trainer.max_epochs", "not recorded")),
+        "-" if _regressed(config) else str(look(config, "trainer.max_epochs", "not recorded")),
         str(look(config, "data.batch_size", "not recorded")),
-        _optimiser(config),
+        "-" if _regressed(config) else _optimiser(config),
         _teacher(config),
     )
+
+
+def _regressed(config: Config | None) -> bool:
+    """Whether the network is frozen and its head was solved for, without epochs or an optimiser."""
+    return bool(look(config, "model.init_args.finetune") == "linear")
+
+
+def _trained(config: Config | None) -> str:
+    """Describes which parameters learned, "" where all did."""
+    finetune = look(config, "model.init_args.finetune", "full")
+    if _regressed(config):
+        strength = look(config, "model.init_args.linear_c")
+        return f"; frozen, logistic regression{'' if strength is None else f', C {strength}'}"
+    return "" if finetune == "full" else f"; finetune {finetune}"
 
 
 def epoch_choice(arms: Sequence[Arm]) -> str:
@@ -181,8 +198,10 @@ def _loss(config: Config | None) -> str:
 
 
 def _term(name: str, term: Any) -> str:
-    weight = look(term, "init_args.weight")
-    return name if weight is None else f"{weight} {name}"
+    weight, kind = look(term, "init_args.weight"), str(look(term, "class_path", name)).rpartition(".")[2]
+    numbers = [f"{one} {look(term, f'init_args.{one}')}" for one in _TOLD if look(term, f"init_args.{one}") is not None]
+    told = f"{kind} ({', '.join(numbers)})" if numbers else kind
+    return told if weight is None else f"{weight} {told}"
 
 
 def _optimiser(config: Config | None) -> str:

@@ -14,6 +14,7 @@ from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import PALETTE, label_ticks, put_caption, wrapped
 from kd_convnext.common.tables import read_numbers
 from kd_convnext.evaluation.comparisons import Comparison
+from kd_convnext.evaluation.direction import Choice
 from kd_convnext.evaluation.proportions import FEW, Interval
 from kd_convnext.evaluation.statistics import Metric, class_intervals, class_scores, scores
 from kd_convnext.experiment.report.analysis import Analysis, teacher_of
@@ -229,21 +230,26 @@ def _curves(analysis: Analysis) -> list[NamedFigure]:
     from kd_convnext.runs.figures import method_curves, training_curves
 
     frames = {arm.title: curves for arm in analysis.methods if (curves := _metrics_of(arm)) is not None}
+    choices = {arm.title: Choice.of(arm.results[0].config) for arm in analysis.methods}
+    ringed = "mean of the repeats, ringed where the mean of the number that chooses the epoch is best"
     found = []
     if any("val/f1_macro" in frame for frame in frames.values()):
-        caption = "Macro F1 over the epochs, validation part, judged per photograph: mean of the repeats, best ringed."
-        found.append(NamedFigure("validation_curves", caption, method_curves(frames, "val/f1_macro")))
+        caption = f"Macro F1 over the epochs, validation part, judged per photograph: {ringed}."
+        drawn = method_curves(frames, "val/f1_macro", choices=choices)
+        found.append(NamedFigure("validation_curves", caption, drawn))
     timed = _timed(analysis.methods, frames)
     if any("val/f1_macro" in frame for frame in timed.values()):
         caption = (
-            "Macro F1 over the minutes of a cell, validation part, judged per photograph: mean of the repeats, best "
-            "ringed; a student's minutes begin where its teacher's end."
+            f"Macro F1 over the minutes of a cell, validation part, judged per photograph: {ringed}; a student's "
+            "minutes begin where its teacher's end."
         )
-        found.append(NamedFigure("validation_minutes", caption, method_curves(timed, "val/f1_macro", axis="minutes")))
+        drawn = method_curves(timed, "val/f1_macro", axis="minutes", choices=choices)
+        found.append(NamedFigure("validation_minutes", caption, drawn))
     best = frames.get(analysis.best.title) if analysis.best else None
     if analysis.best and best is not None:
         caption = f"Training and validation part over the epochs, mean of the repeats. {_model(analysis.best)}"
-        found.append(NamedFigure("training_curves", caption, training_curves(best)))
+        drawn = training_curves(best, choice=choices[analysis.best.title])
+        found.append(NamedFigure("training_curves", caption, drawn))
     return found
 
 
@@ -292,6 +298,10 @@ class Bar:
     repeats: Sequence[float] = ()
 
 
+_UPRIGHT = 8
+"""Groups of bars that stand side by side; more lie below each other."""
+
+
 def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") -> Figure:
     """Draws groups of bars with intervals: methods and their metrics (the paper's Fig. 7), classes and their scores.
 
@@ -300,13 +310,17 @@ def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") ->
         label: Of the vertical axis.
 
     Returns:
-        The figure; single repeats are points on the bars.
+        The figure; single repeats are points on the bars. More than eight groups lie, one row each: side by side they
+        would be too small in a page.
     """
     names = list(next(iter(groups.values()), {}))
-    each = max(1.25, 0.3 * len(names))
-    figure = Figure(figsize=(max(6.4, 2.0 + each * len(groups)), 4.4), layout="constrained")
+    lying = len(groups) > _UPRIGHT
+    each = max(0.4, 0.2 * len(names)) if lying else max(1.25, 0.3 * len(names))
+    size = (8.0, 1.6 + each * len(groups)) if lying else (max(6.4, 2.0 + each * len(groups)), 4.4)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     width = 0.8 / max(1, len(names))
+    draw, thick, error = (axes.barh, "height", "xerr") if lying else (axes.bar, "width", "yerr")
     for place, name in enumerate(names):
         bars = [group[name] for group in groups.values()]
         at = np.arange(len(groups)) + width * (place - (len(names) - 1) / 2)
@@ -314,14 +328,22 @@ def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") ->
         ends = np.array([bar.interval for bar in bars]).T
         # A percentile interval need not hold its point estimate; the bars' arms must not turn round.
         arms = np.nan_to_num(np.clip(np.stack([heights - ends[0], ends[1] - heights]), 0, None))
-        look: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)], "alpha": 0.8}
-        axes.bar(at, heights, width=0.9 * width, yerr=arms, label=name, capsize=2, error_kw={"lw": 0.9}, **look)
+        look: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)], "alpha": 0.8, thick: 0.9 * width, error: arms}
+        draw(at, heights, label=name, capsize=2, error_kw={"lw": 0.9}, **look)
         for x, bar in zip(at, bars, strict=True):
-            axes.plot(np.full(len(bar.repeats), x), bar.repeats, "k.", markersize=3, alpha=0.6)
-    room = (figure.get_figwidth() - 1.2) / max(1, len(groups))
-    figure.set_figheight(4.4 + label_ticks(axes.xaxis, list(groups), room))
-    axes.set(ylim=(0, 1.02), ylabel=label)
-    axes.grid(axis="y", alpha=0.3)
+            points = np.full(len(bar.repeats), x), bar.repeats
+            axes.plot(*(points[::-1] if lying else points), "k.", markersize=3, alpha=0.6)
+            if math.isnan(bar.interval[0]):  # nothing is known of it: no score of 0
+                where = {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
+                axes.text(*((0.01, x) if lying else (x, 0.01)), "-", **where)
+    if lying:
+        label_ticks(axes.yaxis, [wrapped(name, 2.4) for name in groups], each)
+        axes.set(xlim=(0, 1.02), xlabel=label, ylim=(len(groups) - 0.5, -0.5))
+    else:
+        room = (figure.get_figwidth() - 1.2) / max(1, len(groups))
+        figure.set_figheight(4.4 + label_ticks(axes.xaxis, list(groups), room))
+        axes.set(ylim=(0, 1.02), ylabel=label)
+    axes.grid(axis="x" if lying else "y", alpha=0.3)
     axes.set_axisbelow(True)
     if names:
         axes.legend(ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)

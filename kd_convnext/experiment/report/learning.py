@@ -1,5 +1,6 @@
 """Puts methods that were trained on different numbers of lesions on one learning curve."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,9 @@ from kd_convnext.runs.left_out import read_used
 
 _DIFFERENT = 1.05
 """Ratio of training lesions from which two arms stand at different places of a curve."""
+
+_ROOM = 0.12
+"""Share of the axis that the label of a place needs."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def learning_curve(points: list[Point]) -> Figure:
         colour, stroke = line_look(number)
         label = wrapped(network, 2.0, 8)
         axes.errorbar(at, values, yerr=arms, marker="o", color=colour, ls=stroke, capsize=3, label=label)
-    places = sorted({round(point.lesions) for point in points})
+    places = _apart(sorted({round(point.lesions) for point in points}))
     axes.set_xscale("log")
     axes.set_xticks(places, [str(place) for place in places])
     axes.minorticks_off()
@@ -111,6 +115,16 @@ def learning_curve(points: list[Point]) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
+
+
+def _apart(places: list[int]) -> list[int]:
+    """Leaves out numbers whose labels would run into the last one's on a logarithmic axis over all of them."""
+    kept: list[int] = []
+    needed = _ROOM * math.log(places[-1] / places[0]) if places else 0.0
+    for place in places:
+        if not kept or math.log(place / kept[-1]) > needed:
+            kept.append(place)
+    return kept
 
 
 def _network(arm: Arm) -> str:

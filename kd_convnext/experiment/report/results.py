@@ -19,7 +19,7 @@ from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.grouping import lesion_names
 from kd_convnext.data.manifest.units import with_units
 from kd_convnext.errors import ConfigError, Finding
-from kd_convnext.evaluation.direction import best_is
+from kd_convnext.evaluation.direction import Choice
 from kd_convnext.evaluation.statistics import METRICS, GroupCounts, class_scores, count_groups, scores
 from kd_convnext.experiment.plan.record import CellRecord
 from kd_convnext.runs.folder import RunFolder
@@ -271,14 +271,12 @@ def _validation(run: RunFolder, stored: dict[str, float], config: dict[str, Any]
     path = run.path / "metrics.csv"
     if path.exists() and path.stat().st_size:
         frame = read_numbers(path)
-        chosen = config.get("checkpoint")
-        chosen = chosen if isinstance(chosen, dict) else {}
-        monitor, mode = chosen.get("monitor") or "val/f1_macro", chosen.get("mode")
-        if "val/f1_macro" in frame and monitor in frame:
-            curve = frame.dropna(subset=["val/f1_macro", monitor])
-            falls = (best_is(monitor) if mode in (None, "auto") else mode) == "min"
+        choice = Choice.of(config)
+        if "val/f1_macro" in frame and choice.monitor in frame:
+            curve = frame.dropna(subset=["val/f1_macro", choice.monitor])
             if len(curve):
-                place = int(curve[monitor].argmin() if falls else curve[monitor].argmax())
+                scores = curve[choice.monitor]
+                place = int(scores.argmin() if choice.mode == "min" else scores.argmax())
                 return float(curve["val/f1_macro"].iloc[place])
     return stored.get("val/f1_macro", math.nan)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from kd_convnext.common.figures import put_caption, wrapped
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 _PANEL = 2.9
 """Inches a picture."""
+
+_OUTLINE = [withStroke(linewidth=4.5, foreground="white")]
+"""Around the cross, which lies on the palest colour of the map and may lie on any."""
 
 _SIZE = 8
 """Points of the titles."""
@@ -40,7 +44,8 @@ def explanation_figure(explanation: "Explanation") -> Figure:
     for panel, view in zip(panels[0, 1:], explanation.views, strict=False):
         panel.imshow(view.picture)
         if view.peak is not None:
-            panel.plot(view.peak[0] - region.x, view.peak[1] - region.y, "+", color="cyan", markersize=12)
+            at = view.peak[0] - region.x, view.peak[1] - region.y
+            panel.plot(*at, "+", color="black", markersize=12, markeredgewidth=1.8, path_effects=_OUTLINE)
         _put_title(panel, f"{view.model}\nsays {view.predicted} ({view.probabilities.max():.2f})")
     for panel, case in zip(panels[-1] if cases else (), cases, strict=False):
         panel.imshow(case.crop)

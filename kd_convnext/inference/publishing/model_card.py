@@ -61,20 +61,24 @@ def model_card(
     results = _results(run, answers, data.class_names, resamples, seed) if answers is not None else {}
     elsewhere = _external(run, info.checkpoint_sha256, data.class_names, resamples, seed)
     name = repo_id.split("/")[-1] if repo_id else f"{info.name} for {len(data.class_names)} classes"
+    leaked = answers is not None and (info.leak_allowed or bool(read_metrics(run).get("test/leak_allowed")))
+    untouched = [found for found in elsewhere if not found["leak_allowed"]]
+    # The hub shows scores of the front matter as results, without what the card says of them.
+    ranked = [
+        *([] if leaked else _eval_results(results, "test part of the training's own photographs")),
+        *(row for found in untouched for row in _eval_results(found, f"other photographs: {found['name']}")),
+    ]
     front = ModelCardData(
         license=license,
         library_name="kd-convnext",
         pipeline_tag="image-classification",
         tags=["image-classification", "knowledge-distillation", "research-only"],
         model_name=name if results or elsewhere else None,
-        eval_results=[
-            *_eval_results(results, "test part of the training's own photographs"),
-            *(row for found in elsewhere for row in _eval_results(found, f"other photographs: {found['name']}")),
-        ]
-        or None,
+        eval_results=ranked or None,
     )
     counts = _counts(run, data.class_names)
-    words = _words(predictor, run, counts, answers) | results | {"external": elsewhere}
+    words = _words(predictor, run, counts) | results | {"external": elsewhere, "leak_allowed": leaked}
+    words["limits"] = _limits(predictor, answers, elsewhere=bool(untouched), leaked=leaked)
     if own is False:
         what = (
             "The run's test results are of another checkpoint or were not written to their end, and are left out here."
@@ -97,9 +101,7 @@ def _as_read(value: Any) -> Any:
     return markdown_text(value) if isinstance(value, str) else value
 
 
-def _words(
-    predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]], answers: "GroupCounts | None"
-) -> dict[str, Any]:
+def _words(predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]]) -> dict[str, Any]:
     from kd_convnext.data.manifest.grouping import kept_together
     from kd_convnext.runs.left_out import left_out_words
 
@@ -123,7 +125,6 @@ def _words(
         "split_hash": data.split_hash,
         "crop": _crop_words(data),
         "calibration": _calibration_words(predictor.calibration),
-        "limits": _limits(predictor, answers),
         "weights_argument": ', sr_weights="FILE"' if needs_weights else "",
         "checkpoint_sha256": info.checkpoint_sha256,
         "started": str(environment.get("started", ""))[:10],
@@ -329,11 +330,23 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
     }
 
 
-def _limits(predictor: "Predictor", answers: "GroupCounts | None") -> list[str]:
+_WITHIN = "Tested on lesions of the collection it was trained on; nothing is known of photographs from elsewhere."
+_BOTH = "Tested on lesions of the collection it was trained on and on other photographs"
+_OTHERS = "Not tested on the collection it was trained on, only on other photographs"
+_UNTESTED = "Tested neither on the collection it was trained on nor on photographs from elsewhere."
+
+
+def _tested_on(own: bool, elsewhere: bool) -> str:
+    if not elsewhere:
+        return _WITHIN if own else _UNTESTED
+    return f"{_BOTH if own else _OTHERS}; where these come from only the authors know."
+
+
+def _limits(predictor: "Predictor", answers: "GroupCounts | None", *, elsewhere: bool, leaked: bool) -> list[str]:
     from kd_convnext.evaluation.proportions import FEW
 
-    found = ["Tested on lesions of the collection it was trained on; nothing is known of photographs from elsewhere."]
-    if predictor.network.info.leak_allowed:
+    found = [_tested_on(answers is not None, elsewhere)]
+    if leaked or predictor.network.info.leak_allowed:
         found.append("**Lesions it was judged on were in its training**, or in its teacher's: the results are no test.")
     if answers is not None:
         counts = zip(predictor.network.card.class_names, answers.per_class().tolist(), strict=True)

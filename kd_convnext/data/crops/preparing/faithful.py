@@ -25,8 +25,8 @@ def fidelity_figures(prepared: PreparedCrops, rows: npt.NDArray[np.int64]) -> di
         rows: Of the manifest.
 
     Returns:
-        ``psnr_median`` and ``psnr_worst`` in dB, and ``changed``, the mean share of changed pixels; empty where nothing
-        was measured.
+        ``psnr_median`` and ``psnr_worst`` in dB, and ``changed``, the mean over the crops of their
+        shares of changed pixels; empty where nothing was measured.
     """
     known = prepared.fidelities()
     found = [known[row] for row in rows.tolist() if row in known]
@@ -54,8 +54,8 @@ def fidelity_lines(prepared: PreparedCrops, manifest: Manifest) -> list[str]:
     low = sum(kept.psnr < LOW_PSNR for kept in found.values())
     lines = [
         f"fidelity of {counted(len(found), 'enlarged crop')}, reduced again: median {figures['psnr_median']:.1f} dB, "
-        f"worst {figures['psnr_worst']:.1f} dB; {figures['changed']:.1%} of all pixels are off by more than "
-        f"{TOLERANCE} levels"
+        f"worst {figures['psnr_worst']:.1f} dB; on average {figures['changed']:.1%} of a crop's pixels are off by "
+        f"more than {TOLERANCE} levels"
     ]
     if low:
         worst = least_faithful(prepared)[: min(low, _NAMED)]
