@@ -83,6 +83,25 @@ def test_none_of_few_is_not_nothing(tested_run, tmp_path):
     assert cells[3:5] == ["-", f"0.00 (0.00 to {1 - 0.025 ** (1 / groups):.2f})"]
 
 
+def test_a_class_that_nobody_tested_is_named_beside_the_means(tested_run, tmp_path):
+    """It counts as 0 among the run's own; means of other photographs are over the classes that occur."""
+    checkpoint = shutil.copytree(tested_run.parent.parent, tmp_path / "run") / "checkpoints" / tested_run.name
+    run = tmp_path / "run"
+    answers = pd.read_csv(run / "predictions.csv")
+    answers = answers[answers["label"] != "AIS"].assign(prediction=lambda frame: frame["label"])
+    for folder in (run, run / "external" / "clinic"):
+        folder.mkdir(parents=True, exist_ok=True)
+        answers.to_csv(folder / "predictions.csv", index=False)
+        if folder != run:
+            shutil.copy(run / "judged.json", folder)
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "50"]) == 0
+    own, other = (run / "MODEL_CARD.md").read_text().split("### On other photographs")
+    kinds = answers["label"].nunique()
+    assert f"| f1_macro | {kinds / 5:.2f} |" in own and "| f1_macro | 1.00 |" in other
+    assert "AIS" in own.split("not among these photographs")[0].splitlines()[-1] and "count" in own
+    assert f"Macro means are over the {kinds} classes that occur, of 5." in other
+
+
 def test_what_is_unknown_is_said_to_be(tiny_run, tmp_path):
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(tiny_run.read_bytes())

@@ -125,9 +125,9 @@ def subgroups(analysis: Analysis, columns: tuple[str, ...]) -> list[Table]:
             number = len(counts)
             behind = f"{number} {MARK}" if number < FEW else str(number)
             # Where a subgroup lacks a class, a mean over all classes would tell of that and not of the answers.
-            (present,) = np.nonzero(counts.total.sum(axis=1))
+            present = counts.occurring
             sizes = (behind, str(counts.photographs), f"{len(present)} of {len(arm.class_names)}")
-            rows.append((str(value) or "(empty)", *sizes, *_scores(counts, analysis, present.tolist())))
+            rows.append((str(value) or "(empty)", *sizes, *_scores(counts, analysis, present)))
         note = (
             f"{arm.title}, per photograph; macro means are over the classes that occur in the subgroup: compare them "
             f"only where these are alike. 95 % intervals {arm.counts.by}. {MARK} fewer than {FEW} {unit}s."

@@ -154,8 +154,8 @@ def finding(analysis: Analysis) -> list[str]:
         behind = f"{counted(number, 'photograph')} of"
     first = (
         f"{arm.title} ({network_words(arm)}) reaches {' and '.join(shown)} on the test part: {behind} "
-        f"{counted(count, unit)}; 95 % intervals, the {unit} is the unit."
-    )
+        f"{counted(count, unit)}; 95 % intervals, the {unit} is the unit. {arm.counts.lacking(arm.class_names)}"
+    ).rstrip()
     mine = [one for one in (*analysis.teachers, *analysis.comparisons) if one.title == arm.title]
     said = list(dict.fromkeys(f"against {one.against}: {_verdict(one, 'f1_macro')}" for one in mine))
     if said:

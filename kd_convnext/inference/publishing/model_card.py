@@ -166,7 +166,7 @@ def _external(
             continue
         answers = _tested(folder, class_names)
         if answers is not None:
-            results = _results(folder, answers, class_names, resamples, seed)
+            results = _results(folder, answers, class_names, resamples, seed, answers.occurring)
             leaked = bool(read_metrics(folder).get("test/leak_allowed"))
             found.append({"name": folder.path.name, "leak_allowed": leaked, **results})
     return found
@@ -190,20 +190,30 @@ def judged_by(folder: "RunFolder", part: str, checkpoint_sha256: str) -> bool | 
 
 
 def _results(
-    run: "RunFolder", answers: "GroupCounts", class_names: tuple[str, ...], resamples: int, seed: int
+    run: "RunFolder",
+    answers: "GroupCounts",
+    class_names: tuple[str, ...],
+    resamples: int,
+    seed: int,
+    among: list[int] | None = None,
 ) -> dict[str, Any]:
+    """Judges answers; macro means are over the classes at ``among``, by default over all."""
     from kd_convnext.common.tables import read_table
     from kd_convnext.data.manifest.units import GROUP, NO_GROUPS
     from kd_convnext.evaluation.proportions import FEW, digits
     from kd_convnext.evaluation.statistics import METRICS, class_scores, intervals, scores
     from kd_convnext.evaluation.statistics import class_intervals as per_class
 
-    point, around = scores(answers.total), intervals(answers, resamples, seed)
+    point, around = scores(answers.total, among), intervals(answers, resamples, seed, among=among)
+    lacking = answers.lacking(class_names)
+    if among is not None and lacking:
+        lacking = f"Macro means are over the {counted(len(among), 'class')} that occur, of {len(class_names)}."
     behind = answers.per_class()
     classes, spans = class_scores(answers.total), per_class(answers)
     return {
         "tested": f"{counted(answers.photographs, 'photograph')} of {counted(len(answers), answers.unit)}",
         "unit": answers.unit,
+        "lacking": lacking,
         "ungrouped": "" if GROUP in read_table(run.predictions) else NO_GROUPS,
         "places": digits(len(answers)),
         "metrics": [

@@ -196,6 +196,25 @@ def test_tests_on_other_data_have_a_section_of_their_own(tmp_path):
     assert text.split('id="results"', 1)[1].split("</section>", 1)[0].count("clinic-0123abcd") == 0
 
 
+def test_a_class_that_nobody_tested_is_said_and_spoils_no_mean_of_other_data(tmp_path):
+    """All answers are right: macro F1 is 2/3 over three classes of which one does not occur, 1 over those that do."""
+    names = PAPER[:3]
+    right = specimens(0, 1, names=names)
+    cell = fake_cell(tmp_path / "run", right[right["label"] != names[2]], names=names, record=False)
+    other = cell.folder / "external" / "clinic-0123abcd"
+    other.mkdir(parents=True)
+    right[right["label"] == names[0]].to_csv(other / "predictions.csv", index=False)
+    assert main(["report", str(cell.folder), "--bootstrap", "50", "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.html").read_text()
+    finding = text.split('id="question"', 1)[1].split("</section>", 1)[0]
+    assert "macro F1 0.67" in finding
+    assert f"The class {names[2]} is not among these photographs and counts as 0 in means over the classes." in finding
+    section = text.split('id="external"', 1)[1].split("</section>", 1)[0]
+    cells = dict(re.findall(r'<td data-head="([^"]*)">([^<]*)<', section))
+    assert cells["Classes"] == "1 of 3"
+    assert cells["Macro F1"].startswith("1.00 [") and cells["Macro recall"].startswith("1.00 [")
+
+
 def test_a_column_that_is_not_there_is_named(tmp_path, capsys):
     cell = fake_cell(tmp_path / "run", specimens(0, 0.8), record=False)
     assert main(["report", str(cell.folder), "--bootstrap", "50", "--by", "site"]) == 2
