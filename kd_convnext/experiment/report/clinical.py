@@ -61,8 +61,9 @@ def one_against_rest(analysis: Analysis, prevalence: Mapping[str, float]) -> Tab
     rates = ("AUC", "Average precision", "Sensitivity", "Specificity", "Prevalence", "PPV", "NPV")
     note = (
         f"Each class against the rest, per photograph, {arm.title}; the most probable class answers. 95 % intervals "
-        f"{answers.by}: areas by DeLong et al. (1988) with clusters (Obuchowski 1997), with fewer than ten {unit}s by "
-        "Newcombe (2006); sensitivity and specificity exact; predictive values at the prevalence, taken as known (that "
+        f"{answers.by}: AUC by DeLong et al. (1988) with clusters (Obuchowski 1997), average precision by percentile "
+        f"bootstrap; with fewer than ten {unit}s, or where the ranking has no mistake, by Newcombe (2006) and Boyd et "
+        "al. (2013); sensitivity and specificity exact; predictive values at the prevalence, taken as known (that "
         "of the test part unless --prevalence says another). "
         f"{MARK} fewer than {FEW} {unit}s: these figures say little."
     )
