@@ -21,11 +21,13 @@ class Ranking:
         scores: float64 [N], higher for the class.
         positive: bool [N], whether the answer is of the class.
         groups: int64 [N], number of the group: patient, lesion, or what else is taken as the unit.
+        prevalence: Share of the class where the model is to be used, 0..1, which net benefit is of; None: as here.
     """
 
     scores: Floats
     positive: npt.NDArray[np.bool_]
     groups: npt.NDArray[np.int64]
+    prevalence: float | None = None
 
     @property
     def mixed(self) -> bool:

@@ -18,6 +18,19 @@ from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.experiment.report.strata import SHARPNESS, SIZE, sharpnesses, sides, thirds
 from kd_convnext.experiment.report.tables import MARK, Table
+from kd_convnext.experiment.report.wishes import completed
+
+
+def shares_of(arm: Arm, prevalence: Mapping[str, float]) -> dict[str, float]:
+    """Finds the share of each class, 0..1: where the model is to be used if that is known, else of the tested groups.
+
+    Args:
+        arm: The method.
+        prevalence: The shares that are known; of the only other class it is what they leave.
+    """
+    behind = arm.counts.per_class()
+    tested = (behind / max(1, behind.sum())).tolist()
+    return dict(zip(arm.class_names, tested, strict=True)) | completed(prevalence, arm.class_names)
 
 
 def ranking_of(arm: Arm, name: str) -> Ranking:
@@ -39,11 +52,10 @@ def one_against_rest(analysis: Analysis, prevalence: Mapping[str, float]) -> Tab
     if arm is None or not len(arm.answers):
         return None
     answers, unit = arm.counts, arm.counts.unit
-    behind = answers.per_class()
+    behind, shares, known = answers.per_class(), shares_of(arm, prevalence), completed(prevalence, arm.class_names)
     rows = []
     for k, name in enumerate(arm.class_names):
-        places = digits(int(behind[k]))
-        share = prevalence.get(name, float(behind[k] / max(1, behind.sum())))
+        places, share = digits(int(behind[k])), shares[name]
         ranking = ranking_of(arm, name)
         area, precision = roc_area(ranking), average_precision(ranking, 500, analysis.settings.seed)
         (seen, seen_span), (spared, spared_span) = _rates(answers, k)
@@ -54,7 +66,7 @@ def one_against_rest(analysis: Analysis, prevalence: Mapping[str, float]) -> Tab
             with_interval(precision.value, precision.interval, places),
             with_interval(seen, seen_span, places),
             with_interval(spared, spared_span, places),
-            f"{share:.3f}{'' if name in prevalence else ' (test)'}",
+            f"{share:.3f}{'' if name in known else ' (test)'}",
             *(with_interval(value, span, places) for value, span in zip(values, spans, strict=True)),
         ]
         rows.append((name, f"{behind[k]} {MARK}" if behind[k] < FEW else str(behind[k]), *cells))

@@ -17,6 +17,7 @@ from kd_convnext.experiment.report.learning import learning_curve, learning_poin
 from kd_convnext.experiment.report.outputs import write_outputs
 from kd_convnext.experiment.report.results import group_arms, read_results
 from kd_convnext.experiment.report.strata import sharpnesses, thirds
+from kd_convnext.experiment.report.wishes import wishes
 
 LONG = (*(f"Verruköse_Läsion_Nummer_{k:02d}" for k in range(8)), "Dermatofibrosarcoma prot.", "NV")
 
@@ -113,6 +114,45 @@ def test_chosen_thresholds_have_a_table(tmp_path, capsys):
     assert "--thresholds: no class is called 'AlS'. Did you mean AIS?" in error
     assert main([*words, "--thresholds", "AIS=1,MIA"]) == 2
     assert capsys.readouterr().err.count("is no class with its share") == 2
+
+
+def test_a_prevalence_holds_in_tables_and_curves_and_leaves_the_rest_to_the_other_class(tmp_path, capsys):
+    """Of two classes one's PPV is the other's NPV; the curve passes through the table's net benefit."""
+    names = PAPER[:2]
+    frame = specimens(0, 0.7, names=names)
+    cell = fake_cell(tmp_path / "run", frame, names=names, record=False)
+    words = ["compare", str(cell.folder), "--out", str(tmp_path / "out"), "--bootstrap", "50", "--overwrite=true"]
+    chosen = [*words, "--thresholds", f"{names[0]}=0.5"]
+    assert main([*chosen, "--prevalence", f"{names[0]}=0.02"]) == 0
+    text = (tmp_path / "out" / "tables.md").read_text()
+    one, other = rows_of(text, "Each class against the rest")
+    assert (one[6], other[6]) == ("0.020", "0.980")
+    assert one[7].split()[0] == other[8].split()[0] and one[8].split()[0] == other[7].split()[0]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"at the prevalence {names[0]} 0.02, {names[1]} 0.98." in page
+    settings = AnalysisOptions("Trial", "kd_both", 0, 50, None, wishes(f"{names[0]}=0.02"))
+    figures = {figure.name: figure.figure for figure in all_figures(analyse([cell], settings))}
+    panel = next(panel for panel in figures["decision"].axes if panel.get_title().startswith(names[0]))
+    x, y = panel.get_lines()[-1].get_data()
+    benefit = float(rows_of(text, "At chosen thresholds")[0][-1])
+    assert y[np.abs(x - 0.5).argmin()] == pytest.approx(benefit, abs=0.0051)
+    for bad, what in (
+        (f"{names[0]}=0.6,{names[1]}=0.9", "add up to 1.5"),
+        (f"{names[0]}=0.1,{names[0]}=0.2", "several"),
+    ):
+        assert main([*words, "--prevalence", bad]) == 2
+        assert what in capsys.readouterr().err
+    assert main([*words, "--prevalence", f"{names[0]}=0.02,{names[1]}=0.9"]) == 2
+    assert "the shares of all classes add up to 0.92" in capsys.readouterr().err
+
+
+def test_net_benefit_of_a_class_that_nobody_has_is_unknown(tmp_path):
+    names = PAPER[:3]
+    frame = specimens(0, 0.8, names=names)
+    cell = fake_cell(tmp_path / "run", frame[frame["label"] != names[2]], names=names, record=False)
+    words = ["--out", str(tmp_path / "out"), "--bootstrap", "50", "--thresholds", f"{names[2]}=0.2"]
+    assert main(["compare", str(cell.folder), *words]) == 0
+    assert rows_of((tmp_path / "out" / "tables.md").read_text(), "At chosen thresholds")[0][-1] == "-"
 
 
 def test_size_and_sharpness_of_the_regions_have_tables_of_thirds(tmp_path, capsys):
