@@ -28,6 +28,10 @@ class Divided:
     alike: int = 0
 
 
+DRAWN = Divided()
+"""Of runs without a record."""
+
+
 def divided(manifest: "Manifest", split: "Split") -> dict[str, object]:
     """Makes the record of a division.
 
@@ -50,4 +54,4 @@ def read_divided(run: RunFolder) -> Divided:
         found = json_of(read_bytes(run.environment)).get(DIVIDED)
         return Divided(bool(found["given"]), int(found["alike"]))
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
-        return Divided()
+        return DRAWN

@@ -54,6 +54,8 @@ def test_the_card_of_a_run_says_what_its_files_say(tested_run, capsys):
     for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_paper"):
         assert shown[name] == pytest.approx(metrics[f"test/{name}"], abs=1e-4)
         assert f"| {name} | {metrics[f'test/{name}']:.2f} |" in card.text
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["divided"] == {"given": False, "alike": 0}
     split = pd.read_csv(tested_run.parent.parent / "split.csv")
     mine = split[split["label"] == "AIS"]
     expected = [
@@ -100,6 +102,16 @@ def test_a_class_that_nobody_tested_is_named_beside_the_means(tested_run, tmp_pa
     assert f"| f1_macro | {kinds / 5:.2f} |" in own and "| f1_macro | 1.00 |" in other
     assert "AIS" in own.split("not among these photographs")[0].splitlines()[-1] and "count" in own
     assert f"Macro means are over the {kinds} classes that occur, of 5." in other
+
+
+def test_the_card_says_where_the_manifest_gave_the_parts(tested_run, tmp_path):
+    checkpoint = shutil.copytree(tested_run.parent.parent, tmp_path / "run") / "checkpoints" / tested_run.name
+    path = tmp_path / "run" / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "divided": {"given": True, "alike": 1}}))
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "50"]) == 0
+    text = (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    assert "(the manifest gave the parts)" in text
+    assert "**1 set of near-identical photographs in more than one part**" in text
 
 
 def test_what_is_unknown_is_said_to_be(tiny_run, tmp_path):

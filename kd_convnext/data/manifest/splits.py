@@ -157,7 +157,7 @@ def make_split(
     """
     shares = _checked(manifest, index, ratios, group_by)
     groups = manifest.groups(group_by)
-    if (manifest.table["split"] != "").all():
+    if manifest.parts_given:
         # What merely looks alike was warned of when the manifest was read: whoever gave the parts has decided.
         given = manifest.table["split"].tolist()
         for part, lacking in missing_classes(manifest.table["label"].tolist(), given, manifest.class_names).items():

@@ -87,6 +87,8 @@ def _partition(analysis: Analysis) -> str | None:
     if not analysis.divisions:
         return None
     number = len({division.repeat for division in analysis.divisions})
+    if any(division.divided.given for division in analysis.divisions):
+        return "Training, validation and test as the manifest's split column gives them: how it came, by the authors."
     ratios = look(analysis.results[0].config, "data.ratios")
     asked = f" with shares {', '.join(f'{share:g}' for share in ratios)}" if ratios else ""
     many = counted(number, "division")
@@ -96,7 +98,7 @@ def _partition(analysis: Analysis) -> str | None:
 def _disjoint(analysis: Analysis) -> str | None:
     if not analysis.divisions:
         return None
-    kinds = sorted({division.group_by for division in analysis.divisions})
+    kinds = sorted({kept_together(one.group_by, one.divided.given) for one in analysis.divisions})
     leaks = sum(sum(division.leaks.values()) for division in analysis.divisions)
     checked = f"no {_compared(analysis)} is in two parts" if not leaks else "see the leak check in section 2"
     lacking = [
@@ -105,7 +107,7 @@ def _disjoint(analysis: Analysis) -> str | None:
     if lacking:
         names = " and ".join(f"{name}s" for name in lacking)
         checked += f"; {names} are not named, so that one is in two parts cannot be excluded"
-    return f"Kept together {'; '.join(kept_together(kind) for kind in kinds)}; checked in the split files: {checked}."
+    return f"Kept together {'; '.join(kinds)}; checked in the split files: {checked}."
 
 
 def _compared(analysis: Analysis) -> str:

@@ -101,6 +101,7 @@ def _words(
     predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]], answers: "GroupCounts | None"
 ) -> dict[str, Any]:
     from kd_convnext.data.manifest.grouping import kept_together
+    from kd_convnext.runs.division import read_divided
     from kd_convnext.runs.left_out import left_out_words
 
     info, data = predictor.network.info, predictor.network.card
@@ -117,7 +118,7 @@ def _words(
         "origin": "distilled from a teacher" if info.distilled else "trained on labels alone",
         "class_names": data.class_names,
         "counts": counts,
-        "kept_together": kept_together(data.group_by),
+        "kept_together": kept_together(data.group_by, read_divided(run).given),
         "leak_words": _leak_words(run),
         "left_out": left_out_words(run),
         "split_hash": data.split_hash,
@@ -279,22 +280,28 @@ def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, st
 
 def _leak_words(run: "RunFolder") -> str:
     """Says what of leaks between the parts can be known from the split, "" where all rows name lesion or patient."""
+    from kd_convnext.runs.division import read_divided
     from kd_convnext.runs.left_out import read_used
 
     if not run.split.is_file():
         return ""
     frame = read_used(run, _OF_A_SPLIT)
     unnamed = (frame["lesion_id"] == "") & (frame["patient_id"] == "")
-    if unnamed.all():
-        return (
-            "No photograph names its lesion or patient: that one lesion or patient is in training and test **cannot be "
-            "excluded**, and the results may be too good."
-        )
     found = []
     for column, word in (("lesion_id", "lesion"), ("patient_id", "patient")):
         divided = int((frame[frame[column] != ""].groupby(column)["split"].nunique() > 1).sum())
         if divided:
             found.append(f"**{counted(divided, word)} in more than one part**: the results are too good.")
+    alike = read_divided(run).alike
+    if alike:
+        what = f"{counted(alike, 'set')} of near-identical photographs"
+        found.append(f"**{what} in more than one part**: the results may be too good.")
+    if unnamed.all():
+        found.append(
+            "No photograph names its lesion or patient: that one lesion or patient is in training and test **cannot be "
+            "excluded**, and the results may be too good."
+        )
+        return " ".join(found)
     if unnamed.any():
         number = counted(int(unnamed.sum()), "photograph")
         found.append(f"{number} without the name of a lesion or patient: leaks there cannot be seen.")

@@ -1,5 +1,6 @@
 """What a clinician asks of a report: through the command line, and the figures' texts."""
 
+import json
 import re
 
 import numpy as np
@@ -261,6 +262,18 @@ def test_a_column_that_is_not_there_is_named(tmp_path, capsys):
     assert "--by" in capsys.readouterr().err
     assert main(["report", str(cell.folder), "--prevalence", "AIS=2"]) == 2
     assert "--prevalence" in capsys.readouterr().err
+
+
+def test_parts_that_were_given_are_not_called_drawn(tmp_path):
+    cell = fake_cell(tmp_path / "run", specimens(0, 0.8), record=False)
+    path = cell.folder / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "divided": {"given": True, "alike": 2}}))
+    assert main(["report", str(cell.folder), "--bootstrap", "50", "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "2 sets of near-identical photographs in more than one part" in page
+    assert "photograph, not by patient (the manifest gave the parts)" in page
+    assert "as the manifest&#39;s split column gives them" in page
+    assert "drawn by seed" not in page and "splits are stratified" not in page and "shares 0.8" not in page
 
 
 def test_lesions_and_patients_stand_beside_photographs(tmp_path):
