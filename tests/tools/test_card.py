@@ -114,6 +114,18 @@ def test_the_card_says_where_the_manifest_gave_the_parts(tested_run, tmp_path):
     assert "**1 set of near-identical photographs in more than one part**" in text
 
 
+def test_no_promise_is_rounded_up(tested_run, tmp_path, capsys):
+    checkpoint = shutil.copytree(tested_run.parent.parent, tmp_path / "run") / "checkpoints" / tested_run.name
+    asked = ["--coverage", "0.995", "--gate_false_alarms", "0.004"]
+    assert main(["calibrate", "--ckpt_path", str(checkpoint), *asked]) == 0
+    assert "Prediction sets at 99.5% coverage" in capsys.readouterr().out
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "50"]) == 0
+    text = (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    assert "99.5 % coverage" in text and "it stops about 0.4 % of ordinary ones" in text
+    told = Predictor.from_checkpoint(checkpoint).calibration.reasons()
+    assert "at 99.5% coverage" in told["none"] and "at 99.5% coverage" in told["several"]
+
+
 def test_what_is_unknown_is_said_to_be(tiny_run, tmp_path):
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(tiny_run.read_bytes())

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_convnext.common.counting import counted
+from kd_convnext.common.counting import counted, percent
 from kd_convnext.common.reading import read_json
 from kd_convnext.common.tables import markdown_text
 from kd_convnext.errors import ConfigError, Finding
@@ -328,8 +328,8 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
     return {
         "temperature": calibration.temperature,
         "unit": calibration.unit,
-        "coverage": calibration.coverage,
-        "gate_false_alarms": calibration.gate_false_alarms,
+        "coverage": percent(calibration.coverage),
+        "gate_false_alarms": percent(calibration.gate_false_alarms),
         "gate_stops": [
             f"{found['kind']} {found['stopped']} of {found['photographs']}"
             for found in calibration.record.get("gate_stops", [])
