@@ -122,6 +122,8 @@ def test_the_page_tells_data_methods_limits_and_how_to_repeat(compared):
         "kd-convnext compare",
         "CPU (1 thread), 32-true. Python 3.11.7 on Linux.",
         "No cell failed.",
+        "of accuracy exact for as many trials as the lesions are worth (Korn & Graubard 1998); of means over the",
+        "Intervals: of the pooled answers; exact for accuracy, shares and single classes",
         "to be filled in by the authors",
         "9. CLAIM 2024 and TRIPOD+AI",
         "20 12a, 16 Kept together",
