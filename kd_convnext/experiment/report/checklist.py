@@ -125,7 +125,7 @@ def _imbalance(analysis: Analysis) -> str | None:
 
 
 def _chosen_epoch(analysis: Analysis) -> str | None:
-    return f"The epoch of {epoch_choice(analysis.arms)}; tested once."
+    return f"The epoch of {epoch_choice(analysis.arms)}; how often the test part was looked at, by the authors."
 
 
 def _models(analysis: Analysis) -> str | None:
@@ -174,11 +174,6 @@ def _resampling(analysis: Analysis) -> str:
     return f"95 % intervals and paired tests with the {unit} as the unit, corrected for their number (section 5)."
 
 
-def _sample(analysis: Analysis) -> str:
-    number = f"the number of {analysis.unit}s"
-    return f"No size was computed beforehand; the intervals in section 4 show what {number} can bear."
-
-
 _OUTPUT = "A probability for each class; the class with the highest is the answer. Calibration: reliability diagram."
 
 ITEMS = (
@@ -197,7 +192,7 @@ ITEMS = (
     Item("Reference standard", "Definition, reason, annotators, tools, agreement", "14-18", "8a, 8b, 8c", _authors),
     Item("Data partitions", "How data were assigned to parts", "19", "12a", _partition),
     Item("Data partitions", "Level at which parts are disjoint", "20", "12a, 16", _disjoint),
-    Item("Data partitions", "Size, and how it was determined", "21", "10", _sample),
+    Item("Data partitions", "Size, and how it was determined", "21", "10", _authors),
     Item("Model", "Architecture, inputs, outputs", "22", "12c, 22", _models),
     Item("Model", "Output and how it becomes an answer", "22", "15", _always(_OUTPUT)),
     Item("Model", "Software and versions", "23", "18f", _always("Section 7.")),

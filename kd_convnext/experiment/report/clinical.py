@@ -105,7 +105,8 @@ def by_unit(analysis: Analysis) -> Table | None:
         f"photographs have several labels counts in none. 95 % intervals {arm.counts.by}{others}."
     )
     if patients is None:
-        note += " The photographs name no patients."
+        lost = not all(result.run.split.is_file() for result in arm.results)
+        note += " No split.csv is at hand to name patients." if lost else " The photographs name no patients."
     return Table("Judged per photograph, lesion and patient", ("Unit", "Answers", *_HEADS), tuple(rows), note)
 
 

@@ -134,9 +134,10 @@ def _leak_line(division: Division) -> str:
     kept = (
         f"Kept together {kept_together(division.group_by, division.divided.given)}; split sha256 {division.hash[:16]}."
     )
+    unnamed = [f"{kind}s are not named" for kind in ("lesion", "patient") if not division.names(kind)]
     if division.unnamed == len(division.table):
-        return f"Repeat {division.repeat}: no photograph names its lesion, so a leak could not be seen. {kept}"
-    return f"Repeat {division.repeat}: {found} in more than one part. {kept}"
+        unnamed = ["no photograph names its lesion, so a leak could not be seen"]
+    return f"Repeat {division.repeat}: {'; '.join([f'{found} in more than one part', *unnamed])}. {kept}"
 
 
 def _limits(analysis: Analysis) -> list[str]:

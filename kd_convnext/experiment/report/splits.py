@@ -57,8 +57,9 @@ class Division:
 
     @cached_property
     def leaks(self) -> dict[str, int]:
-        """How many lesions, patients and photographs, and sets of near-identical ones, are in more than one part."""
-        found = {name: _divided(self.table, column) for name, column in _KINDS.items()}
+        """How many of the named lesions and patients, photographs and sets of like ones are in more than one part."""
+        kinds = {name: column for name, column in _KINDS.items() if (self.table[column] != "").any()}
+        found = {name: _divided(self.table, column) for name, column in kinds.items()}
         alike = self.divided.alike
         return found | ({"sets of near-identical photographs": alike} if alike else {})
 
@@ -72,7 +73,7 @@ class Division:
         return int(((self.table["lesion_id"] == "") & (self.table["patient_id"] == "")).sum())
 
 
-_KINDS = {"lesions": "lesion", "patients": "patient_id", "photographs": "image"}
+_KINDS = {"lesions": "lesion_id", "patients": "patient_id", "photographs": "image"}
 
 
 def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[str]]:

@@ -329,5 +329,12 @@ def test_nothing_is_claimed_of_leaks_without_ids(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "no photograph names its lesion, so a leak could not be seen" in page
     assert "no lesion, patient or photograph is in two parts" not in page
+    assert "0 photographs in more than one part; no photograph names" in page and "0 lesions" not in page
+    assert "The photographs name no patients." in text
+    # What the tool cannot know it leaves to the authors.
+    assert "computed beforehand" not in page and "tested once" not in page
     assert "1 division into training" in page
+    (cell.folder / "split.csv").unlink()
+    _, text = written(tmp_path / "again", [cell])
+    assert "No split.csv is at hand to name patients." in text and "name no patients." not in text
     assert "a & b" in text and "<5 mm" in text and "&amp;" not in text and "&lt;" not in text

@@ -115,7 +115,7 @@ def drawn_in(source):
 def test_the_page_tells_data_methods_limits_and_how_to_repeat(compared):
     page = Page(compared / "report.html").text
     for words in (
-        "Repeat 1: 0 lesions, 0 patients, 0 photographs in more than one part.",
+        "Repeat 1: 0 lesions, 0 photographs in more than one part; patients are not named.",
         "Repeat 1, test Grade 1 4 (1) 1 (1) 24 (12) 4 (1) 1 (1) 24 (12)",
         "convnext_tiny timm's published weights 224 px bicubic, stretch focal, gamma 2.0 3 8 adamw, lr 0.001",
         "Divided 2 times: little is known of how results vary between divisions.",
