@@ -329,7 +329,7 @@ def test_nothing_is_claimed_of_leaks_without_ids(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "no photograph names its lesion, so a leak could not be seen" in page
     assert "no lesion, patient or photograph is in two parts" not in page
-    assert "0 photographs in more than one part; no photograph names" in page and "0 lesions" not in page
+    assert "0 photographs in more than one part; no photograph names" in page and "0 lesions," not in page
     assert "The photographs name no patients." in text
     # What the tool cannot know it leaves to the authors.
     assert "computed beforehand" not in page and "tested once" not in page
