@@ -17,6 +17,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{ending}"
 
 
+def percent(share: float) -> str:
+    """Writes a share that was asked for in full, without rounding up to more than was promised: ``99.5``, ``90``.
+
+    Args:
+        share: 0..1.
+
+    Returns:
+        The percentage, without its sign.
+    """
+    return f"{100 * share:.6g}"
+
+
 def count_words(count: float) -> str:
     """Writes a large number for people, three digits and a unit: ``28.6 M``, ``4.45 G``, ``7.12 k``, ``812``."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):

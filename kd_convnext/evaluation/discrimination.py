@@ -21,11 +21,13 @@ class Ranking:
         scores: float64 [N], higher for the class.
         positive: bool [N], whether the answer is of the class.
         groups: int64 [N], number of the group: patient, lesion, or what else is taken as the unit.
+        prevalence: Share of the class where the model is to be used, 0..1, which net benefit is of; None: as here.
     """
 
     scores: Floats
     positive: npt.NDArray[np.bool_]
     groups: npt.NDArray[np.int64]
+    prevalence: float | None = None
 
     @property
     def mixed(self) -> bool:
@@ -143,8 +145,9 @@ def precision_recall_curve(ranking: Ranking) -> tuple[Floats, Floats]:
 def average_precision(ranking: Ranking, resamples: int = 1000, seed: int = 0) -> Area:
     """Computes the area under the precision-recall curve, as steps, and its interval.
 
-    The interval is a percentile bootstrap of groups on the scale of the logit around its middle; with fewer than
-    ten groups of the class it is Boyd et al.'s (2013) logit interval with the groups as number.
+    The interval is a percentile bootstrap of groups. With fewer than ten groups of the class, and for a ranking
+    without a mistake, of which every resample is one too, it is Boyd et al.'s (2013) logit interval with the groups
+    as number.
 
     Args:
         ranking: N answers.
@@ -158,7 +161,7 @@ def average_precision(ranking: Ranking, resamples: int = 1000, seed: int = 0) ->
         return Area(math.nan, UNKNOWN)
     value = _steps(ranking.scores, ranking.positive, np.ones(len(ranking.scores)))
     cases = ranking.groups_of(True)
-    if cases < FEW:
+    if cases < FEW or math.isclose(value, 1):
         inner = min(max(value, 1 / (2 * cases + 2)), 1 - 1 / (2 * cases + 2))
         logit, reach = math.log(inner / (1 - inner)), norm.ppf((1 + LEVEL) / 2) / math.sqrt(cases * inner * (1 - inner))
         low, high = _expit(logit - reach), _expit(logit + reach)

@@ -80,6 +80,29 @@ class GroupCounts:
         """
         return np.asarray((self.counts.sum(axis=2) > 0).sum(axis=0), dtype=np.int64)
 
+    @property
+    def occurring(self) -> list[int]:
+        """Places of the classes that some photograph has."""
+        return np.flatnonzero(self.total.sum(axis=1)).tolist()
+
+    def lacking(self, class_names: Sequence[str]) -> str:
+        """Describes the classes that no photograph has, and what that makes of means over all classes.
+
+        Args:
+            class_names: The K classes.
+
+        Returns:
+            A sentence; "" where every class occurs.
+        """
+        names = [name for place, name in enumerate(class_names) if place not in self.occurring]
+        if not names:
+            return ""
+        one = len(names) == 1
+        return (
+            f"The class{'' if one else 'es'} {', '.join(names)} {'is' if one else 'are'} not among these photographs "
+            f"and count{'s' if one else ''} as 0 in means over the classes."
+        )
+
 
 def with_unit(frame: pd.DataFrame) -> pd.DataFrame:
     """Adds ``unit`` and ``by`` to answers that have none: each ``lesion`` is one."""

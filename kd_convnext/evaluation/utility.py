@@ -62,18 +62,22 @@ def net_benefit(sensitivity: Values, specificity: Values, prevalence: float, thr
     return sensitivity * prevalence - (1 - specificity) * (1 - prevalence) * threshold / (1 - threshold)
 
 
-def decision_curve(scores: Floats, positive: npt.NDArray[np.bool_], thresholds: Floats) -> tuple[Floats, Floats]:
-    """Computes the net benefit of acting where a score reaches a threshold, at the prevalence at hand.
+def decision_curve(
+    scores: Floats, positive: npt.NDArray[np.bool_], thresholds: Floats, prevalence: float | None = None
+) -> tuple[Floats, Floats]:
+    """Computes the net benefit of acting where a score reaches a threshold.
 
     Args:
         scores: Probabilities of the class, [N].
         positive: Whether it is the class, [N]; some are, some are not.
         thresholds: [T], each within 0..1 without 1.
+        prevalence: Share of the class where it is acted, 0..1; by default that of the answers.
 
     Returns:
         Net benefit of the model and of acting on all, each [T], in true positives a case; acting on none has 0.
     """
-    acted, share = scores[None, :] >= thresholds[:, None], float(positive.mean())
+    acted = scores[None, :] >= thresholds[:, None]
+    share = float(positive.mean()) if prevalence is None else prevalence
     seen, spared = acted[:, positive].mean(axis=1), 1 - acted[:, ~positive].mean(axis=1)
     everyone = net_benefit(np.ones_like(thresholds), np.zeros_like(thresholds), share, thresholds)
     return net_benefit(seen, spared, share, thresholds), everyone

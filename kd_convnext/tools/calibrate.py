@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kd_convnext.common.console import shown, tell
-from kd_convnext.common.counting import counted
+from kd_convnext.common.counting import counted, percent
 from kd_convnext.common.parsing import warn_of_idle
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.trust.prediction_sets import Few, check_options, lesions_needed
@@ -212,7 +212,7 @@ def _report(
 def _report_sets(calibration: "Calibration") -> None:
     classes = calibration.lesion.classes
     needed = counted(lesions_needed(calibration.coverage), calibration.unit)
-    tell(f"Prediction sets at {calibration.coverage:.0%} coverage of each class ({needed} needed)")
+    tell(f"Prediction sets at {percent(calibration.coverage)}% coverage of each class ({needed} needed)")
     crossed = classes.crossed or (0,) * len(classes.class_names)
     width = max(20, *map(len, classes.class_names))
     columns = (classes.class_names, classes.lesions, classes.guaranteed, crossed)
@@ -236,7 +236,7 @@ def _report_sets(calibration: "Calibration") -> None:
 def _report_transfer(calibration: "Calibration", found: "Coverage") -> None:
     tell(
         f"  Thresholds from other networks' lesions alone hold the true class in {found.covered} of {found.lesions} "
-        f"of its own (95 % interval {found.low:.2f} to {found.high:.2f}, asked for {calibration.coverage:.2f})"
+        f"of its own (95 % interval {found.low:.2f} to {found.high:.2f}, asked for {calibration.coverage:g})"
     )
     if found.high < calibration.coverage:
         tell("  WARNING: the networks are not alike; leave --also out")

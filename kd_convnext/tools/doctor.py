@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from kd_convnext._version import __version__
-from kd_convnext.common.counting import counted
+from kd_convnext.common.counting import counted, percent
 from kd_convnext.common.files import atomic_write, write_finding
 from kd_convnext.common.machine import available_cores, best_precision
 from kd_convnext.common.words import command_line
@@ -260,7 +260,8 @@ def _checkpoint(path: str, sr_weights: str | None) -> Iterator[Check]:
         remedy = command_line(["calibrate"], ckpt_path=path)
         yield Check("calibration", "WARN", "none: every answer of classify abstains", remedy)
     else:
-        yield Check("calibration", "PASS", f"sets at {predictor.calibration.coverage:.0%} coverage")
+        promised = f"sets at {percent(predictor.calibration.coverage)}% coverage"
+        yield Check("calibration", "PASS", promised)
 
 
 def _failed(name: str, error: KDConvNeXtError) -> Iterator[Check]:

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from kd_convnext._version import __version__
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.modules.compiled_step import plan_compile
+from kd_convnext.runs.division import DIVIDED, divided
 from kd_convnext.training.changed import CROPS
 from kd_convnext.training.header import device_name
 
@@ -38,7 +39,7 @@ def environment(trainer: Trainer) -> dict[str, object]:
 
     Returns:
         Start time, command, device, precision, how steps were planned to run, processes, Python, platform, versions of
-        packages, and a hash of the crops.
+        packages, a hash of the crops, and how photographs came into their parts.
     """
     asked = getattr(trainer.lightning_module, "compile_asked", None)
     versions = {"kd-convnext": __version__}
@@ -58,7 +59,13 @@ def environment(trainer: Trainer) -> dict[str, object]:
         "platform": platform.platform(),
         "versions": versions,
         CROPS: _crops(trainer),
+        DIVIDED: _divided(trainer),
     }
+
+
+def _divided(trainer: Trainer) -> dict[str, object] | None:
+    data = getattr(trainer, "datamodule", None)
+    return divided(data.manifest, data.split) if isinstance(data, SpecimenDataModule) else None
 
 
 def _crops(trainer: Trainer) -> str | None:

@@ -107,7 +107,8 @@ def test_a_fit_without_precision_takes_the_machine_s(chosen):
     assert "no GPU: precision bf16-mixed (bf16 is 2.0 times as fast, measured), compile off (" in line
     assert line.endswith("no loader worker (as given), crops from their files, augmentation by albumentations")
     assert precision(run) == "bf16-mixed"
-    assert json.loads((run / "environment.json").read_text())["steps"].startswith("compile off (")
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["steps"].startswith("compile off (") and environment["divided"] == {"given": False, "alike": 0}
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"] is None
 
 

@@ -63,6 +63,16 @@ def test_three_lesions_above_all_others_are_no_proof():
     assert precision.interval.low < 0.7
 
 
+def test_twenty_lesions_without_a_mistake_are_no_certainty():
+    """Every resample of a perfect ranking is perfect: the bootstrap knows no doubt, the formula does."""
+    found = average_precision(Ranking(np.arange(40.0), np.arange(40) > 19, np.arange(40)))
+    inner = 1 - 1 / 42  # Boyd et al. (2013): logit of the area nearest to 1 that 20 cases can tell
+    logit, reach = math.log(inner / (1 - inner)), 1.959964 / math.sqrt(20 * inner * (1 - inner))
+    assert found.value == found.interval.high == 1
+    assert found.interval.low == pytest.approx(1 / (1 + math.exp(reach - logit)), abs=1e-6)
+    assert 0.6 < found.interval.low < 0.95
+
+
 def test_a_class_that_does_not_occur_has_no_area():
     found = roc_area(Ranking(np.arange(3.0), np.zeros(3, bool), np.arange(3)))
     assert math.isnan(found.value)

@@ -84,6 +84,46 @@ def test_none_of_few_is_not_nothing(tested_run, tmp_path):
     assert cells[3:5] == ["-", f"0.00 (0.00 to {1 - 0.025 ** (1 / groups):.2f})"]
 
 
+def test_a_class_that_nobody_tested_is_named_beside_the_means(tested_run, tmp_path):
+    """It counts as 0 among the run's own; means of other photographs are over the classes that occur."""
+    checkpoint = shutil.copytree(tested_run.parent.parent, tmp_path / "run") / "checkpoints" / tested_run.name
+    run = tmp_path / "run"
+    answers = pd.read_csv(run / "predictions.csv")
+    answers = answers[answers["label"] != "AIS"].assign(prediction=lambda frame: frame["label"])
+    for folder in (run, run / "external" / "clinic"):
+        folder.mkdir(parents=True, exist_ok=True)
+        answers.to_csv(folder / "predictions.csv", index=False)
+        if folder != run:
+            shutil.copy(run / "judged.json", folder)
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "50"]) == 0
+    own, other = (run / "MODEL_CARD.md").read_text().split("### On other photographs")
+    kinds = answers["label"].nunique()
+    assert f"| f1_macro | {kinds / 5:.2f} |" in own and "| f1_macro | 1.00 |" in other
+    assert "AIS" in own.split("not among these photographs")[0].splitlines()[-1] and "count" in own
+    assert f"Macro means are over the {kinds} classes that occur, of 5." in other
+
+
+def test_the_card_says_where_the_manifest_gave_the_parts(tested_run, tmp_path):
+    checkpoint = shutil.copytree(tested_run.parent.parent, tmp_path / "run") / "checkpoints" / tested_run.name
+    (tmp_path / "run" / "environment.json").write_text('{"divided": {"given": true, "alike": 1}}')
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "50"]) == 0
+    text = (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    assert "(the manifest gave the parts)" in text
+    assert "**1 set of near-identical photographs in more than one part**" in text
+
+
+def test_no_promise_is_rounded_up(tested_run, tmp_path, capsys):
+    checkpoint = shutil.copytree(tested_run.parent.parent, tmp_path / "run") / "checkpoints" / tested_run.name
+    asked = ["--coverage", "0.995", "--gate_false_alarms", "0.004"]
+    assert main(["calibrate", "--ckpt_path", str(checkpoint), *asked]) == 0
+    assert "Prediction sets at 99.5% coverage" in capsys.readouterr().out
+    assert main(["card", "--ckpt_path", str(checkpoint), "--resamples", "50"]) == 0
+    text = (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    assert "99.5 % coverage" in text and "it stops about 0.4 % of ordinary ones" in text
+    told = Predictor.from_checkpoint(checkpoint).calibration.reasons()
+    assert "at 99.5% coverage" in told["none"] and "at 99.5% coverage" in told["several"]
+
+
 def test_what_is_unknown_is_said_to_be(tiny_run, tmp_path):
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(tiny_run.read_bytes())

@@ -325,10 +325,12 @@ def warn_of_twins(table: pd.DataFrame, place: str, group_by: str) -> None:
         examples = "; ".join(" and ".join(names[:_NAMED]) for names in sets[:_NAMED]) + (
             "; ..." if sets[_NAMED:] else ""
         )
+        given = (table["split"] != "").all()
         kept = "kept in one part" if group_by == "known" else f"which grouping by {group_by} may divide"
+        kept = "in the parts of the split column" if given else kept
         what = f"{place}: near-identical photographs, {kept}: {int(new.sum())} in {counted(len(sets), 'set')}"
         hint = "Look at them: give them one lesion_id, or delete copies"
-        if group_by == "known":
+        if group_by == "known" and not given:
             less = "patient" if (table["patient_id"] != "").any() else "lesion"
             hint += f"; where they show different lesions, --data.split.group_by {less} does not keep them together"
         warnings.warn(f"{what} ({examples}). {hint}.", ManifestWarning, stacklevel=3)

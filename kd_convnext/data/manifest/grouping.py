@@ -33,13 +33,15 @@ _WORDS: dict[str, str] = {
 _COLUMNS = {"patient": "patient_id", "lesion": "lesion_id", "image": "photograph"}
 
 
-def kept_together(group_by: str) -> str:
+def kept_together(group_by: str, given: bool = False) -> str:
     """Describes in words what a split keeps together: "by ...".
 
     Args:
         group_by: As in configurations and checkpoints.
+        given: Whether the manifest gave the parts, which nobody asked to keep near-identical photographs together.
     """
-    return f"by {_WORDS.get(group_by, group_by)}"
+    words = _WORDS.get("patient" if given and group_by == "known" else group_by, group_by)
+    return f"by {words}{' (the manifest gave the parts)' if given else ''}"
 
 
 NO_GROUP = 0

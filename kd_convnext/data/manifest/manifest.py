@@ -66,6 +66,11 @@ class Manifest:
         """Positions in `class_names`, int64 [N]; -1 where the row has no label."""
         return pd.Index(list(self.class_names)).get_indexer(pd.Index(self.table["label"])).astype(np.int64)
 
+    @property
+    def parts_given(self) -> bool:
+        """Whether every row names its part in the column `split`."""
+        return bool((self.table["split"] != "").all())
+
     def class_counts(self) -> dict[str, int]:
         """Counts the regions of each class, in the order of `class_names`."""
         counts = np.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))

@@ -157,7 +157,7 @@ def make_split(
     """
     shares = _checked(manifest, index, ratios, group_by)
     groups = manifest.groups(group_by)
-    if (manifest.table["split"] != "").all():
+    if manifest.parts_given:
         # What merely looks alike was warned of when the manifest was read: whoever gave the parts has decided.
         given = manifest.table["split"].tolist()
         for part, lacking in missing_classes(manifest.table["label"].tolist(), given, manifest.class_names).items():
@@ -233,7 +233,7 @@ def absent(part: str, names: Sequence[str]) -> str:
     words = {
         "train": "cannot be learned",
         "val": "count as 0 or not at all when the best epoch is chosen by macro F1",
-        "test": "are not judged",
+        "test": "have no scores, and count as 0 in means over all classes, such as macro F1",
     }
     return f"no photograph in {part} of the class{'es' * (len(names) > 1)} {', '.join(names)}: they {words[part]}"
 

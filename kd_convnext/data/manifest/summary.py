@@ -36,7 +36,7 @@ def describe(manifest: Manifest, group_by: GroupBy = "known", split: Split | Non
         group=manifest.groups(group_by),
         part="" if split is None else split.parts,
     )
-    given = bool(len(table)) and bool((table["split"] != "").all())
+    given = bool(len(table)) and manifest.parts_given
     parts: list[str] = ["all"]
     if split is not None:
         parts += [part for part in PARTS if (table["part"] == part).any()]
@@ -49,7 +49,7 @@ def describe(manifest: Manifest, group_by: GroupBy = "known", split: Split | Non
         own = table if name == "all" else table[table["label"] == name]
         rows.append([name, *(_counts(own if part == "all" else own[own["part"] == part]) for part in parts)])
     lines += _aligned(rows, shutil.get_terminal_size().columns)
-    lines.append(f"kept together {kept_together(group_by)}")
+    lines.append(f"kept together {kept_together(group_by, given)}")
     return lines + _remarks(table, manifest.class_names, parts[1:], divided=split is not None)
 
 

@@ -87,6 +87,8 @@ def _partition(analysis: Analysis) -> str | None:
     if not analysis.divisions:
         return None
     number = len({division.repeat for division in analysis.divisions})
+    if any(division.divided.given for division in analysis.divisions):
+        return "Training, validation and test as the manifest's split column gives them: how it came, by the authors."
     ratios = look(analysis.results[0].config, "data.ratios")
     asked = f" with shares {', '.join(f'{share:g}' for share in ratios)}" if ratios else ""
     many = counted(number, "division")
@@ -96,7 +98,7 @@ def _partition(analysis: Analysis) -> str | None:
 def _disjoint(analysis: Analysis) -> str | None:
     if not analysis.divisions:
         return None
-    kinds = sorted({division.group_by for division in analysis.divisions})
+    kinds = sorted({kept_together(one.group_by, one.divided.given) for one in analysis.divisions})
     leaks = sum(sum(division.leaks.values()) for division in analysis.divisions)
     checked = f"no {_compared(analysis)} is in two parts" if not leaks else "see the leak check in section 2"
     lacking = [
@@ -105,7 +107,7 @@ def _disjoint(analysis: Analysis) -> str | None:
     if lacking:
         names = " and ".join(f"{name}s" for name in lacking)
         checked += f"; {names} are not named, so that one is in two parts cannot be excluded"
-    return f"Kept together {'; '.join(kept_together(kind) for kind in kinds)}; checked in the split files: {checked}."
+    return f"Kept together {'; '.join(kinds)}; checked in the split files: {checked}."
 
 
 def _compared(analysis: Analysis) -> str:
@@ -123,7 +125,7 @@ def _imbalance(analysis: Analysis) -> str | None:
 
 
 def _chosen_epoch(analysis: Analysis) -> str | None:
-    return f"The epoch of {epoch_choice(analysis.arms)}; tested once."
+    return f"The epoch of {epoch_choice(analysis.arms)}; how often the test part was looked at, by the authors."
 
 
 def _models(analysis: Analysis) -> str | None:
@@ -173,11 +175,6 @@ def _resampling(analysis: Analysis) -> str:
     return f"95 % intervals and paired tests with the {unit} as the unit, corrected for their number (section 5)."
 
 
-def _sample(analysis: Analysis) -> str:
-    number = f"the number of {analysis.unit}s"
-    return f"No size was computed beforehand; the intervals in section 4 show what {number} can bear."
-
-
 _OUTPUT = "A probability for each class; the class with the highest is the answer. Calibration: reliability diagram."
 
 ITEMS = (
@@ -196,7 +193,7 @@ ITEMS = (
     Item("Reference standard", "Definition, reason, annotators, tools, agreement", "14-18", "8a, 8b, 8c", _authors),
     Item("Data partitions", "How data were assigned to parts", "19", "12a", _partition),
     Item("Data partitions", "Level at which parts are disjoint", "20", "12a, 16", _disjoint),
-    Item("Data partitions", "Size, and how it was determined", "21", "10", _sample),
+    Item("Data partitions", "Size, and how it was determined", "21", "10", _authors),
     Item("Model", "Architecture, inputs, outputs", "22", "12c, 22", _models),
     Item("Model", "Output and how it becomes an answer", "22", "15", _always(_OUTPUT)),
     Item("Model", "Software and versions", "23", "18f", _always("Section 7.")),

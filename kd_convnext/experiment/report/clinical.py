@@ -17,7 +17,19 @@ from kd_convnext.experiment.report.analysis import Analysis
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.experiment.report.strata import SHARPNESS, SIZE, sharpnesses, sides, thirds
 from kd_convnext.experiment.report.tables import MARK, Table
-from kd_convnext.experiment.report.wishes import columns_of
+from kd_convnext.experiment.report.wishes import columns_of, completed
+
+
+def shares_of(arm: Arm, prevalence: Mapping[str, float]) -> dict[str, float]:
+    """Finds the share of each class, 0..1: where the model is to be used if that is known, else of the tested groups.
+
+    Args:
+        arm: The method.
+        prevalence: The shares that are known; of the only other class it is what they leave.
+    """
+    behind = arm.counts.per_class()
+    tested = (behind / max(1, behind.sum())).tolist()
+    return dict(zip(arm.class_names, tested, strict=True)) | completed(prevalence, arm.class_names)
 
 
 def ranking_of(arm: Arm, name: str) -> Ranking:
@@ -39,11 +51,10 @@ def one_against_rest(analysis: Analysis, prevalence: Mapping[str, float]) -> Tab
     if arm is None or not len(arm.answers):
         return None
     answers, unit = arm.counts, arm.counts.unit
-    behind = answers.per_class()
+    behind, shares, known = answers.per_class(), shares_of(arm, prevalence), completed(prevalence, arm.class_names)
     rows = []
     for k, name in enumerate(arm.class_names):
-        places = digits(int(behind[k]))
-        share = prevalence.get(name, float(behind[k] / max(1, behind.sum())))
+        places, share = digits(int(behind[k])), shares[name]
         ranking = ranking_of(arm, name)
         area, precision = roc_area(ranking), average_precision(ranking, 500, analysis.settings.seed)
         (seen, seen_span), (spared, spared_span) = _rates(answers, k)
@@ -54,15 +65,16 @@ def one_against_rest(analysis: Analysis, prevalence: Mapping[str, float]) -> Tab
             with_interval(precision.value, precision.interval, places),
             with_interval(seen, seen_span, places),
             with_interval(spared, spared_span, places),
-            f"{share:.3f}{'' if name in prevalence else ' (test)'}",
+            f"{share:.3f}{'' if name in known else ' (test)'}",
             *(with_interval(value, span, places) for value, span in zip(values, spans, strict=True)),
         ]
         rows.append((name, f"{behind[k]} {MARK}" if behind[k] < FEW else str(behind[k]), *cells))
     rates = ("AUC", "Average precision", "Sensitivity", "Specificity", "Prevalence", "PPV", "NPV")
     note = (
         f"Each class against the rest, per photograph, {arm.title}; the most probable class answers. 95 % intervals "
-        f"{answers.by}: areas by DeLong et al. (1988) with clusters (Obuchowski 1997), with fewer than ten {unit}s by "
-        "Newcombe (2006); sensitivity and specificity exact; predictive values at the prevalence, taken as known (that "
+        f"{answers.by}: AUC by DeLong et al. (1988) with clusters (Obuchowski 1997), average precision by percentile "
+        f"bootstrap; with fewer than ten {unit}s, or where the ranking has no mistake, by Newcombe (2006) and Boyd et "
+        "al. (2013); sensitivity and specificity exact; predictive values at the prevalence, taken as known (that "
         "of the test part unless --prevalence says another). "
         f"{MARK} fewer than {FEW} {unit}s: these figures say little."
     )
@@ -92,7 +104,8 @@ def by_unit(analysis: Analysis) -> Table | None:
         f"photographs have several labels counts in none. 95 % intervals {arm.counts.by}{others}."
     )
     if patients is None:
-        note += " The photographs name no patients."
+        lost = not all(result.run.split.is_file() for result in arm.results)
+        note += " No split.csv is at hand to name patients." if lost else " The photographs name no patients."
     return Table("Judged per photograph, lesion and patient", ("Unit", "Answers", *_HEADS), tuple(rows), note)
 
 
@@ -125,9 +138,9 @@ def subgroups(analysis: Analysis, columns: tuple[str, ...]) -> list[Table]:
             number = len(counts)
             behind = f"{number} {MARK}" if number < FEW else str(number)
             # Where a subgroup lacks a class, a mean over all classes would tell of that and not of the answers.
-            (present,) = np.nonzero(counts.total.sum(axis=1))
+            present = counts.occurring
             sizes = (behind, str(counts.photographs), f"{len(present)} of {len(arm.class_names)}")
-            rows.append((str(value) or "(empty)", *sizes, *_scores(counts, analysis, present.tolist())))
+            rows.append((str(value) or "(empty)", *sizes, *_scores(counts, analysis, present)))
         note = (
             f"{arm.title}, per photograph; macro means are over the classes that occur in the subgroup: compare them "
             f"only where these are alike. 95 % intervals {arm.counts.by}. {MARK} fewer than {FEW} {unit}s."

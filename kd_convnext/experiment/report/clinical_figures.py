@@ -81,11 +81,11 @@ def draw_precision_recall(panel: Axes, ranking: Ranking) -> str:
 def draw_decision(panel: Axes, ranking: Ranking) -> str:
     """Draws the net benefit over thresholds, against acting on all and on none."""
     thresholds = np.linspace(0.01, 0.9, 90)
-    model, everyone = decision_curve(ranking.scores, ranking.positive, thresholds)
+    top = float(ranking.positive.mean()) if ranking.prevalence is None else ranking.prevalence
+    model, everyone = decision_curve(ranking.scores, ranking.positive, thresholds, top)
     panel.plot(thresholds, everyone, color=PALETTE[1], ls="--", lw=1)
     panel.axhline(0, color="black", lw=0.8)
     panel.plot(thresholds, model, color=PALETTE[0])
-    top = float(ranking.positive.mean())
     panel.set_ylim(-0.35 * top, 1.1 * top)
     better = model > np.maximum(everyone, 0) + 1e-12
     return f"above both at {better.mean():.0%} of thresholds"

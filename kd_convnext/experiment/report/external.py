@@ -30,8 +30,10 @@ def external_tests(analysis: Analysis) -> Table | None:
                 continue
             old += [] if GROUP in frame else [folder.path.name]
             counts = count_groups(with_units(frame), names)
-            values = scores(counts.total)
-            spans = intervals(counts, analysis.settings.resamples, analysis.settings.seed)
+            # Where the data lack a class, a mean over all classes would tell of that and not of the answers.
+            present = counts.occurring
+            values = scores(counts.total, present)
+            spans = intervals(counts, analysis.settings.resamples, analysis.settings.seed, among=present)
             number, places = len(counts), digits(len(counts))
             cells = (
                 f"{values[name]:.{places}f} [{spans[name].low:.{places}f}, {spans[name].high:.{places}f}]"
@@ -41,13 +43,14 @@ def external_tests(analysis: Analysis) -> Table | None:
             behind = f"{counted(number, counts.unit)} {MARK}" if number < FEW else counted(number, counts.unit)
             known = read_metrics(folder).get("test/leak_allowed")
             data = f"{folder.path.name}{' (lesions of the training are in it: no test)' if known else ''}"
-            rows.append((title, data, str(len(frame)), behind, *cells))
+            rows.append((title, data, str(len(frame)), behind, f"{len(present)} of {len(names)}", *cells))
     if not rows:
         return None
     note = (
         "Each row is one test of one network on other photographs, or another division, than it was trained with; per "
         "photograph, 95 % intervals by the unit. Test refuses lesions, patients and files that are known from the "
-        f"training. {MARK} fewer than {FEW} of them."
+        "training. Macro means are over the classes that occur: compare them only where these are alike. "
+        f"{MARK} fewer than {FEW} of them."
     )
     if old:
         note += f" {', '.join(dict.fromkeys(old))}: {NO_GROUPS}."
@@ -56,7 +59,7 @@ def external_tests(analysis: Analysis) -> Table | None:
         for name in METRICS
         if name in _SHOWN
     )
-    return Table("Tests on other data", ("Run", "Data", "Photographs", "Unit", *heads), tuple(rows), note)
+    return Table("Tests on other data", ("Run", "Data", "Photographs", "Unit", "Classes", *heads), tuple(rows), note)
 
 
 def _folders(analysis: Analysis) -> Iterator[tuple[str, RunFolder]]:

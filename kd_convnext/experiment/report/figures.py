@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -22,6 +22,7 @@ from kd_convnext.experiment.report.descriptions import network_words, teacher_fi
 from kd_convnext.experiment.report.learning import learning_curve, learning_points
 from kd_convnext.experiment.report.results import Arm
 from kd_convnext.experiment.report.tables import MARK, SHORT
+from kd_convnext.experiment.report.wishes import completed
 
 _BARS: dict[str, Metric] = {
     "Accuracy": "accuracy",
@@ -178,12 +179,18 @@ def _reliability(analysis: Analysis) -> list[NamedFigure]:
 def _clinical(analysis: Analysis) -> list[NamedFigure]:
     """Draws each class of the best method against the rest."""
     from kd_convnext.experiment.report import clinical_figures as drawing
-    from kd_convnext.experiment.report.clinical import ranking_of
+    from kd_convnext.experiment.report.clinical import ranking_of, shares_of
 
     arm = _tested_best(analysis)
     if arm is None:
         return []
-    rankings = [(name, ranking_of(arm, name)) for name in arm.class_names]
+    known = completed(analysis.settings.wishes.prevalence, arm.class_names)
+    shares = shares_of(arm, known)
+    rankings = [(name, replace(ranking_of(arm, name), prevalence=shares[name])) for name in arm.class_names]
+    listed = ", ".join(f"{name} {share:.3g}" for name, share in known.items())
+    tested = f"the tested {arm.counts.unit}s"
+    rest = "" if len(known) == len(arm.class_names) else f", else that of {tested}"
+    at = f"{listed}{rest}" if known else f"of {tested}"
     kinds = (
         ("roc", drawing.draw_roc, "1 - specificity", "sensitivity", _ROC),
         (
@@ -199,7 +206,7 @@ def _clinical(analysis: Analysis) -> list[NamedFigure]:
     return [
         NamedFigure(
             name,
-            f"{says.format(by=arm.counts.by)}. {_tested(arm)} {_model(arm)}",
+            f"{says.format(by=arm.counts.by, at=at)}. {_tested(arm)} {_model(arm)}",
             drawing.class_panels(rankings, draw, x, y, arm.counts.unit),
         )
         for name, draw, x, y, says in kinds
@@ -211,7 +218,7 @@ _ROC = (
 )
 _DECISION = (
     "Decision curve of each class: net benefit (true positives a case) of acting on the model (solid), on every case "
-    "(dashed) and on none (zero)"
+    "(dashed) and on none (zero), at the prevalence {at}"
 )
 _CALIBRATED = "Calibration of each class: five groups of equal size by probability, 95 % intervals {by}"
 

@@ -71,6 +71,7 @@ def _context(analysis: Analysis, figures: Sequence[NamedFigure]) -> dict[str, An
         "cells": Counter("finished" if result.finished else "failed" for result in analysis.results),
         "parts": _parts_table(analysis),
         "unit": analysis.unit,
+        "drawn": not any(division.divided.given for division in analysis.divisions),
         "leaks": [_leak_line(division) for division in analysis.divisions],
         "leaking": any(sum(division.leaks.values()) for division in analysis.divisions),
         "methods": Table("", DESCRIBED, tuple(describe(arm) for arm in analysis.arms), ""),
@@ -130,10 +131,13 @@ def _parts_table(analysis: Analysis) -> Table | None:
 
 def _leak_line(division: Division) -> str:
     found = ", ".join(f"{count} {kind}" for kind, count in division.leaks.items())
-    kept = f"Kept together {kept_together(division.group_by)}; split sha256 {division.hash[:16]}."
+    kept = (
+        f"Kept together {kept_together(division.group_by, division.divided.given)}; split sha256 {division.hash[:16]}."
+    )
+    unnamed = [f"{kind}s are not named" for kind in ("lesion", "patient") if not division.names(kind)]
     if division.unnamed == len(division.table):
-        return f"Repeat {division.repeat}: no photograph names its lesion, so a leak could not be seen. {kept}"
-    return f"Repeat {division.repeat}: {found} in more than one part. {kept}"
+        unnamed = ["no photograph names its lesion, so a leak could not be seen"]
+    return f"Repeat {division.repeat}: {'; '.join([f'{found} in more than one part', *unnamed])}. {kept}"
 
 
 def _limits(analysis: Analysis) -> list[str]:

@@ -13,6 +13,7 @@ from kd_convnext.data.manifest.grouping import lesion_names
 from kd_convnext.data.manifest.splits import PARTS, written_hash
 from kd_convnext.errors import ConfigError
 from kd_convnext.experiment.report.results import CellResult
+from kd_convnext.runs.division import DRAWN, Divided, read_divided
 from kd_convnext.runs.left_out import left_out_words, read_used
 
 
@@ -27,6 +28,7 @@ class Division:
         group_by: What was kept together.
         table: One row a used region: ``image``, ``label``, ``lesion_id``, ``patient_id``, ``split``, ``lesion``.
         left_out: What could not be read, in words; "" where all could.
+        divided: How photographs came into parts.
     """
 
     repeat: int
@@ -35,6 +37,7 @@ class Division:
     group_by: str
     table: pd.DataFrame
     left_out: str = ""
+    divided: Divided = DRAWN
 
     def is_of(self, result: CellResult) -> bool:
         """Tells whether a run was divided so."""
@@ -54,8 +57,11 @@ class Division:
 
     @cached_property
     def leaks(self) -> dict[str, int]:
-        """How many lesions, patients and photographs are in more than one part."""
-        return {name: _divided(self.table, column) for name, column in _KINDS.items()}
+        """How many of the named lesions and patients, photographs and sets of like ones are in more than one part."""
+        kinds = {name: column for name, column in _KINDS.items() if (self.table[column] != "").any()}
+        found = {name: _divided(self.table, column) for name, column in kinds.items()}
+        alike = self.divided.alike
+        return found | ({"sets of near-identical photographs": alike} if alike else {})
 
     def names(self, kind: str) -> bool:
         """Says whether any row names its lesion or patient (``lesion``, ``patient``)."""
@@ -67,7 +73,7 @@ class Division:
         return int(((self.table["lesion_id"] == "") & (self.table["patient_id"] == "")).sum())
 
 
-_KINDS = {"lesions": "lesion", "patients": "patient_id", "photographs": "image"}
+_KINDS = {"lesions": "lesion_id", "patients": "patient_id", "photographs": "image"}
 
 
 def read_divisions(results: Sequence[CellResult]) -> tuple[list[Division], list[str]]:
@@ -111,7 +117,9 @@ def _read(result: CellResult, name: str) -> Division:
     table = table.assign(lesion=lesion_names(table))
     group_by = str(((result.config or {}).get("data") or {}).get("group_by", "lesion"))
     found = written_hash(read_table(result.run.split))
-    return Division(result.record.repeat, name, found, group_by, table, left_out_words(result.run))
+    return Division(
+        result.record.repeat, name, found, group_by, table, left_out_words(result.run), read_divided(result.run)
+    )
 
 
 def _strays(result: CellResult, division: Division) -> int:

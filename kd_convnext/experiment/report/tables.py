@@ -101,8 +101,10 @@ def pooled(analysis: Analysis) -> Table | None:
     unit = arms[0].counts.unit
     note = (
         "Each value is of the answers of all repeats together, so it may differ a little from the mean over the "
-        f"repeats. In brackets its 95 % interval: percentile bootstrap, {analysis.settings.resamples} resamples of "
-        f"{unit}s within each class (Rao & Wu 1988), a {unit} with all its photographs of all repeats. A photograph "
+        f"repeats. In brackets its 95 % interval: of accuracy exact for as many trials as the {unit}s are worth (Korn "
+        f"& Graubard 1998); of means over the classes percentile bootstrap, {analysis.settings.resamples} resamples of "
+        f"{unit}s within each class (Rao & Wu 1988), a {unit} with all its photographs of all repeats, no narrower "
+        "than the classes' own intervals put together. A photograph "
         "counts in every repeat that tested it. The intervals hold for the networks as trained."
     )
     return Table("95 % intervals", ("Method", arms[0].counts.head, "Photographs", *NAMES.values()), tuple(rows), note)
@@ -154,8 +156,8 @@ def finding(analysis: Analysis) -> list[str]:
         behind = f"{counted(number, 'photograph')} of"
     first = (
         f"{arm.title} ({network_words(arm)}) reaches {' and '.join(shown)} on the test part: {behind} "
-        f"{counted(count, unit)}; 95 % intervals, the {unit} is the unit."
-    )
+        f"{counted(count, unit)}; 95 % intervals, the {unit} is the unit. {arm.counts.lacking(arm.class_names)}"
+    ).rstrip()
     mine = [one for one in (*analysis.teachers, *analysis.comparisons) if one.title == arm.title]
     said = list(dict.fromkeys(f"against {one.against}: {_verdict(one, 'f1_macro')}" for one in mine))
     if said:

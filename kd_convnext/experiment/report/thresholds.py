@@ -1,11 +1,13 @@
 """Tabulates the best method at thresholds that a reader chooses for single classes."""
 
+import math
+
 from kd_convnext.evaluation.operating import Share, operating_point
 from kd_convnext.evaluation.proportions import FEW, digits, with_interval
 from kd_convnext.evaluation.utility import net_benefit, predictive_intervals, predictive_values
 from kd_convnext.experiment.report.analysis import Analysis
-from kd_convnext.experiment.report.clinical import ranking_of
-from kd_convnext.experiment.report.tables import MARK, Table
+from kd_convnext.experiment.report.clinical import ranking_of, shares_of
+from kd_convnext.experiment.report.tables import MARK, NONE, Table
 
 
 def at_thresholds(analysis: Analysis) -> Table | None:
@@ -18,12 +20,12 @@ def at_thresholds(analysis: Analysis) -> Table | None:
     if arm is None or not len(arm.answers) or not chosen:
         return None
     behind = dict(zip(arm.class_names, arm.counts.per_class().tolist(), strict=True))
-    total = max(1, sum(behind.values()))
+    prevalence = shares_of(arm, analysis.settings.wishes.prevalence)
     rows = []
     for name, threshold in chosen:
         ranking, number = ranking_of(arm, name), behind[name]
         point, places = operating_point(ranking, threshold), digits(number)
-        share = analysis.settings.wishes.prevalence.get(name, number / total)
+        share = prevalence[name]
         values = predictive_values(point.sensitivity.value, point.specificity.value, share)
         spans = predictive_intervals(point.sensitivity.interval, point.specificity.interval, share)
         benefit = net_benefit(point.sensitivity.value, point.specificity.value, share, threshold)
@@ -35,7 +37,7 @@ def at_thresholds(analysis: Analysis) -> Table | None:
                 f"{threshold:g}",
                 f"{point.called} of {len(ranking.scores)}",
                 *(with_interval(one.value, one.interval, places) for one in shares),
-                f"{benefit:+.{places}f}",
+                NONE if math.isnan(benefit) else f"{benefit:+.{places}f}",
             )
         )
     unit = arm.counts.unit

@@ -30,6 +30,9 @@ class Wishes(NamedTuple):
 
 NO_WISHES = Wishes({}, (), ())
 
+_ROUNDED = 0.011
+"""By how much a sum of shares may differ from 1, as three of 0.33 do."""
+
 
 def wishes(prevalence: str | None = None, by: str | None = None, thresholds: str | None = None) -> Wishes:
     """Reads the options of a command.
@@ -40,18 +43,40 @@ def wishes(prevalence: str | None = None, by: str | None = None, thresholds: str
         thresholds: ``MEL=0.2,MEL=0.5``.
 
     Raises:
-        ConfigError: A part that is no class with a share: all of them.
+        ConfigError: A part that is no class with a share, a class with several prevalences, or such of a sum above
+            1: all of them.
     """
     findings: list[Finding] = []
     chances = _shares("--prevalence", prevalence, findings)
     calls = _shares("--thresholds", thresholds, findings)
+    names = [name for name, _ in chances]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        findings.append(Finding("--prevalence", f"several shares of {', '.join(twice)}", "Give one for each class."))
+    total = math.fsum(share for _, share in chances)
+    if not twice and total > 1 + _ROUNDED:
+        remedy = "Each photograph has one class: give shares of a sum of at most 1."
+        findings.append(Finding("--prevalence", f"the shares add up to {total:.3g}", remedy))
     if findings:
         raise ConfigError(findings)
     return Wishes(dict(chances), _words(by), tuple(calls))
 
 
+def completed(prevalence: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Adds the share of the only class without one, which is what the others leave.
+
+    Args:
+        prevalence: Shares of classes.
+        names: The classes.
+    """
+    lacking = [name for name in names if name not in prevalence]
+    if len(lacking) != 1 or len(names) < 2:
+        return dict(prevalence)
+    return {**prevalence, lacking[0]: max(0.0, 1 - math.fsum(prevalence.values()))}
+
+
 def class_findings(wished: Wishes, names: Sequence[str]) -> list[Finding]:
-    """Makes findings of shares and thresholds of classes that do not occur.
+    """Makes findings of shares and thresholds of classes that do not occur, and of shares of all whose sum is not 1.
 
     Args:
         wished: What is wished for.
@@ -63,6 +88,10 @@ def class_findings(wished: Wishes, names: Sequence[str]) -> list[Finding]:
         if name not in names:
             remedy = f"{did_you_mean(name, names)}Classes: {', '.join(names)}."
             findings.append(Finding(option, f"no class is called {name!r}", remedy))
+    total = math.fsum(wished.prevalence.values())
+    if set(wished.prevalence) == set(names) and abs(total - 1) > _ROUNDED:
+        remedy = "Give shares of a sum of 1, or leave out a class, which then has the rest."
+        findings.append(Finding("--prevalence", f"the shares of all classes add up to {total:.3g}", remedy))
     return findings
 
 

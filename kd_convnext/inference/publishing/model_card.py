@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_convnext.common.counting import counted
+from kd_convnext.common.counting import counted, percent
 from kd_convnext.common.reading import read_json
 from kd_convnext.common.tables import markdown_text
 from kd_convnext.errors import ConfigError, Finding
@@ -103,6 +103,7 @@ def _as_read(value: Any) -> Any:
 
 def _words(predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]]) -> dict[str, Any]:
     from kd_convnext.data.manifest.grouping import kept_together
+    from kd_convnext.runs.division import read_divided
     from kd_convnext.runs.left_out import left_out_words
 
     info, data = predictor.network.info, predictor.network.card
@@ -119,7 +120,7 @@ def _words(predictor: "Predictor", run: "RunFolder", counts: list[dict[str, str]
         "origin": "distilled from a teacher" if info.distilled else "trained on labels alone",
         "class_names": data.class_names,
         "counts": counts,
-        "kept_together": kept_together(data.group_by),
+        "kept_together": kept_together(data.group_by, read_divided(run).given),
         "leak_words": _leak_words(run),
         "left_out": left_out_words(run),
         "split_hash": data.split_hash,
@@ -167,7 +168,7 @@ def _external(
             continue
         answers = _tested(folder, class_names)
         if answers is not None:
-            results = _results(folder, answers, class_names, resamples, seed)
+            results = _results(folder, answers, class_names, resamples, seed, answers.occurring)
             leaked = bool(read_metrics(folder).get("test/leak_allowed"))
             found.append({"name": folder.path.name, "leak_allowed": leaked, **results})
     return found
@@ -191,20 +192,30 @@ def judged_by(folder: "RunFolder", part: str, checkpoint_sha256: str) -> bool | 
 
 
 def _results(
-    run: "RunFolder", answers: "GroupCounts", class_names: tuple[str, ...], resamples: int, seed: int
+    run: "RunFolder",
+    answers: "GroupCounts",
+    class_names: tuple[str, ...],
+    resamples: int,
+    seed: int,
+    among: list[int] | None = None,
 ) -> dict[str, Any]:
+    """Judges answers; macro means are over the classes at ``among``, by default over all."""
     from kd_convnext.common.tables import read_table
     from kd_convnext.data.manifest.units import GROUP, NO_GROUPS
     from kd_convnext.evaluation.proportions import FEW, digits
     from kd_convnext.evaluation.statistics import METRICS, class_scores, intervals, scores
     from kd_convnext.evaluation.statistics import class_intervals as per_class
 
-    point, around = scores(answers.total), intervals(answers, resamples, seed)
+    point, around = scores(answers.total, among), intervals(answers, resamples, seed, among=among)
+    lacking = answers.lacking(class_names)
+    if among is not None and lacking:
+        lacking = f"Macro means are over the {counted(len(among), 'class')} that occur, of {len(class_names)}."
     behind = answers.per_class()
     classes, spans = class_scores(answers.total), per_class(answers)
     return {
         "tested": f"{counted(answers.photographs, 'photograph')} of {counted(len(answers), answers.unit)}",
         "unit": answers.unit,
+        "lacking": lacking,
         "ungrouped": "" if GROUP in read_table(run.predictions) else NO_GROUPS,
         "places": digits(len(answers)),
         "metrics": [
@@ -270,22 +281,28 @@ def _counts(run: "RunFolder", class_names: tuple[str, ...]) -> list[dict[str, st
 
 def _leak_words(run: "RunFolder") -> str:
     """Says what of leaks between the parts can be known from the split, "" where all rows name lesion or patient."""
+    from kd_convnext.runs.division import read_divided
     from kd_convnext.runs.left_out import read_used
 
     if not run.split.is_file():
         return ""
     frame = read_used(run, _OF_A_SPLIT)
     unnamed = (frame["lesion_id"] == "") & (frame["patient_id"] == "")
-    if unnamed.all():
-        return (
-            "No photograph names its lesion or patient: that one lesion or patient is in training and test **cannot be "
-            "excluded**, and the results may be too good."
-        )
     found = []
     for column, word in (("lesion_id", "lesion"), ("patient_id", "patient")):
         divided = int((frame[frame[column] != ""].groupby(column)["split"].nunique() > 1).sum())
         if divided:
             found.append(f"**{counted(divided, word)} in more than one part**: the results are too good.")
+    alike = read_divided(run).alike
+    if alike:
+        what = f"{counted(alike, 'set')} of near-identical photographs"
+        found.append(f"**{what} in more than one part**: the results may be too good.")
+    if unnamed.all():
+        found.append(
+            "No photograph names its lesion or patient: that one lesion or patient is in training and test **cannot be "
+            "excluded**, and the results may be too good."
+        )
+        return " ".join(found)
     if unnamed.any():
         number = counted(int(unnamed.sum()), "photograph")
         found.append(f"{number} without the name of a lesion or patient: leaks there cannot be seen.")
@@ -312,8 +329,8 @@ def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | No
     return {
         "temperature": calibration.temperature,
         "unit": calibration.unit,
-        "coverage": calibration.coverage,
-        "gate_false_alarms": calibration.gate_false_alarms,
+        "coverage": percent(calibration.coverage),
+        "gate_false_alarms": percent(calibration.gate_false_alarms),
         "gate_stops": [
             f"{found['kind']} {found['stopped']} of {found['photographs']}"
             for found in calibration.record.get("gate_stops", [])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kd_convnext.common.arrays import Values
-from kd_convnext.common.counting import Unit
+from kd_convnext.common.counting import Unit, percent
 from kd_convnext.common.files import atomic_write_all, read_bytes
 from kd_convnext.common.reading import json_of
 from kd_convnext.common.words import command_line
@@ -123,8 +123,8 @@ class Calibration:
             "appearance": "unlike the training photographs in colour and texture",
             "features": "unlike the training photographs in the network's features",
             "detail": "unlike the training photographs in fine detail: texture, sharpness, noise or white balance",
-            "none": f"no class is plausible at {self.coverage:.0%} coverage",
-            "several": f"{{count}} classes cannot be ruled out at {self.coverage:.0%} coverage",
+            "none": f"no class is plausible at {percent(self.coverage)}% coverage",
+            "several": f"{{count}} classes cannot be ruled out at {percent(self.coverage)}% coverage",
             "few": f"too few {self.unit}s to calibrate on: {{classes}} can never be ruled out",
         }
 

@@ -36,7 +36,7 @@ function bar(name, value, inside, first) {
 
 function setLine(answer, model) {
   if (answer.prediction_set === null) return h("p", { class: "hint" }, "Not calibrated: there is no prediction set and no gate.");
-  const coverage = Math.round(100 * model.calibration.coverage);
+  const coverage = Number((100 * model.calibration.coverage).toPrecision(6));
   const names = answer.prediction_set.join(", ") || "no class";
   return h("p", { class: "hint" }, `● Prediction set at ${coverage} % coverage: `, h("strong", {}, names), `. Of lesions like those of the calibration, ${coverage} % have their class in such a set.`);
 }

@@ -45,7 +45,7 @@ class Ask {
 
   about() {
     const calibration = this.model.calibration;
-    const words = calibration ? `calibrated at ${Math.round(100 * calibration.coverage)} % coverage` : "not calibrated: it answers nothing without a person";
+    const words = calibration ? `calibrated at ${Number((100 * calibration.coverage).toPrecision(6))} % coverage` : "not calibrated: it answers nothing without a person";
     return h("p", { class: "hint about" }, `${this.model.name} · ${words} · checkpoint ${this.model.checkpoint_sha256.slice(0, 12)} · classes: ${this.model.classes.join(", ")}`);
   }
 

@@ -2,10 +2,13 @@
 
 import pytest
 from helpers.manifests import manifest_of, save_image, write_csv
+from PIL import Image
 
 from kd_convnext.cli import main
+from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.data.manifest.splits import make_split
 from kd_convnext.data.manifest.summary import describe
+from kd_convnext.runs.division import divided
 
 
 def test_photographs_lesions_and_patients_of_each_class_and_part():
@@ -20,7 +23,9 @@ def test_photographs_lesions_and_patients_of_each_class_and_part():
     said = "\n".join(lines)
     assert "smallest class: B, 2 groups" in said and "too few groups for training, validation and test: B (2)" in said
     assert (
-        "no photograph in val of the class B" in said and "no photograph in test of the class B: they are not" in said
+        "no photograph in val of the class B" in said
+        and "no photograph in test of the class B: they have no scores, and count as 0 in means over all classes"
+        in said
     )
     with pytest.warns(UserWarning, match="the split column has no photograph in (val|test) of the class B"):
         make_split(manifest, group_by="lesion")
@@ -53,6 +58,29 @@ def test_what_cannot_be_known_of_leaks_is_said(ids, expected):
     said = "\n".join(describe(manifest_of(["A", "B"] * 20, **named)))
     assert ("cannot be excluded" in said) == (expected is not None)
     assert expected is None or expected in said
+
+
+def test_parts_that_the_manifest_gives_keep_no_near_identical_photographs_together(tmp_path, capsys):
+    rows = []
+    for k in range(8):
+        save_image(tmp_path / f"{k}.png", k, (96, 64))
+        rows.append({"image": f"{k}.png", "label": "AB"[k % 2], "split": ("train", "train", "val", "test")[k // 2]})
+    with Image.open(tmp_path / "0.png") as picture:
+        picture.save(tmp_path / "8.jpg", quality=95)
+    rows.append({"image": "8.jpg", "label": "A", "split": "test"})
+    path = write_csv(tmp_path / "manifest.csv", rows)
+    words = ["prepare", "--manifest", str(path), "--upscaler", "bicubic", "--dry_run=true"]
+    with pytest.warns(UserWarning, match="near-identical"):
+        assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "kept together by patient, lesion and photograph (the manifest gave the parts)" in said
+    with pytest.warns(UserWarning) as caught:
+        manifest = read_manifest(path)
+    warned = " ".join(str(one.message) for one in caught)
+    assert "1 near-identical photograph in more than one part of its split column" in warned
+    assert "near-identical photographs, in the parts of the split column: 2 in 1 set" in warned
+    assert "kept in one part" not in warned and "group_by" not in warned
+    assert divided(manifest, make_split(manifest)) == {"given": True, "alike": 1}
 
 
 def test_prepare_prints_it(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What a clinician asks of a report: through the command line, and the figures' texts."""
 
+import json
 import re
 
 import numpy as np
@@ -17,6 +18,7 @@ from kd_convnext.experiment.report.learning import learning_curve, learning_poin
 from kd_convnext.experiment.report.outputs import write_outputs
 from kd_convnext.experiment.report.results import group_arms, read_results
 from kd_convnext.experiment.report.strata import sharpnesses, thirds
+from kd_convnext.experiment.report.wishes import wishes
 
 LONG = (*(f"Verruköse_Läsion_Nummer_{k:02d}" for k in range(8)), "Dermatofibrosarcoma prot.", "NV")
 
@@ -121,6 +123,45 @@ def test_chosen_thresholds_have_a_table(tmp_path, capsys):
     assert capsys.readouterr().err.count("is no class with its share") == 2
 
 
+def test_a_prevalence_holds_in_tables_and_curves_and_leaves_the_rest_to_the_other_class(tmp_path, capsys):
+    """Of two classes one's PPV is the other's NPV; the curve passes through the table's net benefit."""
+    names = PAPER[:2]
+    frame = specimens(0, 0.7, names=names)
+    cell = fake_cell(tmp_path / "run", frame, names=names, record=False)
+    words = ["compare", str(cell.folder), "--out", str(tmp_path / "out"), "--bootstrap", "50", "--overwrite=true"]
+    chosen = [*words, "--thresholds", f"{names[0]}=0.5"]
+    assert main([*chosen, "--prevalence", f"{names[0]}=0.02"]) == 0
+    text = (tmp_path / "out" / "tables.md").read_text()
+    one, other = rows_of(text, "Each class against the rest")
+    assert (one[6], other[6]) == ("0.020", "0.980")
+    assert one[7].split()[0] == other[8].split()[0] and one[8].split()[0] == other[7].split()[0]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"at the prevalence {names[0]} 0.02, {names[1]} 0.98." in page
+    settings = AnalysisOptions("Trial", "kd_both", 0, 50, None, wishes(f"{names[0]}=0.02"))
+    figures = {figure.name: figure.figure for figure in all_figures(analyse([cell], settings))}
+    panel = next(panel for panel in figures["decision"].axes if panel.get_title().startswith(names[0]))
+    x, y = panel.get_lines()[-1].get_data()
+    benefit = float(rows_of(text, "At chosen thresholds")[0][-1])
+    assert y[np.abs(x - 0.5).argmin()] == pytest.approx(benefit, abs=0.0051)
+    for bad, what in (
+        (f"{names[0]}=0.6,{names[1]}=0.9", "add up to 1.5"),
+        (f"{names[0]}=0.1,{names[0]}=0.2", "several"),
+    ):
+        assert main([*words, "--prevalence", bad]) == 2
+        assert what in capsys.readouterr().err
+    assert main([*words, "--prevalence", f"{names[0]}=0.02,{names[1]}=0.9"]) == 2
+    assert "the shares of all classes add up to 0.92" in capsys.readouterr().err
+
+
+def test_net_benefit_of_a_class_that_nobody_has_is_unknown(tmp_path):
+    names = PAPER[:3]
+    frame = specimens(0, 0.8, names=names)
+    cell = fake_cell(tmp_path / "run", frame[frame["label"] != names[2]], names=names, record=False)
+    words = ["--out", str(tmp_path / "out"), "--bootstrap", "50", "--thresholds", f"{names[2]}=0.2"]
+    assert main(["compare", str(cell.folder), *words]) == 0
+    assert rows_of((tmp_path / "out" / "tables.md").read_text(), "At chosen thresholds")[0][-1] == "-"
+
+
 def test_size_and_sharpness_of_the_regions_have_tables_of_thirds(tmp_path, capsys):
     frame = specimens(0, 0.8, names=PAPER[:3], lesions=6, views=1)
     rng = np.random.default_rng(0)
@@ -202,12 +243,43 @@ def test_tests_on_other_data_have_a_section_of_their_own(tmp_path):
     assert text.split('id="results"', 1)[1].split("</section>", 1)[0].count("clinic-0123abcd") == 0
 
 
+def test_a_class_that_nobody_tested_is_said_and_spoils_no_mean_of_other_data(tmp_path):
+    """All answers are right: macro F1 is 2/3 over three classes of which one does not occur, 1 over those that do."""
+    names = PAPER[:3]
+    right = specimens(0, 1, names=names)
+    cell = fake_cell(tmp_path / "run", right[right["label"] != names[2]], names=names, record=False)
+    other = cell.folder / "external" / "clinic-0123abcd"
+    other.mkdir(parents=True)
+    right[right["label"] == names[0]].to_csv(other / "predictions.csv", index=False)
+    assert main(["report", str(cell.folder), "--bootstrap", "50", "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.html").read_text()
+    finding = text.split('id="question"', 1)[1].split("</section>", 1)[0]
+    assert "macro F1 0.67" in finding
+    assert f"The class {names[2]} is not among these photographs and counts as 0 in means over the classes." in finding
+    section = text.split('id="external"', 1)[1].split("</section>", 1)[0]
+    cells = dict(re.findall(r'<td data-head="([^"]*)">([^<]*)<', section))
+    assert cells["Classes"] == "1 of 3"
+    assert cells["Macro F1"].startswith("1.00 [") and cells["Macro recall"].startswith("1.00 [")
+
+
 def test_a_column_that_is_not_there_is_named(tmp_path, capsys):
     cell = fake_cell(tmp_path / "run", specimens(0, 0.8), record=False)
     assert main(["report", str(cell.folder), "--bootstrap", "50", "--by", "site"]) == 2
     assert "--by" in capsys.readouterr().err
     assert main(["report", str(cell.folder), "--prevalence", "AIS=2"]) == 2
     assert "--prevalence" in capsys.readouterr().err
+
+
+def test_parts_that_were_given_are_not_called_drawn(tmp_path):
+    cell = fake_cell(tmp_path / "run", specimens(0, 0.8), record=False)
+    path = cell.folder / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "divided": {"given": True, "alike": 2}}))
+    assert main(["report", str(cell.folder), "--bootstrap", "50", "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "2 sets of near-identical photographs in more than one part" in page
+    assert "photograph, not by patient (the manifest gave the parts)" in page
+    assert "as the manifest&#39;s split column gives them" in page
+    assert "drawn by seed" not in page and "splits are stratified" not in page and "shares 0.8" not in page
 
 
 def test_lesions_and_patients_stand_beside_photographs(tmp_path):
@@ -263,5 +335,12 @@ def test_nothing_is_claimed_of_leaks_without_ids(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "no photograph names its lesion, so a leak could not be seen" in page
     assert "no lesion, patient or photograph is in two parts" not in page
+    assert "0 photographs in more than one part; no photograph names" in page and "0 lesions," not in page
+    assert "The photographs name no patients." in text
+    # What the tool cannot know it leaves to the authors.
+    assert "computed beforehand" not in page and "tested once" not in page
     assert "1 division into training" in page
+    (cell.folder / "split.csv").unlink()
+    _, text = written(tmp_path / "again", [cell])
+    assert "No split.csv is at hand to name patients." in text and "name no patients." not in text
     assert "a & b" in text and "<5 mm" in text and "&amp;" not in text and "&lt;" not in text

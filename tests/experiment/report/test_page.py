@@ -115,13 +115,15 @@ def drawn_in(source):
 def test_the_page_tells_data_methods_limits_and_how_to_repeat(compared):
     page = Page(compared / "report.html").text
     for words in (
-        "Repeat 1: 0 lesions, 0 patients, 0 photographs in more than one part.",
+        "Repeat 1: 0 lesions, 0 photographs in more than one part; patients are not named.",
         "Repeat 1, test Grade 1 4 (1) 1 (1) 24 (12) 4 (1) 1 (1) 24 (12)",
         "convnext_tiny timm's published weights 224 px bicubic, stretch focal, gamma 2.0 3 8 adamw, lr 0.001",
         "Divided 2 times: little is known of how results vary between divisions.",
         "kd-convnext compare",
         "CPU (1 thread), 32-true. Python 3.11.7 on Linux.",
         "No cell failed.",
+        "of accuracy exact for as many trials as the lesions are worth (Korn & Graubard 1998); of means over the",
+        "Intervals: of the pooled answers; exact for accuracy, shares and single classes",
         "to be filled in by the authors",
         "9. CLAIM 2024 and TRIPOD+AI",
         "20 12a, 16 Kept together",
