@@ -341,8 +341,8 @@ def score_bars(groups: Mapping[str, Mapping[str, Bar]], label: str = "score") ->
             points = np.full(len(bar.repeats), x), bar.repeats
             axes.plot(*(points[::-1] if lying else points), "k.", markersize=3, alpha=0.6)
             if math.isnan(bar.interval[0]):  # nothing is known of it: no score of 0
-                where = {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
-                axes.text(*((0.01, x) if lying else (x, 0.01)), "-", **where)
+                where: dict[str, Any] = {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
+                axes.text(0.01 if lying else x, x if lying else 0.01, "-", **where)
     if lying:
         label_ticks(axes.yaxis, [wrapped(name, 2.4) for name in groups], each)
         axes.set(xlim=(0, 1.02), xlabel=label, ylim=(len(groups) - 0.5, -0.5))
