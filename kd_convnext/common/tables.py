@@ -191,9 +191,10 @@ def _read_workbook(path: Path) -> Records:
         raise ManifestError(Finding(path.name, "reading .xlsx needs openpyxl", remedy)) from error
     try:
         _require_modest(path)
-        sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
-        sheet.reset_dimensions()  # a file may state any, to which every row would be filled up
-        rows = [_fields(row) for row in sheet.iter_rows(values_only=True)]
+        with path.open("rb") as file:  # openpyxl leaves open what it refuses
+            sheet = openpyxl.load_workbook(file, read_only=True, data_only=True).worksheets[0]
+            sheet.reset_dimensions()  # a file may state any, to which every row would be filled up
+            rows = [_fields(row) for row in sheet.iter_rows(values_only=True)]
     except ManifestError:
         raise
     except Exception as error:  # zipfile, XML and openpyxl's own
