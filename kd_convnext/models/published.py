@@ -43,7 +43,10 @@ def published(name: str) -> Published | None:
     Returns:
         Where they are; None where there are none, or no such model.
     """
-    found = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    try:
+        found = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:  # a tag that the architecture does not have: building the network refuses it
+        return None
     if found is None:
         return None
     if found.hf_hub_id:

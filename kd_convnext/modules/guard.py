@@ -73,6 +73,8 @@ def leave_out_unlabelled(model: CheckpointedModule, data: SpecimenDataModule | N
         data: Of the fit; None passes.
         first: Whether this process is the first of several, which warns for all.
     """
+    if data is not None and model.learns_unlabelled:
+        data.leave_out_unlabelled(out=False)  # perhaps an earlier fit of the same data did without them
     if data is None or data.unlabelled_path is None or model.learns_unlabelled:
         return
     data.leave_out_unlabelled()

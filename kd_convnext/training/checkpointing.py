@@ -202,16 +202,23 @@ class RunCheckpoint(ModelCheckpoint):
             self.last_model_path = here(state_dict["last_model_path"])
 
 
+def choosing(trainer: Trainer) -> ModelCheckpoint | None:
+    """Returns the callback that chooses ``best.ckpt``, where a number chooses it; others may keep other epochs."""
+    every = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    kept = next((callback for callback in every if isinstance(callback, RunCheckpoint)), every[0] if every else None)
+    return kept if kept is not None and kept.monitor is not None else None
+
+
 def will_be_best(trainer: Trainer) -> bool | None:
     """Tells whether the network just validated will be ``best.ckpt``; None where no number chooses one.
 
     Args:
         trainer: Within a fit, after a validation and before its network is saved.
     """
-    kept = trainer.checkpoint_callback
-    if not isinstance(kept, ModelCheckpoint) or kept.monitor is None:
+    kept = choosing(trainer)
+    if kept is None:
         return None
-    score, before = trainer.callback_metrics.get(kept.monitor), kept.best_model_score
+    score, before = trainer.callback_metrics.get(str(kept.monitor)), kept.best_model_score
     if score is None or not torch.isfinite(score):
         return False
     return before is None or bool(score < before if kept.mode == "min" else score > before)

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -15,6 +14,7 @@ from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.manifest.grouping import Part
 from kd_convnext.evaluation.direction import Choice
 from kd_convnext.runs.figures import crop_grid, training_curves
+from kd_convnext.training.checkpointing import choosing
 from kd_convnext.training.outputs import _data, model_words, show_figure
 
 _BEYOND = {"reflect": "its mirror image (--data.augment.border black shows none)", "black": "black"}
@@ -70,10 +70,8 @@ class CurveFigures(Callback):
 
 def _choice(trainer: Trainer) -> Choice | None:
     """Returns what chooses the epoch of ``best.ckpt``; None where no score does."""
-    kept = trainer.checkpoint_callback
-    if not isinstance(kept, ModelCheckpoint) or kept.monitor is None:
-        return None
-    return Choice(kept.monitor, "min" if kept.mode == "min" else "max")
+    kept = choosing(trainer)
+    return None if kept is None else Choice(str(kept.monitor), "min" if kept.mode == "min" else "max")
 
 
 def _over_the_epochs(trainer: Trainer, module: LightningModule) -> str:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from kd_convnext.common.console import say, shown
@@ -43,7 +42,7 @@ from kd_convnext.runs.tables import (
     write_predictions,
     write_table,
 )
-from kd_convnext.training.checkpointing import will_be_best
+from kd_convnext.training.checkpointing import choosing, will_be_best
 from kd_convnext.training.environment import environment
 from kd_convnext.training.header import RunHeader
 from kd_convnext.training.outputs import (
@@ -137,8 +136,8 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints which epoch was the best; logs the split and the best checkpoint to W&B, if asked for."""
         # Without labels there is one class, and it is always right.
-        kept = trainer.checkpoint_callback
-        chosen = self._best is not None or (isinstance(kept, ModelCheckpoint) and kept.best_model_score is not None)
+        before = choosing(trainer) if trainer.ckpt_path else None  # of a fit that went on
+        chosen = self._best is not None or (before is not None and before.best_model_score is not None)
         if trainer.is_global_zero and chosen and not _data(trainer).ignores_labels:
             best = None if self._best is None else (self._best[0], _group_counts(trainer, self._best[1]))
             say(trainer, best_epoch_line(best, time.perf_counter() - self._begun))

@@ -98,6 +98,20 @@ def test_the_best_epoch_that_is_said_is_that_of_the_best_checkpoint(tiny_manifes
     assert "No epoch since the fit went on is better" in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_another_callback_keeps_chooses_nothing(tiny_manifest, tiny_cache, tmp_path, capsys):
+    config = ["--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone"), "--trainer.max_epochs=2"]
+    data = [f"--data.manifest={tiny_manifest}", f"--data.cache_dir={tiny_cache}"]
+    other = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/loss"]
+    run = [*config, *data, *other, f"--trainer.default_root_dir={tmp_path / 'run'}", "--model.optim.lr=0.01"]
+    # Higher losses are worse: by the other callback epoch 1 would be the best.
+    assert main(["fit", *run, "--checkpoint.monitor=val/loss", "--checkpoint.mode=max"]) == 0
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
+    assert best == 0 and "Best epoch 0: " in capsys.readouterr().out
+    run = [*config, *data, f"--trainer.default_root_dir={tmp_path / 'train'}", "--checkpoint.monitor=train/loss"]
+    assert main(["fit", *run]) == 0  # known only after validation: nothing is said of another epoch
+    assert "No epoch since the fit went on" not in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_newest_is_not_written_more_often_than_asked(tiny_manifest, tiny_cache, tmp_path):
     written = []
 

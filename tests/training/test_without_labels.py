@@ -13,6 +13,7 @@ from PIL import Image
 
 from kd_convnext.cli import main
 from kd_convnext.data.loading.mixing import MixedDataset
+from kd_convnext.losses import Objective, SoftTargets
 
 STUDENT = {"name": "convnext_tiny", "image_size": 32, "args": CONVNEXT}
 SMALL = {
@@ -192,4 +193,22 @@ def test_a_trainer_of_ones_own_leaves_them_out_too(place, others, tmp_path, tiny
     fit = tiny.trainer(tmp_path / "own", limit_train_batches=1)
     with pytest.warns(UserWarning, match="unlabelled has no effect"):
         fit.fit(tiny.teacher(source, loss="cross_entropy"), datamodule=source)
+    assert source.unlabelled is None and not isinstance(source.train_set, MixedDataset)
+
+
+def test_data_that_a_training_without_them_has_seen_has_them_again_for_the_next(
+    others, tmp_path, tiny_manifest, tiny_cache
+):
+    source = tiny.data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path / "others"))
+    teacher = tiny.teacher(source)
+    with pytest.warns(UserWarning, match="unlabelled has no effect"):
+        fit = tiny.trainer(tmp_path / "teacher", limit_train_batches=1)
+        fit.fit(teacher, datamodule=source)
+    fit.save_checkpoint(tmp_path / "teacher.ckpt")
+    objective = Objective({"soft": SoftTargets()})
+    student = tiny.student(source, tmp_path / "teacher.ckpt", objective=objective)
+    tiny.trainer(tmp_path / "student", limit_train_batches=1).fit(student, datamodule=source)
+    assert source.unlabelled is not None and isinstance(source.train_set, MixedDataset)
+    with pytest.warns(UserWarning, match="unlabelled has no effect"):
+        tiny.trainer(tmp_path / "again", limit_train_batches=1).fit(tiny.teacher(source), datamodule=source)
     assert source.unlabelled is None and not isinstance(source.train_set, MixedDataset)

@@ -134,7 +134,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         self.workers = unmeasured_workers(loader.num_workers)
         self._measure: Callable[[Iterable[View]], Workers] | None = None
         self.predict_part, self.allow_leak = predict_part, allow_leak
-        self._unlabelled_leak = False
+        self._unlabelled_leak, self._left_out = False, cast(str | None, None)
         self._sets: dict[str, SpecimenDataset] = {}
 
     @cached_property
@@ -252,11 +252,14 @@ class SpecimenDataModule(pl.LightningDataModule):
         if "train" in rows and self.unlabelled is not None and self.loader.unlabelled_ratio:
             self._sets["train"] = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
 
-    def leave_out_unlabelled(self) -> None:
-        """Leaves out the photographs without labels: for a training in which no teacher answers for them."""
-        self.unlabelled_path, self.unlabelled, self._unlabelled_leak = None, None, False
-        if isinstance(part := self._sets.get("train"), MixedDataset):
-            self._sets["train"] = part.labelled
+    def leave_out_unlabelled(self, *, out: bool = True) -> None:
+        """Leaves out the photographs without labels, in a fit where no teacher answers for them, or takes them back."""
+        if out == (self._left_out is not None):
+            return
+        self.unlabelled_path, self._left_out, self._unlabelled_leak = self._left_out, self.unlabelled_path, False
+        vars(self).pop("unlabelled", None)
+        if self._sets.pop("train", None) is not None:
+            self.setup("fit")
 
     def measure_workers(self, measure: Callable[[Iterable[View]], Workers]) -> None:
         """Takes a measurement of the loader processes a fit needs, run once when its training loader is built.
@@ -361,11 +364,10 @@ class SpecimenDataModule(pl.LightningDataModule):
         return SpecimenDataset(crops, self.unlabelled.rows, labels, views)
 
     def _rows(self, name: str) -> npt.NDArray[np.int64]:
-        if name == "predict":
-            if self.predict_part == "all":
-                return np.arange(len(self.manifest.table), dtype=np.int64)
-            return self.split.rows(self.predict_part)
-        return self.split.rows(cast(Part, name))
+        part = self.predict_part if name == "predict" else cast(Part, name)
+        if part == "all":
+            return np.arange(len(self.manifest.table), dtype=np.int64)
+        return self.split.rows(part)
 
     def _cache(self) -> CropCache:
         cache = open_cache(self.cache_dir, self.crop_spec, self.trainer)
@@ -377,14 +379,9 @@ class SpecimenDataModule(pl.LightningDataModule):
         if self.loader.packed:
             # Packed whole, so that all repeats of the split share the file.
             rows = np.arange(len(self.manifest.table), dtype=np.int64)
+        cache, on_miss, earlier = self._cache(), self.loader.on_miss, getattr(self, "crops", None)
         self.crops = fill_crops(
-            self._cache(),
-            self.manifest,
-            rows,
-            self.trainer,
-            on_error=self.on_error,
-            on_miss=self.loader.on_miss,
-            earlier=getattr(self, "crops", None),
+            cache, self.manifest, rows, self.trainer, on_error=self.on_error, on_miss=on_miss, earlier=earlier
         )
         return packed_crops(self.crops, self.trainer) if self.loader.packed else self.crops
 

@@ -50,7 +50,8 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
             result[name] = merged(before if isinstance(before, Mapping) else {}, value)
         elif str(name).endswith("+") and isinstance(value, list):
             own = name.removesuffix("+")
-            result[own] = [*(result.get(own) or []), *copy.deepcopy(value)]
+            before = result.get(own) or []  # one alone needs no list
+            result[own] = [*(before if isinstance(before, list) else [before]), *copy.deepcopy(value)]
         else:
             result[name] = copy.deepcopy(value)
     return result

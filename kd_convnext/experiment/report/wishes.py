@@ -89,6 +89,10 @@ def class_findings(wished: Wishes, names: Sequence[str]) -> list[Finding]:
             remedy = f"{did_you_mean(name, names)}Classes: {', '.join(names)}."
             findings.append(Finding(option, f"no class is called {name!r}", remedy))
     total = math.fsum(wished.prevalence.values())
+    lacking = [name for name in names if name not in wished.prevalence]
+    if len(lacking) == 1 and total > 1 - 1e-9:
+        what = f"the shares add up to {total:.3g}: nothing is left for {lacking[0]}"
+        findings.append(Finding("--prevalence", what, "Each class has a share above 0."))
     if set(wished.prevalence) == set(names) and abs(total - 1) > _ROUNDED:
         remedy = "Give shares of a sum of 1, or leave out a class, which then has the rest."
         findings.append(Finding("--prevalence", f"the shares of all classes add up to {total:.3g}", remedy))

@@ -136,7 +136,8 @@ class _Measure:
         found = self._run(cell)
         batch = int(cell.config["data"].get("batch_size", 32))
         epochs = int(cell.config["trainer"].get("max_epochs") or 1)
-        batches = math.ceil(self.counts.train / batch)
+        least = int(ungrouped(cell.config["data"]).get("loader.least_batches") or 1)
+        batches = max(least, math.ceil(self.counts.train / batch))
         linear = cell.config["model"]["init_args"].get("finetune") == "linear"
         # A linear head's training is the features of every look at every crop, once.
         looks = int(cell.config["model"]["init_args"].get("linear_looks", 2))
@@ -233,6 +234,7 @@ def _views_asked(cell: Cell) -> int:
         return 1
     data = ungrouped(cell.config["data"])
     views = int(data.get("views") or 0) if cache else 0
-    # One view an epoch, in turn, as `limited_views` lists them.
+    # One view a pass, in turn, as `limited_views` lists them.
     epochs = int(cell.config["trainer"].get("max_epochs") or views)
-    return min(views, epochs) if data.get("sampling", "natural") == "natural" else views
+    once = data.get("sampling", "natural") == "natural" and int(data.get("loader.least_batches") or 1) == 1
+    return min(views, epochs) if once else views

@@ -108,6 +108,8 @@ def test_a_configuration_laid_over_another_appends_callbacks_as_fit_does():
     above = {"trainer": {"callbacks+": [stop]}}
     below = {"trainer": {"callbacks": [average], "max_epochs": 3}}
     assert merged(below, above) == {"trainer": {"callbacks": [average, stop], "max_epochs": 3}}
+    alone = {"trainer": {"callbacks": average}}  # one needs no list
+    assert merged(alone, above) == {"trainer": {"callbacks": [average, stop]}}
     for empty in ({}, {"trainer": {}}, {"trainer": {"callbacks": None}}, {"trainer": None}):
         assert merged(empty, above) == {"trainer": {"callbacks": [stop]}}
     assert below["trainer"]["callbacks"] == [average]

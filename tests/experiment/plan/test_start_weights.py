@@ -57,6 +57,16 @@ def test_published_weights_that_nobody_can_fetch_are_told_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_wrong_tag_of_published_weights_is_said_in_words(tiny_manifest, tmp_path, capsys, hub_cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config=configs/kd_convnext_tiny.yaml", "--teacher_config=configs/small_cpu/teacher.yaml"]
+    words += ["--model.student.name=convnext_tiny.typo", f"--data.cache_dir={tmp_path / 'cache'}"]
+    assert main([*words, f"--data.manifest={tiny_manifest}"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and "typo" in err and "Traceback" not in err
+    assert "The teacher first" not in out
+
+
 def test_published_weights_of_a_student_are_looked_for_before_its_teacher_trains(
     tiny_manifest, tmp_path, capsys, hub_cache, monkeypatch
 ):

@@ -18,7 +18,7 @@ from kd_convnext.experiment.report.learning import learning_curve, learning_poin
 from kd_convnext.experiment.report.outputs import write_outputs
 from kd_convnext.experiment.report.results import group_arms, read_results
 from kd_convnext.experiment.report.strata import sharpnesses, thirds
-from kd_convnext.experiment.report.wishes import wishes
+from kd_convnext.experiment.report.wishes import class_findings, wishes
 
 LONG = (*(f"Verruköse_Läsion_Nummer_{k:02d}" for k in range(8)), "Dermatofibrosarcoma prot.", "NV")
 
@@ -151,6 +151,12 @@ def test_a_prevalence_holds_in_tables_and_curves_and_leaves_the_rest_to_the_othe
         assert what in capsys.readouterr().err
     assert main([*words, "--prevalence", f"{names[0]}=0.02,{names[1]}=0.9"]) == 2
     assert "the shares of all classes add up to 0.92" in capsys.readouterr().err
+
+
+def test_a_prevalence_leaves_something_for_each_class():
+    told = [str(finding) for finding in class_findings(wishes("A=0.4,B=0.6"), ("A", "B", "C"))]
+    assert len(told) == 1 and "nothing is left for C" in told[0]
+    assert not class_findings(wishes("A=0.4,B=0.5"), ("A", "B", "C"))
 
 
 def test_net_benefit_of_a_class_that_nobody_has_is_unknown(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -182,3 +183,12 @@ def test_cells_of_an_experiment_are_one_group_in_wandb(options, tmp_path):
         runs = read_runs(out / "cells" / method / "default" / "repeat0", 2)
         assert {run.group for run in runs} == {"trial"}
         assert {run.name for run in runs} == {f"{networks}/{method}/default/repeat0"}
+
+
+@pytest.mark.parametrize(
+    ("loader", "views"),
+    [({"views": 16}, 3), ({"views": 16, "sampling": "balanced"}, 16), ({"views": 16, "least_batches": 50}, 16)],
+)
+def test_an_estimate_counts_the_views_that_are_asked(loader, views):
+    config = {"model": {"init_args": {"teacher_cache": True}}, "data": {"loader": loader}, "trainer": {"max_epochs": 3}}
+    assert estimate._views_asked(SimpleNamespace(config=config)) == views
