@@ -1,5 +1,6 @@
 """A grid of the smallest networks, for the command line."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def description(**changes) -> dict:
 
 def method(title: str, config: str, teacher: str | None = None, **arguments) -> dict:
     """A row of the grid whose module gets ``arguments``."""
-    overlay = {"model": {"init_args": arguments}}
+    overlay = {"model": {"init_args": copy.deepcopy(arguments)}}  # tests change what they are given
     return {"title": title, "config": str(CONFIGS / config), "teacher": teacher, "overlay": overlay}
 
 
