@@ -169,10 +169,8 @@ def _twelve_bit_colour(path: Path, high: NDArray[np.uint8], orientation: int) ->
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     found: Any = cv2.imdecode(np.fromfile(path, np.uint8), flags)
     if found is not None and found.dtype == np.uint16 and found.ndim == 3:
-        for wide in (
-            found[..., ::-1],
-            _turned(found[..., ::-1], orientation),
-        ):  # some of its decoders turn by themselves
+        colour = found[..., ::-1]
+        for wide in (colour, _turned(colour, orientation)):  # some of its decoders turn by themselves
             if wide.shape == high.shape and np.array_equal(wide >> 8, high):
                 return ((wide.astype(np.uint32) * 255 + _TWELVE_BITS // 2) // _TWELVE_BITS).astype(np.uint8)
     raise ValueError("12-bit colour that cannot be decoded: save it with 8 bits")
