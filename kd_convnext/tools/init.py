@@ -221,19 +221,12 @@ def _linear_teachers_weights() -> Path:
 
 
 def _not_fetched() -> list[str]:
-    """Lists the networks of the best recipe whose published weights are not in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from kd_convnext.models.timm_import import timm
+    """Lists the networks of the best recipe whose published weights are not in their cache."""
+    from kd_convnext.models.published import published
 
     teacher, student = (_shipped(name)["model"]["init_args"] for name in (BEST_TEACHER, BEST))
-    names = (teacher["backbone"]["name"], student["student"]["name"])
-    places = {name: str(getattr(timm.get_pretrained_cfg(name), "hf_hub_id", name)) for name in names}
-    return [
-        f"{name} ({place})"
-        for name, place in places.items()
-        if not isinstance(try_to_load_from_cache(place, "model.safetensors"), str)
-    ]
+    sources = {name: published(name) for name in (teacher["backbone"]["name"], student["student"]["name"])}
+    return [f"{name} ({found.address})" for name, found in sources.items() if found is not None and not found.cached]
 
 
 def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
