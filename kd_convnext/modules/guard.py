@@ -73,12 +73,11 @@ def leave_out_unlabelled(model: CheckpointedModule, data: SpecimenDataModule | N
         data: Of the fit; None passes.
         first: Whether this process is the first of several, which warns for all.
     """
-    if data is not None and model.learns_unlabelled:
-        data.leave_out_unlabelled(out=False)  # perhaps an earlier fit of the same data did without them
-    if data is None or data.unlabelled_path is None or model.learns_unlabelled:
+    if data is None:
         return
-    data.leave_out_unlabelled()
-    if first:
+    warned = first and data.unlabelled_path is not None and not model.learns_unlabelled
+    data.use_unlabelled(wanted=model.learns_unlabelled)  # perhaps an earlier fit of the same data did without them
+    if warned:
         what = "unlabelled has no effect: nothing in this training learns from a teacher's answers for them"
         warnings.warn(f"--data: {what}", stacklevel=2)
 

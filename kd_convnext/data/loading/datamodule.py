@@ -252,9 +252,9 @@ class SpecimenDataModule(pl.LightningDataModule):
         if "train" in rows and self.unlabelled is not None and self.loader.unlabelled_ratio:
             self._sets["train"] = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
 
-    def leave_out_unlabelled(self, *, out: bool = True) -> None:
-        """Leaves out the photographs without labels, in a fit where no teacher answers for them, or takes them back."""
-        if out == (self._left_out is not None):
+    def use_unlabelled(self, *, wanted: bool) -> None:
+        """Uses the photographs without labels in the fit to come, or leaves them out: no teacher answers for them."""
+        if (self._left_out if wanted else self.unlabelled_path) is None:
             return
         self.unlabelled_path, self._left_out, self._unlabelled_leak = self._left_out, self.unlabelled_path, False
         vars(self).pop("unlabelled", None)
