@@ -1,13 +1,16 @@
 import csv
+from pathlib import Path
 
 import pytest
+import yaml
 
 from kd_convnext.cli import main
 from kd_convnext.errors import ConfigError
 from kd_convnext.evaluation.statistics import METRICS
+from kd_convnext.losses import Objective
 from kd_convnext.tools import demo_table
 from kd_convnext.tools.demo import demo
-from kd_convnext.tools.demo_fits import METHODS
+from kd_convnext.tools.demo_fits import METHODS, best_objective
 
 SMALL = ["--lesions=[3,4,3,3,3]", "--epochs=1", "--seeds=1"]
 
@@ -87,3 +90,17 @@ def test_the_best_recipe_makes_a_better_student(tmp_path, monkeypatch):
     folder = demo(str(tmp_path / "demo"))
     assert gain(folder, "best")["low"] > 0
     assert gain(folder, "teacher")["low"] > 0
+
+
+def test_the_best_recipe_s_objective_is_the_shipped_one():
+    shipped = yaml.safe_load(Path("configs/small_cpu/best.yaml").read_text())["model"]["init_args"]["objective"][
+        "init_args"
+    ]
+    own, theirs = (objective.named_terms() for objective in (best_objective(), Objective(**shipped)))
+    assert list(own) == list(theirs)
+    # Of a term from a file only what the file names is described.
+    for name, term in theirs.items():
+        named = term.description["init_args"]
+        assert type(own[name]) is type(term)
+        assert {option: own[name].description["init_args"][option] for option in named} == named
+        assert own[name].weight == term.weight
