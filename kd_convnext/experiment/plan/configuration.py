@@ -17,7 +17,7 @@ from kd_convnext.common.trust import require_trusted
 from kd_convnext.data.loading.flat_options import layered, ungrouped
 from kd_convnext.errors import ConfigError, Finding
 
-_FILES = ("weights", "sr_weights", "sr_wdn_weights", "manifest", "unlabelled")
+_FILES = ("weights", "sr_weights", "sr_wdn_weights", "manifest", "unlabelled", "teacher_ckpt", "teacher_config")
 
 
 _WHERE = {
@@ -145,6 +145,8 @@ def hash_of(config: Mapping[str, Any], teacher_hash: str | None) -> str:
     if isinstance(config.get("data"), Mapping):
         # By the flat names: a cell's hash does not depend on the spelling of its configuration.
         config = {**config, "data": ungrouped(config["data"])}
+    if teacher_hash is None and isinstance(config.get("teacher_config"), str):
+        config = {**config, "teacher_config": _taught_by(config["teacher_config"])}
     counted = {
         name: {key: inner for key, inner in value.items() if key not in _WHERE.get(name, ())}
         if isinstance(value, Mapping)
@@ -157,16 +159,28 @@ def hash_of(config: Mapping[str, Any], teacher_hash: str | None) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
+def _taught_by(path: str) -> Any:
+    """Returns what a teacher's configuration says: a fit trains that teacher before its student."""
+    try:
+        return read_yaml(path)
+    except ConfigError:
+        return path  # the fit tells what is wrong with it
+
+
 def _computed(value: Any, name: str = "") -> Any:
     if isinstance(value, Mapping):
-        return {key: _computed(inner, str(key)) for key, inner in value.items()}
-    if name in _FILES and isinstance(value, str):
+        return {key: _computed(inner, _name(name, str(key))) for key, inner in value.items()}
+    if name in _FILES and name != "teacher_config" and isinstance(value, str):
         path = Path(value)
         if path.is_file():
             return _content(str(path), path.stat().st_mtime_ns)
         if path.is_dir():
             return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
     return value
+
+
+def _name(table: str, key: str) -> str:
+    return "teacher_ckpt" if table == "teachers" else key  # by names of the user's own
 
 
 @lru_cache(maxsize=256)
@@ -183,15 +197,20 @@ def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The same with absolute paths.
     """
+    return _absolute(config)
+
+
+def _absolute(config: Mapping[str, Any], table: str = "") -> dict[str, Any]:
     result = {}
-    for name, value in config.items():
+    for key, value in config.items():
+        name = _name(table, str(key))
         if isinstance(value, dict):
-            value = with_absolute_paths(value)
+            value = _absolute(value, name)
         elif name in (*_FILES, "cache_dir") and isinstance(value, str):
             path = Path(value).expanduser().absolute()
             # Weights may be named instead.
             value = str(path) if path.exists() or name == "cache_dir" else value
-        result[name] = value
+        result[key] = value
     return result
 
 

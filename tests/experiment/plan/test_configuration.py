@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from kd_convnext.experiment.plan.configuration import hash_of, merged, modern
+from kd_convnext.experiment.plan.configuration import hash_of, merged, modern, with_absolute_paths
 
 CELL = {
     "model": {"class_path": "kd_convnext.TeacherModule", "init_args": {"gamma": 2.0}},
@@ -113,3 +113,38 @@ def test_a_configuration_laid_over_another_appends_callbacks_as_fit_does():
     for empty in ({}, {"trainer": {}}, {"trainer": {"callbacks": None}}, {"trainer": None}):
         assert merged(empty, above) == {"trainer": {"callbacks": [stop]}}
     assert below["trainer"]["callbacks"] == [average]
+
+
+@pytest.mark.parametrize("named", [{"teacher_ckpt": "t.ckpt"}, {"teachers": {"vit": "t.ckpt"}}])
+def test_a_teacher_from_elsewhere_counts_by_its_content(named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "t.ckpt"
+    file.write_text("one")
+    config = {**CELL, "model": {"class_path": "kd_convnext.DistillModule", "init_args": named}}
+    before = hash_of(config, None)
+    assert hash_of(with_absolute_paths(config), None) == before
+    monkeypatch.chdir("/")
+    absolute = {**CELL, "model": {**config["model"], "init_args": _inside(named, str(file))}}
+    assert hash_of(absolute, None) == before
+    file.write_text("two")
+    os.utime(file, ns=(1, 1))
+    assert hash_of(absolute, None) != before
+
+
+def _inside(named, path):
+    return {name: {key: path for key in value} if isinstance(value, dict) else path for name, value in named.items()}
+
+
+def test_a_teacher_that_the_fit_trains_counts_by_its_configuration(tmp_path):
+    (tmp_path / "w.pth").write_text("one")
+    file = tmp_path / "teacher.yaml"
+    file.write_text(f"model: {{init_args: {{backbone: {{weights: {tmp_path / 'w.pth'}}}}}}}\n")
+    config = {**CELL, "teacher_config": str(file)}
+    before, taught = hash_of(config, None), hash_of(config, "f00")
+    (tmp_path / "w.pth").write_text("two")
+    os.utime(tmp_path / "w.pth", ns=(1, 1))
+    after = hash_of(config, None)
+    file.write_text(file.read_text() + "seed_everything: 1\n")
+    assert len({before, after, hash_of(config, None)}) == 3
+    # A method of the experiment teaches: the file is not used.
+    assert hash_of(config, "f00") == taught
