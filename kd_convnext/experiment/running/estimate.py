@@ -20,6 +20,7 @@ import yaml
 from kd_convnext.common.console import duration
 from kd_convnext.common.counting import counted
 from kd_convnext.data.loading.flat_options import ungrouped
+from kd_convnext.data.manifest.source import read_source
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.experiment.plan.cells import Cell
 from kd_convnext.experiment.plan.configuration import merged
@@ -104,13 +105,15 @@ def _costs(cells: Sequence[Cell], out: Path) -> dict[str, Cost]:
         name: Cost(statistics.median(seconds), None, 0, counted(len(seconds), "finished cell"))
         for name, seconds in known.items()
     }
-    missing = {cell.method: cell for cell in reversed(cells) if cell.method not in costs}
+    missing: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.method not in costs:
+            missing.setdefault(cell.method, cell)
     if missing:
         counts = _count(cells[0])
         with tempfile.TemporaryDirectory() as folder:
             measure = _Measure(Path(folder), counts)
-            # In the order of the plan: a teacher before its students.
-            costs |= {name: measure.cost(cell) for name, cell in reversed(missing.items())}
+            costs |= {name: measure.cost(cell) for name, cell in missing.items()}
     return costs
 
 
@@ -125,35 +128,36 @@ class _Measure:
 
     def __init__(self, folder: Path, counts: Counts) -> None:
         self.folder, self.counts = folder, counts
-        self.teachers: dict[str, Path] = {}
         self.found: dict[str, dict[str, float]] = {}
         self.manifest: dict[int, Path] = {}
 
     def cost(self, cell: Cell) -> Cost:
         """Measures one method."""
-        if cell.teacher is not None and cell.teacher.method not in self.teachers:
+        if cell.teacher is not None:
             self._run(cell.teacher)
         found = self._run(cell)
         batch = int(cell.config["data"].get("batch_size", 32))
         epochs = int(cell.config["trainer"].get("max_epochs") or 1)
         least = int(ungrouped(cell.config["data"]).get("loader.least_batches") or 1)
-        batches = max(least, math.ceil(self.counts.train / batch))
+        batches = math.ceil(self.counts.train / batch)
         linear = cell.config["model"]["init_args"].get("finetune") == "linear"
         # A linear head's training is the features of every look at every crop, once.
         looks = int(cell.config["model"]["init_args"].get("linear_looks", 2))
-        training = looks * batches * found["batch"] if linear else epochs * batches * found["step"]
+        training = looks * batches * found["batch"] if linear else epochs * max(least, batches) * found["step"]
         judging = (epochs * math.ceil(self.counts.val / batch) + math.ceil(self.counts.test / batch)) * found["batch"]
         answers = 0.0
         if cell.teacher is not None:
-            asked = _views_asked(cell) * self.counts.train
+            asked = _views_asked(cell) * self.counts.train + _unlabelled_asked(cell)
             size = int(cell.teacher.config["data"].get("batch_size", 32))
             answers = math.ceil(asked / size) * self.found[cell.teacher.method]["batch"]
         seconds = found["start"] + answers + training + judging
         return Cost(seconds, int(found["memory"]), int(found["gpu_memory"]), "timed steps")
 
     def _run(self, cell: Cell) -> dict[str, float]:
+        if cell.method in self.found:
+            return self.found[cell.method]
         batch = int(cell.config["data"].get("batch_size", 32))
-        run = self.folder / cell.method
+        run = self._place(cell)
         run.mkdir()
         request = run / "request.yaml"
         request.write_text(yaml.safe_dump(self._config(cell, batch)), encoding="utf-8")
@@ -165,10 +169,12 @@ class _Measure:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             what = f"the method cannot run ({lines[-1].removeprefix('error: ') if lines else done.returncode})"
             raise ConfigError(Finding(f"grid.methods.{cell.method}", what, "Correct its configuration."))
-        self.teachers[cell.method] = run / "checkpoints" / "last.ckpt"
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         self.found[cell.method] = found
         return found
+
+    def _place(self, cell: Cell) -> Path:
+        return self.folder / cell.method
 
     def _config(self, cell: Cell, batch: int) -> dict[str, Any]:
         """The cell's configuration for a few steps: no start weights, no loggers, noise for photographs."""
@@ -177,18 +183,25 @@ class _Measure:
             start = isinstance(value, dict) and value.keys() & {"pretrained", "weights"}
             options[name] = {**value, "pretrained": False, "weights": None} if start else value
         if cell.teacher is not None:
-            options["teacher_ckpt"] = str(self.teachers[cell.teacher.method])
+            options["teacher_ckpt"] = str(self._place(cell.teacher) / "checkpoints" / "last.ckpt")
         elif options.get("finetune") == "head_first":
             # The head alone would be quicker than the epochs that count.
             options["finetune"] = "full"
-        own = {
-            "manifest": str(self._noise(batch)),
+        noise = str(self._noise(batch))
+        given = ungrouped(cell.config["data"])
+        own: dict[str, Any] = {
+            "manifest": noise,
+            "columns": None,
             "classes": None,
             "cache_dir": str(self.folder / "cache"),
             "upscaler": "bicubic",
             "sr_weights": None,
             "split": {"index": 0, "few_groups": "warn"},
         }
+        if given.get("unlabelled"):
+            own |= {"unlabelled": noise, "unlabelled_columns": None, "allow_leak": True}  # its labels are not read
+        if given.get("views"):
+            own["loader"] = {"views": 1}  # the others are counted, see `_views_asked`
         data = merged(cell.config["data"], own)
         trainer = {
             "max_epochs": 1,
@@ -238,3 +251,12 @@ def _views_asked(cell: Cell) -> int:
     epochs = int(cell.config["trainer"].get("max_epochs") or views)
     once = data.get("sampling", "natural") == "natural" and int(data.get("loader.least_batches") or 1) == 1
     return min(views, epochs) if once else views
+
+
+def _unlabelled_asked(cell: Cell) -> int:
+    """Returns how many photographs without labels the teacher is asked about before the training, once each."""
+    data = ungrouped(cell.config["data"])
+    if not data.get("unlabelled") or not cell.config["model"]["init_args"].get("teacher_cache"):
+        return 0
+    found = read_source(Path(data["unlabelled"]), require_labels=False, columns=data.get("unlabelled_columns"))
+    return len(found.table)

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from helpers.experiments import CONFIGS, cells, description, record, write
 from helpers.wandb_reader import read_runs
 
@@ -150,6 +153,39 @@ def test_an_estimate_trains_no_teacher_first(options, tmp_path, capsys):
     words = ["paper", *options, "--repeats=1", "--methods=kd_both", f"--out={tmp_path / 'out'}", "--dry_run=true"]
     assert main([*words, f"--overlays=[{tmp_path / 'first.yaml'}]"]) == 0
     assert "timed steps" in capsys.readouterr().out
+
+
+def test_an_estimate_measures_on_noise_alone(tiny_manifest, tiny_cache, tmp_path, capsys):
+    """Crops of several upscalers by a method that is taught, columns by other names, photographs without labels."""
+    grid = description(super_resolution={"method": "kd_both", "upscalers": ["bicubic"]})
+    grid["common"]["trainer"]["max_epochs"] = 3
+    grid["methods"] = {name: grid["methods"][name] for name in ("convnext", "swin", "kd_both")}
+    grid["methods"]["kd_both"]["overlay"]["model"]["init_args"]["teacher_cache"] = True
+    grid["baseline"] = "convnext"
+    table = pd.read_csv(tiny_manifest).rename(columns={"image": "file"})
+    manifest = tmp_path / "m.csv"
+    table.assign(file=[str(tiny_manifest.parent / name) for name in table["file"]]).to_csv(manifest, index=False)
+    more = {"columns": "image=file", "unlabelled": str(tmp_path / "more"), "loader": {"views": 2}}
+    folder = tmp_path / "more"
+    folder.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((40, 40, 3), number, np.uint8))
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": more}))
+    before = set(Path(tiny_cache).rglob("*"))
+    words = ["paper", f"--config={write(tmp_path, grid)}", f"--manifest={manifest}", f"--cache_dir={tiny_cache}"]
+    words += [f"--overlays=[{tmp_path / 'data.yaml'}]", "--repeats=1", "--super_resolution=true", "--dry_run=true"]
+    assert main([*words, f"--out={tmp_path / 'out'}"]) == 0
+    assert capsys.readouterr().out.count("timed steps") == 5
+    assert set(Path(tiny_cache).rglob("*")) == before
+
+
+def test_photographs_without_labels_are_answered_once(tmp_path):
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((8, 8, 3), np.uint8))
+    for cache, asked in ((True, 3), ("still", 3), (False, 0)):
+        model = {"init_args": {"teacher_cache": cache}}
+        cell = SimpleNamespace(config={"model": model, "data": {"unlabelled": str(tmp_path)}})
+        assert estimate._unlabelled_asked(cell) == asked
 
 
 def test_an_estimate_of_a_linear_head_trains_no_body(options, tmp_path, capsys, monkeypatch):
