@@ -14,7 +14,7 @@ import pandas as pd
 from kd_convnext.evaluation.comparisons import Comparison, Difference, compare_pairs, make_pair
 from kd_convnext.evaluation.statistics import Floats, class_scores, scores
 
-RESAMPLES = 2000
+RESAMPLES = 20_000
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -175,7 +175,7 @@ def scores(counts: npt.ArrayLike, among: Sequence[int] | None = None) -> dict[Me
     }
 
 
-def draw_weights(strata: npt.NDArray[np.int64], resamples: int, seed: int) -> Floats:
+def draw_weights(strata: npt.NDArray[np.int64], resamples: int, seed: int | Sequence[int]) -> Floats:
     """Draws bootstrap resamples of groups, within each class as the splits were drawn.
 
     Of a class with n groups n - 1 are drawn and count n / (n - 1) times (Rao & Wu 1988): drawing n would make the
