@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from kd_convnext.common.console import say
+from kd_convnext.common.counting import counted
+from kd_convnext.common.machine import require_memory
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.limited_views import limited_views, view_names
@@ -219,6 +222,8 @@ def headed_features(
         CacheError: They do not fit on the disk, or cannot be written.
     """
     head, part = linear_head(backbone), data.train_set
+    if c is not None:
+        require_fit_memory(backbone, data, trainer, looks, asker, copies=2)  # all, and those outside a fold
     orders = [_still_order(backbone, data, trainer, looks)]
     if views:
         orders.append(_view_order(backbone, data, trainer))
@@ -231,6 +236,9 @@ def headed_features(
         groups = data.manifest.groups("known")[part.rows]
         heads = held_out_heads(training_embeddings(store, data, looks), part.labels, groups, head.out_features, c)
         found.held_out = _by_crop(heads, data)
+        if alone := [data.class_names[label] for label in np.unique(part.labels[[head is None for head in heads]])]:
+            why = "no other lesion or patient has the class, so that its answers are hardly more than labels"
+            say(trainer, f"The teacher's own head answers for crops of {', '.join(alone)}: {why}")
     return found
 
 
@@ -254,6 +262,28 @@ def _by_crop(heads: Sequence[Head | None], data: SpecimenDataModule) -> dict[str
     return {key: head for key, head in found.items() if head is not None}
 
 
+def require_fit_memory(
+    backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, looks: Looks, asker: Asker, *, copies: int = 1
+) -> None:
+    """Refuses a linear head's fit that does not fit into memory, before the network looks at a crop.
+
+    Args:
+        backbone: The network.
+        data: Set up for a fit.
+        trainer: Whose fit begins; each of its processes fits for itself.
+        looks: V, at how many copies of a crop the network looks.
+        asker: Who is told.
+        copies: How many copies of the features are held at a time.
+
+    Raises:
+        ConfigError: It does not fit.
+    """
+    crops = len(data.train_set.rows)
+    size = crops * looks * linear_head(backbone).in_features * 4 * copies * trainer.num_devices
+    what = f"a linear head's fit on {counted(crops, 'crop')} at {looks} looks"
+    require_memory(size, what, asker.place, asker.no_memory)
+
+
 def training_embeddings(store: TeacherAnswers, data: SpecimenDataModule, looks: Looks) -> Embeddings:
     """Loads the features of the labelled training crops.
 
@@ -266,9 +296,13 @@ def training_embeddings(store: TeacherAnswers, data: SpecimenDataModule, looks: 
         float32 [N, V, D], in the order of ``data.train_set.rows``.
     """
     part = data.train_set
-    places = [part.place(position) for position in range(len(part.rows))]
-    found = [store.load(place.crops.key(place.row), STILL).embedding for place in places]
-    return np.stack(found).astype(np.float32).reshape(len(found), looks, -1)  # type: ignore[arg-type]
+    found = np.empty((len(part.rows), looks, store.kind.embedding // looks), np.float32)
+    for position, values in enumerate(found):
+        place = part.place(position)
+        embedding = store.load(place.crops.key(place.row), STILL).embedding
+        assert embedding is not None
+        values[:] = embedding.reshape(values.shape)
+    return found
 
 
 def body_fingerprint(backbone: Backbone) -> str:

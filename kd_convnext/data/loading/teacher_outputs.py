@@ -93,6 +93,7 @@ class Asker:
         outputs: What is stored, in the plural.
         not_finite: What to do about values that half precision does not hold.
         no_space: What to do where the outputs do not fit on the disk.
+        no_memory: What to do where a linear head's fit on them does not fit into memory.
     """
 
     place: str
@@ -100,6 +101,7 @@ class Asker:
     outputs: str
     not_finite: str
     no_space: str
+    no_memory: str
 
 
 STUDENT = Asker(
@@ -108,6 +110,7 @@ STUDENT = Asker(
     "the teacher's answers",
     "Set --model.teacher_cache false; check that the teacher's own results are sound.",
     "Lower --data.loader.views, tap fewer stages (--model.taps.teacher), or name another --data.cache_dir.",
+    "Give the fit more memory, or a teacher that was trained with fewer --model.linear_looks.",
 )
 """A fit that learns from stored outputs."""
 
@@ -117,6 +120,7 @@ LINEAR = Asker(
     "the network's features",
     "Check the network's start weights (--model.backbone.weights), or set finetune: head_only, which stores none.",
     "Lower --model.linear_looks, or name another --data.cache_dir.",
+    "Give the fit more memory, lower --model.linear_looks, or set finetune: head_only.",
 )
 """A fit of a linear head on the stored features of its own network."""
 
