@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kd_convnext.common.files import is_special
+from kd_convnext.common.files import is_special, require_handles
 
 Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
@@ -36,17 +36,25 @@ def softmax(logits: Logits, temperature: float = 1.0) -> npt.NDArray[np.float64]
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
-def stored_array(path: Path) -> npt.NDArray[Any] | None:
+def stored_array(path: Path) -> "np.memmap[Any, Any] | None":
     """Maps an array of a ``.npy`` file into memory, without unpickling.
+
+    The file stays open as long as the array, or a part of it, is there.
 
     Args:
         path: The file.
 
     Returns:
         The array, not writable; None where there is none, it is damaged, or a pipe or a device stands there.
+
+    Raises:
+        CacheError: It could not be looked at, as too many files are open.
     """
     try:
         found = None if is_special(path) else np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except (ValueError, EOFError):
         return None
-    return found if isinstance(found, np.ndarray) else None
+    except OSError as error:
+        require_handles(path, error)
+        return None
+    return found if isinstance(found, np.memmap) else None

@@ -18,6 +18,8 @@ LARGEST = 2**28
 """Bytes of a file that is read whole, where its reader names no other bound: no table of ours comes near."""
 
 _REMEDIES = {
+    errno.EMFILE: "Let a process open more files (ulimit -n 4096), and give the command again",
+    errno.ENFILE: "The machine has too many files open: end other programs, and give the command again",
     errno.ENOSPC: "Free some space or name a folder on another disk; what was finished before is kept",
     errno.EDQUOT: "Free some of your quota or name a folder elsewhere; what was finished before is kept",
     errno.EACCES: "Give yourself write permission there or name another folder",
@@ -185,6 +187,21 @@ def read_bytes(path: Path | str, at_most: int = LARGEST) -> bytes:
 
 def _special(path: Path | str) -> OSError:
     return OSError(errno.ENODEV, "it is a pipe or a device", str(path))
+
+
+def require_handles(path: Path | str, error: OSError) -> None:
+    """Tells a file that is damaged or missing from one that was not even looked at, as too many files are open.
+
+    Args:
+        path: The file or folder that could not be opened.
+        error: What the operating system answered.
+
+    Raises:
+        CacheError: The process or the machine can open no more files.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        what = f"cannot be opened ({error.strerror})"
+        raise CacheError(Finding(str(path), what, f"{_REMEDIES[error.errno]}.")) from error
 
 
 def write_finding(path: Path, error: OSError) -> Finding:

@@ -1,4 +1,4 @@
-"""Detects the hardware, chooses the default precision for it, and reads the memory a process has used."""
+"""Detects the hardware, chooses the default precision for it, and reads the memory used and free."""
 
 import ctypes
 import os
@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from kd_convnext.errors import ConfigError, Finding
+
 Precision = Literal["bf16-mixed", "32-true"]
 
 BF16_PAYS = 1.5
@@ -21,6 +23,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 _PILLOW_KEPT = 48 << 20  # bytes, those of 12 megapixels
 _SIDE, _ROUNDS = 512, 7
 _STATUS = Path("/proc/self/status")
+_MEMORY, _GROUP, _GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def peak_memory() -> int:
@@ -37,6 +40,45 @@ def peak_memory() -> int:
 
     # Linux counts kilobytes, macOS bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory() -> int | None:
+    """Returns how much memory this process may still take, in bytes: of the machine, and of its container or job.
+
+    Returns:
+        None where the system does not say; Linux does.
+    """
+    free = []
+    with suppress(OSError, ValueError, StopIteration):
+        found = next(line for line in _MEMORY.read_text().splitlines() if line.startswith("MemAvailable:"))
+        free.append(int(found.split()[1]) * 1024)
+    with suppress(OSError, StopIteration):
+        own = next(line[3:] for line in _GROUP.read_text().splitlines() if line.startswith("0::"))
+        place = _GROUPS / own.lstrip("/")
+        for folder in (place, *place.parents):
+            with suppress(OSError, ValueError):  # no limit stands there
+                limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+                kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                free.append(limit - used + int(kept.get("inactive_file", 0)))  # what is read again is given up first
+    return max(0, min(free)) if free else None
+
+
+def require_memory(size: int, what: str, place: str, remedy: str) -> None:
+    """Refuses work that does not fit into the free memory, before it is begun; where nothing is known nothing is.
+
+    Args:
+        size: In bytes.
+        what: What takes it.
+        place: The option that decides how much.
+        remedy: What to do where it does not fit.
+
+    Raises:
+        ConfigError: It does not fit.
+    """
+    free = free_memory()
+    if free is not None and size > free:
+        what = f"{what} takes {size / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB are free"
+        raise ConfigError(Finding(place, what, remedy))
 
 
 @dataclass(frozen=True)

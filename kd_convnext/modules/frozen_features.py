@@ -15,18 +15,30 @@ import numpy as np
 import torch
 from torch import nn
 
+from kd_convnext.common.console import say
+from kd_convnext.common.counting import counted
+from kd_convnext.common.machine import require_memory
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.limited_views import limited_views, view_names
 from kd_convnext.data.loading.mixing import MixedDataset
-from kd_convnext.data.loading.teacher_outputs import STILL, AnswerKind, StoredOutputs, TeacherAnswers, view_name
+from kd_convnext.data.loading.teacher_outputs import (
+    LINEAR,
+    STILL,
+    STUDENT,
+    AnswerKind,
+    Asker,
+    StoredOutputs,
+    TeacherAnswers,
+    view_name,
+)
 from kd_convnext.data.loading.views import Views
 from kd_convnext.data.manifest.grouping import NO_GROUP, row_hashes
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.models.backbones import Backbone
 from kd_convnext.models.taps import watched_features
 from kd_convnext.modules.linear_heads import Embeddings, Head, held_out_heads
-from kd_convnext.modules.output_store import Answer, filled_store, on_the_cpu
+from kd_convnext.modules.output_store import Answer, Order, filled_stores, on_the_cpu
 
 Looks = Literal[2, 4, 8]
 """At how many turned and mirrored copies of a crop a frozen network looks."""
@@ -97,7 +109,7 @@ def linear_head(backbone: Backbone) -> nn.Linear:
 
 
 def still_features(
-    backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, looks: Looks = 2
+    backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, looks: Looks = 2, asker: Asker = LINEAR
 ) -> TeacherAnswers:
     """Makes sure that a network's features of every training crop, labelled or not, are on the disk.
 
@@ -106,6 +118,7 @@ def still_features(
         data: Set up for a fit.
         trainer: Whose fit begins.
         looks: V, at how many turned and mirrored copies of a crop the network looks.
+        asker: Who is told.
 
     Returns:
         The store: the embeddings [V D] of a crop's looks, one after the other.
@@ -113,35 +126,27 @@ def still_features(
     Raises:
         CacheError: They do not fit on the disk, or cannot be written.
     """
+    return filled_stores([_still_order(backbone, data, trainer, looks)], trainer, asker)[0]
+
+
+def _still_order(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, looks: Looks) -> Order:
+    """Describes the features of every training crop without augmentation: the embeddings [V D] of its looks."""
     still = Views(backbone.image_size, data.in_chans, resize=data.crop_spec.resize)
     wanted = [View(position, STILL) for position in range(len(data.train_set))]
-    return _stored(backbone, data, trainer, still, wanted, still.identity() | {"looks": looks}, _LOOKS[looks])
+    return _order(backbone, data, trainer, still, wanted, still.identity() | {"looks": looks}, _LOOKS[looks])
 
 
-def view_features(
-    backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, wanted: Sequence[View]
-) -> TeacherAnswers:
-    """Makes sure that a network's features of augmented views of the training crops are on the disk.
+def _view_order(backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer) -> Order:
+    """Describes the features of the limited views of labelled crops: the embedding [D] of each.
 
     The network sees the same views as a student, each drawn at the network's own size.
-
-    Args:
-        backbone: As of `still_features`.
-        data: Set up for a fit.
-        trainer: Whose fit begins.
-        wanted: The views, as of `limited_views`.
-
-    Returns:
-        The store: the embedding [D] of each view.
-
-    Raises:
-        CacheError: They do not fit on the disk, or cannot be written.
     """
     moving = data.train_set.views.at(backbone.image_size)
-    return _stored(backbone, data, trainer, moving, wanted, moving.identity(), ((0, False),))
+    wanted = limited_views(data.train_set, data.loader, trainer.max_epochs)
+    return _order(backbone, data, trainer, moving, wanted, moving.identity(), ((0, False),))
 
 
-def _stored(
+def _order(
     backbone: Backbone,
     data: SpecimenDataModule,
     trainer: pl.Trainer,
@@ -149,8 +154,8 @@ def _stored(
     wanted: Sequence[View],
     identity: dict[str, Any],
     looks: Sequence[tuple[int, bool]],
-) -> TeacherAnswers:
-    """Fills the store of a network's features of some views."""
+) -> Order:
+    """Describes a network's features of some views, and moves it to where they are computed."""
     head, part = linear_head(backbone), data.train_set
     kind = AnswerKind(
         teacher=body_fingerprint(backbone),
@@ -182,7 +187,7 @@ def _stored(
             backbone.train(training)
 
     store = TeacherAnswers(kind.folder(data.crops.folder.parent), kind)
-    return filled_store(store, wanted, view_names(part, wanted), asked, trainer)
+    return Order(store, wanted, view_names(part, wanted), asked, len(looks))
 
 
 def headed_features(
@@ -193,6 +198,7 @@ def headed_features(
     looks: Looks = 2,
     *,
     views: bool = False,
+    asker: Asker = STUDENT,
 ) -> HeadedFeatures:
     """Computes a frozen teacher's outputs for every training crop, labelled or not, ahead of the training.
 
@@ -207,6 +213,7 @@ def headed_features(
         c: Regularisation of the head's fit, where it was fitted on this training part by `fit_linear_head`.
         looks: V, at how many turned and mirrored copies of a crop the network looks.
         views: Also look at each of the limited views of labelled crops; those of others have the crop's outputs.
+        asker: Who is told.
 
     Returns:
         The outputs, by crop and view.
@@ -214,18 +221,24 @@ def headed_features(
     Raises:
         CacheError: They do not fit on the disk, or cannot be written.
     """
-    store, head = still_features(backbone, data, trainer, looks), linear_head(backbone)
+    head, part = linear_head(backbone), data.train_set
+    if c is not None:
+        require_fit_memory(backbone, data, trainer, looks, asker, copies=2)  # all, and those outside a fold
+    orders = [_still_order(backbone, data, trainer, looks)]
+    if views:
+        orders.append(_view_order(backbone, data, trainer))
+    store, *moving = filled_stores(orders, trainer, asker)
     bias = torch.zeros(head.out_features) if head.bias is None else head.bias.detach().float().cpu()
     found = HeadedFeatures(store, Head(head.weight.detach().float().cpu().numpy(), bias.numpy()))
     if views:
-        wanted = limited_views(data.train_set, data.loader, trainer.max_epochs)
-        found.views = view_features(backbone, data, trainer, wanted)
-        found.viewed = frozenset(view_names(data.train_set, wanted))
+        found.views, found.viewed = moving[0], frozenset(orders[1].names)
     if c is not None:
-        part = data.train_set
         groups = data.manifest.groups("known")[part.rows]
         heads = held_out_heads(training_embeddings(store, data, looks), part.labels, groups, head.out_features, c)
         found.held_out = _by_crop(heads, data)
+        if alone := [data.class_names[label] for label in np.unique(part.labels[[head is None for head in heads]])]:
+            why = "no other lesion or patient has the class, so that its answers are hardly more than labels"
+            say(trainer, f"The teacher's own head answers for crops of {', '.join(alone)}: {why}")
     return found
 
 
@@ -249,6 +262,28 @@ def _by_crop(heads: Sequence[Head | None], data: SpecimenDataModule) -> dict[str
     return {key: head for key, head in found.items() if head is not None}
 
 
+def require_fit_memory(
+    backbone: Backbone, data: SpecimenDataModule, trainer: pl.Trainer, looks: Looks, asker: Asker, *, copies: int = 1
+) -> None:
+    """Refuses a linear head's fit that does not fit into memory, before the network looks at a crop.
+
+    Args:
+        backbone: The network.
+        data: Set up for a fit.
+        trainer: Whose fit begins; each of its processes fits for itself.
+        looks: V, at how many copies of a crop the network looks.
+        asker: Who is told.
+        copies: How many copies of the features are held at a time.
+
+    Raises:
+        ConfigError: It does not fit.
+    """
+    crops = len(data.train_set.rows)
+    size = crops * looks * linear_head(backbone).in_features * 4 * copies * trainer.num_devices
+    what = f"a linear head's fit on {counted(crops, 'crop')} at {looks} looks"
+    require_memory(size, what, asker.place, asker.no_memory)
+
+
 def training_embeddings(store: TeacherAnswers, data: SpecimenDataModule, looks: Looks) -> Embeddings:
     """Loads the features of the labelled training crops.
 
@@ -261,9 +296,13 @@ def training_embeddings(store: TeacherAnswers, data: SpecimenDataModule, looks: 
         float32 [N, V, D], in the order of ``data.train_set.rows``.
     """
     part = data.train_set
-    places = [part.place(position) for position in range(len(part.rows))]
-    found = [store.load(place.crops.key(place.row), STILL).embedding for place in places]
-    return np.stack(found).astype(np.float32).reshape(len(found), looks, -1)  # type: ignore[arg-type]
+    found = np.empty((len(part.rows), looks, store.kind.embedding // looks), np.float32)
+    for position, values in enumerate(found):
+        place = part.place(position)
+        embedding = store.load(place.crops.key(place.row), STILL).embedding
+        assert embedding is not None
+        values[:] = embedding.reshape(values.shape)
+    return found
 
 
 def body_fingerprint(backbone: Backbone) -> str:

@@ -12,6 +12,9 @@ Embeddings = npt.NDArray[np.float32]
 
 _FOLDS = 5
 
+_COLUMNS = 64
+"""Of how many features the squares are in memory at a time."""
+
 _BELOW = 15.0
 """How far the logit of a class without crops lies below the lowest of an average crop: 3e-7 of its odds, T 1."""
 
@@ -43,17 +46,10 @@ def held_out_heads(
         N heads, those of a fold one object; None for crops whose class no other group has: without them a head would
         take their class for impossible.
     """
-    names, members = np.unique(groups, return_inverse=True)
-    # Rarest classes first, round after round, so that every fold has its share of each.
-    frequency = np.bincount(labels, minlength=num_classes)
-    label_of = np.zeros(len(names), np.int64)
-    label_of[members] = labels
-    order = np.lexsort((np.random.default_rng(0).random(len(names)), label_of, frequency[label_of]))
-    fold = np.empty(len(names), np.int64)
-    fold[order] = np.arange(len(names)) % _FOLDS
+    fold = _folds(labels, groups, num_classes)
     heads: list[Head | None] = [None] * len(labels)
     for number in range(fold.max() + 1):
-        inside = fold[members] != number
+        inside = fold != number
         asked = ~inside & np.isin(labels, labels[inside])
         if not asked.any():
             continue
@@ -62,6 +58,40 @@ def held_out_heads(
         for place in np.flatnonzero(asked):
             heads[place] = head
     return heads
+
+
+def _folds(labels: npt.NDArray[np.int64], groups: npt.NDArray[np.str_], num_classes: int) -> npt.NDArray[np.int64]:
+    """Assigns whole groups to folds: int64 [N].
+
+    A class that two groups have lies in two folds at least, if one of them has fewer classes than there are folds.
+    """
+    names, members = np.unique(groups, return_inverse=True)
+    # Rarest classes first, round after round, so that every fold has its share of each. A group counts as its rarest.
+    frequency = np.bincount(labels, minlength=num_classes)
+    commonest_first = np.argsort(-frequency[labels], kind="stable")
+    label_of = np.zeros(len(names), np.int64)
+    label_of[members[commonest_first]] = labels[commonest_first]
+    order = np.lexsort((np.random.default_rng(0).random(len(names)), label_of, frequency[label_of]))
+    fold = np.empty(len(names), np.int64)
+    fold[order] = np.arange(len(names)) % _FOLDS
+    holds = np.zeros((num_classes, len(names)), bool)
+    holds[labels, members] = True
+    shared = np.flatnonzero(holds.sum(1) > 1)
+    for number in shared:
+        if len(np.unique(fold[holds[number]])) == 1:
+            _divide(fold, np.flatnonzero(holds[number]), holds[shared])
+    return fold[members]
+
+
+def _divide(fold: npt.NDArray[np.int64], together: npt.NDArray[np.int64], holds: npt.NDArray[np.bool_]) -> None:
+    """Moves one of the groups that share a class and a fold to another fold, where this unites no other class."""
+    for group in together:
+        for other in range(min(_FOLDS, len(fold))):
+            moved = fold.copy()
+            moved[group] = other
+            if all(len(np.unique(moved[own])) > 1 for own in holds[holds[:, group]]):
+                fold[:] = moved
+                return
 
 
 def fit_linear_head(
@@ -74,7 +104,7 @@ def fit_linear_head(
     is a sample of its own, which teaches the head what turning does not change; a crop's loss is the mean over them.
 
     Args:
-        features: float32 [N, V, D], V looks at each crop.
+        features: float32 [N, V, D], V looks at each crop; standardised in place, as a copy may not fit into memory.
         labels: int64 [N]. A class that does not occur gets weights of 0 and a bias that never wins: the mean logit of
             the others is that of their biases, for every input, as their weights sum to 0. It lies no further below
             than it must, for those who standardise or soften logits.
@@ -86,8 +116,8 @@ def fit_linear_head(
     """
     looks = features.shape[1]
     flat, labels = features.reshape(-1, features.shape[2]), labels.repeat(looks)
-    mean, scale = flat.mean(0), flat.std(0) + 1e-6
-    values = torch.from_numpy((flat - mean) / scale)
+    mean, scale = _standardise(flat)
+    values = torch.from_numpy(flat)
     targets = torch.from_numpy(labels)
     counts = torch.bincount(targets, minlength=num_classes).float()
     present = counts > 0
@@ -110,6 +140,17 @@ def fit_linear_head(
     lowest = bias.detach()[present].min()
     found = weight.detach() / torch.from_numpy(scale)
     return found, torch.where(present, bias.detach(), lowest - _BELOW) - found @ torch.from_numpy(mean)
+
+
+def _standardise(flat: Embeddings) -> tuple[Embeddings, Embeddings]:
+    """Subtracts the mean of each column and divides by its standard deviation, in place; returns both."""
+    mean = flat.mean(0)
+    flat -= mean
+    # Some columns at a time: the squares of all would take as much memory as the values.
+    parts = np.array_split(flat, max(1, flat.shape[1] // _COLUMNS), axis=1)
+    scale = np.concatenate([np.sqrt(np.square(part).mean(0)) for part in parts]) + np.float32(1e-6)
+    flat /= scale
+    return mean, scale
 
 
 def _compact(present: Tensor) -> Tensor:

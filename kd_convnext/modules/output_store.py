@@ -2,17 +2,21 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from kd_convnext.common.console import duration, progress_bar, say
+from kd_convnext.common.counting import counted
+from kd_convnext.common.files import require_space
 from kd_convnext.data.loading.dataset import View
-from kd_convnext.data.loading.teacher_outputs import TeacherAnswers
+from kd_convnext.data.loading.teacher_outputs import STUDENT, Asker, TeacherAnswers
 from kd_convnext.errors import CacheError, Finding
 
 _KEPT_SECONDS = 30.0
@@ -32,41 +36,84 @@ Answer = tuple[Tensor, list[Tensor], Tensor | None]
 """Logits [B, K], maps [B, C, H, W] and embedding [B, D] of a batch."""
 
 
-def filled_store(
-    answers: TeacherAnswers,
-    views: Sequence[View],
-    names: Sequence[int],
-    asked: Callable[[Sequence[View]], Iterable[Answer]],
-    trainer: pl.Trainer,
-) -> TeacherAnswers:
-    """Computes what a store lacks. Under several processes each makes its share.
+Places = npt.NDArray[np.int64]
 
-    Args:
-        answers: The store, perhaps with what earlier runs have computed.
+
+@dataclass(frozen=True)
+class Order:
+    """Outputs that are wanted of a network.
+
+    Attributes:
+        answers: Their store, perhaps with what earlier runs have computed.
         views: The views wanted, M of them.
         names: Their names, from `view_name`.
-        asked: From views to the outputs of a network, in batches.
+        asked: From views to the outputs of the network, in batches.
+        looks: How often the network runs for a view.
+    """
+
+    answers: TeacherAnswers
+    views: Sequence[View]
+    names: Sequence[int]
+    asked: Callable[[Sequence[View]], Iterable[Answer]]
+    looks: int = 1
+
+
+def filled_stores(orders: Sequence[Order], trainer: pl.Trainer, asker: Asker = STUDENT) -> list[TeacherAnswers]:
+    """Computes what stores lack, once all of it fits on the disk. Under several processes each makes its share.
+
+    Args:
+        orders: What is wanted, below one cache folder.
         trainer: Whose fit begins.
+        asker: Who is told.
 
     Returns:
-        The store, complete.
+        The stores, complete.
 
     Raises:
         CacheError: The outputs do not fit on the disk, or cannot be written.
     """
-    # One process looks, before any writes: all must divide the same list.
-    missing = trainer.strategy.broadcast(np.flatnonzero(answers.missing(names)))
-    if len(missing):
-        say(trainer, answers.require_space(len(missing)))
-        mine = missing[trainer.global_rank :: trainer.world_size]
-        with isolate_rng():
-            _write_all(asked([views[n] for n in mine]), [names[n] for n in mine], trainer, answers)
-        trainer.strategy.barrier("teacher")
-        answers = TeacherAnswers(answers.path, answers.kind)
-        if answers.missing(names).any():
-            remedy = "Give all processes one folder with --data.cache_dir, and start again."
-            raise CacheError(Finding(str(answers.path), "the outputs of other processes are not there", remedy))
-    return answers
+    # One process looks, before any writes: all must divide the same lists.
+    found = trainer.strategy.broadcast([np.flatnonzero(order.answers.missing(order.names)) for order in orders])
+    missing = [(order, places) for order, places in zip(orders, found, strict=True) if len(places)]
+    if not missing:
+        return [order.answers for order in orders]
+    say(trainer, _require_space(missing, asker))
+    mine = [(order, places[trainer.global_rank :: trainer.world_size]) for order, places in missing]
+    forecast = Forecast(sum(len(places) * order.looks for order, places in mine), trainer)
+    with isolate_rng():
+        for order, places in mine:
+            _write_all(order, places, trainer, asker, forecast)
+    trainer.strategy.barrier("teacher")
+    stores = [
+        TeacherAnswers(order.answers.path, order.answers.kind) if len(places) else order.answers
+        for order, places in zip(orders, found, strict=True)
+    ]
+    for order, store in zip(orders, stores, strict=True):
+        if lacking := int(store.missing(order.names).sum()):
+            raise CacheError(_not_there(store, lacking, trainer.world_size))
+    return stores
+
+
+def _require_space(missing: Sequence[tuple[Order, Places]], asker: Asker) -> str:
+    """Returns a line on the disk space that all outputs will take, and refuses what does not fit."""
+    stores = [(order.answers, len(places)) for order, places in missing]
+    size = sum(count * answers.kind.record.itemsize for answers, count in stores)
+    # Stores of one network lie side by side.
+    folder = stores[0][0].path if len(stores) == 1 else stores[0][0].path.parent
+    views = counted(sum(count for _, count in stores), "view")
+    need = require_space(folder, size, f"{asker.outputs} for {views}", asker.no_space)
+    each = " and ".join(f"{answers.kind.record.itemsize}" for answers, _ in stores)
+    return f"{asker.does} {views} once, {each} bytes each, {need}: {folder}"
+
+
+def _not_there(store: TeacherAnswers, lacking: int, processes: int) -> Finding:
+    """Describes outputs that were written and cannot be found."""
+    what = f"{counted(lacking, 'output')} of those just written cannot be found"
+    remedy = "Check the disk, or name another --data.cache_dir"
+    if processes > 1:
+        what, remedy = "the outputs of other processes are not there", "Give all processes one folder"
+        remedy += " with --data.cache_dir"
+    return Finding(str(store.path), what, f"{remedy}, and start again.")
 
 
 def on_the_cpu(logits: Tensor, maps: Sequence[Tensor], embedding: Tensor | None) -> Answer:
@@ -83,43 +130,43 @@ def on_the_cpu(logits: Tensor, maps: Sequence[Tensor], embedding: Tensor | None)
     return logits.float().cpu(), [v.float().cpu() for v in maps], None if embedding is None else embedding.float().cpu()
 
 
-def _write_all(asked: Iterable[Answer], names: Sequence[int], trainer: pl.Trainer, answers: TeacherAnswers) -> None:
+def _write_all(order: Order, places: Places, trainer: pl.Trainer, asker: Asker, forecast: "Forecast") -> None:
     """Writes outputs in files of half a minute each; what was computed before an interrupt is kept."""
     held: list[Answer] = []
+    names, answers = [order.names[place] for place in places], order.answers
     begin, size, written = time.monotonic(), 0, 0
 
     def write() -> None:
         nonlocal written, begin, size
         if held:
             logits, maps, embedding = _joined(held)
-            answers.add(names[written : written + len(logits)], logits, maps, embedding)
+            answers.add(names[written : written + len(logits)], logits, maps, embedding, asker)
             written += len(logits)
         held.clear()
         begin, size = time.monotonic(), 0
 
-    forecast = Forecast(len(names), trainer)
     wanted = trainer.is_global_zero and trainer.progress_bar_callback is not None
     try:
-        with progress_bar(len(names), wanted, "the teacher's outputs") as advance:
-            for answer in asked:
+        with progress_bar(len(names), wanted, asker.outputs, "views") as advance:
+            for answer in order.asked([order.views[place] for place in places]):
                 held.append(answer)
                 size += len(answer[0]) * answers.kind.record.itemsize
                 if size > _KEPT_BYTES or time.monotonic() - begin > _KEPT_SECONDS:
                     write()
                 advance(len(answer[0]))
-                forecast.after(len(answer[0]))
+                forecast.after(len(answer[0]) * order.looks)
     finally:
         write()
 
 
 class Forecast:
-    """Says how long all outputs of a teacher take, once it has answered for some seconds."""
+    """Says how long all outputs of a network take, once it has answered for some seconds."""
 
     def __init__(self, count: int, trainer: pl.Trainer) -> None:
         """Takes what is to be said, and to whom.
 
         Args:
-            count: Outputs wanted of this process.
+            count: Runs of the network wanted of this process.
             trainer: Whose fit begins.
         """
         self.count, self.trainer = count, trainer
@@ -128,7 +175,7 @@ class Forecast:
         self._begun: float | None = None
 
     def after(self, size: int) -> None:
-        """Counts a batch of so many outputs."""
+        """Counts a batch of so many runs."""
         now, self._done = time.monotonic(), self._done + size
         if self._first is None:
             self._first = now

@@ -12,7 +12,7 @@ from kd_convnext.data.loading.mixing import MixedSampler, training_sampler
 from kd_convnext.data.loading.teacher_outputs import AnswerKind, TeacherAnswers
 from kd_convnext.losses.term import logits_of
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
-from kd_convnext.modules.output_store import Answer, filled_store, on_the_cpu
+from kd_convnext.modules.output_store import Answer, Order, filled_stores, on_the_cpu
 
 
 def stored_answers(teacher: FrozenTeacher, data: SpecimenDataModule, trainer: pl.Trainer) -> TeacherAnswers:
@@ -47,7 +47,8 @@ def stored_answers(teacher: FrozenTeacher, data: SpecimenDataModule, trainer: pl
                 found = teacher(batch["image"].to(teacher.device, non_blocking=True))
             yield on_the_cpu(logits_of(found), found.maps or (), found.embedding)
 
-    return filled_store(TeacherAnswers(kind.folder(data.crops.folder.parent), kind), views, names, asked, trainer)
+    store = TeacherAnswers(kind.folder(data.crops.folder.parent), kind)
+    return filled_stores([Order(store, views, names, asked)], trainer)[0]
 
 
 def _kind(teacher: FrozenTeacher, fingerprint: str, data: SpecimenDataModule, trainer: pl.Trainer) -> AnswerKind:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kd_convnext.checkpoints.format import KEY
 from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.loading.teacher_outputs import LINEAR
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.labels.focal import FocalLoss
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
@@ -27,7 +28,13 @@ from kd_convnext.modules.batches import ForeignBatch
 from kd_convnext.modules.class_shares import changed_shares
 from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.compiled_step import Compile
-from kd_convnext.modules.frozen_features import Looks, linear_head, still_features, training_embeddings
+from kd_convnext.modules.frozen_features import (
+    Looks,
+    linear_head,
+    require_fit_memory,
+    still_features,
+    training_embeddings,
+)
 from kd_convnext.modules.guard import leave_out_unlabelled
 from kd_convnext.modules.linear_heads import fit_linear_head
 from kd_convnext.modules.mixing import MixSpec
@@ -172,6 +179,7 @@ class TeacherModule(ClassifierModule):
             raise ConfigError(Finding("--model.finetune", "linear needs crops to compute features of", remedy))
         if isinstance(self.trainer.precision_plugin, MixedPrecision):
             self.trainer.precision_plugin.scaler = None  # there are no gradients, and it refuses a step without them
+        require_fit_memory(self.backbone, data, self.trainer, self.linear_looks, LINEAR)
         store = still_features(self.backbone, data, self.trainer, self.linear_looks)
         features = training_embeddings(store, data, self.linear_looks)
         weight, bias = fit_linear_head(features, data.train_set.labels, self.num_classes, self.linear_c)

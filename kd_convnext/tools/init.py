@@ -15,7 +15,10 @@ from kd_convnext.common.words import command_line
 from kd_convnext.errors import ConfigError, Finding
 
 FEW_PHOTOGRAPHS = 320
-"""Below so many regions of interest a batch is smaller, so that an epoch still has steps."""
+"""Below so many regions of interest a batch is smaller, so that an epoch still has steps.
+
+Not where the recipe has ``loader.least_batches``, by which an epoch makes several passes: it would see fewer images.
+"""
 
 LINEAR_TEACHER = "configs/small_cpu/teacher_vit.yaml"
 BEST, BEST_TEACHER = "configs/kd_convnext_best.yaml", "configs/teacher_vit.yaml"
@@ -133,13 +136,15 @@ def configuration(recipe: Recipe, manifest: str, columns: str | None, batch_size
         recipe: The shipped configurations.
         manifest: The photographs.
         columns: Other names of the manifest's columns.
-        batch_size: In place of the recipe's.
+        batch_size: In place of the recipe's, where that sets no least number of batches.
 
     Returns:
         YAML text.
     """
     settings = _shipped(recipe.student)
-    data = settings["data"] | ({} if batch_size is None else {"batch_size": batch_size})
+    data = settings["data"]
+    if batch_size is not None and "least_batches" not in data.get("loader", {}):
+        data = data | {"batch_size": batch_size}
     lines = [
         f"# {recipe.reason[0].upper()}{recipe.reason[1:]}; begun from {recipe.student}.",
         "# Every setting with its default: kd-convnext fit --config THIS_FILE --print_config",

@@ -17,13 +17,10 @@ from kd_convnext.common.files import atomic_write, read_bytes
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.unlabelled import read_unlabelled, refuse_judged
 from kd_convnext.data.manifest.splits import SplitSpec
-from kd_convnext.errors import ConfigError, Finding, ManifestWarning
+from kd_convnext.errors import ConfigError, Finding, ManifestWarning, Terminated
 from kd_convnext.models.published import start_findings
 from kd_convnext.runs.folder import RunFolder
-from kd_convnext.training.run_place import launcher
-
-TEACHER = "teacher"
-"""Where its run lies in the student's."""
+from kd_convnext.training.run_place import TEACHER, interrupted, launcher, terminated
 
 ENDED = "ended"
 """A file that says of this run that it has ended by itself."""
@@ -129,7 +126,7 @@ def trained_teacher(
         words += ["--ckpt_path", str(own.last)]
     else:
         own.best.unlink(missing_ok=True)  # of a first epoch that was killed at its end
-    with _environment_kept(), isolate_rng(), warnings.catch_warnings():
+    with _of_the_student(), _environment_kept(), isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ManifestWarning)  # the student's photographs, whose warnings have been shown
         train([*words, "--trainer.default_root_dir", str(own.path), "--header.next_steps", "false"])
     # An interrupted fit leaves a best.ckpt too, of the epochs so far.
@@ -175,6 +172,17 @@ def _refuse_judged(data: Mapping[str, Any]) -> None:
     refuse_judged(
         read_unlabelled(data["unlabelled"], data["unlabelled_columns"]), student.manifest, judged, by, allow=allow
     )
+
+
+@contextmanager
+def _of_the_student() -> Iterator[None]:
+    """Says of a teacher's fit that was stopped how the student's goes on: that one the user has begun."""
+    try:
+        yield
+    except Terminated:
+        raise terminated("fit") from None
+    except KeyboardInterrupt:
+        raise interrupted("fit") from None
 
 
 @contextmanager

@@ -32,7 +32,6 @@ from kd_convnext.modules.idle import idle_model_options
 from kd_convnext.runs.folder import RunFolder, require_writable
 from kd_convnext.training.before_crops import refuse_misfits, refuse_teachers
 from kd_convnext.training.before_student import (
-    TEACHER,
     on_one_device,
     refuse_together,
     require_start_weights,
@@ -52,6 +51,7 @@ from kd_convnext.training.progress_bar import DataWaitBar
 from kd_convnext.training.ranks import RankWatch
 from kd_convnext.training.record import RunRecord
 from kd_convnext.training.run_place import (
+    TEACHER,
     chosen_folder,
     chosen_precision,
     earlier_precision,

@@ -18,6 +18,9 @@ from kd_convnext.runs.folder import RunFolder, new_run_folder, require_writable,
 RUN_FOLDER = "KD_CONVNEXT_RUN_FOLDER"
 """How the first process of a machine tells the others it starts where the run lies."""
 
+TEACHER = "teacher"
+"""Where the run of a teacher that is trained before its student lies in the student's."""
+
 PRECISION = "KD_CONVNEXT_PRECISION"
 """How it tells them the arithmetic it has chosen, so that all compute alike."""
 
@@ -39,6 +42,9 @@ def _left(command: str, how: str) -> Finding:
     what = f"the fit {how} before it had ended"
     if not folder.last.exists():
         remedy = "No epoch was finished: give the command again, with another --trainer.default_root_dir."
+        if (folder.path / TEACHER).is_dir():
+            place = shlex.quote(str(folder.path))
+            remedy = f"Its teacher is kept: the same command with --trainer.default_root_dir {place} goes on."
         return Finding(str(folder.path), what, remedy)
     command = command_line(["fit"], config=folder.config, ckpt_path=folder.last)
     remedy = f"What is finished stays; go on with: {command}"

@@ -15,6 +15,7 @@ from helpers.paths import CONFIGS
 from kd_convnext.cli import main
 from kd_convnext.common import machine
 from kd_convnext.common.machine import best_precision, device_kind
+from kd_convnext.errors import ConfigError
 from kd_convnext.training import command, run_place
 
 MEGABYTE = 2**20
@@ -135,3 +136,30 @@ def test_all_processes_compute_alike(hardware, monkeypatch):
     assert run_place.chosen_precision("cpu") == "bf16-mixed"
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert run_place.chosen_precision("cpu") == "32-true"
+
+
+def test_free_memory_is_that_of_machine_container_and_job(tmp_path, monkeypatch):
+    job = tmp_path / "groups" / "slurm" / "job"
+    job.mkdir(parents=True)
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    (tmp_path / "own").write_text("1:name=systemd:/x\n0::/slurm/job\n")
+    for name, path in (("_MEMORY", "meminfo"), ("_GROUP", "own"), ("_GROUPS", "groups")):
+        monkeypatch.setattr(machine, name, tmp_path / path)
+    assert machine.free_memory() == 5000 * 1024
+
+    def limit(folder, most):
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text("3000\n")
+        (folder / "memory.stat").write_text("anon 2000\ninactive_file 500\n")
+
+    limit(job, "max")
+    assert machine.free_memory() == 5000 * 1024
+    limit(job.parent, 10_000)
+    assert machine.free_memory() == 10_000 - 3000 + 500
+    machine.require_memory(7500, "a fit", "--option", "Do less.")
+    with pytest.raises(ConfigError, match=r"--option: a fit takes .* of memory, 7.5e-06 GB are free. Do less."):
+        machine.require_memory(7501, "a fit", "--option", "Do less.")
+    for path in tmp_path.glob("*"):
+        path.rename(path.with_name(f"no_{path.name}"))
+    assert machine.free_memory() is None
+    machine.require_memory(2**60, "a fit", "--option", "Do less.")

@@ -1,5 +1,7 @@
+import copy
 import csv
 import pickle
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -15,11 +17,13 @@ from sklearn.linear_model import LogisticRegression
 
 from kd_convnext import TeacherModule
 from kd_convnext.cli import main
+from kd_convnext.common import machine
 from kd_convnext.data.loading.limited_views import limited_views
 from kd_convnext.data.loading.teacher_outputs import STILL
-from kd_convnext.errors import CacheError
+from kd_convnext.errors import CacheError, ConfigError
 from kd_convnext.losses import BalancedSoftmax, CosineEmbedding, Objective, SoftTargets, UnlikeMaps
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
+from kd_convnext.modules import frozen_features
 from kd_convnext.modules.frozen_features import body_fingerprint, headed_features, still_features
 from kd_convnext.modules.frozen_teacher import FrozenTeacher
 from kd_convnext.modules.linear_heads import fit_linear_head, held_out_heads
@@ -41,8 +45,10 @@ def blobs(count=120, width=12, classes=3, seed=0):
 
 def test_the_head_is_scikit_learns_on_standardised_features():
     features, labels = blobs()
-    weight, bias = fit_linear_head(features[:, None], labels, 3, 0.05)
+    given = features[:, None].copy()
+    weight, bias = fit_linear_head(given, labels, 3, 0.05)
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    assert np.array_equal(given[:, 0], scaled)  # no second copy of what may be large
     theirs = LogisticRegression(C=0.05, class_weight="balanced", max_iter=2000, tol=1e-8).fit(scaled, labels)
     ours = torch.softmax(torch.from_numpy(features) @ weight.T + bias, 1).numpy()
     np.testing.assert_allclose(ours, theirs.predict_proba(scaled), atol=2e-3)
@@ -50,7 +56,7 @@ def test_the_head_is_scikit_learns_on_standardised_features():
 
 def test_a_class_without_crops_never_wins():
     features, labels = blobs()
-    weight, bias = fit_linear_head(features[:, None], np.where(labels == 1, 3, labels), 4, 1.0)
+    weight, bias = fit_linear_head(features[:, None].copy(), np.where(labels == 1, 3, labels), 4, 1.0)
     for scale in (1, 100):  # also far from the crops it was fitted on
         found = torch.from_numpy(features * scale) @ weight.T + bias
         assert 1 not in found.argmax(1).unique().tolist()
@@ -75,7 +81,7 @@ def test_held_out_answers_come_from_heads_without_the_lesion():
     features = rng.normal(size=(300, 250)).astype(np.float32)
     labels = rng.integers(0, 3, 300)
     groups = np.array([f"lesion:{number // 2}" for number in range(300)])
-    weight, bias = fit_linear_head(features[:, None], labels, 3, 10.0)
+    weight, bias = fit_linear_head(features[:, None].copy(), labels, 3, 10.0)
     by_heart = ((features @ weight.numpy().T + bias.numpy()).argmax(1) == labels).mean()
     heads = held_out_heads(features[:, None], labels, groups, 3, 10.0)
     answers = [head.logits(values).argmax() for head, values in zip(heads, features, strict=True) if head is not None]
@@ -84,17 +90,54 @@ def test_held_out_answers_come_from_heads_without_the_lesion():
     assert by_heart > 0.85 and held_out < 0.45
 
 
-def test_lesions_are_never_divided(monkeypatch):
-    fitted = []
-    monkeypatch.setattr(
-        "kd_convnext.modules.linear_heads.fit_linear_head",
-        lambda features, labels, k, c: fitted.append(set(features[:, 0, 0])) or (torch.zeros(k, 1), torch.zeros(k)),
-    )
-    groups = np.array([f"L{number % 20}" for number in range(60)])
-    features = np.array([[[number % 20]] for number in range(60)], np.float32)
-    held_out_heads(features, np.arange(60) % 2, groups, 2, 1.0)
-    outside = [set(range(20)) - inside for inside in fitted]
-    assert sorted(name for each in outside for name in each) == list(range(20))
+@pytest.fixture
+def folds(monkeypatch):
+    """Lists which crops each fold leaves out; a head costs nothing."""
+    found = []
+
+    def fit(features, labels, classes, c):
+        found.append(set(range(500)) - set(features[:, 0, 0].astype(int)))
+        return torch.zeros(classes, 1), torch.zeros(classes)
+
+    monkeypatch.setattr("kd_convnext.modules.linear_heads.fit_linear_head", fit)
+    return found
+
+
+def heads_of(labels, groups, classes):
+    return held_out_heads(np.arange(len(labels), dtype=np.float32)[:, None, None], labels, groups, classes, 1.0)
+
+
+def test_lesions_are_never_divided(folds):
+    heads_of(np.arange(500) % 2, np.array([f"L{number % 20}" for number in range(500)]), 2)
+    assert sorted(number for fold in folds for number in fold) == list(range(500))
+    assert [len({number % 20 for number in fold}) for fold in folds] == [4] * 5
+
+
+def test_lesions_of_one_class_keep_their_folds(folds):
+    """Stored results rest on them: the formula of all versions."""
+    lesion = np.repeat(np.arange(100), 5)
+    of_lesion = np.random.default_rng(3).choice(4, 100, p=[0.6, 0.3, 0.07, 0.03])
+    labels = of_lesion[lesion]
+    heads_of(labels, np.array([f"{number:03d}" for number in lesion]), 4)
+    drawn = np.random.default_rng(0).random(100)
+    order = np.lexsort((drawn, of_lesion, np.bincount(labels, minlength=4)[of_lesion]))
+    expected = [set(np.flatnonzero(np.isin(lesion, order[number::5]))) for number in range(5)]
+    assert folds == expected
+
+
+@pytest.mark.usefixtures("folds")
+def test_a_class_of_two_patients_is_in_two_folds():
+    """Whatever other classes these patients have, and in whichever order."""
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        patients = np.repeat(np.arange(60), 3)
+        labels = rng.choice(2, 180, p=[0.7, 0.3])
+        labels[3 * rng.choice(60, 2, replace=False)] = 2
+        assert None not in heads_of(labels, patients.astype(str), 3)
+        # Class 2 has more photographs than 3, and so comes after it, but fewer patients; one patient has both.
+        patients = np.concatenate([patients, np.repeat([100, 101], 20), [101, 102, 103, 104, 105, 106]])
+        labels = np.concatenate([labels % 2, np.full(40, 2), np.full(6, 3)])
+        assert None not in heads_of(labels, rng.permutation(200)[patients].astype(str), 4)
 
 
 def test_token_head_reads_class_tokens_and_the_mean_patch():
@@ -146,6 +189,54 @@ def test_a_head_in_one_go_needs_no_scaled_gradients(tiny_manifest, tiny_cache, t
     assert trainer.global_step == 1
 
 
+def test_what_does_not_fit_is_refused_before_a_crop_is_looked_at(
+    fitted, tiny_manifest, tiny_cache, tmp_path, monkeypatch
+):
+    source = tiny.data(tiny_manifest, tiny_cache, views=2)
+    source.trainer = tiny.trainer(tmp_path, epochs=2)
+    source.setup("fit")
+    backbone = copy.deepcopy(fitted[0].backbone)
+    with torch.no_grad():
+        next(iter(backbone.body_parameters())).add_(1)  # nothing of it is stored
+    teacher = linear_teacher(source)
+    monkeypatch.setattr("kd_convnext.models.token_head.TokenHead.embed", None)  # would be called
+    crops = len(source.train_set.rows)
+    need = crops * (12 + 2 * 2 * 72) + 2 * crops * (12 + 2 * 72)  # of still crops, at two looks, and of views
+    usage = shutil.disk_usage(tmp_path)._replace(free=need - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(CacheError, match=f"the teacher's answers for {3 * crops} views need"):
+        headed_features(backbone, source, source.trainer, 100.0, views=True)
+    monkeypatch.setattr(machine, "free_memory", lambda: 1000)
+    takes = f"a linear head's fit on {crops} crops at 2 looks takes"
+    with pytest.raises(ConfigError, match=f"teacher: {takes} 3.46e-05 GB of memory, 1e-06 GB are free"):
+        headed_features(backbone, source, source.trainer, 100.0, views=True)
+    with pytest.raises(ConfigError, match=f"--model.finetune linear: {takes} 1.73e-05 GB"):
+        tiny.trainer(tmp_path).fit(teacher, datamodule=source)
+
+
+def test_features_too_large_for_half_precision_are_told_in_the_words_of_their_fit(
+    tiny_manifest, tiny_cache, tmp_path, monkeypatch
+):
+    source = tiny.data(tiny_manifest, tiny_cache)
+    teacher = linear_teacher(source)
+    with torch.no_grad():
+        for parameter in teacher.backbone.body_parameters():
+            parameter.fill_(1e30)
+    with pytest.raises(CacheError, match=r"--model\.finetune linear: [^.]* half precision.*--model\.backbone\.weights"):
+        tiny.trainer(tmp_path).fit(teacher, datamodule=source)
+
+
+def test_classes_that_the_teacher_s_own_head_answers_are_named(fitted, monkeypatch, capsys):
+    module, source, trainer, _ = fitted
+    names, labels = source.class_names, source.train_set.labels
+    monkeypatch.setattr(
+        frozen_features, "held_out_heads", lambda *_: [None if label in (1, 3) else "other" for label in labels]
+    )
+    headed_features(module.backbone, source, trainer, 100.0)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"The teacher's own head answers for crops of {names[1]}, {names[3]}: ")
+
+
 def test_features_are_computed_once_whatever_the_head(fitted, monkeypatch):
     _, source, trainer, path = fitted
     again = TeacherModule.load_from_checkpoint(path)
@@ -175,7 +266,7 @@ def test_stored_answers_are_the_network_s_mean_over_its_looks(fitted, looks):
 
 def test_looks_at_a_crop_count_as_one_crop():
     features, labels = blobs()
-    once = fit_linear_head(features[:, None], labels, 3, 0.05)
+    once = fit_linear_head(features[:, None].copy(), labels, 3, 0.05)
     thrice = fit_linear_head(np.repeat(features[:, None], 3, axis=1), labels, 3, 0.05)
     for one, other in zip(once, thrice, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
@@ -188,7 +279,7 @@ def test_a_head_learns_to_see_past_what_turning_changes():
     features = rng.normal(size=(200, 2, 2)).astype(np.float32)
     features[:, :, 0] += labels[:, None]
     features[:, :, 1] = 4 * (2 * labels[:, None] - 1) * np.array([1, -1]) + features[:, :, 1]
-    one_look, _ = fit_linear_head(features[:, :1], labels, 2, 1.0)
+    one_look, _ = fit_linear_head(features[:, :1].copy(), labels, 2, 1.0)
     weight, _ = fit_linear_head(features, labels, 2, 1.0)
     assert one_look[1, 1] > one_look[1, 0] > 0
     assert weight[1, 0] > 0.2 > abs(weight[1, 1]) * 4

@@ -93,7 +93,9 @@ def test_weights_that_are_there_decide_the_recipe(monkeypatch, tmp_path):
     place.write_bytes(b"weights")
     recipe = tool.choose_recipe("cpu")
     assert recipe.teacher == tool.LINEAR_TEACHER and str(place) in recipe.reason
-    settings = yaml.safe_load(tool.configuration(recipe, "photos: all.csv", "image=file", None))
+    settings = yaml.safe_load(tool.configuration(recipe, "photos: all.csv", "image=file", 8))
+    # Few photographs are no reason for smaller batches where an epoch makes several passes.
+    assert settings["data"]["loader"]["least_batches"] == 50 and settings["data"]["batch_size"] == 32
     assert settings["data"]["manifest"] == "photos: all.csv" and settings["data"]["columns"] == "image=file"
     # The teacher sees what the student sees.
     assert settings["model"]["init_args"]["teacher_cache"] is True and settings["data"]["loader"]["views"] == 16

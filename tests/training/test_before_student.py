@@ -9,6 +9,7 @@ import yaml
 from helpers.command_line import TINY, convnext
 from helpers.tiny import CONVNEXT, SWIN
 
+from kd_convnext import DistillModule, TeacherModule
 from kd_convnext.cli import main
 
 SRUN = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "fit", "SLURM_LOCALID": "1"}
@@ -96,6 +97,24 @@ def test_a_teacher_of_other_options_teaches_no_student_that_has_not_begun(words,
     (tmp_path / "run/teacher/ended").touch()
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
     assert main(words) == 0 and "The teacher first" not in capsys.readouterr().out
+
+
+def test_a_fit_that_is_interrupted_names_the_students_folder_where_its_teacher_is_kept(words, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    # First the teacher is interrupted; then, by the same command, the student, where views are answered.
+    monkeypatch.setattr(DistillModule, "on_fit_start", interrupt)
+    for interrupted in (True, False):
+        with monkeypatch.context() as patch:
+            if interrupted:
+                patch.setattr(TeacherModule, "on_validation_epoch_end", interrupt)
+            assert main(words) == 130
+        told = capsys.readouterr()
+        assert "The teacher first" in told.out
+        assert "run: the fit was interrupted" in told.err and "last.ckpt" not in told.err
+        assert "Its teacher is kept: the same command with --trainer.default_root_dir run goes on." in told.err
+    assert main(words) == 130 and "The teacher first" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.common.arrays import stored_array
-from kd_convnext.common.counting import counted
-from kd_convnext.common.files import atomic_write, require_space, write_finding
+from kd_convnext.common.files import atomic_write, require_handles, write_finding
 from kd_convnext.errors import CacheError, Finding
 
 _FORMAT = 1
@@ -84,6 +83,48 @@ class AnswerKind:
         return json.dumps({"format": _FORMAT, **values}, sort_keys=True, indent=2) + "\n"
 
 
+@dataclass(frozen=True)
+class Asker:
+    """Names whoever has outputs stored, in the words of whom it tells and advises.
+
+    Attributes:
+        place: Where a fault of the outputs is reported.
+        does: What is done, for a line that the number of views ends.
+        outputs: What is stored, in the plural.
+        not_finite: What to do about values that half precision does not hold.
+        no_space: What to do where the outputs do not fit on the disk.
+        no_memory: What to do where a linear head's fit on them does not fit into memory.
+    """
+
+    place: str
+    does: str
+    outputs: str
+    not_finite: str
+    no_space: str
+    no_memory: str
+
+
+STUDENT = Asker(
+    "teacher",
+    "The teacher answers",
+    "the teacher's answers",
+    "Set --model.teacher_cache false; check that the teacher's own results are sound.",
+    "Lower --data.loader.views, tap fewer stages (--model.taps.teacher), or name another --data.cache_dir.",
+    "Give the fit more memory, or a teacher that was trained with fewer --model.linear_looks.",
+)
+"""A fit that learns from stored outputs."""
+
+LINEAR = Asker(
+    "--model.finetune linear",
+    "The frozen network sees",
+    "the network's features",
+    "Check the network's start weights (--model.backbone.weights), or set finetune: head_only, which stores none.",
+    "Lower --model.linear_looks, or name another --data.cache_dir.",
+    "Give the fit more memory, lower --model.linear_looks, or set finetune: head_only.",
+)
+"""A fit of a linear head on the stored features of its own network."""
+
+
 class OutputSource(Protocol):
     """Protocol of a store of teacher outputs by crop and seed."""
 
@@ -113,9 +154,48 @@ def view_name(crop_key: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{crop_key} {seed}".encode(), digest_size=8).digest(), "little")
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """A file of records. It is opened for each record that is read, as a process may open fewer than a store has.
+
+    Attributes:
+        path: The file.
+        kind: Of a record.
+        begin: Where in it the first record lies, in bytes.
+        held: The records, where they are small enough to be in memory.
+    """
+
+    path: Path
+    kind: np.dtype[np.void]
+    begin: int
+    held: Record | None
+
+    def record(self, place: int) -> Record:
+        """Reads the record at a place: an array of one, whose checksum is compared where it comes from the file.
+
+        Raises:
+            CacheError: It cannot be read, or is damaged.
+        """
+        if self.held is not None:
+            return self.held[place : place + 1].copy()
+        found = np.zeros(1, self.kind)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.begin + place * self.kind.itemsize)
+                file.readinto(found.view(np.uint8).data)
+        except OSError as error:
+            require_handles(self.path, error)
+            what, remedy = f"cannot be read ({error.strerror})", "Start again: answers that are gone are made again."
+            raise CacheError(Finding(str(self.path), what, remedy)) from error
+        if not _sound(found)[0]:
+            remedy = f"Delete {self.path}, and start again: of all answers only those in it are made again."
+            raise CacheError(Finding(str(self.path), "a teacher's answer in it is damaged", remedy))
+        return found
+
+
 @dataclass
 class TeacherAnswers:
-    """Answers of one kind. Picklable, for loader workers: each maps the files itself.
+    """Answers of one kind. Picklable, for loader workers: each reads the files itself.
 
     Attributes:
         path: Their folder.
@@ -124,7 +204,7 @@ class TeacherAnswers:
 
     path: Path
     kind: AnswerKind
-    _shards: list[Record] | None = field(default=None, repr=False)
+    _shards: list[_Shard] | None = field(default=None, repr=False)
     _names: npt.NDArray[np.uint64] = field(init=False, repr=False)
     _places: npt.NDArray[np.int64] = field(init=False, repr=False)
 
@@ -136,6 +216,9 @@ class TeacherAnswers:
 
         Returns:
             bool [N].
+
+        Raises:
+            CacheError: The folder or a file of it could not be looked at.
         """
         self._open()
         wanted = np.array(names, np.uint64)
@@ -155,7 +238,7 @@ class TeacherAnswers:
             The outputs, in float16.
 
         Raises:
-            CacheError: There is none, or it is damaged.
+            CacheError: There is none, it is damaged, or it cannot be read.
         """
         self._open()
         assert self._shards is not None
@@ -164,11 +247,8 @@ class TeacherAnswers:
         remedy = f"Start again: it is made again. If that does not help, delete {self.path}."
         if found == len(self._names) or int(self._names[found]) != name:
             raise CacheError(Finding(str(self.path), "the teacher's answer for a view is gone", remedy))
-        shard, place = self._places[found]
-        records = self._shards[shard][place : place + 1].copy()
-        if self.kind.large and not _sound(records)[0]:
-            what = f"a teacher's answer in {self.path} is damaged"
-            raise CacheError(Finding(str(self.path), what, f"Delete {self.path}, and start again."))
+        shard, place = self._places[found].tolist()
+        records = self._shards[shard].record(place)
         maps = [records[f"map{number}"][0] for number in range(len(self.kind.maps))]
         return StoredOutputs(records["logits"][0], maps, records["embedding"][0] if self.kind.embedding else None)
 
@@ -178,6 +258,7 @@ class TeacherAnswers:
         logits: npt.NDArray[Any],
         maps: Sequence[npt.NDArray[Any]] = (),
         embedding: npt.NDArray[Any] | None = None,
+        asker: Asker = STUDENT,
     ) -> None:
         """Writes answers into a file of their own, whole or not at all.
 
@@ -186,6 +267,7 @@ class TeacherAnswers:
             logits: [N, K].
             maps: [N, C, H, W] of each kept stage.
             embedding: [N, D], where it is kept.
+            asker: Who is told where they do not fit into half precision.
 
         Raises:
             CacheError: They cannot be written, or do not fit into half precision.
@@ -199,8 +281,8 @@ class TeacherAnswers:
                 records["embedding"] = embedding
         fields = [name for name in records.dtype.names or () if name not in ("view", "crc32")]
         if not all(np.isfinite(records[name]).all() for name in fields):
-            remedy = "Set --model.teacher_cache false; check that the teacher's own results are sound."
-            raise CacheError(Finding("teacher", "an answer is not finite in half precision", remedy))
+            what = f"one of {asker.outputs} is not finite in half precision"
+            raise CacheError(Finding(asker.place, what, asker.not_finite))
         records["crc32"] = _checksums(records)
         path = self.path / f"{zlib.crc32(records['view'].tobytes()):08x}-{len(records)}.npy"
         try:
@@ -210,49 +292,52 @@ class TeacherAnswers:
             raise CacheError(write_finding(path, error)) from error
         self._shards = None
 
-    def require_space(self, views: int) -> str:
-        """Prints the disk space that outputs will take, and refuses what does not fit.
-
-        Args:
-            views: How many.
-
-        Returns:
-            One line.
-
-        Raises:
-            CacheError: They do not fit.
-        """
-        size = self.kind.record.itemsize
-        remedy = "Lower --data.loader.views, tap fewer stages (--model.taps.teacher), or name another --data.cache_dir."
-        need = require_space(self.path, size * views, f"the teacher's answers for {counted(views, 'view')}", remedy)
-        return f"The teacher answers {counted(views, 'view')} once, {size} bytes each, {need}: {self.path}"
-
     def _open(self) -> None:
         if self._shards is not None:
             return
-        kind, shards = self.kind.record, []
-        for path in sorted(self.path.glob("*.npy")):
+        shards, names = [], []
+        for path in _files(self.path):
             found = stored_array(path)  # where it is damaged, its views are answered again
-            if found is not None and found.dtype == kind and found.ndim == 1:
+            if found is not None and found.dtype == self.kind.record and found.ndim == 1:
                 # Records with maps are too large to be read all: each is checked when it is loaded.
-                shards.append(found if self.kind.large else found[_sound(found)])
-        names = [np.asarray(shard["view"]) for shard in shards]
-        places = [np.stack([np.full(len(shard), n), np.arange(len(shard))], 1) for n, shard in enumerate(shards)]
+                held = None if self.kind.large else np.asarray(found[_sound(found)])
+                shards.append(_Shard(path, self.kind.record, found.offset, held))
+                names.append(np.array((found if held is None else held)["view"]))  # a copy, so that the file is closed
+        places = [np.stack([np.full(len(shard), n), np.arange(len(shard))], 1) for n, shard in enumerate(names)]
         flat = np.concatenate(names) if names else np.zeros(0, np.uint64)
         self._names, first = np.unique(flat, return_index=True)
         self._places = np.concatenate(places)[first] if places else np.zeros((0, 2), np.int64)
         self._shards = shards
 
     def __getstate__(self) -> dict[str, object]:
-        """Leaves the open files behind."""
+        """Leaves behind what was read."""
         return {"path": self.path, "kind": self.kind, "_shards": None}
 
 
+def _files(folder: Path) -> list[Path]:
+    """Lists the files of records in a folder; none where there is no folder."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".npy")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        require_handles(folder, error)
+        remedy = "Give yourself permission to read it, or name another --data.cache_dir."
+        raise CacheError(Finding(str(folder), f"cannot be read ({error.strerror})", remedy)) from error
+
+
 def _checksums(records: Record) -> npt.NDArray[np.uint32]:
-    copy = records.copy()
-    copy["crc32"] = 0
-    content, size = copy.view(np.uint8).data, copy.dtype.itemsize
-    return np.fromiter((zlib.crc32(content[at : at + size]) for at in range(0, len(content), size)), np.uint32)
+    """Computes the CRC-32 of each record, its own field of it taken as 0."""
+    content, size = records.view(np.uint8).data, records.dtype.itemsize
+    begin = int(records.dtype.fields["crc32"][1])  # type: ignore[index]
+    blank, end = bytes(4), begin + 4
+    return np.fromiter(
+        (
+            zlib.crc32(content[at + end : at + size], zlib.crc32(blank, zlib.crc32(content[at : at + begin])))
+            for at in range(0, len(content), size)
+        ),
+        np.uint32,
+    )
 
 
 def _sound(records: Record) -> npt.NDArray[np.bool_]:

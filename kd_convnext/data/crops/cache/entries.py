@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from kd_convnext.common.arrays import Pixels
-from kd_convnext.common.files import atomic_write, is_special, read_bytes, write_finding
+from kd_convnext.common.files import atomic_write, is_special, read_bytes, require_handles, write_finding
 from kd_convnext.data.crops.fidelity import Fidelity
 from kd_convnext.errors import CacheError
 
@@ -92,6 +92,9 @@ def entry_size(path: Path, side: int | None) -> int | None:
 
     Returns:
         Size of the file in bytes, or None where the entry is not there or not whole.
+
+    Raises:
+        CacheError: It could not be looked at, as too many files are open.
     """
     tail = _tail(path.stem)
     if is_special(path):
@@ -102,7 +105,8 @@ def entry_size(path: Path, side: int | None) -> int | None:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - len(tail)))
             whole = file.read() == tail
-    except OSError:
+    except OSError as error:
+        require_handles(path, error)
         return None
     return size if whole and _fits(head, side) else None
 
@@ -116,10 +120,14 @@ def read_entry(path: Path, side: int | None) -> Pixels | None:
 
     Returns:
         uint8 RGB [h, w, 3], or None where the entry is not there or not as it was written.
+
+    Raises:
+        CacheError: It could not be looked at, as too many files are open.
     """
     try:
         content = read_bytes(path)
-    except OSError:
+    except OSError as error:
+        require_handles(path, error)
         return None
     if not (_fits(content[:_HEADER_BYTES], side) and content.endswith(_tail(path.stem)) and _intact(content)):
         return None
