@@ -33,7 +33,7 @@ from kd_convnext.data.loading.unlabelled import (
 )
 from kd_convnext.data.loading.views import Views
 from kd_convnext.data.loading.workers import Workers, unmeasured_workers
-from kd_convnext.data.manifest.grouping import KEPT_APART, GroupBy, Part, group_hashes
+from kd_convnext.data.manifest.grouping import KEPT_APART, Part, group_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.splits import Split, SplitSpec
 from kd_convnext.errors import Finding, ManifestError
@@ -328,18 +328,16 @@ class SpecimenDataModule(pl.LightningDataModule):
             Hashes, int64.
         """
         own = card.split_hash == self.split.hash
-        judged = self._hashes(part, KEPT_APART[self.split_spec.group_by] if own else KEPT_APART["known"])
-        return card.shared(judged)
-
-    def _hashes(self, part: Part, kinds: Sequence[GroupBy]) -> Groups:
-        return group_hashes(self.manifest.table, self.split.rows(part), kinds, as_written=True)
+        kinds = KEPT_APART[self.split_spec.group_by] if own else KEPT_APART["known"]
+        rows = self.split.rows(part)
+        return card.shared(group_hashes(self.manifest.table, rows, kinds, as_written=True, unlabelled=not own))
 
     def card(self) -> DataCard:
         """Describes data and split for a checkpoint trained on them."""
         rows = self.used("train")
         seen = group_hashes(self.manifest.table, rows)
         if self.unlabelled is not None:
-            seen = np.union1d(seen, self.unlabelled.groups)
+            seen = np.union1d(seen, self.unlabelled.groups(self.manifest))
         return DataCard(
             class_names=self.manifest.class_names,
             image_size=self.image_size,

@@ -1,7 +1,6 @@
 """Reads photographs without labels for distillation, and keeps lesions of the evaluation out of them."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_convnext.data.manifest.columns import columns_given_by
-from kd_convnext.data.manifest.grouping import GroupBy, group_hashes
+from kd_convnext.data.manifest.grouping import NO_GROUP, UNLABELLED_NAME, GroupBy, group_hashes, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.overlap import belonging
 from kd_convnext.errors import Finding, LeakError
@@ -35,10 +34,33 @@ class Unlabelled:
     manifest: Manifest
     rows: npt.NDArray[np.int64]
 
-    @cached_property
-    def groups(self) -> npt.NDArray[np.int64]:
-        """Sorted hashes of their lesions, patients and photographs, int64."""
-        return group_hashes(self.manifest.table, self.rows)
+    def hashes(self, labelled: Manifest) -> npt.NDArray[np.int64]:
+        """Hashes their lesions, patients and photographs, those that the labelled manifest lists as it names them.
+
+        Args:
+            labelled: The manifest beside them. The same name in both need not be the same photograph.
+
+        Returns:
+            int64 [U, M], as of :func:`row_hashes`.
+        """
+        table = self.manifest.table
+        known = {_place(labelled, image): image for image in labelled.table["image"].unique()}
+        names = {image: known.get(_place(self.manifest, image), "") for image in table["image"].unique()}
+        return row_hashes(table.assign(image=table["image"].map(names)), self.rows)
+
+    def groups(self, labelled: Manifest) -> npt.NDArray[np.int64]:
+        """Returns all that `hashes` does, and their photographs by their own names, for a card; int64, sorted.
+
+        Args:
+            labelled: See `hashes`.
+        """
+        table = self.manifest.table
+        own = group_hashes(table.assign(image=UNLABELLED_NAME + table["image"]), self.rows, ("image",))
+        return np.setdiff1d(np.union1d(self.hashes(labelled), own), [NO_GROUP])
+
+
+def _place(manifest: Manifest, image: str) -> Path:
+    return (manifest.root / image).resolve()
 
 
 def read_without_labels(path: str | Path, **options: Any) -> Manifest:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from helpers.tiny import data
+from helpers.tiny import data, teacher, trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -10,6 +10,7 @@ from kd_convnext.data.loading.limited_views import limited_views
 from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, training_sampler
 from kd_convnext.data.loading.spec import LoaderSpec
 from kd_convnext.data.loading.teacher_outputs import STILL, StoredOutputs, StoredTeacher
+from kd_convnext.data.manifest.grouping import group_hashes
 from kd_convnext.errors import ConfigError, LeakError, ManifestError
 
 
@@ -143,9 +144,41 @@ def test_a_chain_to_a_judged_lesion_is_refused(tiny_manifest, tiny_cache, tmp_pa
 
 
 def test_the_card_knows_the_unlabelled_lesions(source, tiny_manifest, tiny_cache):
-    groups = source.unlabelled.groups
+    groups = source.unlabelled.groups(source.manifest)
     assert np.array_equal(source.card().shared(groups), groups)
     assert not len(data(tiny_manifest, tiny_cache).card().shared(groups))
+
+
+def test_a_name_that_both_sets_have_is_no_leak_unless_both_mean_one_photograph(tiny_manifest, tiny_cache, tmp_path):
+    found = data(tiny_manifest, tiny_cache)
+    table = found.manifest.table
+    trained, judged = (table.at[int(found.split.rows(part)[0]), "image"] for part in ("train", "test"))
+    for number, name in enumerate((trained, judged)):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / name)
+    others = data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path))
+    others.setup("fit")
+    card = others.card()
+    assert not len(others.shared_with(card, "test"))
+    # Labelled since, they are known by their own names.
+    (tmp_path / "since.csv").write_text(f"image,label,split\n{judged},AIS,test\n{trained},MIA,test\n")
+    since = data(tmp_path / "since.csv", tiny_cache)
+    assert len(since.shared_with(card, "test")) == 3  # one of them has the name of a labelled one of the training too
+    # A photograph of the labelled set has the name that it has there, whatever it is called here.
+    row = int(found.split.rows("train")[0])
+    (tmp_path / "again.csv").write_text(f"image\n{found.manifest.image_path(row).absolute()}\n")
+    again = data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path / "again.csv"))
+    own = group_hashes(table, np.array([row]), ("image",))
+    assert np.isin(own, again.unlabelled.hashes(again.manifest)).all()
+
+
+def test_what_is_judged_needs_no_photographs_without_labels(source, tiny_manifest, tiny_cache, tmp_path):
+    gone = data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path / "gone"))
+    module = teacher(gone)
+    module.card = source.card()
+    for judging in ("validate", "test", "predict"):
+        getattr(trainer(tmp_path), judging)(module, datamodule=gone)
+    assert len(module.evaluation) == 60
 
 
 def test_an_empty_folder_and_a_ratio_of_nothing_are_refused(tiny_manifest, tiny_cache, tmp_path):
