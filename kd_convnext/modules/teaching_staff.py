@@ -111,8 +111,9 @@ class TeachingStaff:
             findings += _misfits(teacher, student, class_names)
         if findings:
             raise CheckpointError(findings)
-        for teacher in self.live.values() if data is not None else ():
-            leaks(f"{teacher.argument} {teacher.path}", teacher.card, data, ("val", "test"))
+        for teacher in self.live.values():
+            if data is not None:
+                leaks(f"{teacher.argument} {teacher.path}", teacher.card, data, ("val", "test"))
 
     def warn_of_in_sample_answers(self, data: SpecimenDataModule, *, stored: bool) -> None:
         """Names the linear teachers whose answers for training crops are little more than the labels.
