@@ -159,10 +159,11 @@ def told_of_them(warned):
     return sum("--data: unlabelled has no effect" in str(entry.message) for entry in warned)
 
 
-def test_neither_manifest_needs_labels_where_they_are_ignored(place, others, tmp_path):
+def test_neither_manifest_needs_labels_where_they_are_ignored(place, others, tmp_path, capsys):
     words = [*place, "--data.manifest=photographs.csv", "--data.unlabelled=others", "--trainer.default_root_dir=start"]
     assert main(words) == 0
     assert (tmp_path / "start/checkpoints/best.ckpt").is_file()
+    assert capsys.readouterr().out.count("each of the 6 photographs without labels is drawn") == 1
 
 
 @pytest.mark.parametrize("option", ["loss=cross_entropy", "loss=focal", "finetune=linear"])

@@ -1,8 +1,8 @@
 """Loads manifest, split, crops and batches in one LightningDataModule."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
+from kd_convnext.common.console import say
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.cache.prepared import Crops, PreparedCrops
 from kd_convnext.data.crops.spec import CropSpec, UpscalerChoice
@@ -21,15 +22,15 @@ from kd_convnext.data.loading.crop_source import fill_crops, open_cache, packed_
 from kd_convnext.data.loading.dataset import SpecimenDataset, View
 from kd_convnext.data.loading.flat_options import with_flat
 from kd_convnext.data.loading.loader import specimen_loader
-from kd_convnext.data.loading.mixing import MixedDataset, training_sampler
+from kd_convnext.data.loading.mixing import MixedDataset, often_drawn, training_sampler
 from kd_convnext.data.loading.spec import LoaderSpec, check_sizes
 from kd_convnext.data.loading.teacher_outputs import StoredTeacher
 from kd_convnext.data.loading.unlabelled import (
-    UNLABELLED,
     Unlabelled,
     read_unlabelled,
     read_without_labels,
     refuse_judged,
+    unlabelled_set,
 )
 from kd_convnext.data.loading.views import Views
 from kd_convnext.data.loading.workers import Workers, unmeasured_workers
@@ -237,7 +238,10 @@ class SpecimenDataModule(pl.LightningDataModule):
         if "train" in rows and self.unlabelled is not None:  # before crops are made, which takes long
             judged = np.concatenate([self.split.rows("val"), self.split.rows("test")])
             by, allow = self.split_spec.group_by, self.allow_leak
-            self._unlabelled_leak = refuse_judged(self.unlabelled, self.manifest, judged, by, allow=allow)
+            folder = Path(self.trainer.default_root_dir if self.trainer else ".")
+            self._unlabelled_leak = refuse_judged(
+                self.unlabelled, self.manifest, judged, by, allow=allow, folder=folder
+            )
         crops = self._fill(np.unique(np.concatenate(list(rows.values()))))
         labels = self.manifest.labels
         still = Views(self.image_size, self.in_chans, resize=self.crop_spec.resize)
@@ -250,7 +254,10 @@ class SpecimenDataModule(pl.LightningDataModule):
             views = moving if name == "train" else still
             self._sets[name] = SpecimenDataset(crops, kept, labels, views)
         if "train" in rows and self.unlabelled is not None and self.loader.unlabelled_ratio:
-            self._sets["train"] = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
+            self.unlabelled, others = unlabelled_set(self.unlabelled, self._cache(), moving, self.trainer)
+            self._sets["train"] = both = MixedDataset(self.train_set, others)
+            if self.trainer and (told := often_drawn(both, self.loader, self.batch_size)):
+                say(self.trainer, f"Warning: {told}")
 
     def use_unlabelled(self, *, wanted: bool) -> None:
         """Uses the photographs without labels in the fit to come, or leaves them out: no teacher answers for them."""
@@ -351,15 +358,6 @@ class SpecimenDataModule(pl.LightningDataModule):
             salt=self.split.hash,
             regions=regions_of(self.manifest.table.iloc[rows]),
         )
-
-    def _unlabelled_set(self, unlabelled: Unlabelled, views: Views) -> SpecimenDataset:
-        # Made whatever `on_miss` says: `prepare` takes manifests with labels alone.
-        crops = fill_crops(
-            self._cache(), unlabelled.manifest, unlabelled.rows, self.trainer, on_error="skip", on_miss="make"
-        )
-        self.unlabelled = replace(unlabelled, rows=crops.made(unlabelled.rows))
-        labels = np.full(len(unlabelled.manifest), UNLABELLED, np.int64)
-        return SpecimenDataset(crops, self.unlabelled.rows, labels, views)
 
     def _rows(self, name: str) -> npt.NDArray[np.int64]:
         part = self.predict_part if name == "predict" else cast(Part, name)

@@ -14,6 +14,9 @@ from kd_convnext.data.loading.sampling import drawn_weights
 from kd_convnext.data.loading.spec import LoaderSpec
 from kd_convnext.errors import ConfigError, Finding
 
+_OFTEN = 4
+"""A photograph without a label that is drawn so many times as often as a labelled one is too much of the training."""
+
 
 class MixedDataset(SpecimenDataset):
     """A training part followed by crops without labels: positions from ``len(labelled)`` on are unlabelled.
@@ -175,6 +178,27 @@ def predicted_weights(part: MixedDataset, loader: LoaderSpec) -> Tensor | None:
     predicted = np.array([outputs.logits.argmax() for outputs in seen], np.int64)
     weights = drawn_weights(loader.unlabelled_sampling, predicted, option)
     return None if weights is None else torch.from_numpy(weights)
+
+
+def often_drawn(part: MixedDataset, loader: LoaderSpec, block: int) -> str | None:
+    """Finds whether so few photographs without labels fill their share of every batch that they come over and over.
+
+    Args:
+        part: Labelled and unlabelled crops.
+        loader: The shares.
+        block: Labelled images a batch.
+
+    Returns:
+        A sentence with the remedy; None where each is drawn less than four times as often as a labelled one.
+    """
+    # Of one pass: an epoch of several passes draws both kinds so many times as often.
+    sampler = MixedSampler(part, block=block, ratio=loader.unlabelled_ratio, seed=loader.seed)
+    times = sampler.unlabelled_an_epoch / len(part.unlabelled)
+    if times < _OFTEN:
+        return None
+    what = f"each of the {len(part.unlabelled)} photographs without labels is drawn {times:.3g} times an epoch"
+    ratio = max(loader.unlabelled_ratio / times, 1 / block)
+    return f"{what}, a labelled one once: give more of them, or --data.loader.unlabelled_ratio {ratio:.2g}"
 
 
 def training_sampler(

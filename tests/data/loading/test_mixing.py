@@ -1,5 +1,9 @@
+import shutil
+
 import numpy as np
+import pandas as pd
 import pytest
+from helpers.bad_files import cut_short
 from helpers.tiny import data, teacher, trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +11,7 @@ from PIL import Image
 
 from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.limited_views import limited_views
-from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, training_sampler
+from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, often_drawn, training_sampler
 from kd_convnext.data.loading.spec import LoaderSpec
 from kd_convnext.data.loading.teacher_outputs import STILL, StoredOutputs, StoredTeacher
 from kd_convnext.data.manifest.grouping import group_hashes
@@ -179,6 +183,33 @@ def test_what_is_judged_needs_no_photographs_without_labels(source, tiny_manifes
     for judging in ("validate", "test", "predict"):
         getattr(trainer(tmp_path), judging)(module, datamodule=gone)
     assert len(module.evaluation) == 60
+
+
+def test_photographs_of_which_none_can_be_read_are_refused(photographs, tiny_manifest, tiny_cache, tmp_path):
+    folder = shutil.copytree(photographs / "ward", tmp_path / "ward")
+    for path in folder.iterdir():
+        cut_short(path)
+    with pytest.raises(ManifestError, match="unlabelled ward: no photograph could be read") as caught:
+        data(tiny_manifest, tiny_cache, unlabelled=str(folder)).setup("fit")
+    assert len(caught.value.findings) == 8
+
+
+def test_all_photographs_that_are_judged_are_listed_in_a_file(tiny_manifest, tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = data(tiny_manifest, tiny_cache, unlabelled=str(tiny_manifest))
+    with pytest.raises(LeakError, match=r", \.\.\.; all are listed in unlabelled_judged\.csv\)"):
+        refused.setup("fit")
+    judged = refused.manifest.table[refused.split.parts != "train"]
+    assert pd.read_csv("unlabelled_judged.csv").to_dict("list") == judged[["row", "image"]].to_dict("list")
+
+
+def test_few_photographs_that_fill_half_of_every_batch_are_named(source):
+    part = source.train_set
+    assert often_drawn(part, source.loader, 8) is None
+    drawn = MixedSampler(part, block=8, ratio=2, seed=0).unlabelled_an_epoch / 7
+    told = often_drawn(part, LoaderSpec(unlabelled_ratio=2), 8)
+    assert told.startswith(f"each of the 7 photographs without labels is drawn {drawn:.3g} times an epoch")
+    assert told.endswith(f"--data.loader.unlabelled_ratio {2 / drawn:.2g}")
 
 
 def test_an_empty_folder_and_a_ratio_of_nothing_are_refused(tiny_manifest, tiny_cache, tmp_path):
