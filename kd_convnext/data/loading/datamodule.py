@@ -22,7 +22,7 @@ from kd_convnext.data.loading.crop_source import fill_crops, open_cache, packed_
 from kd_convnext.data.loading.dataset import SpecimenDataset, View
 from kd_convnext.data.loading.flat_options import with_flat
 from kd_convnext.data.loading.loader import specimen_loader
-from kd_convnext.data.loading.mixing import MixedDataset, often_drawn, training_sampler
+from kd_convnext.data.loading.mixing import MixedDataset, drops_last, often_drawn, training_sampler
 from kd_convnext.data.loading.spec import LoaderSpec, check_sizes
 from kd_convnext.data.loading.teacher_outputs import StoredTeacher
 from kd_convnext.data.loading.unlabelled import (
@@ -285,7 +285,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         self.train_set.answers = answers
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Returns shuffled, augmented training batches; a last batch of one image is dropped."""
+        """Returns shuffled, augmented training batches; a last batch of a few is dropped."""
         trainer, part = self.trainer, self.train_set
         ranks: dict[str, Any] = {"num_replicas": trainer.world_size, "rank": trainer.global_rank} if trainer else {}
         sampler, size = training_sampler(part, self.loader, self.batch_size, **ranks)
@@ -294,7 +294,7 @@ class SpecimenDataModule(pl.LightningDataModule):
             raise ManifestError(Finding(self.path, "the training part has one photograph for each process", remedy))
         if trainer and trainer.training and self._measure:
             self.workers, self._measure = self._measure(sampler), None
-        return self._loader(part, self.workers, size, sampler=sampler, drop_last=len(sampler) % size == 1)
+        return self._loader(part, self.workers, size, sampler=sampler, drop_last=drops_last(sampler, self.batch_size))
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Returns the validation part in order; nothing in a fit that ignores the labels it would be judged by."""

@@ -17,6 +17,9 @@ from kd_convnext.errors import ConfigError, Finding
 _OFTEN = 4
 """A photograph without a label that is drawn so many times as often as a labelled one is too much of the training."""
 
+_FEWEST = 4
+"""Labelled images of a batch at least: over fewer, outputs cannot be standardised, and a step is much noise."""
+
 
 class MixedDataset(SpecimenDataset):
     """A training part followed by crops without labels: positions from ``len(labelled)`` on are unlabelled.
@@ -199,6 +202,17 @@ def often_drawn(part: MixedDataset, loader: LoaderSpec, block: int) -> str | Non
     what = f"each of the {len(part.unlabelled)} photographs without labels is drawn {times:.3g} times an epoch"
     ratio = max(loader.unlabelled_ratio / times, 1 / block)
     return f"{what}, a labelled one once: give more of them, or --data.loader.unlabelled_ratio {ratio:.2g}"
+
+
+def drops_last(sampler: ViewSampler, block: int) -> bool:
+    """Tells whether the last batch of an epoch is left out: it has one, or much fewer labelled images than the others.
+
+    Args:
+        sampler: Of the training part.
+        block: Labelled images a batch.
+    """
+    whole, rest = divmod(sampler.num_samples, block)
+    return whole > 0 and 0 < rest < max(2, min(_FEWEST, block / 2))
 
 
 def training_sampler(

@@ -212,6 +212,19 @@ def test_few_photographs_that_fill_half_of_every_batch_are_named(source):
     assert told.endswith(f"--data.loader.unlabelled_ratio {2 / drawn:.2g}")
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "batches"), [(30, 1), (29, 1), (28, 1), (27, 1), (26, 2), (20, 2), (7, 4), (4, 8), (2, 15), (1, 30)]
+)
+def test_a_last_batch_of_a_few_is_left_out(source, batch_size, batches, monkeypatch):
+    monkeypatch.setattr(source, "batch_size", batch_size)
+    assert len(source.split.rows("train")) == 30
+    loader = source.train_dataloader()
+    assert len(loader) == batches
+    labelled = [(batch["label"] >= 0).sum().item() for batch in loader]
+    assert len(labelled) == batches
+    assert sum(labelled) == 30 - (30 % batch_size if batches == 30 // batch_size else 0)
+
+
 def test_an_empty_folder_and_a_ratio_of_nothing_are_refused(tiny_manifest, tiny_cache, tmp_path):
     with pytest.raises(ManifestError, match="no photographs"):
         data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path)).setup("fit")
