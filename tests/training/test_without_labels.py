@@ -140,7 +140,8 @@ def test_unlabelled_lesions_of_the_test_part_are_refused_before_a_teacher_is_tra
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(config(terms, unlabelled="photographs.csv")))
     words = ["fit", "--config", "student.yaml", *place[3:], f"--data.manifest={tiny_manifest}"]
     assert main([*words, "--trainer.default_root_dir=run"]) == 2
-    assert "validation or test" in capsys.readouterr().err
+    assert "all are listed in run/unlabelled_judged.csv" in capsys.readouterr().err
+    assert len((tmp_path / "run/unlabelled_judged.csv").read_text().splitlines()) == 1 + 30
     assert not (tmp_path / "run/teacher").exists()
 
 
