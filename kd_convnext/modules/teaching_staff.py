@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from kd_convnext.data.loading.card import check_leak
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.teacher_outputs import STILL, StoredTeacher
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
@@ -18,6 +17,7 @@ from kd_convnext.models.backbones import Backbone
 from kd_convnext.models.taps import TapSpec
 from kd_convnext.modules.frozen_features import headed_features
 from kd_convnext.modules.frozen_teacher import ARGUMENT, FrozenTeacher
+from kd_convnext.modules.guard import leaks
 from kd_convnext.modules.stored_teacher import stored_answers
 
 
@@ -112,13 +112,8 @@ class TeachingStaff:
         if findings:
             raise CheckpointError(findings)
         for teacher in self.live.values():
-            if data is None or teacher.card is None:
-                continue
-            who = f"{teacher.argument} {teacher.path}"
-            groups = (teacher.card.group_by, data.split_spec.group_by)
-            for part in ("val", "test"):
-                shared = data.shared_with(teacher.card, part)
-                check_leak(shared, who=who, part=part, allow=data.allow_leak, group_by=groups)
+            if data is not None:
+                leaks(f"{teacher.argument} {teacher.path}", teacher.card, data, ("val", "test"))
 
     def warn_of_in_sample_answers(self, data: SpecimenDataModule, *, stored: bool) -> None:
         """Names the linear teachers whose answers for training crops are little more than the labels.
@@ -147,7 +142,7 @@ class TeachingStaff:
         if findings := unstorable(self.objective, data, still=still):
             raise ConfigError(findings)
         assert data is not None
-        split = data.card().split_hash
+        split = data.split.hash
         answers = {}
         for name, teacher in self.live.items():
             c = teacher.held_out_c(split)

@@ -362,16 +362,18 @@ def test_photographs_without_labels_of_a_training_lesion_are_answered_without_it
     own = fitted[1]
     lesion = own.manifest.table["lesion_id"].iloc[int(own.train_set.rows[0])]
     rng = np.random.default_rng(0)
-    for name in ("same.png", "other.png"):
+    namesake = own.manifest.table["image"].iloc[int(own.train_set.rows[0])]  # shows something else
+    for name in ("same.png", "other.png", namesake):
         Image.fromarray(rng.integers(0, 256, (30, 30, 3), np.uint8)).save(tmp_path / name)
-    (tmp_path / "others.csv").write_text(f"image,lesion_id\nsame.png,{lesion.lower()}\nother.png,far away\n")
+    rows = f"same.png,{lesion.lower()}\nother.png,far away\n{namesake},away\n"
+    (tmp_path / "others.csv").write_text(f"image,lesion_id\n{rows}")
     source = tiny.data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path / "others.csv"))
     source.trainer = tiny.trainer(tmp_path)
     source.setup("fit")
     part = source.train_set
     answers = headed_features(fitted[0].backbone, source, source.trainer, 100.0)
-    keys = [place.crops.key(place.row) for place in map(part.place, (0, len(part.rows), len(part.rows) + 1))]
-    assert answers.held_out[keys[1]] is answers.held_out[keys[0]] and keys[2] not in answers.held_out
+    keys = [place.crops.key(place.row) for place in map(part.place, (0, *range(len(part.rows), len(part.rows) + 3)))]
+    assert answers.held_out[keys[1]] is answers.held_out[keys[0]] and not {*keys[2:]} & {*answers.held_out}
 
 
 def soft(**more):
