@@ -39,13 +39,16 @@ def blobs(count=120, width=12, classes=3, seed=0):
     return (features * rng.uniform(0.1, 5, width) + 3).astype(np.float32), labels
 
 
-def test_the_head_is_scikit_learns_on_standardised_features():
+@pytest.mark.parametrize("c", [0.05, 1e-3, 1e-4, 1e-5])
+def test_the_head_is_scikit_learns_on_standardised_features(c):
     features, labels = blobs()
-    weight, bias = fit_linear_head(features[:, None], labels, 3, 0.05)
-    scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
-    theirs = LogisticRegression(C=0.05, class_weight="balanced", max_iter=2000, tol=1e-8).fit(scaled, labels)
+    weight, bias = fit_linear_head(features[:, None], labels, 3, c)
+    scaled = ((features - features.mean(0)) / (features.std(0) + 1e-6)).astype(np.float64)
+    exact = LogisticRegression(C=c, class_weight="balanced", solver="newton-cholesky", tol=1e-10)
+    theirs = exact.fit(scaled, labels)
     ours = torch.softmax(torch.from_numpy(features) @ weight.T + bias, 1).numpy()
-    np.testing.assert_allclose(ours, theirs.predict_proba(scaled), atol=2e-3)
+    np.testing.assert_allclose(ours, theirs.predict_proba(scaled), atol=5e-5)
+    np.testing.assert_allclose(weight.numpy() * (features.std(0) + 1e-6), theirs.coef_, atol=2e-3 * theirs.coef_.max())
 
 
 def test_a_class_without_crops_never_wins():
