@@ -348,8 +348,6 @@ class ClassifierModule(CheckpointedModule, ABC):
         Raises:
             ConfigError: It is of no kind that is understood.
         """
-        if isinstance(batch, dict) and "index" in batch:
-            return cast(Batch, batch)
         world, rank = self.trainer.world_size, self.global_rank
         return understood(batch, self._judged * world + rank, world)
 

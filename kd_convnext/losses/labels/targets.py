@@ -46,3 +46,21 @@ def mean_of_labelled(values: Tensor, labels: Tensor) -> Tensor:
     """
     rows = labelled_rows(labels)
     return torch.where(rows, values, torch.zeros_like(values)).sum() / rows.sum().clamp_min(1)
+
+
+def weighted_mean_of_labelled(values: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Averages weighted losses over the rows that have a label, divided by the sum of their labels' weights.
+
+    Args:
+        values: [B], finite, weighted already.
+        labels: int64 [B] or probabilities [B, K].
+        weights: One weight a class, [K].
+
+    Returns:
+        A scalar; 0 where no row has a label, or none of a class that weighs.
+    """
+    nothing = torch.zeros_like(values)
+    shares = target_probabilities(labels, len(weights), values.dtype) * weights.to(values.dtype)
+    total = torch.where(labelled_rows(labels), shares.sum(dim=1), nothing).sum()
+    sum_of_losses = torch.where(labelled_rows(labels), values, nothing).sum()
+    return sum_of_losses / torch.where(total > 0, total, torch.ones_like(total))
