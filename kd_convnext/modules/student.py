@@ -179,6 +179,7 @@ class DistillModule(ClassifierModule):
         self._taught, self.staff = staff.description, staff
         if data is not None and self.trainer.is_global_zero:
             staff.warn_of_in_sample_answers(data, stored=bool(self.teacher_cache))
+            staff.warn_of_removed_priors()
         if self.teacher_cache:
             self.staff.store(data, self.trainer, still=self.teacher_cache == "still")
 

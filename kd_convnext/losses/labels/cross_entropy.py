@@ -8,10 +8,15 @@ from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.class_counts import CountedTerm
-from kd_convnext.losses.labels.targets import mean_of_labelled, target_probabilities, weighted_mean_of_labelled
+from kd_convnext.losses.labels.targets import (
+    mean_of_labelled,
+    target_probabilities,
+    warn_unweighted,
+    weighted_mean_of_labelled,
+)
 from kd_convnext.losses.precision import at_least_float32
 from kd_convnext.losses.schedule import WeightSchedule
-from kd_convnext.losses.term import Needs, Outputs, Term, logits_of
+from kd_convnext.losses.term import Needs, Outputs, Term, Widths, logits_of
 
 
 def soft_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
@@ -104,6 +109,11 @@ class CrossEntropy(Term):
         """Takes the weights of the training part, where they are wanted."""
         if self.weighted:
             self.class_weights = torch.tensor(list(weights))
+
+    def build(self, student: Widths, teacher: Widths | None) -> None:
+        """Warns where weights are wanted and none are known."""
+        if self.weighted and self.class_weights is None:
+            warn_unweighted("CrossEntropy")
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Judges the rows that have a label; see `Term.forward`."""

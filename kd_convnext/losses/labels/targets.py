@@ -1,8 +1,20 @@
 """Reads labels of both kinds: class numbers or probabilities, with -1 where a row has none."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def warn_unweighted(who: str) -> None:
+    """Warns that a term which is to weigh classes was told no weights.
+
+    Args:
+        who: Class of the term.
+    """
+    remedy = "give class_weights to the module (DistillModule(class_weights=data.class_weights)), or weighted: false"
+    warnings.warn(f"{who} weighs all classes alike, as it was told no weights: {remedy}", stacklevel=3)
 
 
 def labelled_rows(labels: Tensor) -> Tensor:
