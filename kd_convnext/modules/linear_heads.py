@@ -93,8 +93,8 @@ def fit_linear_head(
     counts = torch.bincount(targets, minlength=num_classes).float()
     present = counts > 0
     per_class = torch.where(present, len(labels) / (present.sum() * counts.clamp_min(1)), torch.zeros(()))
-    # The penalty's curvature is 1 / (c crops): small c would part it from the losses' by orders of magnitude. In units of
-    # `unit` it is 1 at most.
+    # The penalty's curvature is 1 / (c crops): small c would part it from the losses' by orders of magnitude. In units
+    # of `unit` it is 1 at most.
     unit = min(1.0, math.sqrt(c * crops))
     scaled = torch.zeros(num_classes, values.shape[1], requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
@@ -113,8 +113,8 @@ def fit_linear_head(
         losses = F.cross_entropy(
             F.linear(values, weight, bias)[:, present], _compact(present)[targets], reduction="none"
         )
-        # Divided by c and the crops: the tolerances are absolute, and would end a fit of small c at its start. In float64,
-        # so that the line search can tell values apart that float32 rounds to one.
+        # Divided by c and the crops: the tolerances are absolute, and would end a fit of small c at its start. In
+        # float64, so that the line search can tell values apart that float32 rounds to one.
         total = (per_class[targets] * losses).double().mean() + weight.double().square().sum() / (2 * c * crops)
         total.backward()  # type: ignore[no-untyped-call]
         return total.detach()

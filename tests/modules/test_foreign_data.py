@@ -97,7 +97,7 @@ def test_what_a_network_would_misread_is_refused(tmp_path, tensors, says):
 def test_labels_of_32_bits_teach_and_are_judged(tmp_path):
     module = TeacherModule(5, backbone=tiny.CONVNEXT_SPEC, loss="cross_entropy")
     labels = (torch.arange(10) % 5 - 1).int()
-    data = [dict(image=image, label=label, index=n) for n, (image, label) in enumerate(zip(images(), labels))]
+    data = [{"image": images()[n], "label": label, "index": n} for n, label in enumerate(labels)]
     batches = DataLoader(data, batch_size=4)
     tiny.trainer(tmp_path).fit(module, batches, batches)
     assert module.evaluation.labels.tolist() == labels.tolist()
