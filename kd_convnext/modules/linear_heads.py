@@ -115,7 +115,7 @@ def fit_linear_head(
         )
         # Divided by c and the crops: the tolerances are absolute, and would end a fit of small c at its start. In
         # float64, so that the line search can tell values apart that float32 rounds to one.
-        total = (per_class[targets] * losses).double().mean() + weight.double().square().sum() / (2 * c * crops)
+        total: Tensor = (per_class[targets] * losses).double().mean() + weight.double().square().sum() / (2 * c * crops)
         total.backward()  # type: ignore[no-untyped-call]
         return total.detach()
 
