@@ -11,6 +11,7 @@ import torch
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.teacher_outputs import STILL, StoredTeacher
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
+from kd_convnext.losses.logits.prior_removed import PriorRemoved
 from kd_convnext.losses.objective import Objective
 from kd_convnext.losses.term import TEACHER, Needs, Widths
 from kd_convnext.models.backbones import Backbone
@@ -125,6 +126,15 @@ class TeachingStaff:
         for teacher in self.live.values():
             if found := teacher.in_sample_answers(data, stored=stored):
                 warnings.warn(str(found), stacklevel=3)
+
+    def warn_of_removed_priors(self) -> None:
+        """Names the terms that take a prior out of a teacher which was trained to have none."""
+        for name, term in self.objective.named_terms().items():
+            removed = any(isinstance(part, PriorRemoved) and part.tau > 0 for part in term.modules())
+            taught = [self.live[one] for one in self.objective.asked_by(term)] if removed else []
+            for teacher in (one for one in taught if one.weighs_classes):
+                what = f"was trained with classes weighted: it has no prior left that the term {name} could take out"
+                warnings.warn(f"{teacher.argument} {teacher.path} {what}: leave PriorRemoved out", stacklevel=3)
 
     def store(self, data: SpecimenDataModule | None, trainer: pl.Trainer, *, still: bool) -> None:
         """Runs every teacher ahead of the training, and lets the loader bring the outputs with the pictures.

@@ -43,15 +43,18 @@ def blobs(count=120, width=12, classes=3, seed=0):
     return (features * rng.uniform(0.1, 5, width) + 3).astype(np.float32), labels
 
 
-def test_the_head_is_scikit_learns_on_standardised_features():
+@pytest.mark.parametrize("c", [0.05, 1e-3, 1e-4, 1e-5])
+def test_the_head_is_scikit_learns_on_standardised_features(c):
     features, labels = blobs()
     given = features[:, None].copy()
-    weight, bias = fit_linear_head(given, labels, 3, 0.05)
+    weight, bias = fit_linear_head(given, labels, 3, c)
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
     assert np.array_equal(given[:, 0], scaled)  # no second copy of what may be large
-    theirs = LogisticRegression(C=0.05, class_weight="balanced", max_iter=2000, tol=1e-8).fit(scaled, labels)
+    exact = LogisticRegression(C=c, class_weight="balanced", solver="newton-cholesky", tol=1e-10)
+    theirs = exact.fit(scaled.astype(np.float64), labels)
     ours = torch.softmax(torch.from_numpy(features) @ weight.T + bias, 1).numpy()
-    np.testing.assert_allclose(ours, theirs.predict_proba(scaled), atol=2e-3)
+    np.testing.assert_allclose(ours, theirs.predict_proba(scaled), atol=5e-5)
+    np.testing.assert_allclose(weight.numpy() * (features.std(0) + 1e-6), theirs.coef_, atol=2e-3 * theirs.coef_.max())
 
 
 def test_a_class_without_crops_never_wins():
