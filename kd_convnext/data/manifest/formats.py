@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from kd_convnext.data.manifest.dicom import read_dicom
+from kd_convnext.data.manifest.tiff import mend_planes, require_picture
 from kd_convnext.errors import Finding
 
 FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
@@ -42,7 +44,7 @@ def open_photograph(path: Path) -> Iterator[Image.Image]:
 
     Raises:
         OSError: It is not there, no regular file, or of no known format.
-        ValueError: Its pixels cannot be shown.
+        ValueError: Its pixels cannot be shown, or are those of a thumbnail.
     """
     if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
         raise OSError("it is no regular file")  # a pipe would wait for ever, a device never end
@@ -55,6 +57,9 @@ def open_photograph(path: Path) -> Iterator[Image.Image]:
         if _is_heif(head):
             _register_heif()
         with Image.open(file, formats=[name for name in FORMATS if name in _registered()]) as image:
+            if isinstance(image, TiffImageFile):
+                require_picture(image, file)
+                mend_planes(image)
             yield image
 
 
