@@ -92,6 +92,23 @@ def read_size(path: str | Path) -> tuple[int, int]:
     return (height, width) if orientation in _TURNED else (width, height)
 
 
+def turned_by_exif(path: str | Path) -> bool:
+    """Says whether a photograph's EXIF alone turns it as `read_image` does, which looks into XMP too.
+
+    Args:
+        path: The photograph.
+
+    Raises:
+        ManifestError: See `read_size`.
+    """
+    path = Path(path)
+    with _naming(path), _pixel_limit(), open_photograph(path) as image:
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+        alone, both = (one.get(ExifTags.Base.Orientation, 1) for one in (exif, image.getexif()))
+        return bool(alone == both)
+
+
 def read_thumbnail(path: str | Path, *sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
     """Reads a photograph much reduced, in grey, the way a viewer shows it; JPEGs are decoded at an eighth.
 
