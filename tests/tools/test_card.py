@@ -283,10 +283,28 @@ def test_published_weights_that_changed_are_refused(published, tmp_path):
     (folder / "model.safetensors").write_bytes(weights)
     # Folders of earlier versions do not name their weights.
     config = json.loads((published / "config.json").read_text())
-    del config["weights_sha256"]
+    del config["weights_sha256"], config["facts_sha256"]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="not finite"):
         PublishedModel.from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("name", ["class_names", "image_size"])
+def test_a_published_configuration_that_was_edited_is_refused(published, tmp_path, name):
+    folder = shutil.copytree(published, tmp_path / "changed")
+    config = json.loads((published / "config.json").read_text())
+    found = PublishedModel.from_pretrained(str(folder)).predictor.network.card.class_names
+    assert [*found] == config["data"]["class_names"]
+    edit = {"class_names": config["data"]["class_names"][::-1], "image_size": 96}
+    config["data"][name] = edit[name]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json: is not what was published: .* were edited"):
+        PublishedModel.from_pretrained(str(folder))
+    del config["facts_sha256"]  # as earlier versions wrote it
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "calibration.json").unlink()
+    read = PublishedModel.from_pretrained(str(folder)).predictor.network.card.to_state()[name]
+    assert json.loads(json.dumps(read)) == edit[name]
 
 
 # ---- a full disk
