@@ -1,4 +1,5 @@
 import hashlib
+import html
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from helpers.bad_files import cut_short
 from helpers.command_line import OFFLINE, SMALL_SWIN, TINY
 from helpers.inference import changed, copy_run
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from safetensors import safe_open
 
 from kd_convnext.cli import main
@@ -173,13 +175,14 @@ def with_external(tested_run, tmp_path):
 
 
 def test_markup_in_names_of_classes_is_shown_as_it_is(tiny_run, tmp_path):
-    checkpoint = changed(
-        tiny_run, tmp_path / "run" / "checkpoints" / "best.ckpt", class_names=["<b>A</b>", "B|C", "D", "E", "F"]
-    )
+    names = ["<b>A</b>", "B|C", "![D](https://evil.example/d.png)", "*E", "F*"]
+    checkpoint = changed(tiny_run, tmp_path / "run" / "checkpoints" / "best.ckpt", class_names=names)
     assert main(["card", "--ckpt_path", str(checkpoint)]) == 0
     text = (checkpoint.parent.parent / "MODEL_CARD.md").read_text().split("\n---", 1)[1]
-    assert "&lt;b>A" in text and "B\\|C" in text
-    assert "<b>" not in text and "B|C" not in text
+    shown = MarkdownIt("commonmark").enable("table").render(text)
+    assert f"Classes, in the order of the outputs: {', '.join(names)}." in html.unescape(shown)
+    assert "<b>" not in shown and "<img" not in shown and "<em>" not in shown
+    assert "<strong>not a medical device</strong>" in shown  # our own markup is meant
 
 
 def test_a_leak_is_on_the_card(tested_run, tmp_path):
