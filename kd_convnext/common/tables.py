@@ -118,7 +118,9 @@ def as_written(text: str) -> str:
 
 def markdown_text(text: str) -> str:
     """Returns a text that Markdown shows as it is, in a table too; intervals and plain words are left readable."""
-    return _MARKUP.sub(r"\\\g<0>", text).replace("\n", " ")
+    # Not every reader of Markdown knows a backslash before these two.
+    entities = {"<": "&lt;", "&": "&amp;"}
+    return _MARKUP.sub(lambda found: entities.get(found[0], f"\\{found[0]}"), text).replace("\n", " ")
 
 
 def read_records(path: Path) -> Records:
