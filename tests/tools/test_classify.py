@@ -141,7 +141,7 @@ def test_one_photograph_with_a_box(calibrated, tiny_manifest, tmp_path, capsys):
     table = pd.read_csv(tmp_path / "o" / "answers.csv")
     assert table[["x", "y", "width", "height"]].to_numpy().tolist() == [[2, 1, 36, 34]]
     again = [*words, "--overwrite=true"]
-    for bad in ([*again, "--box=2,1"], [photo, *again, "--box=2,1,3,3"]):
+    for bad in ([*again, "--box=2,1"], [photo.with_name("2_0_1.png"), *again, "--box=2,1,3,3"]):
         assert classify(*bad) == 2
         assert "--box" in capsys.readouterr().err
     assert classify(*again, "--box=30,1,36,34") == 2
