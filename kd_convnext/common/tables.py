@@ -15,6 +15,8 @@ from kd_convnext.errors import ConfigError, Finding, ManifestError
 
 _ACTIVE = r"'*[=+\-@\t\r]"
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
+_MARKUP = re.compile(r"[\\`*~|]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
+"""What Markdown would read as more than text: links, images, emphasis, code, tags, entities, columns."""
 _SEPARATORS = (",", ";", "\t")
 _LONGEST_FIELD = 1 << 20  # characters
 _LARGEST = 1 << 31  # bytes: millions of rows
@@ -115,9 +117,10 @@ def as_written(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Returns a text that Markdown shows as it is, in a table too."""
-    # A sign "less than" before anything but a letter opens no tag.
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("|", "\\|").replace("\n", " ")
+    """Returns a text that Markdown shows as it is, in a table too; intervals and plain words are left readable."""
+    # Not every reader of Markdown knows a backslash before these two.
+    entities = {"<": "&lt;", "&": "&amp;"}
+    return _MARKUP.sub(lambda found: entities.get(found[0], f"\\{found[0]}"), text).replace("\n", " ")
 
 
 def read_records(path: Path) -> Records:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import as_picture, save_figure
+from kd_convnext.common.tables import markdown_text
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.figures import confusion_matrix
 from kd_convnext.runs.folder import RunFolder
@@ -208,8 +209,10 @@ def _sinks(loggers: Iterable[Logger]) -> Iterator[_Sink]:
 
 def _markdown(frame: pd.DataFrame) -> str:
     """Writes a table as Markdown, floats with four digits."""
-    shown = frame.head(_MARKDOWN_ROWS).map(lambda cell: f"{cell:.4g}" if isinstance(cell, float) else str(cell))
-    header = [[str(column) for column in frame.columns], ["---"] * frame.shape[1]]
+    shown = frame.head(_MARKDOWN_ROWS).map(
+        lambda cell: f"{cell:.4g}" if isinstance(cell, float) else markdown_text(str(cell))
+    )
+    header = [[markdown_text(str(column)) for column in frame.columns], ["---"] * frame.shape[1]]
     lines = [f"| {' | '.join(row)} |" for row in header + shown.to_numpy().tolist()]
     if len(frame) > _MARKDOWN_ROWS:
         lines += ["", f"... and {counted(len(frame) - _MARKDOWN_ROWS, 'more row')}"]

@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from kd_convnext import SpecimenDataModule, TeacherModule
@@ -407,6 +408,20 @@ def test_files_of_a_csv_logger_lie_in_its_figures(tmp_path):
     log_table(loggers, "test/numbers", pd.DataFrame({"a": [1, 2]}), 0)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
     assert {"figures/numbers.csv"} <= names
+
+
+def test_names_in_a_table_of_tensorboard_are_no_markup(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name=None, version="")
+    name = "![D](https://evil.example/d.png)|*"
+    log_table([logger], "test/numbers", pd.DataFrame({name: [0.123456], "class": [name]}), 0)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (event,) = events.Tensors("test/numbers/text_summary")
+    shown = MarkdownIt("commonmark").enable("table").render(event.tensor_proto.string_val[0].decode())
+    assert shown.count(name) == 2 and "0.1235" in shown and "<img" not in shown
 
 
 def test_an_unknown_logger_gets_no_pictures():

@@ -304,6 +304,18 @@ class TestRefused:
         with pytest.raises(CheckpointError, match="calibrate --ckpt_path"):
             Predictor.from_checkpoint(run)
 
+    @pytest.mark.parametrize("level", ["photograph", "lesion"])
+    @pytest.mark.parametrize("limit", [float("nan"), -1.0])
+    def test_edited_limits(self, calibrated, run, level, limit):
+        for other in ("calibration.json", "calibration.safetensors"):
+            (run.parent / other).write_bytes((calibrated.parent / other).read_bytes())
+        for place, name in ((lambda state: state["gate"], "gate"), (lambda state: state["classes"]["values"], "sets")):
+            state = json.loads((calibrated.parent / "calibration.json").read_text())
+            place(state[level])[0] = float("nan") if name == "sets" else limit
+            (run.parent / "calibration.json").write_text(json.dumps(state))
+            with pytest.raises(CheckpointError, match="is damaged"):
+                Predictor.from_checkpoint(run)
+
     def test_other_views_than_calibrated(self, calibrated):
         with pytest.raises(ConfigError, match="--tta"):
             Predictor.from_checkpoint(calibrated, tta=True)
