@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.tables import read_records
 from kd_convnext.data.manifest.columns import (
     BOX_COLUMNS,
@@ -101,6 +102,10 @@ def _read_csv(path: Path, require_labels: bool, chosen: Mapping[str, str]) -> So
         raise ManifestError([*findings, Finding(path.name, "the manifest has no rows", "List the photographs.")])
     if not kept:
         raise ManifestError(findings)
+    if records.merged:
+        rows = f"{counted(len(records.merged), 'row')}, the first is row {records.merged[0]}"
+        message = f"{path.name}: the value of merged cells is taken for every row and column that they cover ({rows})"
+        warnings.warn(message, ManifestWarning, stacklevel=4)
     table = text_table(path, header, kept, decimal_comma=records.decimal_comma)
     return Source(path, path.parent, table, "label" in header, findings)
 

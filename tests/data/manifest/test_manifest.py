@@ -430,6 +430,41 @@ def test_a_workbook_is_read_by_an_extra(tmp_path, monkeypatch):
     assert "kd-convnext[xlsx]" in findings_of(tmp_path / "m.xlsx")[0]
 
 
+def test_merged_cells_hold_for_all_rows_that_they_cover(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for row in (["image", "label", "lesion_id", "patient_id"], *([f"{k}.png", "AB"[k // 3]] for k in range(6))):
+        sheet.append(row)
+    sheet["C2"], sheet["C5"], sheet["C6"] = "L1", "L2", "L3"
+    for cells in ("C2:C4", "C6:D40", "C5:D5", "A90:XFD90"):
+        sheet.merge_cells(cells)
+    book.save(tmp_path / "m.xlsx")
+    for k in range(6):
+        save_image(tmp_path / f"{k}.png", k)
+    with pytest.warns(UserWarning) as said:
+        manifest = read_manifest(tmp_path / "m.xlsx")
+    assert manifest.table["lesion_id"].tolist() == ["L1"] * 3 + ["L2"] + ["L3"] * 2
+    assert manifest.table["patient_id"].tolist() == [""] * 3 + ["L2"] + ["L3"] * 2
+    (merged,) = (str(one.message) for one in said if "merged" in str(one.message))
+    assert merged.endswith("for every row and column that they cover (5 rows, the first is row 3)")
+
+
+@pytest.mark.parametrize("start", ["sep=;\r\n", '"sep=;"\r\n', "\r\n", " \r\n\r\n"])
+def test_a_line_of_the_separator_or_a_blank_one_before_the_header(tmp_path, start):
+    write_manifest(tmp_path, GOOD)
+    rows = (
+        "image;label;x;y;width;height\r\nimages/a.png;AIS;0,5;0;3,5;4\r\nimages/b.png;MIA;;;;\r\nimages/c.png;MIA\r\n"
+    )
+    (tmp_path / "m.csv").write_bytes((start + rows).encode("utf-8-sig"))
+    first = 1 + start.count("\n")
+    assert findings_of(tmp_path / "m.csv")[0].startswith(f"m.csv, row {first + 3}: 2 fields")
+    (tmp_path / "m.csv").write_bytes((start + rows.rpartition("images/c")[0]).encode("utf-8-sig"))
+    with pytest.warns(UserWarning, match=f"rounded outward .first: m.csv, row {first + 1}"):
+        manifest = read_manifest(tmp_path / "m.csv")
+    assert manifest.table["row"].tolist() == [first + 1, first + 2] and manifest.box(0) == Box(0, 0, 4, 4)
+
+
 def test_workbooks_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
