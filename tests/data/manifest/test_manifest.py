@@ -518,6 +518,47 @@ def test_boxes_under_other_names_are_refused_with_the_remedy_that_works(tmp_path
     assert manifest.box(0) == manifest.box(1) == Box(1, 2, 4, 4)
 
 
+def test_sizes_and_far_edges_that_differ_are_refused(tmp_path):
+    edges = {"x": 1, "y": 2, "right": 5, "bottom": 6}
+    rows = [
+        {**GOOD[0], **edges, "width": "4.0", "height": ""},
+        {**GOOD[1], **edges, "width": 5, "height": 3},
+        {**GOOD[1], "image": "images/c.png", "x": 1, "y": 2, "width": 3, "height": 4},
+    ]
+    path = write_manifest(tmp_path, rows)
+    assert [finding.partition(". ")[0] for finding in findings_of(path)] == [
+        "manifest.csv, row 3: width is 5, but right - x is 4",
+        "manifest.csv, row 3: height is 3, but bottom - y is 4",
+    ]
+    assert "--columns ignore=right" in findings_of(path)[0]
+    manifest = read_manifest(write_csv(path, [rows[0], rows[2]]), require_labels=False)
+    assert [manifest.box(k) for k in range(2)] == [Box(1, 2, 4, 4), Box(1, 2, 3, 4)]
+    manifest = read_manifest(write_csv(path, rows[1:]), columns="right=bottom", require_labels=False)
+    assert manifest.box(0) == Box(1, 2, 5, 3)
+
+
+def test_boxes_in_fractions_of_the_sides_are_refused(tmp_path):
+    share = {"x": 0.1, "y": "0.25", "width": 0.5, "height": 1}
+    found = only_finding(tmp_path, [{**GOOD[0], **share}, {**GOOD[1], **share}])
+    assert found.startswith("manifest.csv, row 2: fractions of the photograph's sides: x=0.1, y=0.25, width=0.5")
+    assert "(and 1 more row)" in found and found.endswith("Give the box in pixels.")
+    with pytest.warns(UserWarning, match="rounded outward"):
+        read_manifest(write_manifest(tmp_path, [{**GOOD[0], **share, "width": 1.5}, {**GOOD[1], **share, "x": 1.5}]))
+
+
+@pytest.mark.parametrize(
+    "label, told",
+    [
+        *((error, "is an error of the spreadsheet") for error in ("#REF!", "#BEZUG!", "#N/D", "#nv", "Err:502")),
+        *((date, "is a date or a time") for date in ("2024-02-01 00:00:00", "01:02:00")),
+        *((f"A{mark}B", "another control character") for mark in "\u202e\u2028\u2067\u200f\x07"),
+    ],
+)
+def test_labels_that_no_one_typed_are_refused(tmp_path, label, told):
+    found = only_finding(tmp_path, [{**GOOD[0], "label": label}, GOOD[1]])
+    assert found.startswith(f"manifest.csv, row 2: the label {label!r}") and told in found
+
+
 def test_a_rare_label_beside_a_frequent_one_is_asked_about(tmp_path):
     labels = ["melanoma"] * 45 + ["melanome", "Grade 1", "Grade 2", "Grade 2"] + ["naevus"] * 45
     rows = [{"image": f"{k}.png", "label": label} for k, label in enumerate(labels)]
