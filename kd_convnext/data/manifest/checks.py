@@ -67,11 +67,9 @@ def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
 
 def _are_shares(boxes: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     """Finds boxes that no photograph can have in pixels: of a pixel at most, at the upper left, with fractions."""
-    return (
-        ((boxes >= 0) & (boxes <= 1)).all(axis=1)
-        & (boxes[:, 2:] > 0).all(axis=1)
-        & (boxes != np.round(boxes)).any(axis=1)
-    )
+    inside = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    found: NDArray[np.bool_] = inside & (boxes != np.round(boxes)).any(axis=1)
+    return found
 
 
 def _outward(numbers: NDArray[np.floating[Any]], sound: NDArray[np.bool_], table: pd.DataFrame) -> NDArray[np.float64]:
