@@ -1,6 +1,7 @@
 """Checks the labels of a manifest."""
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 
@@ -19,6 +20,15 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u
 """Control characters, breaks of lines, and marks of the direction of writing."""
 _CELL_DATE = re.compile(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d")
 _LONGEST_LABEL, _SHOWN = 120, 30  # characters; figures grow with their labels
+
+
+def canonical(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns names of classes in the Unicode form in which manifests have them (NFC), for comparison.
+
+    Args:
+        names: As typed, or as a network knows them: macOS names folders with accents as separate characters.
+    """
+    return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 def label_findings(table: pd.DataFrame, classes: Sequence[str] | None, place: str) -> list[Finding]:

@@ -17,7 +17,7 @@ from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.columns import BOX_COLUMNS
 from kd_convnext.data.manifest.grouping import GroupBy, group_names
 from kd_convnext.data.manifest.ids import tidy_ids
-from kd_convnext.data.manifest.labels import label_findings, unknown_label_findings
+from kd_convnext.data.manifest.labels import canonical, label_findings, unknown_label_findings
 from kd_convnext.data.manifest.source import Source, read_source
 from kd_convnext.errors import Finding, ManifestError, ManifestWarning
 
@@ -152,6 +152,8 @@ def read_manifest(
     Raises:
         ManifestError: With every problem of every row, its place and its remedy.
     """
+    # As labels are; the names of a network from before may be in another form (`canonical`).
+    classes = None if classes is None else canonical(classes)
     source = read_source(Path(path).expanduser(), require_labels=require_labels, columns=columns)
     place = source.path.name or str(source.path)
     table, findings, unreadable = _checked(source, place, classes, require_labels, group_by)

@@ -163,11 +163,13 @@ def _with_size(table: pd.DataFrame, near: str, far: str, size: str) -> list[Find
     text = edges.map("{:.12g}".format).where(edges.notna(), table[far].where(table[far] == "", "?"))
     given = table.get(size, pd.Series("", table.index))
     table[size] = given.where(given != "", text)
-    unlike = table[(given != "") & ((pd.to_numeric(given, errors="coerce") - edges).abs() > _ROUNDING)]
+    unlike = table.assign(edges=edges)[
+        (given != "") & ((pd.to_numeric(given, errors="coerce") - edges).abs() > _ROUNDING)
+    ]
     remedy = f"Correct the row, or leave one of the columns out: --columns ignore={far}{IN_A_FIT}."
     return [
-        Finding(row["where"], f"{size} is {row[size]}, but {far} - {near} is {edges[place]:.12g}", remedy)
-        for place, row in unlike.iterrows()
+        Finding(row["where"], f"{size} is {row[size]}, but {far} - {near} is {row['edges']:.12g}", remedy)
+        for _, row in unlike.iterrows()
     ]
 
 
@@ -230,7 +232,7 @@ def _read_folder(folder: Path, require_labels: bool) -> Source:
             found, strange = _images_below(child)
             others += [f"{child.name}/{name}" for name in strange]
             images += [(Path(child.name) / image).as_posix() for image in found]
-            labels += [child.name] * len(found)
+            labels += [unicodedata.normalize("NFC", child.name)] * len(found)
             empty += [] if found else [child.name]
         elif child.suffix.lower() in IMAGE_SUFFIXES:
             images.append(child.name)

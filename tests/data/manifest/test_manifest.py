@@ -12,10 +12,12 @@ from PIL import Image
 
 from kd_convnext.common import tables
 from kd_convnext.common.tables import read_table
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.manifest import PAPER_CLASSES, read_manifest
 from kd_convnext.data.manifest.splits import make_split
-from kd_convnext.errors import ConfigError, ManifestError
+from kd_convnext.errors import CheckpointError, ConfigError, ManifestError
+from kd_convnext.modules.guard import check_classes
 
 
 def test_a_csv_is_read_whole(tmp_path):
@@ -573,6 +575,21 @@ def test_names_in_another_unicode_form_find_their_files(tmp_path):
     composed = [{**row, "image": unicodedata.normalize("NFC", str(row["image"]))} for row in rows]
     manifest = read_manifest(write_csv(tmp_path / "m.csv", composed))
     assert manifest.table["image"].tolist() == [row["image"] for row in rows]
+
+
+def test_names_of_classes_are_in_one_unicode_form(tmp_path):
+    composed, apart = ["Läsion", "Normal"], [unicodedata.normalize("NFD", name) for name in ("Läsion", "Normal")]
+    for seed, name in enumerate(apart):
+        save_image(tmp_path / "set" / name / "a.png", seed)
+    rows = [{"image": f"set/{name}/a.png", "label": name} for name in apart]
+    for path in (tmp_path / "set", write_csv(tmp_path / "m.csv", rows)):
+        for classes in (None, composed, apart):
+            manifest = read_manifest(path, classes=classes)
+            assert manifest.class_names == (*composed,) and manifest.labels.tolist() == [0, 1]
+    data = SpecimenDataModule(str(tmp_path / "set"))
+    check_classes(apart, 2, data)  # of a network from before
+    with pytest.raises(CheckpointError, match="it knows the classes"):
+        check_classes(["Lasion", "Normal"], 2, data)
 
 
 def test_formulas_sleep_in_what_is_written_and_come_back_as_they_were(tmp_path):
