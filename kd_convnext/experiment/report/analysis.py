@@ -229,13 +229,16 @@ def _best(methods: Sequence[Arm], named: str | None, remarks: list[str]) -> tupl
     if len(methods) == 1:
         return methods[0], "the only one"
     # Splits differ in difficulty: only on the same ones are means to be compared.
-    shared = sorted(set.intersection(*(set(arm.validation) for arm in methods)))
+    judged = [arm for arm in methods if arm.validation]
+    everywhere = {repeat for arm in judged for repeat in arm.validation}
+    shared = sorted(repeat for repeat in everywhere if all(repeat in arm.validation for arm in judged))
     if shared:
-        means = [np.mean([arm.validation[repeat] for repeat in shared]) for arm in methods]
-        more = sorted({repeat for arm in methods for repeat in arm.validation} - {*shared})
-        repeats = f" of the repeats that all methods have ({', '.join(map(str, shared))})" if more else ""
-        return methods[int(np.argmax(means))], f"best mean macro F1 on validation{repeats}"
-    if any(arm.validation for arm in methods):
+        means = [np.mean([arm.validation[repeat] for repeat in shared]) for arm in judged]
+        fewer = f" of the repeats that all methods have ({', '.join(map(str, shared))})"
+        return judged[
+            int(np.argmax(means))
+        ], f"best mean macro F1 on validation{fewer if everywhere - {*shared} else ''}"
+    if judged:
         remarks.append("no repeat has validation scores of all methods: their validation means are not compared")
     test = [arm.values("f1_macro").mean() for arm in methods]
     return methods[int(np.argmax(test))], "best mean macro F1 on test, for lack of validation scores: optimistic"

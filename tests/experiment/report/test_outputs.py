@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from unittest.mock import patch
 
@@ -16,7 +17,7 @@ from kd_convnext.errors import ConfigError
 from kd_convnext.experiment.report import outputs
 from kd_convnext.experiment.report.analysis import _best
 from kd_convnext.experiment.report.outputs import write_outputs
-from kd_convnext.experiment.report.results import group_arms, read_results
+from kd_convnext.experiment.report.results import Arm, group_arms, read_results
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.tables import write_metrics
 
@@ -253,6 +254,9 @@ def test_the_best_is_chosen_on_the_repeats_that_all_methods_have(tmp_path):
         judged(cell, 0.5 + 0.3 * easy + 0.1 * better)
     arms = group_arms(read_results(cells))
     assert _best(arms, None, []) == (arms[1], "best mean macro F1 on validation")
+    # Without scores on validation a method is not chosen, and takes no repeat from the others.
+    unknown = [dataclasses.replace(one, validation=math.nan) for one in arms[1].results]
+    assert _best([arms[0], Arm(tuple(unknown))], None, []) == (arms[0], "best mean macro F1 on validation")
     # The worse method has finished the easy repeat alone.
     arms = group_arms(read_results([cell for cell in cells if cell.method == "kd_both" or cell.repeat == 1]))
     chosen, why = _best(arms, None, [])
