@@ -11,6 +11,7 @@ from kd_convnext.data.crops.spec import comparable
 from kd_convnext.data.loading.card import DataCard, check_leak
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.manifest.grouping import group_hashes
+from kd_convnext.data.manifest.labels import canonical
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 from kd_convnext.evaluation.answers import EvaluatedPart
 from kd_convnext.modules.checkpointed import CheckpointedModule
@@ -29,7 +30,7 @@ def check_classes(class_names: Sequence[str], num_classes: int, data: SpecimenDa
     """
     if data is None:
         return
-    if class_names and tuple(class_names) != tuple(data.class_names):
+    if class_names and canonical(class_names) != canonical(data.class_names):
         what = f"it knows the classes {', '.join(class_names)}, the data has {', '.join(data.class_names)}"
         remedy = "Use data of the same classes, or give --data.classes in this order."
         raise CheckpointError(Finding("this model", what, remedy))

@@ -10,6 +10,7 @@ import torch
 
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.teacher_outputs import STILL, StoredTeacher
+from kd_convnext.data.manifest.labels import canonical
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 from kd_convnext.losses.logits.prior_removed import PriorRemoved
 from kd_convnext.losses.objective import Objective
@@ -212,7 +213,9 @@ def _misfits(teacher: FrozenTeacher, student: Backbone, class_names: Sequence[st
     findings = []
     names = tuple(class_names)
     compared = Needs.LOGITS in teacher.probe.needs  # embeddings and maps need no classes in common
-    unlike = teacher.backbone.num_classes != student.num_classes or (names and teacher.class_names != names)
+    unlike = teacher.backbone.num_classes != student.num_classes or (
+        names and canonical(teacher.class_names) != canonical(names)
+    )
     if compared and unlike:
         what = f"the teacher knows {', '.join(teacher.class_names)}, the data has {', '.join(names)}"
         findings.append(Finding(teacher.argument, what, "Train a teacher on these classes."))

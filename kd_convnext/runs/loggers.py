@@ -5,6 +5,7 @@ Scalars need nothing of this: ``LightningModule.log`` serves all loggers. wandb 
 """
 
 import contextlib
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +36,14 @@ Pictures = Sequence[npt.NDArray[np.uint8]]
 
 _MARKDOWN_ROWS = 200
 """TensorBoard shows text whole: longer tables are cut there and end in a line that says so."""
+
+
+def keep_console() -> None:
+    """Keeps what is printed on this machine, before W&B begins: it would take it as ``output.log``.
+
+    Lines may name photographs. Who has set ``WANDB_CONSOLE`` is obeyed.
+    """
+    os.environ.setdefault("WANDB_CONSOLE", "off")
 
 
 @contextlib.contextmanager

@@ -110,7 +110,9 @@ def wandb_runs(tiny_manifest, teacher_run, tmp_path_factory) -> tuple[OfflineRun
         # W&B's own process keeps the working directory of the first run, from wherever that was.
         wandb.init(mode="offline", dir=tmp_path_factory.mktemp("elsewhere")).finish()
         patch.chdir(folder)
+        patch.delenv("WANDB_CONSOLE", raising=False)
         assert main(["fit", *words]) == 0
+        assert os.environ["WANDB_CONSOLE"] == "off"
         wandb.finish()
         (run,) = map(RunFolder, (folder / "runs" / "kd_convnext_tiny").iterdir())
         assert main(["test", "--config", str(run.config), "--ckpt_path", str(run.best)]) == 0
@@ -240,6 +242,25 @@ assert "wandb" in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True)
     assert (tmp_path / "figures" / "table.csv").is_file()
     assert not list(tmp_path.rglob("*.wandb"))
+
+
+@pytest.mark.parametrize("asked", [None, pytest.param("wrap", marks=pytest.mark.slow)])
+def test_wandb_gets_what_is_printed_only_where_that_was_asked_for(tmp_path, asked):
+    program = """
+from lightning.pytorch.loggers import WandbLogger
+from kd_convnext.runs.loggers import keep_console
+
+keep_console()
+run = WandbLogger(save_dir=".", offline=True).experiment
+print("Patient 7.jpg")
+run.finish()
+"""
+    own = {"HOME": str(tmp_path), "WANDB_DIR": str(tmp_path)} | ({"WANDB_CONSOLE": asked} if asked else {})
+    others = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, env=others | own, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    (record,) = tmp_path.rglob("*.wandb")
+    assert (b"Patient 7.jpg" in record.read_bytes()) == (asked is not None)
 
 
 @pytest.fixture(scope="module")
