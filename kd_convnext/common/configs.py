@@ -131,7 +131,7 @@ def data_options(file: str) -> dict[str, Any] | None:
         what = f"cannot be read ({error.strerror})"
         raise ConfigError(Finding(f"--config {file}", what, "Name a YAML file.")) from error
     except ValueError as error:
-        raise ConfigError(Finding(f"--config {file}", "is not YAML", "Name a YAML file.")) from error
+        raise ConfigError(Finding(f"--config {file}", str(error), "Name a YAML file.")) from error
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, dict):
         return None

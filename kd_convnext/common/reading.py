@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +14,13 @@ from kd_convnext.errors import ConfigError, Finding
 
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
 """What the parsers raise for text that is not theirs, beside their own errors."""
+
+_MERGED = "tag:yaml.org,2002:merge"  # <<, which takes over another mapping
+_LARGEST = 1_000_000  # values of a file, those of its aliases each time that one stands for them
+
+
+class UnsoundYamlError(ValueError):
+    """Reports YAML that a parser takes, but not for what its writer means: repeated names, endless aliases."""
 
 
 def yaml_of(text: str | bytes) -> Any:
@@ -26,12 +33,53 @@ def yaml_of(text: str | bytes) -> Any:
         Mappings, lists and plain values.
 
     Raises:
+        UnsoundYamlError: A name stands twice in one mapping, or aliases hold themselves or too much.
         ValueError: It is no YAML, whatever the parser makes of it.
     """
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            _count(node, (), {})
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except UnsoundYamlError:
+        raise
     except (yaml.YAMLError, *_DAMAGE) as error:
         raise ValueError(f"is not YAML ({_line(error)})") from error
+
+
+def _count(node: yaml.Node | None, above: tuple[yaml.Node, ...], known: dict[yaml.Node, int]) -> int:
+    """Counts the values of a node, those of aliases each time, and refuses what is unsound in it."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if node in above:
+        raise UnsoundYamlError(f"holds itself by an alias ({_place(node)})")
+    if node not in known:
+        inner = node.value
+        if isinstance(node, yaml.MappingNode):
+            _refuse_repeated([name for name, _ in node.value])
+            inner = [one for pair in node.value for one in pair]
+        known[node] = 1 + sum(_count(one, (*above, node), known) for one in inner)
+        if known[node] > _LARGEST:
+            raise UnsoundYamlError(f"holds more than {_LARGEST:,} values by its aliases ({_place(node)})")
+    return known[node]
+
+
+def _refuse_repeated(names: Sequence[yaml.Node]) -> None:
+    """Refuses a name that stands twice in one mapping: the parser would drop all but the last."""
+    first: dict[tuple[str, str], yaml.Node] = {}
+    for name in names:
+        if not isinstance(name, yaml.ScalarNode) or name.tag == _MERGED:
+            continue
+        before = first.setdefault((name.tag, name.value), name)
+        if before is not name:
+            raise UnsoundYamlError(f"names {name.value} twice in one place ({_place(before)} and {_place(name)})")
+
+
+def _place(node: yaml.Node) -> str:
+    return f"line {node.start_mark.line + 1}"
 
 
 def tensors_of(file: Path | BinaryIO) -> Any:

@@ -7,6 +7,8 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from xml.parsers import expat
 
 import pandas as pd
 
@@ -15,7 +17,12 @@ from kd_convnext.errors import ConfigError, Finding, ManifestError
 
 _ACTIVE = r"'*[=+\-@\t\r]"
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
+_MARKUP = re.compile(r"[\\`*~|]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
+"""What Markdown would read as more than text: links, images, emphasis, code, tags, entities, columns."""
 _SEPARATORS = (",", ";", "\t")
+_NAMED_SEPARATOR = re.compile(r""""?sep=(?P<mark>[,;|:\t])"?[,;|:\t ]*(\r\n|\r|\n)""", re.IGNORECASE)
+"""A first line by which a spreadsheet says what separates columns."""
+_FIRST_LINE = re.compile(r"[\r\n ]*([^\r\n]*)")
 _LONGEST_FIELD = 1 << 20  # characters
 _LARGEST = 1 << 31  # bytes: millions of rows
 _UNPACKED = 1 << 29  # bytes of a workbook, of which openpyxl holds several times as many
@@ -34,11 +41,13 @@ class Records:
         lines: Line of each record, the first line is 1.
         fields: Of each record that is not blank, the header among them.
         decimal_comma: Whether numbers may be written with a comma: the columns are not separated by one.
+        merged: Lines in which an empty cell took the value of the merged cell that covers it.
     """
 
     lines: list[int]
     fields: list[list[str]]
     decimal_comma: bool = False
+    merged: tuple[int, ...] = ()
 
 
 def read_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
@@ -115,9 +124,10 @@ def as_written(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Returns a text that Markdown shows as it is, in a table too."""
-    # A sign "less than" before anything but a letter opens no tag.
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("|", "\\|").replace("\n", " ")
+    """Returns a text that Markdown shows as it is, in a table too; intervals and plain words are left readable."""
+    # Not every reader of Markdown knows a backslash before these two.
+    entities = {"<": "&lt;", "&": "&amp;"}
+    return _MARKUP.sub(lambda found: entities.get(found[0], f"\\{found[0]}"), text).replace("\n", " ")
 
 
 def read_records(path: Path) -> Records:
@@ -135,10 +145,14 @@ def read_records(path: Path) -> Records:
     if path.suffix.lower() in (".xlsx", ".xlsm"):
         return _read_workbook(path)
     text = _text(path)
-    separator = _separator(text.partition("\n")[0])
+    named = _NAMED_SEPARATOR.match(text)
+    if named:
+        text, separator = text[named.end() :], named["mark"]
+    else:
+        separator = _separator(_FIRST_LINE.match(text)[1])  # type: ignore[index]  # it matches any text
+    first = line = 2 if named else 1
     lines: list[int] = []
     records: list[list[str]] = []
-    line = 1
     before = csv.field_size_limit(_LONGEST_FIELD)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -146,7 +160,7 @@ def read_records(path: Path) -> Records:
             if any(field.strip() for field in fields):
                 lines.append(line)
                 records.append([as_written(field) for field in fields])
-            line = reader.line_num + 1
+            line = reader.line_num + first
     except csv.Error as error:
         remedy = "Check the double quotes from that row on."
         raise ManifestError(Finding(f"{path.name}, row {line}", f"not CSV ({error})", remedy)) from error
@@ -195,6 +209,7 @@ def _read_workbook(path: Path) -> Records:
             sheet = openpyxl.load_workbook(file, read_only=True, data_only=True).worksheets[0]
             sheet.reset_dimensions()  # a file may state any, to which every row would be filled up
             rows = [_fields(row) for row in sheet.iter_rows(values_only=True)]
+            merged = _fill_merged(rows, _merged(sheet))
     except ManifestError:
         raise
     except Exception as error:  # zipfile, XML and openpyxl's own
@@ -205,7 +220,50 @@ def _read_workbook(path: Path) -> Records:
     if width > _WIDEST:
         remedy = "Delete what stands far to the right, or save the table as a sheet of its own."
         raise ManifestError(Finding(path.name, f"its first sheet has {width} columns", remedy))
-    return Records([line for line, _ in kept], [row + [""] * (width - len(row)) for _, row in kept])
+    fields = [row + [""] * (width - len(row)) for _, row in kept]
+    return Records([line for line, _ in kept], fields, merged=merged)
+
+
+def _merged(sheet: Any) -> list[str]:
+    """Lists the ranges of merged cells, such as A2:A4: what openpyxl leaves out of sheets that it reads row by row."""
+    found: list[str] = []
+
+    def begin(tag: str, attributes: dict[str, str]) -> None:
+        if tag.rpartition(":")[2] == "mergeCell":
+            found.append(attributes["ref"])
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = begin
+    with sheet._get_source() as part:
+        parser.ParseFile(part)
+    return found
+
+
+def _fill_merged(rows: list[list[str]], ranges: Sequence[str]) -> tuple[int, ...]:
+    """Writes the value of merged cells, which stands in the first one alone, into all rows and columns they cover.
+
+    Args:
+        rows: Changed in place; rows without anything of their own stay so, and the header as it is.
+        ranges: See `_merged`.
+
+    Returns:
+        The lines that were changed.
+    """
+    from openpyxl.utils import range_boundaries
+
+    changed: set[int] = set()
+    header = next((line for line, row in enumerate(rows, start=1) if row), 0)
+    for left, top, right, bottom in map(range_boundaries, ranges):
+        first = rows[top - 1] if header < top <= len(rows) else []
+        value = first[left - 1] if left <= len(first) else ""
+        covered = slice(left - 1, min(right, _WIDEST + 1))
+        for line in range(top, min(bottom, len(rows)) + 1 if value else top):
+            row = rows[line - 1]
+            row += [""] * (covered.stop - len(row) if row else 0)
+            if any(cell != value for cell in row[covered]):
+                row[covered] = [value] * (covered.stop - covered.start)
+                changed.add(line)
+    return tuple(sorted(changed))
 
 
 def _require_modest(path: Path) -> None:

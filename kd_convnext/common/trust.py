@@ -1,16 +1,19 @@
 """Checks class paths of configurations and checkpoints: only classes of known or trusted packages may be named."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kd_convnext.common.files import read_bytes
-from kd_convnext.common.reading import yaml_of
+from kd_convnext.common.reading import UnsoundYamlError, yaml_of
 from kd_convnext.errors import ConfigError, Finding
 
 TRUSTED = ("kd_convnext", "lightning", "torch", "timm", "torchmetrics", "albumentations")
@@ -70,8 +73,9 @@ def guard_parsers() -> None:
 
     `require_trusted_words` says what is wrong before anything is parsed; this holds also for what it does not see.
     """
-    from jsonargparse import set_parsing_settings
+    from jsonargparse import set_loader, set_parsing_settings
 
+    set_loader("yaml", _sound_loader(), (yaml.YAMLError,))
     trusted = _trusted()
     _LET_IN.update(trusted)
     set_parsing_settings(
@@ -79,6 +83,25 @@ def guard_parsers() -> None:
         import_path_denylist=["*", *sorted(_LET_IN - trusted)],
         import_path_allowlist=sorted(trusted),
     )
+
+
+@functools.cache
+def _sound_loader() -> Callable[[str], Any]:
+    """Makes the parser's own reader of YAML refuse repeated names and endless aliases."""
+    from jsonargparse import get_loader
+
+    loaded = get_loader("yaml")
+
+    def sound(text: str) -> Any:
+        if any(mark in text for mark in "{&\n"):
+            with contextlib.suppress(ValueError):
+                try:
+                    yaml_of(text)
+                except UnsoundYamlError as error:
+                    raise yaml.YAMLError(str(error)) from error
+        return loaded(text)
+
+    return sound
 
 
 _LET_IN: set[str] = set()
@@ -164,11 +187,11 @@ def _untrusted(value: Any, where: str, *, callables: bool, seen: frozenset[str])
 def _untrusted_text(text: str, where: str, *, callables: bool, seen: frozenset[str]) -> Iterator[Finding]:
     """Checks a string, which the parser may take for a file of options, for YAML, or for a name to import."""
     if text.lower().endswith((".yaml", ".yml", ".json")) and text not in seen and _is_file(text):
-        content = _yaml_of_file(text) if where == "--config" else _yaml(_read(text))
+        content = _yaml_of_file(text) if where == "--config" else _yaml(_read(text), text)
         yield from _untrusted(content, where, callables=callables, seen=seen | {text})
         return
     if "class_path" in text and not _DOTTED.fullmatch(text):
-        inner = _yaml(text)
+        inner = _yaml(text, where)
         if not isinstance(inner, str):
             yield from _untrusted(inner, where, callables=callables, seen=seen)
         return
@@ -224,6 +247,9 @@ def _is_file(text: str) -> bool:
         return False
 
 
+_SOUND = "Name everything once, and let no part stand for one that holds it."
+
+
 def _read(path: str) -> str:
     try:
         return read_bytes(path).decode("utf-8")
@@ -235,13 +261,17 @@ def _yaml_of_file(path: str) -> Any:
     """Reads a file of options; what the parser would do with one that is no YAML is not in our hands."""
     try:
         return yaml_of(_read(path))
+    except UnsoundYamlError as error:
+        raise ConfigError(Finding(f"--config {path}", str(error), _SOUND)) from error
     except ValueError as error:
         raise ConfigError(Finding(f"--config {path}", str(error), "Name a YAML file.")) from error
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str, where: str) -> Any:
     try:
         return yaml_of(text)
+    except UnsoundYamlError as error:  # the parser would take it
+        raise ConfigError(Finding(where, str(error), _SOUND)) from error
     except ValueError:
         # The parser says so in its own words; nothing of it can be imported.
         return ""

@@ -1,5 +1,7 @@
 """Writes predictions: ``answers.csv``, ``answers.json``, ``lesions.csv``, ``failures.csv``."""
 
+import csv
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +12,51 @@ import pandas as pd
 from kd_convnext.checkpoints.network import ModelInfo
 from kd_convnext.common.files import write_texts
 from kd_convnext.common.reading import json_text
+from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.inference.prediction import Failure, Prediction
 from kd_convnext.inference.trust.calibration import Calibration
 from kd_convnext.runs.tables import table_text
+
+_OWN = {
+    "answers.csv": {"image", "prediction", "checkpoint_sha256"},
+    "lesions.csv": {"lesion_id", "photographs", "prediction", "checkpoint_sha256"},
+    "failures.csv": {"image", "problem", "remedy"},
+    "answers.json": {"model", "answers", "lesions", "failures"},
+}
+"""Columns, or names, by which each file is known to be of a classification."""
+
+
+def require_replaceable(folder: Path, photos: Sequence[str]) -> None:
+    """Refuses a folder where answers would replace the tables that are asked about, or others' of the same names.
+
+    Args:
+        folder: Of the answers.
+        photos: What is asked about: photographs, folders, manifests.
+
+    Raises:
+        ConfigError: All such files.
+    """
+    asked = {Path(word).expanduser().resolve() for word in photos}
+    remedy = "Name another folder with --out, or move this file."
+    findings = []
+    for file in (folder / name for name in _OWN):
+        if file.resolve() in asked:
+            findings.append(Finding(str(file), "is asked about, and would be replaced by the answers", remedy))
+        elif file.exists() and not _is_own(file):
+            what = "is of no classification, and would be replaced by the answers"
+            findings.append(Finding(str(file), what, remedy))
+    if findings:
+        raise ConfigError(findings)
+
+
+def _is_own(file: Path) -> bool:
+    """Says whether a classification has written a file; an empty one may be lost."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            found = json.load(lines) if file.suffix == ".json" else next(csv.reader(lines), None)
+    except (OSError, ValueError, csv.Error, RecursionError):
+        return file.is_file() and file.stat().st_size == 0
+    return found is None or _OWN[file.name] <= {*map(str, found if isinstance(found, list | dict) else ())}
 
 
 def write_answers(
@@ -45,8 +89,8 @@ def write_answers(
     content = answers_content(answers, lesions, failures, info, calibration)
     write_texts({**texts, folder / "answers.json": json_text(content)})
     for name, table in tables.items():
-        if not len(table):
-            (folder / name).unlink(missing_ok=True)
+        if not len(table) and (folder / name).is_file() and _is_own(folder / name):
+            (folder / name).unlink()
 
 
 def answers_content(

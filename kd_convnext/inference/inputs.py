@@ -35,28 +35,33 @@ def photographs_of(
         columns: Other names of the manifests' columns.
 
     Returns:
-        The photographs in the order given (folders in the order of names), and those of manifests that cannot be read.
+        The photographs in the order given (folders in the order of names), each region once, and those of manifests
+        that cannot be read.
 
     Raises:
         ConfigError: An empty name, a folder without images, or a box that is none or is not for one file.
-        ManifestError: A manifest has problems other than unreadable photographs.
+        ManifestError: A manifest has problems other than unreadable photographs, or two have lesions of one id.
     """
     if not all(word.strip() for word in photos):
         # As a path it would be the whole working folder.
         what = "a name is empty, as an unset variable of the shell is"
         raise ConfigError(Finding("photos", what, "Name files, folders or manifests; . is the working folder."))
-    found: list[Photograph] = []
+    named: list[tuple[str, Photograph]] = []
     failures: list[Failure] = []
     for word in photos:
         path = Path(word).expanduser()
         if path.is_dir():
-            found += _folder(path)
+            listed = _folder(path)
         elif path.suffix.lower() in TABLE_SUFFIXES:
             listed, unreadable = _manifest(path, columns)
-            found += listed
             failures += unreadable
         else:
-            found.append(Photograph(path))
+            listed = [Photograph(path)]
+        named += [(word, photograph) for photograph in listed]
+    named = _once(named)
+    if lesion_by == "manifest":
+        _refuse_shared_lesions(named)
+    found = [photograph for _, photograph in named]
     if box is not None:
         if len(found) != 1 or found[0].box is not None:
             what = f"one box for {counted(len(found), 'photograph')}"
@@ -110,6 +115,34 @@ def refuse_failures(failures: Sequence[Failure], on_error: Literal["raise", "ski
     """
     if failures and on_error == "raise":
         raise ManifestError(failure.finding for failure in failures)
+
+
+def _once(named: Sequence[tuple[str, Photograph]]) -> list[tuple[str, Photograph]]:
+    """Leaves out regions that were named before: twice they would count twice in their lesion."""
+    first: dict[tuple[str, Box | None], tuple[str, Photograph]] = {}
+    again = []
+    for word, photograph in named:
+        key = (os.path.realpath(str(photograph.image)), photograph.box)
+        if first.setdefault(key, (word, photograph))[1] is not photograph:
+            again.append(photograph)
+    if again:
+        what = f"{counted(len(again), 'region')} named more than once, judged once (first: {again[0]})"
+        warnings.warn(what, stacklevel=4)
+    return [*first.values()]
+
+
+def _refuse_shared_lesions(named: Sequence[tuple[str, Photograph]]) -> None:
+    """Refuses lesion ids of several manifests: nothing says whether they are one lesion, or two of two hospitals."""
+    tables: dict[str, list[str]] = {}
+    for word, photograph in named:
+        if photograph.lesion_id and word not in tables.setdefault(photograph.lesion_id, []):
+            tables[photograph.lesion_id].append(word)
+    shared = [(lesion, words) for lesion, words in tables.items() if len(words) > 1]
+    if shared:
+        lesion, words = shared[0]
+        what = f"{counted(len(shared), 'lesion id')} in several manifests (first: {lesion!r} in {' and '.join(words)})"
+        remedy = "If they are the same lesions, put the rows into one manifest; if not, ask about each manifest alone."
+        raise ManifestError(Finding("photos", what, remedy))
 
 
 _FAR = 3.0

@@ -18,7 +18,7 @@ from kd_convnext.data.crops.cache.prepared import PreparedCrops
 from kd_convnext.data.loading.card import DataCard
 from kd_convnext.data.loading.flat_options import ungrouped
 from kd_convnext.data.manifest.columns import columns_given_by
-from kd_convnext.data.manifest.grouping import KEPT_APART, NO_GROUP, GroupBy, Part, row_hashes
+from kd_convnext.data.manifest.grouping import KEPT_APART, NO_GROUP, GroupBy, Part, group_hashes, row_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.once import warned_once
 from kd_convnext.data.manifest.overlap import belonging
@@ -177,7 +177,7 @@ class CalibrationData:
     def row_hashes(self, rows: Rows) -> npt.NDArray[np.int64]:
         """Hashes, for each row, what `hashes` names; int64 [N, M], `NO_GROUP` where a row lacks an id."""
         kinds = KEPT_APART["known" if self.split is None else _group_by(self.predictor.network.card)]
-        return row_hashes(self.manifest.table, rows, kinds, as_written=True)
+        return row_hashes(self.manifest.table, rows, kinds, as_written=True, unlabelled=self.split is None)
 
     def labelled(self, rows: Rows) -> Rows:
         """Returns those of some rows that have a label.
@@ -288,9 +288,11 @@ def further_data(
         table = read_manifest(manifest, classes=card.class_names, group_by=_group_by(card), columns=columns)
     table = replace(table, table=table.table.assign(split=""))
     data = CalibrationData(table, None, _cache(predictor, source), predictor)
+    everything, looked_at = np.arange(len(own.manifest), dtype=np.int64), _group_by(card) == "known"
+    held = belonging(table, own.manifest, everything, likeness=looked_at)
+    if looked_at:  # a name that both have is no sign then
+        card = card.without(group_hashes(own.manifest.table, everything, ("image",)))
     seen = card.shared(data.hashes(data.rows("val")))
-    everything = np.arange(len(own.manifest), dtype=np.int64)
-    held = belonging(table, own.manifest, everything, likeness=_group_by(card) == "known")
     _refuse(max(len(seen), int(held.sum())), manifest)
     return data
 

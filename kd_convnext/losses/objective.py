@@ -78,7 +78,7 @@ class Objective(Described, nn.Module):
     @property
     def teachers(self) -> tuple[str, ...]:
         """Names of the teachers that terms learn from, alone or in an ensemble, each once."""
-        return tuple(dict.fromkeys(name for term in self.named_terms().values() for name in self._asked_by(term)))
+        return tuple(dict.fromkeys(name for term in self.named_terms().values() for name in self.asked_by(term)))
 
     def needs(self, teacher: str) -> Needs:
         """Returns what the terms read of a teacher: what is run and stored of it.
@@ -86,10 +86,10 @@ class Objective(Described, nn.Module):
         Args:
             teacher: Its name.
         """
-        learners = (term for term in self.named_terms().values() if teacher in self._asked_by(term))
+        learners = (term for term in self.named_terms().values() if teacher in self.asked_by(term))
         return reduce(or_, (term.needs for term in learners), Needs(0))
 
-    def _asked_by(self, term: Term) -> Sequence[str]:
+    def asked_by(self, term: Term) -> Sequence[str]:
         """Returns the names of the teachers that a term learns from."""
         if term.teacher is None:
             return ()

@@ -14,8 +14,8 @@ ForeignBatch = Batch | Mapping[str, Any] | Sequence[Tensor] | Tensor
 images and labels, and perhaps indices, in a tuple or list; or images alone, for prediction.
 
 Images are uint8 0..255 or floating 0..1, [B, C, H, W] in the network's size: networks normalise by themselves. Labels
-are int64 [B]. Indices, int64 [B], name a picture in answers and merge those that two processes judged; without them
-pictures are numbered as they come.
+are int64 or int32 [B], -1 where the class is unknown. Indices, int64 [B], name a picture in answers and merge those
+that two processes judged; without them pictures are numbered as they come.
 """
 
 _CONTRACT = "Yield (image, label), (image, label, index), or a dictionary with these names."
@@ -49,6 +49,8 @@ def understood(given: ForeignBatch, first: int = 0, step: int = 1) -> Batch:
         raise ConfigError(Finding("batch", what, _CONTRACT))
     image = found["image"]
     found.setdefault("label", image.new_full((len(image),), -1, dtype=torch.int64))
+    if found["label"].dtype == torch.int32:
+        found["label"] = found["label"].long()
     if "index" not in found:
         found["index"] = first + step * torch.arange(len(image), device=image.device)
     return cast(Batch, found)

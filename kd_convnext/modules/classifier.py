@@ -78,6 +78,7 @@ class ClassifierModule(CheckpointedModule, ABC):
         self._tally = EpochTally(num_classes)
         self._answers = PredictionStore(num_classes)
         self._seed, self._judged = 0, 0
+        self._begun: int | None = None
         self._fast: FastPath | None = None
         self.mixing = MixSpec()
         self.mirrored_validation = False
@@ -118,7 +119,7 @@ class ClassifierModule(CheckpointedModule, ABC):
 
     def on_fit_start(self) -> None:
         """Stores the data card, refusing leaks and other classes; decides whether steps are compiled."""
-        self._seed = torch.initial_seed() % 2**31
+        self._seed, self._begun = torch.initial_seed() % 2**31, None
         plan = plan_compile(self.compile_asked, self.trainer)
         self._fast = FastPath(self, cuda_graphs=plan.cuda_graphs) if plan.on else None
         data = self.specimens
@@ -133,6 +134,7 @@ class ClassifierModule(CheckpointedModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Unfreezes the parameters whose first epoch has come; what is frozen keeps its statistics."""
+        self._begun = self.current_epoch
         self._tally.clear()  # an interrupted fit may have left some
         firsts, epoch = self._first_epochs, self.current_epoch
         # Under DDP every parameter must get a gradient; `on_before_optimizer_step` drops those there.
@@ -155,8 +157,10 @@ class ClassifierModule(CheckpointedModule, ABC):
 
     def on_train_batch_start(self, batch: ForeignBatch, batch_idx: int) -> None:
         """Seeds each epoch (stochastic depth), so that a resumed run draws what an uninterrupted one would."""
+        if within := self._begun != self.current_epoch:  # resumed there, where Lightning begins no epoch
+            self.on_train_epoch_start()
         self._tally.expect(self.understood(batch)["index"])
-        if batch_idx == 0:
+        if batch_idx == 0 or within:
             self._check_foreign(batch, labelled=True)
             torch.manual_seed((self._seed + 1_000_003 * self.current_epoch + self.global_rank) % 2**63)
 
@@ -348,8 +352,6 @@ class ClassifierModule(CheckpointedModule, ABC):
         Raises:
             ConfigError: It is of no kind that is understood.
         """
-        if isinstance(batch, dict) and "index" in batch:
-            return cast(Batch, batch)
         world, rank = self.trainer.world_size, self.global_rank
         return understood(batch, self._judged * world + rank, world)
 

@@ -254,7 +254,7 @@ def _by_crop(heads: Sequence[Head | None], data: SpecimenDataModule) -> dict[str
             if value != NO_GROUP and head is not None
         }
         others = part.unlabelled
-        ids = row_hashes(data.unlabelled.manifest.table, others.rows).tolist()
+        ids = data.unlabelled.hashes(data.manifest).tolist()
         for row, values in zip(others.rows.tolist(), ids, strict=True):
             if shared := [without[value] for value in values if value in without]:
                 found[others.crops.key(row)] = shared[0]

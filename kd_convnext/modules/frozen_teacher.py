@@ -68,6 +68,8 @@ class FrozenTeacher:
         settings = checkpoint["hyper_parameters"]
         self.looks: Looks = settings.get("linear_looks", 2)
         self._linear_c = float(settings["linear_c"]) if settings.get("finetune") == "linear" else None
+        weighted = settings.get("loss") in ("focal", "weighted_cross_entropy") and settings.get("class_weights")
+        self.weighs_classes = self._linear_c is not None or bool(weighted)
         self._architecture = json.dumps(settings[part], sort_keys=True)
 
     @property

@@ -2,16 +2,19 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from kd_convnext.common.counting import counted
 from kd_convnext.data.crops.spec import comparable
 from kd_convnext.data.loading.card import DataCard, check_leak
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.manifest.grouping import group_hashes
+from kd_convnext.data.manifest.labels import canonical
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
 from kd_convnext.evaluation.answers import EvaluatedPart
 from kd_convnext.modules.checkpointed import CheckpointedModule
-
-_OF_CROPS = ("crop_identity", "image_size", "in_chans")
 
 
 def check_classes(class_names: Sequence[str], num_classes: int, data: SpecimenDataModule | None) -> None:
@@ -27,7 +30,7 @@ def check_classes(class_names: Sequence[str], num_classes: int, data: SpecimenDa
     """
     if data is None:
         return
-    if class_names and tuple(class_names) != tuple(data.class_names):
+    if class_names and canonical(class_names) != canonical(data.class_names):
         what = f"it knows the classes {', '.join(class_names)}, the data has {', '.join(data.class_names)}"
         remedy = "Use data of the same classes, or give --data.classes in this order."
         raise CheckpointError(Finding("this model", what, remedy))
@@ -111,22 +114,23 @@ def check_crops(card: DataCard | None, data: SpecimenDataModule | None) -> None:
     """
     if data is None or card is None:
         return
-    now = data.card()
+    # Not by `data.card()`, for which photographs without labels are read.
+    now = {"crop_identity": data.crop_spec.identity(), "image_size": data.image_size, "in_chans": data.in_chans}
     findings = [
         Finding(
             "this checkpoint",
-            f"its {name} was {getattr(card, name)}, the data's is {getattr(now, name)}",
+            f"its {name} was {getattr(card, name)}, the data's is {value}",
             "Use the config.yaml of its run (and the same Real-ESRGAN weights).",
         )
-        for name in _OF_CROPS
-        if _compared(now, name) != _compared(card, name)
+        for name, value in now.items()
+        if _compared(name, value) != _compared(name, getattr(card, name))
     ]
     if findings:
         raise CheckpointError(findings)
 
 
-def _compared(card: DataCard, name: str) -> object:
-    return comparable(card.crop_identity) if name == "crop_identity" else getattr(card, name)
+def _compared(name: str, value: Any) -> object:
+    return comparable(value) if name == "crop_identity" else value
 
 
 def leaks(who: str, card: DataCard | None, data: SpecimenDataModule, parts: Sequence[EvaluatedPart]) -> bool:
@@ -149,5 +153,8 @@ def leaks(who: str, card: DataCard | None, data: SpecimenDataModule, parts: Sequ
     found, groups = False, (card.group_by, data.split_spec.group_by)
     for part in parts:
         shared = data.shared_with(card, part)  # type: ignore[arg-type]
-        found |= check_leak(shared, who=who, part=part, allow=data.allow_leak, group_by=groups)
+        rows = data.split.rows(part)  # type: ignore[arg-type]
+        paths = group_hashes(data.manifest.table, rows, ("image",), unlabelled=True)
+        by_path = bool(np.isin(shared, paths).all())
+        found |= check_leak(shared, who=who, part=part, allow=data.allow_leak, group_by=groups, by_path=by_path)
     return found

@@ -1,5 +1,6 @@
 """Fits linear heads on frozen features by logistic regression, also such that have not seen a crop's lesion."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -114,7 +115,7 @@ def fit_linear_head(
     Returns:
         Weight float32 [K, D] and bias float32 [K].
     """
-    looks = features.shape[1]
+    crops, looks = features.shape[:2]
     flat, labels = features.reshape(-1, features.shape[2]), labels.repeat(looks)
     mean, scale = _standardise(flat)
     values = torch.from_numpy(flat)
@@ -122,23 +123,36 @@ def fit_linear_head(
     counts = torch.bincount(targets, minlength=num_classes).float()
     present = counts > 0
     per_class = torch.where(present, len(labels) / (present.sum() * counts.clamp_min(1)), torch.zeros(()))
-    weight = torch.zeros(num_classes, values.shape[1], requires_grad=True)
+    # The penalty's curvature is 1 / (c crops): small c would part it from the losses' by orders of magnitude. In units
+    # of `unit` it is 1 at most.
+    unit = min(1.0, math.sqrt(c * crops))
+    scaled = torch.zeros(num_classes, values.shape[1], requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
-    search = torch.optim.LBFGS([weight, bias], max_iter=300, history_size=20, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS(
+        [scaled, bias],
+        max_iter=300,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+    )
 
     def closure() -> Tensor:
         search.zero_grad()
+        weight = scaled * unit
         losses = F.cross_entropy(
             F.linear(values, weight, bias)[:, present], _compact(present)[targets], reduction="none"
         )
-        total: Tensor = c / looks * (per_class[targets] * losses).sum() + weight.square().sum() / 2
-        (total / len(labels)).backward()  # type: ignore[no-untyped-call]
-        return total.detach() / len(labels)
+        # Divided by c and the crops: the tolerances are absolute, and would end a fit of small c at its start. In
+        # float64, so that the line search can tell values apart that float32 rounds to one.
+        total: Tensor = (per_class[targets] * losses).double().mean() + weight.double().square().sum() / (2 * c * crops)
+        total.backward()  # type: ignore[no-untyped-call]
+        return total.detach()
 
     with torch.enable_grad():
         search.step(closure)  # type: ignore[no-untyped-call]
+    found = scaled.detach() * unit / torch.from_numpy(scale)
     lowest = bias.detach()[present].min()
-    found = weight.detach() / torch.from_numpy(scale)
     return found, torch.where(present, bias.detach(), lowest - _BELOW) - found @ torch.from_numpy(mean)
 
 

@@ -94,7 +94,8 @@ class DistillModule(ClassifierModule):
             optim: Optimiser and schedule; by default the paper's.
             compile: Whether a fit compiles its steps; ``auto`` on a GPU, where the fit is long enough to pay for it.
             class_names: Names of the classes in the order of the outputs; taken from the data.
-            class_weights: Weights of the classes for label terms (alpha_t of Eq. 4); taken from the data.
+            class_weights: Weights of the classes for label terms (alpha_t of Eq. 4); taken from the data on the command
+                line, in Python ``data.class_weights``; without them such a term weighs all alike, and warns.
             class_counts: Training images of each class for terms that need them; taken from the data.
             mixing: Mixup and CutMix, seen alike by teachers and student; by default none.
             mirrored_validation: Average over mirror images in validation, for a steadier choice of the best epoch.
@@ -179,6 +180,7 @@ class DistillModule(ClassifierModule):
         self._taught, self.staff = staff.description, staff
         if data is not None and self.trainer.is_global_zero:
             staff.warn_of_in_sample_answers(data, stored=bool(self.teacher_cache))
+            staff.warn_of_removed_priors()
         if self.teacher_cache:
             self.staff.store(data, self.trainer, still=self.teacher_cache == "still")
 

@@ -12,6 +12,7 @@ from kd_convnext.checkpoints.specs import spec_of
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.teacher_outputs import LINEAR
 from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.losses.labels.cross_entropy import CrossEntropyLoss
 from kd_convnext.losses.labels.focal import FocalLoss
 from kd_convnext.models.backbones import BackboneSpec, build_backbone
 from kd_convnext.models.layers import freeze_all_but_last
@@ -273,12 +274,8 @@ def build_task_loss(kind: TaskLoss, class_weights: Sequence[float] | None, gamma
         gamma: Focus of the focal loss.
 
     Returns:
-        A module from logits [B, K] and labels int64 [B] to a scalar.
+        A module from logits [B, K] and labels to a scalar: int64 [B], -1 where there is none, or probabilities [B, K].
     """
     if kind == "focal":
         return FocalLoss(class_weights, gamma)
-    weights = torch.tensor(class_weights) if class_weights and kind == "weighted_cross_entropy" else None
-    loss = nn.CrossEntropyLoss()
-    # Not persistent: the weights come from the hyperparameters.
-    loss.register_buffer("weight", weights, persistent=False)
-    return loss
+    return CrossEntropyLoss(class_weights if kind == "weighted_cross_entropy" else None)

@@ -8,16 +8,18 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from kd_convnext.data.loading.card import check_leak
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.loading.teacher_outputs import STILL, StoredTeacher
+from kd_convnext.data.manifest.labels import canonical
 from kd_convnext.errors import CheckpointError, ConfigError, Finding
+from kd_convnext.losses.logits.prior_removed import PriorRemoved
 from kd_convnext.losses.objective import Objective
 from kd_convnext.losses.term import TEACHER, Needs, Widths
 from kd_convnext.models.backbones import Backbone
 from kd_convnext.models.taps import TapSpec
 from kd_convnext.modules.frozen_features import headed_features
 from kd_convnext.modules.frozen_teacher import ARGUMENT, FrozenTeacher
+from kd_convnext.modules.guard import leaks
 from kd_convnext.modules.stored_teacher import stored_answers
 
 
@@ -112,13 +114,8 @@ class TeachingStaff:
         if findings:
             raise CheckpointError(findings)
         for teacher in self.live.values():
-            if data is None or teacher.card is None:
-                continue
-            who = f"{teacher.argument} {teacher.path}"
-            groups = (teacher.card.group_by, data.split_spec.group_by)
-            for part in ("val", "test"):
-                shared = data.shared_with(teacher.card, part)
-                check_leak(shared, who=who, part=part, allow=data.allow_leak, group_by=groups)
+            if data is not None:
+                leaks(f"{teacher.argument} {teacher.path}", teacher.card, data, ("val", "test"))
 
     def warn_of_in_sample_answers(self, data: SpecimenDataModule, *, stored: bool) -> None:
         """Names the linear teachers whose answers for training crops are little more than the labels.
@@ -130,6 +127,15 @@ class TeachingStaff:
         for teacher in self.live.values():
             if found := teacher.in_sample_answers(data, stored=stored):
                 warnings.warn(str(found), stacklevel=3)
+
+    def warn_of_removed_priors(self) -> None:
+        """Names the terms that take a prior out of a teacher which was trained to have none."""
+        for name, term in self.objective.named_terms().items():
+            removed = any(isinstance(part, PriorRemoved) and part.tau > 0 for part in term.modules())
+            taught = [self.live[one] for one in self.objective.asked_by(term)] if removed else []
+            for teacher in (one for one in taught if one.weighs_classes):
+                what = f"was trained with classes weighted: it has no prior left that the term {name} could take out"
+                warnings.warn(f"{teacher.argument} {teacher.path} {what}: leave PriorRemoved out", stacklevel=3)
 
     def store(self, data: SpecimenDataModule | None, trainer: pl.Trainer, *, still: bool) -> None:
         """Runs every teacher ahead of the training, and lets the loader bring the outputs with the pictures.
@@ -147,7 +153,7 @@ class TeachingStaff:
         if findings := unstorable(self.objective, data, still=still):
             raise ConfigError(findings)
         assert data is not None
-        split = data.card().split_hash
+        split = data.split.hash
         answers = {}
         for name, teacher in self.live.items():
             c = teacher.held_out_c(split)
@@ -207,7 +213,9 @@ def _misfits(teacher: FrozenTeacher, student: Backbone, class_names: Sequence[st
     findings = []
     names = tuple(class_names)
     compared = Needs.LOGITS in teacher.probe.needs  # embeddings and maps need no classes in common
-    unlike = teacher.backbone.num_classes != student.num_classes or (names and teacher.class_names != names)
+    unlike = teacher.backbone.num_classes != student.num_classes or (
+        names and canonical(teacher.class_names) != canonical(names)
+    )
     if compared and unlike:
         what = f"the teacher knows {', '.join(teacher.class_names)}, the data has {', '.join(names)}"
         findings.append(Finding(teacher.argument, what, "Train a teacher on these classes."))

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from kd_convnext.common.files import atomic_write, read_bytes, write_finding
 from kd_convnext.common.tables import as_written, inert
-from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.boxes import Box, box_of
 from kd_convnext.data.manifest.columns import lacking, parse_columns, refuse_edges, rename, with_one_option
 from kd_convnext.data.manifest.source import image_name
 from kd_convnext.errors import ConfigError, Finding, KDConvNeXtError, ManifestError
@@ -96,6 +96,10 @@ class Content:
                 return as_written(record.fields[position].strip())
         return ""
 
+    def box(self, record: Record) -> Box | None:
+        """Returns a row's box as `prepare` reads it; None where there is none that it could."""
+        return box_of([self.value(record, name) for name in _BOX], decimal_comma=self.dialect[0] != ",")
+
     def rows(self, image: str) -> list[Record]:
         """Returns the rows of a photograph."""
         return [self.records[place] for place in self.images.get(image, [])]
@@ -107,7 +111,7 @@ class Content:
                 label=self.value(record, "label"),
                 lesion_id=self.value(record, "lesion_id"),
                 patient_id=self.value(record, "patient_id"),
-                box=_box([self.value(record, name) for name in _BOX]),
+                box=self.box(record),
                 place=place,
             )
             for place, record in enumerate(self.rows(image))
@@ -312,18 +316,18 @@ def _changed(content: Content, image: str, regions: Sequence[Region]) -> str:
         return _line(fields, content.dialect)
 
     def written(region: Region) -> str:
-        fields = [*content.records[old[region.place]].fields] if region.place is not None else [""] * len(known)
+        record = content.records[old[region.place]] if region.place is not None else None
+        fields = [*record.fields] if record else [""] * len(known)
         fields += [""] * (len(columns) - len(fields))
         values = {**_values(region), **dict(region.more)}
-        if region.place is None:
+        if record is None:
             values["image"] = image
+        elif region.box == content.box(record):  # whose text may be another: 10,5 or 10.0
+            values = {name: value for name, value in values.items() if name not in _BOX}
         for name, value in values.items():
             if name in columns and as_written(fields[columns.index(name)].strip()) != value:
                 fields[columns.index(name)] = inert(value)
-        unchanged = (
-            region.place is not None and not added and tuple(fields) == content.records[old[region.place]].fields
-        )
-        return content.records[old[region.place]].raw if unchanged and region.place is not None else line(fields)
+        return record.raw if record and not added and tuple(fields) == record.fields else line(fields)
 
     kept = {old[region.place]: region for region in regions if region.place is not None and region.place < len(old)}
     new = [written(region) for region in regions if region.place is None]
@@ -378,11 +382,3 @@ def _values(region: Region) -> dict[str, str]:
 
 def _ended(row: str, end: str) -> str:
     return row if row.endswith(("\n", "\r")) else row + end
-
-
-def _box(values: Sequence[str]) -> Box | None:
-    try:
-        x, y, width, height = (int(float(value)) for value in values)
-    except (ValueError, OverflowError):
-        return None
-    return Box(x, y, width, height)

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from kd_convnext.common.arrays import Pixels
 from kd_convnext.common.files import atomic_write
-from kd_convnext.data.manifest.images import read_image, read_size
+from kd_convnext.data.manifest.images import read_image, read_size, turned_by_exif
 from kd_convnext.errors import KDConvNeXtError
 
 SIDE = 240
@@ -103,20 +103,20 @@ def _thumbnail(path: Path) -> bytes:
 
 
 def shown(path: Path) -> tuple[bytes, str]:
-    """Returns a photograph as every browser shows it, turned as its EXIF says.
+    """Returns a photograph as every browser shows it, turned as `read_image` does.
 
     Args:
         path: The photograph.
 
     Returns:
-        Bytes and media type: the file's own where it is a JPEG (browsers turn those), else a PNG.
+        Bytes and media type: the file's own where it is a JPEG that browsers turn as `read_image` does, else a PNG.
 
     Raises:
         ManifestError: The photograph cannot be read.
     """
     read_size(path)
     data = path.read_bytes()
-    if data[:3] == b"\xff\xd8\xff":
+    if data[:3] == b"\xff\xd8\xff" and turned_by_exif(path):
         return data, "image/jpeg"
     return png(read_image(path)), "image/png"
 

@@ -1,7 +1,7 @@
 """Reads a run for the page: report, model card, figures, and its test photographs one by one."""
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from kd_convnext.common.configs import data_options
+from kd_convnext.common.tables import read_table
 from kd_convnext.common.words import command_line
-from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.boxes import Box, box_of
 from kd_convnext.data.manifest.columns import refuse_edges
 from kd_convnext.data.manifest.source import image_name
 from kd_convnext.errors import ConfigError, Finding, ManifestError
@@ -23,6 +24,7 @@ CORRECTIONS = "corrections"
 """The manifest's column that says which label was changed when."""
 
 _CARD = "MODEL_CARD.md"
+_NEEDED = ("image", "lesion_id", "label", "prediction")
 
 
 class Reading:
@@ -187,16 +189,7 @@ class Reading:
     def _frame(self) -> pd.DataFrame:
         if not self.run.predictions.is_file():
             return pd.DataFrame()
-        try:
-            return pd.read_csv(
-                self.run.predictions,
-                dtype={"image": str, "lesion_id": str, "label": str, "prediction": str},
-                keep_default_na=False,
-                na_values={name: [""] for name in ("x", "y", "width", "height")},
-            )
-        except (ValueError, OSError) as error:
-            what = f"is no table of predictions ({error})"
-            raise ConfigError(Finding(str(self.run.predictions), what, "Test the checkpoint again.")) from error
+        return read_table(self.run.predictions, _NEEDED)
 
     def _corrections(self) -> dict[tuple[str, tuple[int, ...] | None], str]:
         if self.manifest is None or not self.manifest.is_file():
@@ -207,15 +200,11 @@ class Reading:
             text = content.value(record, CORRECTIONS)
             if text:
                 image = image_name(content.value(record, "image").strip(), self.manifest.parent)
-                values = [content.value(record, name) for name in ("x", "y", "width", "height")]
-                box = tuple(int(float(value)) for value in values) if all(values) else None
-                found[image, box] = text
+                box = content.box(record)
+                found[image, astuple(box) if box else None] = text
         return found
 
 
 def _box_values(row: dict[Any, Any]) -> tuple[int, int, int, int] | None:
-    values = [row.get(name) for name in ("x", "y", "width", "height")]
-    if any(value is None or pd.isna(value) for value in values):
-        return None
-    x, y, width, height = (int(value) for value in values if value is not None)
-    return x, y, width, height
+    box = box_of([str(row.get(name, "")) for name in ("x", "y", "width", "height")], decimal_comma=False)
+    return astuple(box) if box else None

@@ -5,6 +5,7 @@ Scalars need nothing of this: ``LightningModule.log`` serves all loggers. wandb 
 """
 
 import contextlib
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 
 from kd_convnext.common.counting import counted
 from kd_convnext.common.figures import as_picture, save_figure
+from kd_convnext.common.tables import markdown_text
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.runs.figures import confusion_matrix
 from kd_convnext.runs.folder import RunFolder
@@ -34,6 +36,14 @@ Pictures = Sequence[npt.NDArray[np.uint8]]
 
 _MARKDOWN_ROWS = 200
 """TensorBoard shows text whole: longer tables are cut there and end in a line that says so."""
+
+
+def keep_console() -> None:
+    """Keeps what is printed on this machine, before W&B begins: it would take it as ``output.log``.
+
+    Lines may name photographs. Who has set ``WANDB_CONSOLE`` is obeyed.
+    """
+    os.environ.setdefault("WANDB_CONSOLE", "off")
 
 
 @contextlib.contextmanager
@@ -208,8 +218,10 @@ def _sinks(loggers: Iterable[Logger]) -> Iterator[_Sink]:
 
 def _markdown(frame: pd.DataFrame) -> str:
     """Writes a table as Markdown, floats with four digits."""
-    shown = frame.head(_MARKDOWN_ROWS).map(lambda cell: f"{cell:.4g}" if isinstance(cell, float) else str(cell))
-    header = [[str(column) for column in frame.columns], ["---"] * frame.shape[1]]
+    shown = frame.head(_MARKDOWN_ROWS).map(
+        lambda cell: f"{cell:.4g}" if isinstance(cell, float) else markdown_text(str(cell))
+    )
+    header = [[markdown_text(str(column)) for column in frame.columns], ["---"] * frame.shape[1]]
     lines = [f"| {' | '.join(row)} |" for row in header + shown.to_numpy().tolist()]
     if len(frame) > _MARKDOWN_ROWS:
         lines += ["", f"... and {counted(len(frame) - _MARKDOWN_ROWS, 'more row')}"]

@@ -323,8 +323,9 @@ def _wandb_run(project: str | None, folder: "RunFolder") -> "Iterator[WandbLogge
         return
     from lightning.pytorch.loggers import WandbLogger
 
-    from kd_convnext.runs.loggers import wandb_in_words
+    from kd_convnext.runs.loggers import keep_console, wandb_in_words
 
+    keep_console()
     place = folder.path.absolute()
     try:
         logger = WandbLogger(

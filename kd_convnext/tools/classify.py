@@ -45,7 +45,7 @@ def classify(
         tta: Average over the mirror images of each photograph; by default as calibrated.
         columns: Other names of a manifest's columns: image=file,lesion_id=case.
         on_error: raise ends with exit code 2 where photographs have no answer; skip does not. The others are answered.
-        overwrite: Write into a folder that is not empty.
+        overwrite: Write into a folder that is not empty, in place of earlier answers.
         device: Where the network runs, as torch names it.
 
     Returns:
@@ -57,13 +57,14 @@ def classify(
     """
     from kd_convnext.common.console import progress_bar
     from kd_convnext.common.machine import memory_kept, pillow_memory_kept
-    from kd_convnext.inference.answer_files import write_answers
+    from kd_convnext.inference.answer_files import require_replaceable, write_answers
     from kd_convnext.inference.inputs import opened, refuse_failures, region_warnings
     from kd_convnext.inference.prediction import Failure, Prediction
 
     folder, photographs, failures = opened(
         photos, out, overwrite=overwrite, box=box, lesion_by=lesion_by, columns=columns
     )
+    require_replaceable(folder, photos)
     predictor = _predictor(ckpt_path, sr_weights, calibration, tta, device)
     for warning in region_warnings(predictor.network.card, photographs):
         complain(f"warning: {warning}")

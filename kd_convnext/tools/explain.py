@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _KEY = "explanations.json"
 """File that names the others."""
 
+_STEM = 120
+"""Bytes of a photograph's name in that of its figure: a name may have 255 in all, while it is written too."""
+
 NEIGHBOURS = 3
 """Training cases that are shown where nothing else is asked for."""
 
@@ -133,7 +136,8 @@ def _draw(folder: Path, number: int, found: "Explanation") -> str:
     from kd_convnext.common.figures import figure_writer
     from kd_convnext.inference.explaining.figure import explanation_figure
 
-    name = f"{number:04d}_{Path(str(found.photograph)).stem}.png"
+    stem = Path(str(found.photograph)).stem.encode()[:_STEM].decode(errors="ignore")
+    name = f"{number:04d}_{stem}.png"
     atomic_write(folder / name, figure_writer(".png", explanation_figure(found)))
     return name
 

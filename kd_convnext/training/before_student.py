@@ -113,7 +113,7 @@ def trained_teacher(
     if own.best.is_file() and ended.is_file():
         return own.best
     if data["unlabelled"] is not None:
-        _refuse_judged(data)
+        _refuse_judged(data, run)
     shared["loader"] = {"on_miss": data["loader"]["on_miss"]}
     options = {"data": shared, "trainer": dict(trainer)}
     # JSON is YAML; the plain values of a parsed configuration have no other types.
@@ -157,7 +157,7 @@ def _refuse_other(own: RunFolder, made_by: str, wanted: str) -> None:
         raise ConfigError(Finding(str(own.path), what, remedy))
 
 
-def _refuse_judged(data: Mapping[str, Any]) -> None:
+def _refuse_judged(data: Mapping[str, Any], run: RunFolder) -> None:
     """Refuses photographs without labels that show what the student is judged on, before anything is trained."""
     student = SpecimenDataModule(
         data["manifest"],
@@ -169,9 +169,8 @@ def _refuse_judged(data: Mapping[str, Any]) -> None:
     )
     judged = np.concatenate([student.split.rows("val"), student.split.rows("test")])
     by, allow = student.split_spec.group_by, data["allow_leak"]
-    refuse_judged(
-        read_unlabelled(data["unlabelled"], data["unlabelled_columns"]), student.manifest, judged, by, allow=allow
-    )
+    others = read_unlabelled(data["unlabelled"], data["unlabelled_columns"])
+    refuse_judged(others, student.manifest, judged, by, allow=allow, folder=run.path)
 
 
 @contextmanager

@@ -12,6 +12,9 @@ from kd_convnext.runs.folder import RunFolder
 CROPS = "crops_sha256"
 """Entry of a run's ``environment.json``: hash of the crops that the fit learns from and is judged by."""
 
+UNLABELLED_CROPS = "unlabelled_crops_sha256"
+"""Another: hash of the crops without labels; null where there are none."""
+
 
 def changes(folder: RunFolder, contents: Mapping[Path, bytes]) -> list[str]:
     """Compares the record of a fit with that of its continuation.
@@ -28,9 +31,12 @@ def changes(folder: RunFolder, contents: Mapping[Path, bytes]) -> list[str]:
     if before and before != rows:
         number = counted(max((rows - before).total(), (before - rows).total()), "row")
         found.append(f"{number} of the photographs' list changed since the fit began (labels, ids, boxes or parts)")
-    crops, earlier = (_crops(content) for content in (contents[folder.environment], _content(folder.environment)))
+    now, then = (_entries(content) for content in (contents[folder.environment], _content(folder.environment)))
+    earlier, crops = then.get(CROPS), now.get(CROPS)
     if earlier and crops and earlier != crops and not found:
         found.append("photographs were replaced since the fit began: their crops are others")
+    if UNLABELLED_CROPS in then and then[UNLABELLED_CROPS] != now.get(UNLABELLED_CROPS):
+        found.append("photographs without labels were added, removed or replaced since the fit began")
     return found
 
 
@@ -41,9 +47,9 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _crops(content: bytes) -> str | None:
+def _entries(content: bytes) -> dict[str, object]:
     try:
         found = json_of(content)
     except ValueError:
-        return None
-    return found.get(CROPS) if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -30,6 +30,7 @@ from kd_convnext.modules.classifier import ClassifierModule
 from kd_convnext.modules.guard import leave_out_unlabelled
 from kd_convnext.modules.idle import idle_model_options
 from kd_convnext.runs.folder import RunFolder, require_writable
+from kd_convnext.runs.loggers import keep_console
 from kd_convnext.training.before_crops import refuse_misfits, refuse_teachers
 from kd_convnext.training.before_student import (
     on_one_device,
@@ -98,6 +99,7 @@ class TrainingCLI(LightningCLI):
         """
         # What a run is and where it lies, our own header says in one line.
         quiet_libraries()
+        keep_console()
         guard_parsers()
         words = _ordered(words)
         command = words[0]

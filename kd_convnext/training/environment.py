@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import sys
+from collections.abc import Iterable
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,9 +11,10 @@ from lightning.pytorch import Trainer
 
 from kd_convnext._version import __version__
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.loading.mixing import MixedDataset
 from kd_convnext.modules.compiled_step import plan_compile
 from kd_convnext.runs.division import DIVIDED, divided
-from kd_convnext.training.changed import CROPS
+from kd_convnext.training.changed import CROPS, UNLABELLED_CROPS
 from kd_convnext.training.header import device_name
 
 _PACKAGES = (
@@ -58,7 +60,7 @@ def environment(trainer: Trainer) -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
-        CROPS: _crops(trainer),
+        **_crops(trainer),
         DIVIDED: _divided(trainer),
     }
 
@@ -68,11 +70,27 @@ def _divided(trainer: Trainer) -> dict[str, object] | None:
     return divided(data.manifest, data.split) if isinstance(data, SpecimenDataModule) else None
 
 
-def _crops(trainer: Trainer) -> str | None:
-    """Hashes the names of the crops of training and validation, which are hashes of what they show."""
+def _crops(trainer: Trainer) -> dict[str, object]:
     data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, SpecimenDataModule):
-        return None
+    return hashed_crops(data) if isinstance(data, SpecimenDataModule) else {CROPS: None, UNLABELLED_CROPS: None}
+
+
+def hashed_crops(data: SpecimenDataModule) -> dict[str, object]:
+    """Hashes the names of the crops of a fit, which are hashes of what they show.
+
+    Args:
+        data: Set up for a fit.
+
+    Returns:
+        Hash of those of training and validation, and of those without labels, None where there are none.
+    """
     rows = [*data.split.rows("train").tolist(), *data.split.rows("val").tolist()]
-    names = sorted(data.crops.keys[row] for row in rows if row in data.crops.keys)
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    names = [data.crops.keys[row] for row in rows if row in data.crops.keys]
+    part, others = data.train_set, None
+    if isinstance(part, MixedDataset):
+        others = _hash(part.unlabelled.crops.key(row) for row in part.unlabelled.rows.tolist())
+    return {CROPS: _hash(names), UNLABELLED_CROPS: others}
+
+
+def _hash(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()

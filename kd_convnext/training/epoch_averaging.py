@@ -39,10 +39,10 @@ class EpochAveraging(WeightAveraging):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the weights at the end of an epoch, before validation."""
-        if not trainer.is_last_batch:
-            return
+        """Adds the weights at the end of an epoch, before validation; until there is an average, copies each step's."""
         assert self._average_model is not None
         if trainer.current_epoch <= self.start_epoch:
             self._average_model.n_averaged.zero_()  # the next to come is the first
+        elif not trainer.is_last_batch:
+            return
         self._average_model.update_parameters(pl_module)

@@ -12,9 +12,10 @@ from kd_convnext.errors import ConfigError, Finding
 class MovingAveraging(WeightAveraging):
     """Averages weights after every step, by a decay that rises with the steps, to ``decay`` at most.
 
-    After step n (from 0) the average keeps ``min(decay, (1 + n) / (10 + n))`` of itself, as TensorFlow's
-    ``ExponentialMovingAverage`` with ``num_updates`` does. With a constant decay, as of Lightning's
-    ``EMAWeightAveraging``, a fit of 120 steps ends with three tenths of its first step's weights at .99.
+    After the first step it is the weights themselves. After step n > 0 (from 0) it keeps
+    ``min(decay, (1 + n) / (10 + n))`` of itself, as TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``
+    does. With a constant decay, as of Lightning's ``EMAWeightAveraging``, a fit of 120 steps ends with three tenths of
+    its first step's weights at .99.
     Validation judges the average; ``best.ckpt`` holds it.
     """
 

@@ -14,7 +14,7 @@ from kd_convnext.common.reading import yaml_of
 from kd_convnext.data.loading.flat_options import FLAT as FLAT_DATA
 from kd_convnext.data.loading.flat_options import grouped
 from kd_convnext.data.loading.flat_options import warn_of_flat as warn_of_flat_data
-from kd_convnext.data.loading.flat_words import grouped_words
+from kd_convnext.data.loading.flat_words import grouped_words, switched_on
 from kd_convnext.errors import ConfigError, Finding
 
 _OBJECTIVE = "--model.objective"
@@ -99,7 +99,7 @@ class _Known:
         if name not in TERMS:
             yield f"{_OBJECTIVE}.{name}={value}"
             return
-        self.dropped = self.dropped - {name} if yaml.safe_load(value) else self.dropped | {name}
+        self.dropped = self.dropped - {name} if switched_on(value, f"--model.{name}") else self.dropped | {name}
         yield f"{_OBJECTIVE}.drop=[{','.join(term for term in TERMS if term in self.dropped)}]"
 
     def _config(self, file: str) -> str:

@@ -11,6 +11,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from kd_convnext.common.counting import counted
 from kd_convnext.data.loading.datamodule import SpecimenDataModule
+from kd_convnext.data.loading.dataset import SpecimenDataset
+from kd_convnext.data.loading.mixing import MixedDataset
+from kd_convnext.data.loading.unlabelled import UNLABELLED
 from kd_convnext.data.manifest.grouping import Part
 from kd_convnext.evaluation.direction import Choice
 from kd_convnext.runs.figures import crop_grid, training_curves
@@ -40,13 +43,21 @@ class AugmentationPreview(Callback):
         places = np.linspace(0, len(data.train_set) - 1, min(self.pictures, len(data.train_set))).astype(int)
         with isolate_rng():
             samples = [data.train_set[int(place)] for place in places]
-        titles = [data.class_names[int(sample["label"])] for sample in samples]
+        labels = [int(sample["label"]) for sample in samples]
+        titles = ["no label" if label == UNLABELLED else data.class_names[label] for label in labels]
         caption = (
-            f"{len(samples)} of {counted(len(data.train_set), 'training crop')} as the network sees them, "
+            f"{len(samples)} of {_both_kinds(data.train_set)} as the network sees them, "
             f"augmented at random; what lies beyond a crop's border is {_BEYOND[data.augment.border]}."
         )
         images = [_picture(np.asarray(sample["image"])) for sample in samples]
         show_figure(trainer, "train/augmented_crops", crop_grid(images, titles, caption=caption), photographs=True)
+
+
+def _both_kinds(part: SpecimenDataset) -> str:
+    """Counts the crops of a training part, those with and without labels."""
+    if not isinstance(part, MixedDataset):
+        return counted(len(part), "training crop")
+    return f"{counted(len(part.labelled), 'training crop')} and {len(part.unlabelled)} without labels"
 
 
 class CurveFigures(Callback):

@@ -94,6 +94,15 @@ def test_what_a_network_would_misread_is_refused(tmp_path, tensors, says):
         tiny.trainer(tmp_path).fit(TeacherModule(5, backbone=tiny.CONVNEXT_SPEC), loader(*tensors))
 
 
+def test_labels_of_32_bits_teach_and_are_judged(tmp_path):
+    module = TeacherModule(5, backbone=tiny.CONVNEXT_SPEC, loss="cross_entropy")
+    labels = (torch.arange(10) % 5 - 1).int()
+    data = [{"image": images()[n], "label": label, "index": n} for n, label in enumerate(labels)]
+    batches = DataLoader(data, batch_size=4)
+    tiny.trainer(tmp_path).fit(module, batches, batches)
+    assert module.evaluation.labels.tolist() == labels.tolist()
+
+
 @pytest.mark.parametrize("batch", [{"picture": images()}, {"image": images(), "label": [1, 2]}, "text", ("a", "b")])
 def test_other_batches_are_named(batch):
     from kd_convnext.modules.batches import understood

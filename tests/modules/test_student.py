@@ -249,6 +249,12 @@ class TestFineTuning:
         assert float(value) == pytest.approx(formulas[loss], rel=1e-5)
         assert len({round(formula, 6) for formula in formulas.values()}) == 3
         assert not [name for name in module.state_dict() if "task_loss" in name]  # weights come from hyper-parameters
+        # Rows without a label are left out, of labels and of probabilities as mixup gives.
+        more, shares = images[[0, *range(6), 3]], torch.full((8, 5), -1.0)
+        shares[1:7] = torch.eye(5)[labels]
+        for told in (torch.tensor([-1, *labels, -1]), shares):
+            assert float(module.judged(more, told)[0]) == pytest.approx(float(value), rel=1e-5)
+        assert float(module.judged(images, torch.full((6,), -1))[0]) == 0
 
     def test_a_body_that_rests_counts_in_no_clipping_and_fills_no_moments(self, source, tmp_path):
         """As under DDP, where the body keeps getting gradients while only the head is trained."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.tiny import CONVNEXT_SPEC, data, student, teacher, trainer
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch._dynamo.utils import counters
 
 from kd_convnext import DistillModule
@@ -27,6 +28,7 @@ from kd_convnext.losses import (
     WeightSchedule,
 )
 from kd_convnext.modules import compiled_step
+from kd_convnext.modules.optim import OptimSpec
 
 JOINT = [
     *(14.212788581848145, 14.131866455078125, 14.113607406616211, 14.121277809143066),
@@ -102,11 +104,54 @@ def test_eq5_gives_the_same_losses_as_before_there_were_terms(source, taught, tm
     assert steps.losses == pytest.approx(golden, rel=1e-3)
 
 
+def test_a_prior_is_missed_where_the_teacher_never_learned_it(source, taught, tmp_path, recwarn):
+    checkpoint = torch.load(taught["convnext"], weights_only=True)
+    for changed in ({"loss": "cross_entropy"}, {"loss": "focal", "class_weights": None}):
+        checkpoint["hyper_parameters"] |= changed
+        torch.save(checkpoint, tmp_path / "plain.ckpt")
+        plain = student(source, objective=of_two(), teachers={**taught, "convnext": str(tmp_path / "plain.ckpt")})
+        plain.check_teachers(source).warn_of_removed_priors()
+    assert not [one for one in recwarn if "PriorRemoved" in str(one.message)]
+    module = student(source, objective=of_two(), teachers={**taught, "convnext": taught["swin"]})
+    with pytest.warns(UserWarning, match="leave PriorRemoved out"):
+        module.check_teachers(source).warn_of_removed_priors()
+
+
+def test_a_fit_resumed_within_an_epoch_begins_it(source, tmp_path):
+    """Lightning does not: weights would be those of epoch 0, margins unweighted, frozen parts would learn."""
+    seen = []
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            weights, learns = module._weights.tolist(), [p.requires_grad for p in module.student.parameters()]
+            margins = module.objective.named_terms()["labels"].class_weights.tolist()
+            seen.append((trainer.current_epoch, batch_idx, weights, margins, learns, len(module._tally)))
+
+    def fitted(ckpt=None):
+        terms = {"labels": LDAM(reweight_from=1), "more": CrossEntropy(schedule=WeightSchedule(start=1))}
+        module = student(source, objective=Objective(terms), optim=OptimSpec(unfreeze_epochs=1))
+        kept = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=5, save_top_k=-1)
+        options = {"limit_train_batches": 3, "limit_val_batches": 1, "enable_checkpointing": True}
+        fit = trainer(tmp_path, 3, callbacks=[Looks(), kept], **options)
+        fit.fit(module, datamodule=source, ckpt_path=ckpt)
+        found = [steps[:5] for steps in seen]
+        tallied = [steps[5] for steps in seen]
+        seen.clear()
+        return found, tallied
+
+    whole, _ = fitted()
+    rest, tallied = fitted(tmp_path / "step=5.ckpt")
+    assert rest == whole[5:] and [steps[:2] for steps in rest] == [(1, 2), (2, 0), (2, 1), (2, 2)]
+    assert tallied == [1, 1, 2, 3]
+    assert whole[0][2:] != rest[0][2:] != rest[1][2:]
+
+
 def test_two_teachers_are_asked_for_what_their_terms_need(source, taught, tmp_path):
     module = student(source, objective=of_two(), teachers=taught)
     torch.manual_seed(3)
     fit = trainer(tmp_path, 2, limit_train_batches=2, limit_val_batches=1)
-    fit.fit(module, datamodule=source)
+    with pytest.warns(UserWarning, match=r"convnext\.ckpt was trained with classes weighted.* the term unbiased"):
+        fit.fit(module, datamodule=source)
     logged = {name for name in fit.callback_metrics if name.startswith("train/loss_")} - {"train/loss_step"}
     assert logged == {f"train/loss_{name}" for name in module.objective.names}
     fit.save_checkpoint(tmp_path / "student.ckpt")

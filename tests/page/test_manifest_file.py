@@ -2,13 +2,18 @@
 
 import stat
 import unicodedata
+import warnings
+from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kd_convnext.data.manifest.boxes import Box
+from kd_convnext.data.manifest.boxes import Box, box_of
+from kd_convnext.data.manifest.checks import parse_boxes
 from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.errors import ConfigError, ManifestError
 from kd_convnext.page import manifest_file
@@ -183,3 +188,36 @@ def test_what_a_spreadsheet_would_run_is_written_inert_and_read_as_it_was(tmp_pa
     assert file.path.read_bytes() == written
     Image.new("RGB", (30, 20)).save(tmp_path / f"{formula}.jpg")
     assert list(read_manifest(file.path, require_labels=False).table["label"]) == [formula]
+
+
+BOXES = ("10,5;5;20;20", "10.7;5.2;20.6;20", "10.0;5;20;20", "1e1;5;20;20", "3;4;0,5;20", "?;5;20;20", "1;2;;4", ";;;")
+
+
+def test_a_box_is_read_as_the_checks_read_it_and_another_change_leaves_its_text(tmp_path):
+    Image.new("RGB", (60, 50)).save(tmp_path / "a.png")
+    for text in BOXES:
+        file = manifest(tmp_path, f"image;label;x;y;width;height\na.png;A;{text}\n")
+        (region,) = file.read().regions("a.png")
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                read = read_manifest(file.path, require_labels=False)
+            assert region.box == read.box(0), text
+        except ManifestError:
+            assert region.box is None, text
+        change(file, "a.png", replace(region, label="B"))
+        assert file.path.read_text() == f"image;label;x;y;width;height\na.png;B;{text}\n"
+    change(file, "a.png", replace(region, box=Box(1, 2, 3, 4)))
+    assert file.path.read_text().endswith("a.png;A;1;2;3;4\n")
+
+
+def test_any_box_is_read_as_the_checks_read_it():
+    numbers = np.random.default_rng(0).integers(-40, 400, (400, 4)) / np.array([1, 4, 10, 100]).repeat(100)[:, None]
+    names = ("x", "y", "width", "height")
+    with warnings.catch_warnings(action="ignore"):
+        parsed, _ = parse_boxes(pd.DataFrame(numbers.astype(str), columns=names).assign(where="here"))
+    for row, found in zip(numbers, parsed[[*names]].itertuples(index=False), strict=True):
+        expected = None if pd.isna(found.x) else Box(*map(int, found))
+        for comma in (False, True):
+            texts = [str(number).replace(".", "," if comma else ".") for number in row]
+            assert box_of(texts, decimal_comma=comma) == expected, texts
+    assert 100 < parsed["x"].notna().sum() < 400

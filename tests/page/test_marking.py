@@ -163,8 +163,23 @@ def test_photographs_are_turned_as_their_exif_says(browser, photos):
         shown = browser.get("/api/mark/thumbnail", params={"image": name})
         small = Image.open(io.BytesIO(shown.content))
         assert small.height > small.width
+    own = browser.get("/api/mark/photograph", params={"image": "turned.jpg"})
+    assert own.content == (photos / "turned.jpg").read_bytes()
     whole = browser.get("/api/mark/photograph", params={"image": "turned.tif"})
     assert whole.headers["content-type"] == "image/png" and Image.open(io.BytesIO(whole.content)).size == (50, 80)
+
+
+def test_a_photograph_that_xmp_alone_turns_is_seen_as_boxes_are_meant(browser, photos):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"></x:xmpmeta>'
+    whole = Image.new("RGB", (64, 32), "white")
+    whole.paste((200, 0, 0), (0, 0, 32, 32))
+    whole.save(photos / "turned.jpg", xmp=xmp)
+    found = regions(browser, "turned.jpg")
+    assert (found["width"], found["height"]) == (32, 64)
+    for kind in ("photograph", "thumbnail"):
+        seen = Image.open(io.BytesIO(browser.get(f"/api/mark/{kind}", params={"image": "turned.jpg"}).content))
+        assert seen.size == (32, 64) and not Image.Exif.get(seen.getexif(), 274)
+        assert seen.convert("RGB").getpixel((16, 8))[1] < 40 < 200 < seen.convert("RGB").getpixel((16, 56))[1]
 
 
 def test_thumbnails_are_made_in_the_background_and_kept(photos, tmp_path):

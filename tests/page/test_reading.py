@@ -4,6 +4,7 @@ import shlex
 import shutil
 from datetime import date
 
+import pandas as pd
 import pytest
 from helpers.inference import copy_run
 from helpers.pages import client
@@ -11,6 +12,7 @@ from helpers.pages import client
 from kd_convnext.page.app import Parts
 from kd_convnext.page.asking import Asking, AskingOptions
 from kd_convnext.page.reading import Reading
+from kd_convnext.runs.tables import table_text
 
 
 @pytest.fixture
@@ -131,3 +133,26 @@ def test_a_run_whose_boxes_are_named_by_their_edges_is_read_and_not_corrected(ru
         answer = browser.post("/api/read/corrections", json={"row": 2, "label": "AIS", "note": ""})
     assert answer.status_code == 422 and "not with their far edges" in answer.text
     assert manifest.read_text() == before
+
+
+def test_names_that_a_spreadsheet_would_run_are_read_as_they_were(tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    frame = {"image": ["-1.png", "2.png"], "lesion_id": ["+L", ""], "label": ["+", "-"], "prediction": ["+", "+"]}
+    frame |= {"prob_+": [0.9, 0.7], "prob_-": [0.1, 0.3]}
+    boxes = dict.fromkeys(("x", "y", "width", "height"), pd.array([3, None], dtype="Int64"))
+    (tmp_path / "run/predictions.csv").write_text(table_text(pd.DataFrame({**frame, **boxes})))
+    wrong, right = Reading(str(tmp_path / "run/checkpoints/best.ckpt"), tmp_path / "m.csv").table()
+    assert (right["image"], right["lesion_id"], right["label"], right["box"]) == ("-1.png", "+L", "+", (3, 3, 3, 3))
+    assert (wrong["probability"], wrong["probability_of_label"], wrong["box"]) == (0.7, 0.3, None)
+
+
+def test_a_correction_is_found_by_the_box_that_a_decimal_comma_means(tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    text = "image,lesion_id,label,prediction,prob_A,prob_B,x,y,width,height\n0.png,L,A,B,0.2,0.8,10,5,22,20\n"
+    (tmp_path / "run/predictions.csv").write_text(text)
+    row = "0.png;A;10,5;5;20,9;20"
+    (tmp_path / "m.csv").write_text(f"image;label;x;y;width;height;corrections\n{row};\n0.png;A;;;;;\n")
+    reading = Reading(str(tmp_path / "run/checkpoints/best.ckpt"), tmp_path / "m.csv")
+    said = reading.correct(0, "B", "")
+    assert (tmp_path / "m.csv").read_text().splitlines()[1] == f"{row.replace('A', 'B')};{said}"
+    assert reading.table()[0]["corrections"] == said

@@ -88,6 +88,24 @@ def test_copies_of_training_photographs_under_other_names(run, tiny_manifest, tm
     assert "test/leak_allowed" in json.loads((run.external / "copies" / "metrics.json").read_text())
 
 
+def test_other_photographs_of_the_same_names(run, tiny_manifest, tmp_path, capsys):
+    other = elsewhere(tiny_manifest, tmp_path / "hospital", "")
+    table = pd.read_csv(other, dtype=str)
+    table["lesion_id"] = "x" + table["lesion_id"]
+    table.to_csv(other, index=False)
+    test = ["test", "--config", str(run.config), "--ckpt_path", str(run.best), f"--data.manifest={other}"]
+    assert main(test) == 0
+    assert "test/leak_allowed" not in json.loads((run.external / "hospital" / "metrics.json").read_text())
+    trained = pd.read_csv(run.split).query("split == 'train'")["image"]
+    with Image.open(tiny_manifest.parent / trained.iloc[0]) as picture:  # a copy of one of a lesion, saved again
+        picture.resize((90, 80)).save(other.parent / trained.iloc[0])
+    assert main(test) == 2
+    assert "the paths of 2 photographs" in capsys.readouterr().err
+    run.split.unlink()  # nobody knows what the training's photographs show
+    assert main(test) == 2
+    assert "name these by a table in a folder above" in capsys.readouterr().err
+
+
 def test_training_photographs_saved_again(run, tiny_manifest, tmp_path, capsys):
     other = elsewhere(tiny_manifest, tmp_path / "again", "x", lambda picture: picture.point(lambda value: value + 2))
     test = ["test", "--config", str(run.config), "--ckpt_path", str(run.best), f"--data.manifest={other}"]

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from helpers.bad_files import Payload
 from helpers.inference import copy_run
 
@@ -16,6 +17,7 @@ from kd_convnext.cli import main
 from kd_convnext.common.files import LARGEST
 from kd_convnext.common.reading import json_of, json_text, read_json, read_yaml, yaml_of
 from kd_convnext.common.tables import read_numbers, read_table
+from kd_convnext.common.trust import require_trusted_words
 from kd_convnext.data.loading.teacher_outputs import AnswerKind, TeacherAnswers
 from kd_convnext.data.manifest.likeness import _read as read_likeness
 from kd_convnext.errors import ConfigError, KDConvNeXtError
@@ -35,6 +37,14 @@ TEXTS = {
     "a table of one column": b"a\n1\n",
     "a bad time": b"2020-99-99",
     "a tag": b"!!python/object/apply:os.system [true]",
+}
+UNSOUND = {
+    "ckpt_path: a\ndata: {}\nckpt_path: b\n": r"names ckpt_path twice in one place \(line 1 and line 3\)",
+    'data: {manifest: a, "manifest": b}': "names manifest twice",
+    "data: &d\n  manifest: m.csv\n  crops: *d\n": r"holds itself by an alias \(line 1\)",
+    "model: &d [*d]": "holds itself by an alias",
+    "a0: &a0 [x]\n"
+    + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 10)): "more than 1,000",
 }
 WRONG = (None, 3, -1.5, "text", [], {}, [[1]], True)
 
@@ -68,6 +78,24 @@ def ends_in_words(words, capsys):
     assert code in (0, 2) and "Traceback" not in said.err and "weights_only" not in said.err
     assert (code == 2) == said.err.startswith("error: ") or "error: " in said.err or code == 0
     return code
+
+
+@pytest.mark.parametrize("text", UNSOUND)
+def test_yaml_that_its_writer_did_not_mean_is_refused(text, tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    for words in (["fit", "--config", str(file)], ["prepare", "--config", str(file)], ["fit", "--data", str(file)]):
+        assert ends_in_words(words, capsys) == 2
+    with pytest.raises(ConfigError, match=UNSOUND[text]) as caught:
+        read_yaml(file, "Mend it.")
+    assert caught.value.findings[0].where == str(file)
+    with pytest.raises(ConfigError, match=UNSOUND[text]):
+        require_trusted_words(["--data", str(file)], callables=True)
+
+
+def test_aliases_and_merged_mappings_that_are_sound_stay():
+    text = "a: &a {x: 1, y: [1, 2]}\nb: {<<: *a, x: 2}\nc: [*a, *a]\n1: 1\n'1': 2\n"
+    assert yaml_of(text) == yaml.safe_load(text)
 
 
 @pytest.mark.parametrize("file", ["split.csv", "predictions.csv", "environment.json", "judged.json", "metrics.json"])

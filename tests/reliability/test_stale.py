@@ -1,5 +1,6 @@
 """What was kept of a photograph, a file or a clock that has changed since: it is made anew, never shown for the new."""
 
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import pandas as pd
 import pytest
 import yaml
+from helpers import tiny
 from helpers.command_line import TINY, convnext
 from helpers.inference import copy_run
 from PIL import Image
@@ -15,6 +17,9 @@ from kd_convnext.cli import main
 from kd_convnext.experiment.plan.cells import Cell
 from kd_convnext.experiment.running import cell as running
 from kd_convnext.page.pictures import Thumbnails
+from kd_convnext.runs.folder import RunFolder
+from kd_convnext.training.changed import changes
+from kd_convnext.training.environment import hashed_crops
 
 FIT = ["fit", "--config", "configs/small_cpu/convnext.yaml", *TINY, *convnext("backbone")]
 
@@ -55,6 +60,35 @@ def test_a_fit_that_goes_on_with_other_photographs_or_boxes_says_so(tiny_manifes
     manifest.write_text(re.sub(rf"({re.escape(trained)},.*?,L.*?,)2,1,36,34", box, manifest.read_text()))
     assert main([*fit, *last, "4"]) == 0
     assert "Warning: 1 row of the photographs' list changed since the fit began" in capsys.readouterr().out
+
+
+def test_a_fit_that_goes_on_with_other_photographs_without_labels_says_so(tiny_manifest, tiny_cache, tmp_path):
+    run, others = RunFolder(tmp_path), tmp_path / "others"
+    others.mkdir()
+
+    def told(**options):
+        """Compares the record of before, if there is one, with that of now, and keeps that."""
+        source = tiny.data(tiny_manifest, tiny_cache, **options)
+        source.setup("fit")
+        now = json.dumps(hashed_crops(source)).encode()
+        found = changes(run, {run.split: b"", run.environment: now})
+        run.environment.write_bytes(now)
+        return found
+
+    def draw(name):
+        Image.effect_noise((40, 36), 60).convert("RGB").save(others / name)
+
+    draw("a.png")
+    draw("b.png")
+    assert told(unlabelled=str(others)) == told(unlabelled=str(others)) == []
+    changed = ["photographs without labels were added, removed or replaced since the fit began"]
+    draw("b.png")
+    assert told(unlabelled=str(others)) == changed
+    (others / "b.png").unlink()
+    assert told(unlabelled=str(others)) == changed
+    assert told() == changed and told() == []
+    run.environment.write_text("{}")  # of an earlier version
+    assert told(unlabelled=str(others)) == []
 
 
 def test_a_thumbnail_of_another_photograph_of_the_same_size_and_time(tmp_path):

@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from kd_convnext import SpecimenDataModule, TeacherModule
@@ -109,7 +110,9 @@ def wandb_runs(tiny_manifest, teacher_run, tmp_path_factory) -> tuple[OfflineRun
         # W&B's own process keeps the working directory of the first run, from wherever that was.
         wandb.init(mode="offline", dir=tmp_path_factory.mktemp("elsewhere")).finish()
         patch.chdir(folder)
+        patch.delenv("WANDB_CONSOLE", raising=False)
         assert main(["fit", *words]) == 0
+        assert os.environ["WANDB_CONSOLE"] == "off"
         wandb.finish()
         (run,) = map(RunFolder, (folder / "runs" / "kd_convnext_tiny").iterdir())
         assert main(["test", "--config", str(run.config), "--ckpt_path", str(run.best)]) == 0
@@ -239,6 +242,25 @@ assert "wandb" in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True)
     assert (tmp_path / "figures" / "table.csv").is_file()
     assert not list(tmp_path.rglob("*.wandb"))
+
+
+@pytest.mark.parametrize("asked", [None, pytest.param("wrap", marks=pytest.mark.slow)])
+def test_wandb_gets_what_is_printed_only_where_that_was_asked_for(tmp_path, asked):
+    program = """
+from lightning.pytorch.loggers import WandbLogger
+from kd_convnext.runs.loggers import keep_console
+
+keep_console()
+run = WandbLogger(save_dir=".", offline=True).experiment
+print("Patient 7.jpg")
+run.finish()
+"""
+    own = {"HOME": str(tmp_path), "WANDB_DIR": str(tmp_path)} | ({"WANDB_CONSOLE": asked} if asked else {})
+    others = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, env=others | own, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    (record,) = tmp_path.rglob("*.wandb")
+    assert (b"Patient 7.jpg" in record.read_bytes()) == (asked is not None)
 
 
 @pytest.fixture(scope="module")
@@ -407,6 +429,20 @@ def test_files_of_a_csv_logger_lie_in_its_figures(tmp_path):
     log_table(loggers, "test/numbers", pd.DataFrame({"a": [1, 2]}), 0)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
     assert {"figures/numbers.csv"} <= names
+
+
+def test_names_in_a_table_of_tensorboard_are_no_markup(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name=None, version="")
+    name = "![D](https://evil.example/d.png)|*"
+    log_table([logger], "test/numbers", pd.DataFrame({name: [0.123456], "class": [name]}), 0)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (event,) = events.Tensors("test/numbers/text_summary")
+    shown = MarkdownIt("commonmark").enable("table").render(event.tensor_proto.string_val[0].decode())
+    assert shown.count(name) == 2 and "0.1235" in shown and "<img" not in shown
 
 
 def test_an_unknown_logger_gets_no_pictures():

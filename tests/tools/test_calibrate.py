@@ -174,20 +174,21 @@ def test_too_few_lesions_and_the_ways_out(run, capsys, tmp_path):
     assert len(set(found["values"])) == 1 and all(found["guaranteed"])
 
 
-def further(tiny_manifest, folder, again):
-    """A manifest of new lesions, each photograph made of one of the run's."""
+def further(tiny_manifest, folder, again, prefix="x"):
+    """A manifest of new lesions, each photograph made of one of the run's, whose name follows a prefix."""
     rows = [line.split(",") for line in tiny_manifest.read_text().splitlines()[1:]]
     lines = ["image,label,lesion_id,x,y,width,height"]
     for number, row in enumerate(rows[::2]):
         with Image.open(tiny_manifest.parent / row[0]) as picture:
-            again(picture).save(folder / f"{number}.png")
-        lines.append(f"{number}.png,{row[1]},new-{number},3,2,30,30")
+            again(picture).save(folder / f"{prefix}{row[0]}")
+        lines.append(f"{prefix}{row[0]},{row[1]},new-{number},3,2,30,30")
     (folder / "more.csv").write_text("\n".join(lines) + "\n")
     return str(folder / "more.csv")
 
 
-def test_further_lesions_count(run, tiny_manifest, tmp_path, capsys):
-    more = further(tiny_manifest, tmp_path, ImageOps.mirror)
+@pytest.mark.parametrize("prefix", ["x", ""])
+def test_further_lesions_count(prefix, run, tiny_manifest, tmp_path, capsys):
+    more = further(tiny_manifest, tmp_path, ImageOps.mirror, prefix)
     words = ["calibrate", "--ckpt_path", str(run), "--coverage=0.8"]
     assert main([*words, "--extra_manifest", more]) == 0
     found = json.loads((run.parent / "calibration.json").read_text())["lesion"]["classes"]
@@ -302,6 +303,18 @@ class TestRefused:
         (run.parent / name).write_bytes(content)
         with pytest.raises(CheckpointError, match="calibrate --ckpt_path"):
             Predictor.from_checkpoint(run)
+
+    @pytest.mark.parametrize("level", ["photograph", "lesion"])
+    @pytest.mark.parametrize("limit", [float("nan"), -1.0])
+    def test_edited_limits(self, calibrated, run, level, limit):
+        for other in ("calibration.json", "calibration.safetensors"):
+            (run.parent / other).write_bytes((calibrated.parent / other).read_bytes())
+        for place, name in ((lambda state: state["gate"], "gate"), (lambda state: state["classes"]["values"], "sets")):
+            state = json.loads((calibrated.parent / "calibration.json").read_text())
+            place(state[level])[0] = float("nan") if name == "sets" else limit
+            (run.parent / "calibration.json").write_text(json.dumps(state))
+            with pytest.raises(CheckpointError, match="is damaged"):
+                Predictor.from_checkpoint(run)
 
     def test_other_views_than_calibrated(self, calibrated):
         with pytest.raises(ConfigError, match="--tta"):

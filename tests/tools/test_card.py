@@ -1,4 +1,5 @@
 import hashlib
+import html
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from helpers.bad_files import cut_short
 from helpers.command_line import OFFLINE, SMALL_SWIN, TINY
 from helpers.inference import changed, copy_run
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from safetensors import safe_open
 
 from kd_convnext.cli import main
@@ -173,13 +175,14 @@ def with_external(tested_run, tmp_path):
 
 
 def test_markup_in_names_of_classes_is_shown_as_it_is(tiny_run, tmp_path):
-    checkpoint = changed(
-        tiny_run, tmp_path / "run" / "checkpoints" / "best.ckpt", class_names=["<b>A</b>", "B|C", "D", "E", "F"]
-    )
+    names = ["<b>A</b>", "B|C", "![D](https://evil.example/d.png)", "*E", "F*"]
+    checkpoint = changed(tiny_run, tmp_path / "run" / "checkpoints" / "best.ckpt", class_names=names)
     assert main(["card", "--ckpt_path", str(checkpoint)]) == 0
     text = (checkpoint.parent.parent / "MODEL_CARD.md").read_text().split("\n---", 1)[1]
-    assert "&lt;b>A" in text and "B\\|C" in text
-    assert "<b>" not in text and "B|C" not in text
+    shown = MarkdownIt("commonmark").enable("table").render(text)
+    assert f"Classes, in the order of the outputs: {', '.join(names)}." in html.unescape(shown)
+    assert "<b>" not in shown and "<img" not in shown and "<em>" not in shown
+    assert "<strong>not a medical device</strong>" in shown  # our own markup is meant
 
 
 def test_a_leak_is_on_the_card(tested_run, tmp_path):
@@ -283,10 +286,28 @@ def test_published_weights_that_changed_are_refused(published, tmp_path):
     (folder / "model.safetensors").write_bytes(weights)
     # Folders of earlier versions do not name their weights.
     config = json.loads((published / "config.json").read_text())
-    del config["weights_sha256"]
+    del config["weights_sha256"], config["facts_sha256"]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="not finite"):
         PublishedModel.from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("name", ["class_names", "image_size"])
+def test_a_published_configuration_that_was_edited_is_refused(published, tmp_path, name):
+    folder = shutil.copytree(published, tmp_path / "changed")
+    config = json.loads((published / "config.json").read_text())
+    found = PublishedModel.from_pretrained(str(folder)).predictor.network.card.class_names
+    assert [*found] == config["data"]["class_names"]
+    edit = {"class_names": config["data"]["class_names"][::-1], "image_size": 96}
+    config["data"][name] = edit[name]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json: is not what was published: .* were edited"):
+        PublishedModel.from_pretrained(str(folder))
+    del config["facts_sha256"]  # as earlier versions wrote it
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "calibration.json").unlink()
+    read = PublishedModel.from_pretrained(str(folder)).predictor.network.card.to_state()[name]
+    assert json.loads(json.dumps(read)) == edit[name]
 
 
 # ---- a full disk

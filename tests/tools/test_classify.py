@@ -102,16 +102,22 @@ def test_json_says_the_same_and_which_model_it_was(calibrated, unlabelled, tmp_p
 
 def test_files_and_folders_are_as_the_predictor_answers(calibrated, tiny_manifest, tmp_path, capsys):
     folder = tiny_manifest.parent
-    words = [folder / "1_0_0.png", folder, "--ckpt_path", calibrated, "--out", tmp_path / "out"]
-    with pytest.warns(UserWarning, match=r"manifest\.csv.* left out, which are no photographs by their names"):
+    words = [folder / "1_0_0.png", folder, folder / "1_0_1.png", "--ckpt_path", calibrated, "--out", tmp_path / "out"]
+    with pytest.warns(UserWarning) as heard:
         assert classify(*words) == 0
+    told = "\n".join(str(warning.message) for warning in heard)
+    assert re.search(r"manifest\.csv.* left out, which are no photographs by their names", told)
+    assert f"2 regions named more than once, judged once (first: {folder / '1_0_0.png'})" in told
     said = capsys.readouterr()
-    assert "classifying" in said.err and "61/61" in said.err and "classifying" not in said.out
+    assert "classifying" in said.err and "60/60" in said.err and "classifying" not in said.out
     table = pd.read_csv(tmp_path / "out" / "answers.csv")
-    assert table["image"].tolist() == [str(folder / "1_0_0.png"), *sorted(map(str, folder.glob("*.png")))]
+    assert table["image"].tolist() == [
+        str(folder / "1_0_0.png"),
+        *sorted(str(path) for path in folder.glob("*.png") if path.name != "1_0_0.png"),
+    ]
     assert not (tmp_path / "out" / "lesions.csv").exists()
     predictor = Predictor.from_checkpoint(calibrated)
-    for row in (0, 5, 60):
+    for row in (0, 5, 59):
         answer = predictor(table["image"][row])
         found = [table[f"prob_{name}"][row] for name in CLASSES]
         assert found == pytest.approx(answer.probabilities.tolist(), abs=1e-7)
@@ -135,7 +141,7 @@ def test_one_photograph_with_a_box(calibrated, tiny_manifest, tmp_path, capsys):
     table = pd.read_csv(tmp_path / "o" / "answers.csv")
     assert table[["x", "y", "width", "height"]].to_numpy().tolist() == [[2, 1, 36, 34]]
     again = [*words, "--overwrite=true"]
-    for bad in ([*again, "--box=2,1"], [photo, *again, "--box=2,1,3,3"]):
+    for bad in ([*again, "--box=2,1"], [photo.with_name("2_0_1.png"), *again, "--box=2,1,3,3"]):
         assert classify(*bad) == 2
         assert "--box" in capsys.readouterr().err
     assert classify(*again, "--box=30,1,36,34") == 2
@@ -258,3 +264,45 @@ def test_the_order_of_photographs_does_not_matter(calibrated, unlabelled, tmp_pa
     for name, key in (("answers.csv", "image"), ("lesions.csv", "lesion_id")):
         first, second = (pd.read_csv(tmp_path / out / name).sort_values(key, ignore_index=True) for out in "ab")
         pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+def test_lesions_of_two_manifests_are_never_mixed(calibrated, unlabelled, tiny_manifest, tmp_path, capsys):
+    header, *rows = unlabelled.read_text().splitlines()
+    (tmp_path / "b").mkdir()
+    other = tmp_path / "b/new.csv"
+    other.write_text("\n".join([header, rows[0], *rows[4:6]]) + "\n")
+    unlabelled.write_text("\n".join([header, *rows[:5]]) + "\n")
+    words = ["--ckpt_path", calibrated, "--out", tmp_path / "out"]
+    assert classify(unlabelled, other, *words) == 2
+    lesion = rows[4].split(",")[1]
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"1 lesion id in several manifests (first: '{lesion}' in {unlabelled} and {other})" in said
+    assert not (tmp_path / "out").exists()
+    # Of the same regions nothing is mixed; and by folder or all together it is asked for.
+    with pytest.warns(UserWarning, match="5 regions named more than once"):
+        assert classify(unlabelled, unlabelled, *words) == 0
+    assert pd.read_csv(tmp_path / "out/lesions.csv")["photographs"].sum() == 5
+    assert classify(unlabelled, other, *words, "--lesion_by", "all", "--overwrite", "true") == 0
+    assert pd.read_csv(tmp_path / "out/lesions.csv")["photographs"].tolist() == [6]
+
+
+def test_no_table_of_the_user_is_replaced_or_deleted(calibrated, unlabelled, tmp_path, capsys):
+    out = tmp_path / "mine"
+    out.mkdir()
+    own = {"lesions.csv": unlabelled.read_text(), "answers.csv": "image,diagnosis\na.png,AIS\n", "answers.json": "[1]"}
+    for name, text in own.items():
+        (out / name).write_text(text)
+    words = ["--ckpt_path", calibrated, "--out", out, "--overwrite", "true"]
+    assert classify(out / "lesions.csv", *words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{out / 'lesions.csv'}: is asked about, and would be replaced" in said
+    assert said.count("is of no classification, and would be replaced by the answers") == 2
+    assert {path.name: path.read_text() for path in out.iterdir()} == own
+    for path in out.iterdir():
+        path.write_text("")
+    assert classify(unlabelled, *words) == 0 and classify(unlabelled, *words) == 0
+    single = unlabelled.with_name("single.csv")
+    single.write_text("image\n" + unlabelled.read_text().splitlines()[1].split(",")[0] + "\n")
+    (out / "failures.csv").write_text("image,problem,remedy\n")
+    assert classify(single, *words) == 0
+    assert {path.name for path in out.iterdir()} == {"answers.csv", "answers.json"}

@@ -1,4 +1,5 @@
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -319,10 +320,15 @@ def test_without_the_training_photographs_a_line_says_so(student_run, tiny_manif
 def test_a_broken_photograph_stops_no_other(tiny_run, tiny_manifest, tmp_path, capsys):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    words = [broken, tiny_manifest.parent / "2_0_0.png", "--ckpt_path", tiny_run, "--neighbours", 0]
+    long = tmp_path / f"{'ü' * 123}.png"  # 250 bytes, of which a figure's longer name has not all
+    shutil.copy(tiny_manifest.parent / "2_0_0.png", long)
+    words = [broken, long, "--ckpt_path", tiny_run, "--neighbours", 0]
     assert run([*words, "--out", tmp_path / "out"]) == 2
     printed = capsys.readouterr()
     assert "broken.png" in printed.err and "1 photograph explained, 1 not" in printed.out
+    (figure,) = (tmp_path / "out").glob("*.png")
+    assert figure.name == f"0001_{'ü' * 60}.png"
+    assert json.loads((tmp_path / "out/explanations.json").read_text())["explanations"][0]["figure"] == figure.name
     assert run([*words, "--out", tmp_path / "out"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert run([*words, "--out", tmp_path / "out", "--overwrite", "true", "--on_error", "skip"]) == 0

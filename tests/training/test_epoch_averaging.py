@@ -34,13 +34,13 @@ class Seen(Callback):
 def fit(tiny_manifest, tiny_cache, tiny_run, tmp_path):
     source = tiny.data(tiny_manifest, tiny_cache)
 
-    def fitted(epochs, ckpt=None):
+    def fitted(epochs, ckpt=None, *more, **others):
         objective = Objective({"labels": CrossEntropy(), "maps": FeatureMaps()})
         module, seen = tiny.student(source, tiny_run, objective=objective), Seen()
         torch.manual_seed(3)
         kept = RunCheckpoint(dirpath=tmp_path, **{**CHECKPOINT_DEFAULTS, "monitor": "epoch", "mode": "max"})
-        options = {"enable_checkpointing": True, "limit_train_batches": 2, "limit_val_batches": 1}
-        callbacks = [EpochAveraging(1), seen, kept]
+        options = {"enable_checkpointing": True, "limit_train_batches": 2, "limit_val_batches": 1, **others}
+        callbacks = [EpochAveraging(1), seen, kept, *more]
         tiny.trainer(tmp_path, epochs, callbacks=callbacks, **options).fit(module, datamodule=source, ckpt_path=ckpt)
         return module, seen
 
@@ -55,6 +55,28 @@ def test_validation_judges_and_the_end_keeps_the_mean_of_the_ends(fit, tmp_path)
         torch.testing.assert_close(found, mean, atol=1e-6, rtol=1e-5)
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, best[name]) for name, value in module.state_dict().items())
+
+
+def test_a_validation_within_an_epoch_judges_what_was_trained(fit):
+    """And none judges the weights that the fit began with."""
+
+    class Steps(Callback):
+        trained, judged = [], []
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.trained.append(Seen.weights(pl_module))
+
+        def on_validation_start(self, trainer, pl_module):
+            self.judged.append(None)
+
+        def on_validation_batch_start(self, trainer, pl_module, *_):
+            self.judged[-1] = Seen.weights(pl_module)
+
+    fit(3, None, Steps(), val_check_interval=1)
+    assert len(Steps.judged) == len(Steps.trained) == 6
+    expected = [*Steps.trained[:4], Steps.trained[3], (Steps.trained[3] + Steps.trained[5]) / 2]
+    for found, mean in zip(Steps.judged, expected, strict=True):
+        torch.testing.assert_close(found, mean, atol=1e-6, rtol=1e-5)
 
 
 def test_a_resume_goes_on_exactly(fit, tmp_path):

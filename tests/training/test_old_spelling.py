@@ -9,6 +9,7 @@ from helpers.paths import CONFIGS
 
 from kd_convnext.checkpoints.format import KEY
 from kd_convnext.cli import main
+from kd_convnext.errors import ConfigError
 from kd_convnext.training.old_spelling import modern_words
 
 OLD = {
@@ -42,6 +43,12 @@ def test_words_alone():
     assert found == ["--model=DistillModule", eq5, "objective.alpha=0.3", "objective.drop=[soft]", "taps.teacher=[a]"]
     assert words_of("--model.objective.beta=2") == [eq5, "objective.beta=2"]
     assert words_of("--model.objective=My", "--model.objective.beta=2") == ["objective=My", "objective.beta=2"]
+
+
+@pytest.mark.parametrize("option", ["--data.class_balanced", "--model.soft"])
+def test_a_switch_that_is_no_yaml_is_refused_by_name(option):
+    with pytest.raises(ConfigError, match=f"{option}: '{{' is not YAML .*Write true or false"):
+        words_of("fit", option, "{")
 
 
 def test_words_after_files(files):

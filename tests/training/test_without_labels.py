@@ -140,7 +140,8 @@ def test_unlabelled_lesions_of_the_test_part_are_refused_before_a_teacher_is_tra
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(config(terms, unlabelled="photographs.csv")))
     words = ["fit", "--config", "student.yaml", *place[3:], f"--data.manifest={tiny_manifest}"]
     assert main([*words, "--trainer.default_root_dir=run"]) == 2
-    assert "validation or test" in capsys.readouterr().err
+    assert "all are listed in run/unlabelled_judged.csv" in capsys.readouterr().err
+    assert len((tmp_path / "run/unlabelled_judged.csv").read_text().splitlines()) == 1 + 30
     assert not (tmp_path / "run/teacher").exists()
 
 
@@ -159,10 +160,11 @@ def told_of_them(warned):
     return sum("--data: unlabelled has no effect" in str(entry.message) for entry in warned)
 
 
-def test_neither_manifest_needs_labels_where_they_are_ignored(place, others, tmp_path):
+def test_neither_manifest_needs_labels_where_they_are_ignored(place, others, tmp_path, capsys):
     words = [*place, "--data.manifest=photographs.csv", "--data.unlabelled=others", "--trainer.default_root_dir=start"]
     assert main(words) == 0
     assert (tmp_path / "start/checkpoints/best.ckpt").is_file()
+    assert capsys.readouterr().out.count("each of the 6 photographs without labels is drawn") == 1
 
 
 @pytest.mark.parametrize("option", ["loss=cross_entropy", "loss=focal", "finetune=linear"])

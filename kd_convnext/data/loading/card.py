@@ -104,6 +104,14 @@ class DataCard:
             seen |= np.isin(salted(judged, salt, ordered=False), groups)
         return judged[seen]
 
+    def without(self, others: Groups) -> "DataCard":
+        """Leaves out photographs whose names alone were seen: looked at, they turned out to be others.
+
+        Args:
+            others: Hashes without salt, of names in the manifest of this card.
+        """
+        return replace(self, seen_groups=np.setdiff1d(self.seen_groups, salted(others, self.salt)))
+
 
 def regions_of(table: "pd.DataFrame") -> dict[str, float]:
     """Summarises the boxes of a training part.
@@ -142,7 +150,9 @@ def salted(groups: Groups, salt: str, *, ordered: bool = True) -> Groups:
     return np.sort(found) if ordered else found
 
 
-def check_leak(shared: Groups, *, who: str, part: str, allow: bool, group_by: tuple[str, str]) -> bool:
+def check_leak(
+    shared: Groups, *, who: str, part: str, allow: bool, group_by: tuple[str, str], by_path: bool = False
+) -> bool:
     """Refuses to judge a network on lesions that it, or its teacher, was trained on.
 
     Args:
@@ -151,6 +161,7 @@ def check_leak(shared: Groups, *, who: str, part: str, allow: bool, group_by: tu
         part: The part's name, for the message.
         allow: Go on all the same.
         group_by: What was kept together in the network's training, and what is here.
+        by_path: Only paths of photographs are shared, which others may have too.
 
     Returns:
         Whether there is a leak (that was allowed).
@@ -165,10 +176,14 @@ def check_leak(shared: Groups, *, who: str, part: str, allow: bool, group_by: tu
         cause = ""
         if theirs != ours:
             cause = f"It was trained with --data.split.group_by {theirs}, here it is {ours}: give the same. "
+        what = f"it was trained on {len(shared)} of the lesions, patients or photographs of the {part} part"
+        if by_path:
+            what = f"it was trained on photographs with the paths of {len(shared)} photographs of the {part} part"
+            cause += "If they are others, name these by a table in a folder above, so that their paths differ. "
         raise LeakError(
             Finding(
                 who,
-                f"it was trained on {len(shared)} of the lesions, patients or photographs of the {part} part",
+                what,
                 f"{cause}Use a checkpoint of the same split (the split.csv of its run; --data.split.seed, index and "
                 "group_by), or --data.allow_leak true to go on; the results then say so.",
             )

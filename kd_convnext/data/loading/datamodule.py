@@ -1,8 +1,8 @@
 """Loads manifest, split, crops and batches in one LightningDataModule."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
+from kd_convnext.common.console import say
 from kd_convnext.data.crops.cache.cache import CropCache
 from kd_convnext.data.crops.cache.prepared import Crops, PreparedCrops
 from kd_convnext.data.crops.spec import CropSpec, UpscalerChoice
@@ -21,19 +22,19 @@ from kd_convnext.data.loading.crop_source import fill_crops, open_cache, packed_
 from kd_convnext.data.loading.dataset import SpecimenDataset, View
 from kd_convnext.data.loading.flat_options import with_flat
 from kd_convnext.data.loading.loader import specimen_loader
-from kd_convnext.data.loading.mixing import MixedDataset, training_sampler
+from kd_convnext.data.loading.mixing import MixedDataset, drops_last, often_drawn, training_sampler
 from kd_convnext.data.loading.spec import LoaderSpec, check_sizes
 from kd_convnext.data.loading.teacher_outputs import StoredTeacher
 from kd_convnext.data.loading.unlabelled import (
-    UNLABELLED,
     Unlabelled,
     read_unlabelled,
     read_without_labels,
     refuse_judged,
+    unlabelled_set,
 )
 from kd_convnext.data.loading.views import Views
 from kd_convnext.data.loading.workers import Workers, unmeasured_workers
-from kd_convnext.data.manifest.grouping import KEPT_APART, GroupBy, Part, group_hashes
+from kd_convnext.data.manifest.grouping import KEPT_APART, Part, group_hashes
 from kd_convnext.data.manifest.manifest import Manifest, read_manifest
 from kd_convnext.data.manifest.splits import Split, SplitSpec
 from kd_convnext.errors import Finding, ManifestError
@@ -237,7 +238,10 @@ class SpecimenDataModule(pl.LightningDataModule):
         if "train" in rows and self.unlabelled is not None:  # before crops are made, which takes long
             judged = np.concatenate([self.split.rows("val"), self.split.rows("test")])
             by, allow = self.split_spec.group_by, self.allow_leak
-            self._unlabelled_leak = refuse_judged(self.unlabelled, self.manifest, judged, by, allow=allow)
+            folder = Path(self.trainer.default_root_dir if self.trainer else ".")
+            self._unlabelled_leak = refuse_judged(
+                self.unlabelled, self.manifest, judged, by, allow=allow, folder=folder
+            )
         crops = self._fill(np.unique(np.concatenate(list(rows.values()))))
         labels = self.manifest.labels
         still = Views(self.image_size, self.in_chans, resize=self.crop_spec.resize)
@@ -250,7 +254,10 @@ class SpecimenDataModule(pl.LightningDataModule):
             views = moving if name == "train" else still
             self._sets[name] = SpecimenDataset(crops, kept, labels, views)
         if "train" in rows and self.unlabelled is not None and self.loader.unlabelled_ratio:
-            self._sets["train"] = MixedDataset(self.train_set, self._unlabelled_set(self.unlabelled, moving))
+            self.unlabelled, others = unlabelled_set(self.unlabelled, self._cache(), moving, self.trainer)
+            self._sets["train"] = both = MixedDataset(self.train_set, others)
+            if self.trainer and (told := often_drawn(both, self.loader, self.batch_size)):
+                say(self.trainer, f"Warning: {told}")
 
     def use_unlabelled(self, *, wanted: bool) -> None:
         """Uses the photographs without labels in the fit to come, or leaves them out: no teacher answers for them."""
@@ -278,7 +285,7 @@ class SpecimenDataModule(pl.LightningDataModule):
         self.train_set.answers = answers
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Returns shuffled, augmented training batches; a last batch of one image is dropped."""
+        """Returns shuffled, augmented training batches; a last batch of a few is dropped."""
         trainer, part = self.trainer, self.train_set
         ranks: dict[str, Any] = {"num_replicas": trainer.world_size, "rank": trainer.global_rank} if trainer else {}
         sampler, size = training_sampler(part, self.loader, self.batch_size, **ranks)
@@ -287,7 +294,7 @@ class SpecimenDataModule(pl.LightningDataModule):
             raise ManifestError(Finding(self.path, "the training part has one photograph for each process", remedy))
         if trainer and trainer.training and self._measure:
             self.workers, self._measure = self._measure(sampler), None
-        return self._loader(part, self.workers, size, sampler=sampler, drop_last=len(sampler) % size == 1)
+        return self._loader(part, self.workers, size, sampler=sampler, drop_last=drops_last(sampler, self.batch_size))
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Returns the validation part in order; nothing in a fit that ignores the labels it would be judged by."""
@@ -328,18 +335,16 @@ class SpecimenDataModule(pl.LightningDataModule):
             Hashes, int64.
         """
         own = card.split_hash == self.split.hash
-        judged = self._hashes(part, KEPT_APART[self.split_spec.group_by] if own else KEPT_APART["known"])
-        return card.shared(judged)
-
-    def _hashes(self, part: Part, kinds: Sequence[GroupBy]) -> Groups:
-        return group_hashes(self.manifest.table, self.split.rows(part), kinds, as_written=True)
+        kinds = KEPT_APART[self.split_spec.group_by] if own else KEPT_APART["known"]
+        rows = self.split.rows(part)
+        return card.shared(group_hashes(self.manifest.table, rows, kinds, as_written=True, unlabelled=not own))
 
     def card(self) -> DataCard:
         """Describes data and split for a checkpoint trained on them."""
         rows = self.used("train")
         seen = group_hashes(self.manifest.table, rows)
         if self.unlabelled is not None:
-            seen = np.union1d(seen, self.unlabelled.groups)
+            seen = np.union1d(seen, self.unlabelled.groups(self.manifest))
         return DataCard(
             class_names=self.manifest.class_names,
             image_size=self.image_size,
@@ -353,15 +358,6 @@ class SpecimenDataModule(pl.LightningDataModule):
             salt=self.split.hash,
             regions=regions_of(self.manifest.table.iloc[rows]),
         )
-
-    def _unlabelled_set(self, unlabelled: Unlabelled, views: Views) -> SpecimenDataset:
-        # Made whatever `on_miss` says: `prepare` takes manifests with labels alone.
-        crops = fill_crops(
-            self._cache(), unlabelled.manifest, unlabelled.rows, self.trainer, on_error="skip", on_miss="make"
-        )
-        self.unlabelled = replace(unlabelled, rows=crops.made(unlabelled.rows))
-        labels = np.full(len(unlabelled.manifest), UNLABELLED, np.int64)
-        return SpecimenDataset(crops, self.unlabelled.rows, labels, views)
 
     def _rows(self, name: str) -> npt.NDArray[np.int64]:
         part = self.predict_part if name == "predict" else cast(Part, name)

@@ -7,7 +7,9 @@ import yaml
 
 from kd_convnext.common.configs import with_data_sections
 from kd_convnext.common.files import read_bytes
+from kd_convnext.common.reading import yaml_of
 from kd_convnext.data.loading.flat_options import BALANCED, CROPS, FLAT, grouped, spelling, ungrouped, warn_of_flat
+from kd_convnext.errors import ConfigError, Finding
 
 
 def grouped_words(words: Sequence[str], prefix: str, names: Collection[str] = FLAT) -> tuple[list[str], list[str]]:
@@ -20,6 +22,9 @@ def grouped_words(words: Sequence[str], prefix: str, names: Collection[str] = FL
 
     Returns:
         The words in the present spelling, and the flat names that were among them.
+
+    Raises:
+        ConfigError: The value of a switch is not YAML.
     """
     found: list[str] = []
     old: list[str] = []
@@ -34,9 +39,25 @@ def grouped_words(words: Sequence[str], prefix: str, names: Collection[str] = FL
         old.append(option)
         if option != BALANCED:
             found.append(f"{prefix}{spelling(option)}={value}")
-        elif yaml.safe_load(value):
+        elif switched_on(value, f"{prefix}{option}"):
             found.append(f"{prefix}{spelling(option)}=balanced")
     return found, old
+
+
+def switched_on(value: str, option: str) -> bool:
+    """Reads a switch of the command line.
+
+    Args:
+        value: Such as ``false``, or a number: 0 is off.
+        option: Its name, for the message.
+
+    Raises:
+        ConfigError: The value is not YAML.
+    """
+    try:
+        return bool(yaml_of(value))
+    except ValueError as error:
+        raise ConfigError(Finding(option, f"{value!r} {error}", "Write true or false.")) from error
 
 
 def tool_words(words: Sequence[str], known: Collection[str], command: str) -> list[str]:
@@ -82,7 +103,7 @@ def _modern_files(words: Sequence[str], old: list[str]) -> Iterator[str]:
 def _content(given: str) -> dict[str, Any] | None:
     """Reads a file of options, or its text; what cannot be read is left to the parser."""
     try:
-        content = yaml.safe_load(given if "\n" in given else read_bytes(given))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = yaml_of(given if "\n" in given else read_bytes(given))
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -14,6 +14,12 @@ from kd_convnext.data.loading.sampling import drawn_weights
 from kd_convnext.data.loading.spec import LoaderSpec
 from kd_convnext.errors import ConfigError, Finding
 
+_OFTEN = 4
+"""A photograph without a label that is drawn so many times as often as a labelled one is too much of the training."""
+
+_FEWEST = 4
+"""Labelled images of a batch at least: over fewer, outputs cannot be standardised, and a step is much noise."""
+
 
 class MixedDataset(SpecimenDataset):
     """A training part followed by crops without labels: positions from ``len(labelled)`` on are unlabelled.
@@ -175,6 +181,38 @@ def predicted_weights(part: MixedDataset, loader: LoaderSpec) -> Tensor | None:
     predicted = np.array([outputs.logits.argmax() for outputs in seen], np.int64)
     weights = drawn_weights(loader.unlabelled_sampling, predicted, option)
     return None if weights is None else torch.from_numpy(weights)
+
+
+def often_drawn(part: MixedDataset, loader: LoaderSpec, block: int) -> str | None:
+    """Finds whether so few photographs without labels fill their share of every batch that they come over and over.
+
+    Args:
+        part: Labelled and unlabelled crops.
+        loader: The shares.
+        block: Labelled images a batch.
+
+    Returns:
+        A sentence with the remedy; None where each is drawn less than four times as often as a labelled one.
+    """
+    # Of one pass: an epoch of several passes draws both kinds so many times as often.
+    sampler = MixedSampler(part, block=block, ratio=loader.unlabelled_ratio, seed=loader.seed)
+    times = sampler.unlabelled_an_epoch / len(part.unlabelled)
+    if times < _OFTEN:
+        return None
+    what = f"each of the {len(part.unlabelled)} photographs without labels is drawn {times:.3g} times an epoch"
+    ratio = max(loader.unlabelled_ratio / times, 1 / block)
+    return f"{what}, a labelled one once: give more of them, or --data.loader.unlabelled_ratio {ratio:.2g}"
+
+
+def drops_last(sampler: ViewSampler, block: int) -> bool:
+    """Tells whether the last batch of an epoch is left out: it has one, or much fewer labelled images than the others.
+
+    Args:
+        sampler: Of the training part.
+        block: Labelled images a batch.
+    """
+    whole, rest = divmod(sampler.num_samples, block)
+    return whole > 0 and 0 < rest < max(2, min(_FEWEST, block / 2))
 
 
 def training_sampler(

@@ -1,12 +1,17 @@
 """Describes regions of interest and cuts them out of photographs."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kd_convnext.errors import ConfigError, Finding, ManifestError
+
+_ROUNDING = 1e-6  # of a pixel
+_LARGEST = 2**31
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,28 @@ class Box:
     y: int
     width: int
     height: int
+
+
+def box_of(texts: Sequence[str], *, decimal_comma: bool) -> Box | None:
+    """Reads one box from a manifest's text as `read_manifest` does: fractions of pixels are rounded outward.
+
+    Args:
+        texts: x, y, width and height.
+        decimal_comma: Whether numbers may have a comma.
+
+    Returns:
+        The box; None where nothing stands, or what `read_manifest` refuses.
+    """
+    numbers = [re.sub(r"^(-?[0-9]+),([0-9]+)$", r"\1.\2", text) if decimal_comma else text for text in texts]
+    try:
+        x, y, width, height = (float(number.replace("_", "?")) for number in numbers)
+    except ValueError:
+        return None
+    if not all(math.isfinite(number) and abs(number) < _LARGEST for number in (x, y, width, height)):
+        return None
+    left, top = math.floor(x + _ROUNDING), math.floor(y + _ROUNDING)
+    box = Box(left, top, math.ceil(x + width - _ROUNDING) - left, math.ceil(y + height - _ROUNDING) - top)
+    return box if min(width, height, box.width, box.height) > 0 else None
 
 
 def crop_roi(image: NDArray[np.uint8], box: Box | None, margin: float = 0.0) -> NDArray[np.uint8]:

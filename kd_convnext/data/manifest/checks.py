@@ -1,7 +1,5 @@
 """Checks the rows of a manifest. Each check returns its findings; none stops at the first."""
 
-import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,95 +10,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kd_convnext.common.counting import counted
-from kd_convnext.common.nearest import nearest
 from kd_convnext.data.manifest.columns import BOX_COLUMNS
-from kd_convnext.data.manifest.ids import normal_id
 from kd_convnext.data.manifest.inspection import PhotographFile, first_of_same_bytes, inspect_files
 from kd_convnext.data.manifest.likeness import first_alike, look_at
 from kd_convnext.errors import Finding, ManifestWarning
 
 PARTS = ("train", "val", "test")
-_RARE, _FREQUENT = 2, 20  # a label of so many rows at most beside one of so many times more may be a slip
-# Small forms of signs, Greek and Cyrillic letters, and the Latin letters that these or their capitals look like.
-_LOOKS = str.maketrans("l1|0αβεηικμνορτχавеікмнорстхуѕ", "iiioabehikmnoptxabeikmhopctxys")  # noqa: RUF001
 _ROUNDING = 1e-6  # of a pixel
 _NAMED = 3  # examples in a warning
-_LONGEST_LABEL, _SHOWN = 120, 30  # characters; figures grow with their labels
 _LARGEST = 2**31  # a coordinate beyond this is a mistake, and must not overflow
-
-
-def label_findings(table: pd.DataFrame, classes: Sequence[str] | None, place: str) -> list[Finding]:
-    """Checks that every row has a label, a known one, and that there are two classes at least.
-
-    Args:
-        table: Columns where, image, label.
-        classes: The only labels allowed, or None for any.
-        place: The manifest's name, for findings about the whole.
-
-    Returns:
-        The findings.
-    """
-    findings = _per_row(
-        table[table["label"] == ""],
-        lambda row: f"the label is empty ({row.image})",
-        "Fill in the class; photographs in a folder belong into the folder of their class.",
-    )
-    findings += _unprintable_labels(table)
-    findings += unknown_label_findings(table, classes)
-    present = sorted(set(table["label"]) - {""})
-    if len(present) == 1:
-        what = f"there is only one class, {present[0]!r}"
-        findings.append(Finding(place, what, "A classifier needs photographs of two classes or more."))
-    _warn_of_spellings(table["label"].value_counts(), place)
-    return findings
-
-
-def _unprintable_labels(table: pd.DataFrame) -> list[Finding]:
-    """Refuses labels that no table and no figure can show."""
-    labels = set(table["label"])
-    long = {label for label in labels if len(label) > _LONGEST_LABEL}
-    broken = {label for label in labels - long if any(unicodedata.category(mark) == "Cc" for mark in label)}
-    return [
-        *_per_row(
-            table[table["label"].isin(long)],
-            lambda row: f"the label {row.label[:_SHOWN]!r}... has {len(row.label)} characters",
-            f"Name classes in {_LONGEST_LABEL} at most.",
-        ),
-        *_per_row(
-            table[table["label"].isin(broken)],
-            lambda row: f"the label {row.label!r} holds a line break or another control character",
-            "Take it out.",
-        ),
-    ]
-
-
-def _warn_of_spellings(counts: "pd.Series[int]", place: str) -> None:
-    """Warns of labels that a person reads as one, and of rare ones that are nearly spelt as a frequent one."""
-    present = sorted(set(counts.index) - {""})
-    read = {label: normal_id(" ".join(label.split())).translate(_LOOKS) for label in present}
-    spellings = pd.Series(present, dtype=object).groupby(list(read.values())).agg(list)
-    for same in spellings[spellings.map(len) > 1]:
-        what = (
-            "labels that differ in capitals, blanks, zeros or letters that look alike (I l 1, O 0, foreign ones) only "
-            "are different classes"
-        )
-        warnings.warn(f"{place}: {what}: {same}: is it a slip?", ManifestWarning, stacklevel=4)
-    for rare in present:
-        frequent = [name for name in present if counts[name] >= _FREQUENT * counts[rare] and read[name] != read[rare]]
-        close = nearest(rare, frequent, cutoff=0.75)
-        # "Grade 1" beside "Grade 2" is no slip.
-        if close and counts[rare] <= _RARE and re.sub(r"[0-9]", "", rare) != re.sub(r"[0-9]", "", close):
-            what = f"{place}: the label {rare!r} stands in {counted(counts[rare], 'row')}, {close!r} in {counts[close]}"
-            warnings.warn(f"{what}: is it a slip? It counts as a class of its own", ManifestWarning, stacklevel=4)
-
-
-def unknown_label_findings(table: pd.DataFrame, classes: Sequence[str] | None) -> list[Finding]:
-    """Checks labels (where given) against the classes (where given)."""
-    if classes is None:
-        return []
-    unknown = (table["label"] != "") & ~table["label"].isin(list(classes))
-    remedy = f"Correct it or name it among the classes: {', '.join(classes)}."
-    return _per_row(table[unknown], lambda row: f"unknown label {row.label!r}", remedy)
 
 
 def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
@@ -120,25 +38,38 @@ def parse_boxes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
     complete = given.all(axis=1)
     half = given.any(axis=1) & ~complete
     broken = complete & pd.Series(~sound.all(axis=1), table.index)
-    numbers = _outward(numbers, (complete & ~broken).to_numpy(), table)
+    shares = complete & ~broken & pd.Series(_are_shares(numbers), table.index)
+    numbers = _outward(numbers, (complete & ~broken & ~shares).to_numpy(), table)
     flat = complete & ~broken & pd.Series((numbers[:, 2:] <= 0).any(axis=1), table.index)
 
-    findings = _per_row(
+    findings = per_row(
         table[half],
         lambda row: "half a box: " + _box_text(row),
         "Give x, y, width and height, or leave all four empty for the whole photograph.",
     )
-    findings += _per_row(table[broken], lambda row: "not numbers: " + _box_text(row), "Give the box in pixels.")
-    findings += _per_row(
+    findings += per_row(table[broken], lambda row: "not numbers: " + _box_text(row), "Give the box in pixels.")
+    findings += per_row(
         table[flat], lambda row: "an empty box: " + _box_text(row), "Width and height must be 1 or more."
     )
-    usable = (complete & ~broken & ~flat).to_numpy()
+    if shares.any():
+        first, others = table[shares].iloc[0], int(shares.sum()) - 1
+        more = f" (and {counted(others, 'more row')})" if others else ""
+        what = f"fractions of the photograph's sides: {_box_text(first)}{more}"
+        findings.append(Finding(first["where"], what, "Give the box in pixels."))
+    usable = (complete & ~broken & ~shares & ~flat).to_numpy()
     numbers[~usable] = np.nan
     parsed = table.copy()
     for position, name in enumerate(BOX_COLUMNS):
         parsed[name] = pd.array(numbers[:, position], dtype="Float64").astype("Int64")
-    parsed["box_is_bad"] = half | broken | flat
+    parsed["box_is_bad"] = half | broken | shares | flat
     return parsed, findings
+
+
+def _are_shares(boxes: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Finds boxes that no photograph can have in pixels: of a pixel at most, at the upper left, with fractions."""
+    inside = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    found: NDArray[np.bool_] = inside & (boxes != np.round(boxes)).any(axis=1)
+    return found
 
 
 def _outward(numbers: NDArray[np.floating[Any]], sound: NDArray[np.bool_], table: pd.DataFrame) -> NDArray[np.float64]:
@@ -171,7 +102,7 @@ def outside_findings(table: pd.DataFrame) -> list[Finding]:
     right, bottom = sized["x"] + sized["width"], sized["y"] + sized["height"]
     outside = (sized["x"] < 0) | (sized["y"] < 0)
     outside |= (right > sized["image_width"]) | (bottom > sized["image_height"])
-    return _per_row(
+    return per_row(
         sized[outside.astype(bool)],
         lambda row: (
             f"the box {_box_text(row)} reaches outside the photograph of {row.image_width} x {row.image_height} pixels"
@@ -195,7 +126,7 @@ def repeated_findings(table: pd.DataFrame) -> list[Finding]:
     involved = sound[sound.duplicated(keys, keep=False)]
     first = involved.groupby(keys, dropna=False)[["where", "label"]].transform("first")
     frame = involved.assign(first=first["where"], first_label=first["label"])[again[involved.index]]
-    return _per_row(
+    return per_row(
         frame,
         lambda row: (
             f"the same photograph and region as {row.first}"
@@ -216,7 +147,7 @@ def split_findings(table: pd.DataFrame) -> list[Finding]:
     """
     filled = table["split"] != ""
     bad = filled & ~table["split"].isin(PARTS)
-    findings = _per_row(table[bad], lambda row: f"{row.split!r} is not a part of a split", "Write train, val or test.")
+    findings = per_row(table[bad], lambda row: f"{row.split!r} is not a part of a split", "Write train, val or test.")
     if filled.any() and not filled.all():
         empty = table[~filled]
         more = f" (and {counted(len(empty) - 1, 'more row')})" if len(empty) > 1 else ""
@@ -352,7 +283,7 @@ def _unreadable(table: pd.DataFrame, files: dict[str, PhotographFile]) -> dict[s
 
 def empty_path_findings(table: pd.DataFrame) -> list[Finding]:
     """Checks that each row names a photograph."""
-    return _per_row(table[table["image"] == ""], lambda row: "the image is empty", "Name the photograph's file.")
+    return per_row(table[table["image"] == ""], lambda row: "the image is empty", "Name the photograph's file.")
 
 
 def copy_findings(table: pd.DataFrame) -> list[Finding]:
@@ -390,6 +321,12 @@ def _box_text(row: Any) -> str:
     return ", ".join(f"{name}={getattr(row, name)}" for name in BOX_COLUMNS)
 
 
-def _per_row(rows: pd.DataFrame, what: Callable[[Any], str], remedy: str) -> list[Finding]:
-    """Makes one finding for each row."""
+def per_row(rows: pd.DataFrame, what: Callable[[Any], str], remedy: str) -> list[Finding]:
+    """Makes one finding for each row.
+
+    Args:
+        rows: With a column where.
+        what: What is wrong with a row.
+        remedy: What to do about each.
+    """
     return [Finding(str(row.where), what(row), remedy) for row in rows.itertuples(index=False)]

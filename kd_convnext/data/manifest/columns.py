@@ -16,8 +16,8 @@ CORNERS = ("right", "bottom")
 IGNORE = "ignore"
 """Word of ``columns`` for columns that are left out on purpose."""
 
-_IN_A_FIT = " (--data.columns in a fit)"
-_OPTION = f"--columns{_IN_A_FIT}"
+IN_A_FIT = " (--data.columns in a fit)"
+_OPTION = f"--columns{IN_A_FIT}"
 _PATHS = (
     "file",
     "filename",
@@ -107,7 +107,7 @@ def columns_given_by(option: str) -> Iterator[None]:
     """
 
     def told(text: str) -> str:
-        return text.replace(_IN_A_FIT, "").replace("--columns", option)
+        return text.replace(IN_A_FIT, "").replace("--columns", option)
 
     try:
         yield
@@ -167,7 +167,7 @@ def lacking(header: Sequence[str], names: Sequence[str], where: str) -> list[Fin
         holds = "the photographs' paths" if name == "image" else "the classes"
         hint = ""
         if name in meant:
-            hint = f'Did you mean {meant[name]}? Then give --columns "{option}"{_IN_A_FIT}. '
+            hint = f'Did you mean {meant[name]}? Then give --columns "{option}"{IN_A_FIT}. '
         findings.append(Finding(where, what, f"{hint}Name the column that holds {holds} '{name}'."))
     return findings
 
@@ -268,7 +268,7 @@ def _id_finding(name: str, where: str) -> Finding:
 
 def _remedy(pairs: str, names: Sequence[str]) -> str:
     ignored = ",".join(f"{IGNORE}={name}" for name in names)
-    return f'Give --columns "{pairs}"{_IN_A_FIT}, or "{ignored}" to leave it out.'
+    return f'Give --columns "{pairs}"{IN_A_FIT}, or "{ignored}" to leave it out.'
 
 
 def _side(name: str) -> str:

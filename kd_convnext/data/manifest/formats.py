@@ -1,19 +1,17 @@
 """Opens photograph files: a short list of formats, heavy ones by extras, and regular files only."""
 
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
+from kd_convnext.data.manifest.dicom import read_dicom
+from kd_convnext.data.manifest.tiff import mend_planes, require_picture
 from kd_convnext.errors import Finding
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
 
 FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 """What Pillow may decode, as it names them. Others are refused unread: some start a foreign program (EPS, gs)."""
@@ -46,7 +44,7 @@ def open_photograph(path: Path) -> Iterator[Image.Image]:
 
     Raises:
         OSError: It is not there, no regular file, or of no known format.
-        ValueError: Its pixels cannot be shown.
+        ValueError: Its pixels cannot be shown, or are those of a thumbnail.
     """
     if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
         raise OSError("it is no regular file")  # a pipe would wait for ever, a device never end
@@ -54,11 +52,14 @@ def open_photograph(path: Path) -> Iterator[Image.Image]:
         head = file.read(132)
         file.seek(0)
         if head[_DICOM_MARK] == b"DICM":
-            yield _dicom(path)
+            yield read_dicom(path)
             return
         if _is_heif(head):
             _register_heif()
         with Image.open(file, formats=[name for name in FORMATS if name in _registered()]) as image:
+            if isinstance(image, TiffImageFile):
+                require_picture(image, file)
+                mend_planes(image)
             yield image
 
 
@@ -107,47 +108,3 @@ def _register_heif() -> None:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-
-
-_NEEDED = ("Rows", "Columns", "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "PixelData")
-"""What every DICOM file with a picture holds."""
-
-
-def _dicom(path: Path) -> Image.Image:
-    """Decodes the first frame of a DICOM file as a viewer shows it: window, inversion, 12 and 16 bits."""
-    import pydicom
-    from pydicom.pixels import apply_voi_lut, convert_color_space, pixel_array
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that do not follow the standard and are not used here
-        data = pydicom.dcmread(path)
-        lacking = [name for name in _NEEDED if name not in data]
-        if lacking:
-            raise ValueError(f"its DICOM lacks {', '.join(lacking)}")
-        if int(data.Rows) * int(data.Columns) > 1 << 28:
-            raise ValueError(f"{data.Columns} x {data.Rows} pixels are too many")
-        frame = pixel_array(data, index=0)
-        kind = str(data.PhotometricInterpretation)
-        if frame.ndim == 3:
-            if kind.startswith("YBR"):
-                frame = convert_color_space(frame, kind, "RGB")
-            return Image.fromarray(_to_bytes(frame, 0, float(2 ** int(data.BitsStored) - 1)), "RGB")
-        if kind == "PALETTE COLOR":
-            raise ValueError("palette colours of DICOM are not supported")
-        return _grey(data, apply_voi_lut(frame.astype(np.float64) if _windowed(data) else frame, data), kind)
-
-
-def _windowed(data: "Dataset") -> bool:
-    return "WindowCenter" in data and "VOILUTSequence" not in data
-
-
-def _grey(data: "Dataset", shown: Any, kind: str) -> Image.Image:
-    bits = int(data.BitsStored)
-    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if int(data.PixelRepresentation) else (0.0, 2.0**bits - 1)
-    pixels = _to_bytes(shown, low, high)
-    return Image.fromarray(255 - pixels if kind == "MONOCHROME1" else pixels, "L")
-
-
-def _to_bytes(values: Any, low: float, high: float) -> Any:
-    scaled = (np.asarray(values, np.float64) - low) * (255.0 / max(high - low, 1.0))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -50,7 +50,8 @@ def read_further(path: Path, names: Sequence[str], columns: str | None, where: s
     kept = [(line, row) for line, row in zip(records.lines[1:], rows, strict=True) if len(row) == len(header)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of fractions the fit has warned
-        table, _ = parse_boxes(text_table(path, ours, kept, decimal_comma=records.decimal_comma))
+        text, _ = text_table(path, ours, kept, decimal_comma=records.decimal_comma)
+        table, _ = parse_boxes(text)
     found = pd.DataFrame({"image": table["image"], _REGION: _regions(table.fillna(dict.fromkeys(BOX_COLUMNS, -1)))})
     found = found.assign(**{name: [row[places[name]].strip() for _, row in kept] for name in names})
     found = found.drop_duplicates(ignore_index=True)

@@ -44,6 +44,9 @@ def kept_together(group_by: str, given: bool = False) -> str:
     return f"by {words}{' (the manifest gave the parts)' if given else ''}"
 
 
+UNLABELLED_NAME = "unlabelled:"
+"""Begins the names of photographs without labels: they are relative to another folder than those with labels."""
+
 NO_GROUP = 0
 """Stands for the hash of an id that a row lacks."""
 
@@ -54,6 +57,7 @@ def group_hashes(
     kinds: Sequence[GroupBy] = ("lesion", "patient", "image"),
     *,
     as_written: bool = False,
+    unlabelled: bool = False,
 ) -> NDArray[np.int64]:
     """Hashes the lesions, patients and photographs of some rows, to find them again in another manifest.
 
@@ -62,12 +66,13 @@ def group_hashes(
         rows: Rows of it, int64.
         kinds: What to hash.
         as_written: Also hash ids as written, to find them in checkpoints of versions that did not normalise.
+        unlabelled: Also hash photographs as such without labels, to find them in checkpoints that learnt from those.
 
     Returns:
         int64 [M], sorted, each once, 63 bits of the sha256 of "lesion:<id>", "patient:<id>", "image:<path>", ids
         as `normal_id` spells them.
     """
-    return np.setdiff1d(row_hashes(table, rows, kinds, as_written=as_written), [NO_GROUP])
+    return np.setdiff1d(row_hashes(table, rows, kinds, as_written=as_written, unlabelled=unlabelled), [NO_GROUP])
 
 
 def row_hashes(
@@ -76,6 +81,7 @@ def row_hashes(
     kinds: Sequence[GroupBy] = ("lesion", "patient", "image"),
     *,
     as_written: bool = False,
+    unlabelled: bool = False,
 ) -> NDArray[np.int64]:
     """Hashes lesion, patient and photograph of each row.
 
@@ -84,6 +90,7 @@ def row_hashes(
         rows: See `group_hashes`.
         kinds: See `group_hashes`.
         as_written: See `group_hashes`.
+        unlabelled: See `group_hashes`.
 
     Returns:
         int64 [N, M], M hashes a row; `NO_GROUP` where a row has no such id.
@@ -98,6 +105,8 @@ def row_hashes(
             columns.append(_hashes([f"{word}:{value}" if value else "" for value in values])[place])
         if word != "image":
             columns.append(_hashes([f"{word}:{normal_id(value)}" if value else "" for value in values])[place])
+        elif unlabelled:
+            columns.append(_hashes([f"{word}:{UNLABELLED_NAME}{value}" for value in values])[place])
     return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0), np.int64)
 
 

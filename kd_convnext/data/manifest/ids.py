@@ -14,11 +14,15 @@ ID_COLUMNS = {"lesion_id": "lesion", "patient_id": "patient"}
 """Columns of ids, and what each id names."""
 
 UNKNOWN = frozenset(
-    {"na", "n/a", "n.a.", "nan", "none", "null", "nil", "unknown", "unk", "missing", "not available", "?", "-", "--"}
-    | {"#n/a", "<na>", "nat", "undefined", "unbekannt", "inconnu", "desconocido", "k.a."}
-    | {"#ref!", "#name?", "#value!", "#div/0!", "#num!", "#null!"}
+    {"na", "n/a", "n.a.", "nan", "none", "null", "nil", "unknown", "unk", "missing", "not available"}
+    | {"<na>", "nat", "undefined", "unbekannt", "inconnu", "desconocido", "k.a.", "#na"}
 )
-"""Words that say that an id is not known, and errors of spreadsheets, in lower case: they would join strangers."""
+"""Words that say that an id is not known, in lower case, without blanks after a point: they would join strangers."""
+
+_CELL_ERROR = re.compile(r"#.*[!?]|#[^\W\d]/[^\W\d]|#nv|err:\d+")
+"""Errors of spreadsheets in any language: #REF!, #BEZUG!, #NOM?, #DIV/0!, #N/A, #N/D, #NV, Err:502."""
+
+_SIGNS = re.compile(r"[\W_]+")
 
 _ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 _WHOLE = re.compile(r"^([0-9]+)\.0+$")
@@ -50,6 +54,24 @@ def _read(mark: str) -> str:
     return "" if kind == "Cf" else "-" if kind == "Pd" else str(unicodedata.decimal(mark)) if kind == "Nd" else mark
 
 
+def is_cell_error(text: str) -> bool:
+    """Tells whether a text is an error that a spreadsheet writes in place of a value.
+
+    Args:
+        text: In any capitals.
+    """
+    return _CELL_ERROR.fullmatch(text.casefold()) is not None
+
+
+def is_unknown(normal: str) -> bool:
+    """Tells whether an id names nobody: a word of `UNKNOWN`, signs alone, or an error of a spreadsheet.
+
+    Args:
+        normal: See `normal_id`.
+    """
+    return normal.replace(". ", ".") in UNKNOWN or _SIGNS.fullmatch(normal) is not None or is_cell_error(normal)
+
+
 def _without_marks(name: str) -> str:
     """Returns a normalised id without blanks and punctuation, but for those that part two numbers or two words."""
     return _JOINT.sub("", _APART.sub(" ", name).strip())
@@ -69,7 +91,7 @@ def tidy_ids(table: pd.DataFrame, place: str) -> pd.DataFrame:
     for column, word in ID_COLUMNS.items():
         written = pd.Series(sorted(set(table[column]) - {""}), dtype=object)
         normal = written.map(normal_id)
-        unknown = normal.isin(list(UNKNOWN))
+        unknown = normal.map(is_unknown).astype(bool)
         first = written.groupby(normal).transform("first").astype(object).mask(unknown, "")
         spelling = dict(zip(written, first, strict=True)) | {"": ""}
         tidied[column] = table[column].map(spelling)

@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from kd_convnext.data.manifest.damage import require_end, require_not_cut, require_parts
 from kd_convnext.data.manifest.formats import missing_extra, open_photograph
+from kd_convnext.data.manifest.tiff import white_at_zero
 from kd_convnext.errors import Finding, ManifestError
 
 MAX_PIXELS = 200_000_000
@@ -37,7 +38,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Reads a photograph as 8-bit RGB, the way a viewer shows it.
 
     The EXIF orientation is applied. Gray becomes RGB; transparency is laid over white; 16-bit gray is divided
-    by 257 (65535 becomes 255) and rounded, 12-bit gray or colour (nothing above 4095)
+    by 257 (65535 becomes 255) and rounded, 12-bit gray or colour (nothing above 4095; of alpha alike, or of 16 bits)
     by 4095 / 255; of other 16-bit colour the high byte is kept (within one level of that);
     palettes and CMYK are converted, colour profiles ignored; of an animation the first frame is taken. JPEGs
     are decoded at full size, never in draft mode.
@@ -58,11 +59,12 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         _refuse_lost_parts(path, image)
         if image.format == "JPEG":
             require_not_cut(path, image)
-        deep = image.mode == "RGB" and any(";16" in str(part.args) for part in getattr(image, "tile", ()))
+        deep = image.mode in ("RGB", "RGBA") and any(";16" in str(part.args) for part in getattr(image, "tile", ()))
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if deep else 1
         ImageOps.exif_transpose(image, in_place=True)
-        pixels = _as_rgb(image)
-        return _twelve_bit_colour(path, pixels, orientation) if deep and pixels.max() <= _TWELVE_BITS >> 8 else pixels
+        if deep and _largest(image) <= _TWELVE_BITS >> 8:
+            image = _twelve_bit_colour(path, image, orientation)
+        return _as_rgb(image)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -88,6 +90,23 @@ def read_size(path: str | Path) -> tuple[int, int]:
         if image.format == "PNG" and orientation is None:
             orientation = _late_png_orientation(path)
     return (height, width) if orientation in _TURNED else (width, height)
+
+
+def turned_by_exif(path: str | Path) -> bool:
+    """Says whether a photograph's EXIF alone turns it as `read_image` does, which looks into XMP too.
+
+    Args:
+        path: The photograph.
+
+    Raises:
+        ManifestError: See `read_size`.
+    """
+    path = Path(path)
+    with _naming(path), _pixel_limit(), open_photograph(path) as image:
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+        alone, both = (one.get(ExifTags.Base.Orientation, 1) for one in (exif, image.getexif()))
+        return bool(alone == both)
 
 
 def read_thumbnail(path: str | Path, *sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
@@ -116,7 +135,8 @@ def read_thumbnail(path: str | Path, *sizes: tuple[int, int]) -> list[NDArray[np
 def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Returns a decoded picture of any mode as [H, W, 3] uint8."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _gray16_as_rgb(np.asarray(image))
+        gray = _gray16_as_rgb(np.asarray(image))
+        return 255 - gray if white_at_zero(image) else gray
     if image.mode == "F":
         raise ValueError("32-bit pixels, black and white unknown")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -124,6 +144,12 @@ def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
         paper = Image.new("RGBA", picture.size, "white")
         image = Image.alpha_composite(paper, picture)
     return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _largest(image: Image.Image) -> int:
+    """Returns the largest value of the colours of an RGB or RGBA picture."""
+    extremes: Any = image.getextrema()
+    return max(int(largest) for _, largest in extremes[:3])
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -153,13 +179,16 @@ def _gray16_as_rgb(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def _twelve_bit_colour(path: Path, high: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def _twelve_bit_colour(path: Path, image: Image.Image, orientation: int) -> Image.Image:
     """Reads colour of 12 bits in 16 anew, of which Pillow gives only the high byte: 16 levels, black to the eye.
 
     Args:
         path: The photograph.
-        high: Its high bytes as Pillow has read and turned them, [H, W, 3].
+        image: Its high bytes as Pillow has read and turned them, RGB or RGBA.
         orientation: Its EXIF orientation.
+
+    Returns:
+        The same of 8 bits.
 
     Raises:
         ValueError: OpenCV reads something else.
@@ -168,11 +197,14 @@ def _twelve_bit_colour(path: Path, high: NDArray[np.uint8], orientation: int) ->
 
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     found: Any = cv2.imdecode(np.fromfile(path, np.uint8), flags)
-    if found is not None and found.dtype == np.uint16 and found.ndim == 3:
-        colour = found[..., ::-1]
+    high = np.asarray(image)
+    if found is not None and found.dtype == np.uint16 and found.ndim == 3 and found.shape[2] >= high.shape[2]:
+        colour = found[..., [2, 1, 0, 3][: high.shape[2]]]
         for wide in (colour, _turned(colour, orientation)):  # some of its decoders turn by themselves
             if wide.shape == high.shape and np.array_equal(wide >> 8, high):
-                return ((wide.astype(np.uint32) * 255 + _TWELVE_BITS // 2) // _TWELVE_BITS).astype(np.uint8)
+                full = [_TWELVE_BITS] * 3 + [_TWELVE_BITS if wide[..., 3:].max(initial=0) <= _TWELVE_BITS else 65535]
+                scale = np.array(full[: high.shape[2]], np.uint32)
+                return Image.fromarray(((wide.astype(np.uint32) * 255 + scale // 2) // scale).astype(np.uint8))
     raise ValueError("12-bit colour that cannot be decoded: save it with 8 bits")
 
 

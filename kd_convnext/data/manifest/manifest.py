@@ -17,6 +17,7 @@ from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.columns import BOX_COLUMNS
 from kd_convnext.data.manifest.grouping import GroupBy, group_names
 from kd_convnext.data.manifest.ids import tidy_ids
+from kd_convnext.data.manifest.labels import canonical, label_findings, unknown_label_findings
 from kd_convnext.data.manifest.source import Source, read_source
 from kd_convnext.errors import Finding, ManifestError, ManifestWarning
 
@@ -151,6 +152,8 @@ def read_manifest(
     Raises:
         ManifestError: With every problem of every row, its place and its remedy.
     """
+    # As labels are; the names of a network from before may be in another form (`canonical`).
+    classes = None if classes is None else canonical(classes)
     source = read_source(Path(path).expanduser(), require_labels=require_labels, columns=columns)
     place = source.path.name or str(source.path)
     table, findings, unreadable = _checked(source, place, classes, require_labels, group_by)
@@ -178,9 +181,9 @@ def _checked(
     table["split"] = table["split"].str.lower()
     findings = [*source.findings, *_class_findings(classes), *checks.empty_path_findings(table), *box_findings]
     if require_labels and source.labelled:
-        findings += checks.label_findings(table, classes, place)
+        findings += label_findings(table, classes, place)
     elif source.labelled:
-        findings += checks.unknown_label_findings(table, classes)
+        findings += unknown_label_findings(table, classes)
     table, unreadable = checks.add_file_facts(table, source.root, likeness=require_labels)
     findings += checks.outside_findings(table) + checks.split_findings(table)
     if not source.findings:  # boxes that are not read as such would all be the whole photograph

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from kd_convnext.common.counting import counted
 from kd_convnext.common.tables import read_records
 from kd_convnext.data.manifest.columns import (
     BOX_COLUMNS,
     CORNERS,
+    IN_A_FIT,
     TEXT_COLUMNS,
     lacking,
     misread,
@@ -26,6 +28,7 @@ from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from kd_convnext.errors import Finding, ManifestError, ManifestWarning
 
 _NAMED = 3  # examples in a warning
+_ROUNDING = 1e-6  # of a pixel
 _PART_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
@@ -101,13 +104,17 @@ def _read_csv(path: Path, require_labels: bool, chosen: Mapping[str, str]) -> So
         raise ManifestError([*findings, Finding(path.name, "the manifest has no rows", "List the photographs.")])
     if not kept:
         raise ManifestError(findings)
-    table = text_table(path, header, kept, decimal_comma=records.decimal_comma)
-    return Source(path, path.parent, table, "label" in header, findings)
+    if records.merged:
+        rows = f"{counted(len(records.merged), 'row')}, the first is row {records.merged[0]}"
+        message = f"{path.name}: the value of merged cells is taken for every row and column that they cover ({rows})"
+        warnings.warn(message, ManifestWarning, stacklevel=4)
+    table, unlike = text_table(path, header, kept, decimal_comma=records.decimal_comma)
+    return Source(path, path.parent, table, "label" in header, findings + unlike)
 
 
 def text_table(
     path: Path, header: list[str], rows: list[tuple[int, list[str]]], *, decimal_comma: bool
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, list[Finding]]:
     """Puts the columns that are ours into a table of stripped text.
 
     Args:
@@ -115,6 +122,9 @@ def text_table(
         header: Its columns by our names, where they are ours.
         rows: Line number and fields of each row.
         decimal_comma: Whether its numbers have commas.
+
+    Returns:
+        The table, and findings of boxes whose size and far edges say different things.
     """
     place = {name: position for position, name in reversed(list(enumerate(header)))}
     text = {
@@ -126,16 +136,41 @@ def text_table(
         for name in (*BOX_COLUMNS, *CORNERS):
             if name in table:
                 table[name] = table[name].str.replace(r"^(-?[0-9]+),([0-9]+)$", r"\1.\2", regex=True)
-    for near, far, size in (("x", "right", "width"), ("y", "bottom", "height")):
-        if near in table and far in table:
-            edges = pd.to_numeric(table[far], errors="coerce") - pd.to_numeric(table[near], errors="coerce")
-            table[size] = edges.map("{:.12g}".format).where(edges.notna(), table[far].where(table[far] == "", "?"))
+    findings = [*_with_size(table, "x", "right", "width"), *_with_size(table, "y", "bottom", "height")]
     if not all(name in table for name in BOX_COLUMNS):
         table = table.drop(columns=[name for name in BOX_COLUMNS if name in table])
     table = table.reindex(columns=["row", "where", *TEXT_COLUMNS], fill_value="")
     table["label"] = [unicodedata.normalize("NFC", label) for label in table["label"]]
     table["image"] = [image_name(image, path.parent) for image in table["image"]]
-    return table
+    return table, findings
+
+
+def _with_size(table: pd.DataFrame, near: str, far: str, size: str) -> list[Finding]:
+    """Works out the size of boxes from their edges, where it is not given, in place.
+
+    Args:
+        table: Text columns; nothing is done where one of the edges is not among them.
+        near: Column of the first edge.
+        far: Column of the second edge.
+        size: Column of the size; "?" stands there where the second edge is no number.
+
+    Returns:
+        The findings of rows in which size and edges differ.
+    """
+    if near not in table or far not in table:
+        return []
+    edges = pd.to_numeric(table[far], errors="coerce") - pd.to_numeric(table[near], errors="coerce")
+    text = edges.map("{:.12g}".format).where(edges.notna(), table[far].where(table[far] == "", "?"))
+    given = table.get(size, pd.Series("", table.index))
+    table[size] = given.where(given != "", text)
+    unlike = table.assign(edges=edges)[
+        (given != "") & ((pd.to_numeric(given, errors="coerce") - edges).abs() > _ROUNDING)
+    ]
+    remedy = f"Correct the row, or leave one of the columns out: --columns ignore={far}{IN_A_FIT}."
+    return [
+        Finding(row["where"], f"{size} is {row[size]}, but {far} - {near} is {row['edges']:.12g}", remedy)
+        for _, row in unlike.iterrows()
+    ]
 
 
 def image_name(image: str, root: Path) -> str:
@@ -197,7 +232,7 @@ def _read_folder(folder: Path, require_labels: bool) -> Source:
             found, strange = _images_below(child)
             others += [f"{child.name}/{name}" for name in strange]
             images += [(Path(child.name) / image).as_posix() for image in found]
-            labels += [child.name] * len(found)
+            labels += [unicodedata.normalize("NFC", child.name)] * len(found)
             empty += [] if found else [child.name]
         elif child.suffix.lower() in IMAGE_SUFFIXES:
             images.append(child.name)

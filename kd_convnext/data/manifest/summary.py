@@ -55,13 +55,19 @@ def describe(manifest: Manifest, group_by: GroupBy = "known", split: Split | Non
 
 def _remarks(table: pd.DataFrame, class_names: Sequence[str], parts: Sequence[str], *, divided: bool) -> list[str]:
     remarks = []
-    lesions, patients = (table["lesion_id"] != "").any(), (table["patient_id"] != "").any()
-    if not lesions and not patients:
+    patients = (table["patient_id"] != "").any()
+    unnamed = int(((table["lesion_id"] == "") & (table["patient_id"] == "")).sum())
+    if unnamed == len(table):
         remarks.append(
             "warning: no photograph names its lesion (lesion_id) or patient (patient_id): that one of them is "
             "in two parts cannot be excluded, and results may be too good"
         )
-    elif not patients:
+    elif unnamed:
+        remarks.append(
+            f"warning: {unnamed} of {counted(len(table), 'row')} name neither lesion nor patient: each counts as a "
+            "lesion of its own, and where it is none, one lesion may be in two parts"
+        )
+    if unnamed < len(table) and not patients:
         remarks.append("note: no patient_id: that one patient is in two parts cannot be excluded")
     if not class_names or (table["label"] == "").all():
         return remarks

@@ -228,8 +228,17 @@ def _best(methods: Sequence[Arm], named: str | None, remarks: list[str]) -> tupl
         remarks.append(f"{named} has no finished cell: the classes of another method are shown")
     if len(methods) == 1:
         return methods[0], "the only one"
-    validation = np.array([arm.validation for arm in methods])
-    if np.isfinite(validation).any():
-        return methods[int(np.nanargmax(validation))], "best mean macro F1 on validation"
+    # Splits differ in difficulty: only on the same ones are means to be compared.
+    judged = [arm for arm in methods if arm.validation]
+    everywhere = {repeat for arm in judged for repeat in arm.validation}
+    shared = sorted(repeat for repeat in everywhere if all(repeat in arm.validation for arm in judged))
+    if shared:
+        means = [np.mean([arm.validation[repeat] for repeat in shared]) for arm in judged]
+        fewer = f" of the repeats that all methods have ({', '.join(map(str, shared))})"
+        return judged[
+            int(np.argmax(means))
+        ], f"best mean macro F1 on validation{fewer if everywhere - {*shared} else ''}"
+    if judged:
+        remarks.append("no repeat has validation scores of all methods: their validation means are not compared")
     test = [arm.values("f1_macro").mean() for arm in methods]
     return methods[int(np.argmax(test))], "best mean macro F1 on test, for lack of validation scores: optimistic"

@@ -121,9 +121,9 @@ class Arm:
         return statistics.median(seconds) / 60 if seconds else math.nan
 
     @property
-    def validation(self) -> float:
-        """Mean over the repeats of the best checkpoint's macro F1 on validation."""
-        return float(np.mean([result.validation for result in self.results]))
+    def validation(self) -> dict[int, float]:
+        """The best checkpoint's macro F1 on validation, of each repeat for which it is known."""
+        return {one.record.repeat: one.validation for one in self.results if math.isfinite(one.validation)}
 
 
 def read_results(cells: Sequence[CellRecord]) -> list[CellResult]:

@@ -1,5 +1,6 @@
 """Saves and loads a model as a Hugging Face folder: weights, configuration, calibration and model card."""
 
+import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -95,7 +96,7 @@ class PublishedModel(ModelHubMixin):
             "tta": self.predictor.tta,
             "weights_sha256": weights_sha256(state),
         }
-        text = json.dumps(config, indent=2, ensure_ascii=False)
+        text = json.dumps({**config, _FACTS: _facts_sha256(config)}, indent=2, ensure_ascii=False)
         atomic_write(save_directory / CONFIG, lambda file: file.write(f"{text}\n".encode()))
         if calibration is not None:
             record = {name: value for name, value in calibration.record.items() if name not in _LOCAL}
@@ -136,6 +137,9 @@ class PublishedModel(ModelHubMixin):
         return cls(predictor, spec, text)
 
 
+_FACTS = "facts_sha256"
+"""Of a configuration: the hash of all the rest of it."""
+
 _PRIVATE = ("seen_groups", "seen_elsewhere", "salt")
 
 _LOCAL = ("manifest", "extra_manifest", "also")
@@ -148,6 +152,20 @@ def _public(card: DataCard) -> dict[str, Any]:
     return {**state, "crop": card.public_crop()}
 
 
+def _facts_sha256(config: dict[str, Any]) -> str:
+    """Hashes what decides, beside the weights' bytes, what a model answers: classes, crop, network, views."""
+    facts = {name: value for name, value in config.items() if name != _FACTS}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _require_unchanged(config: dict[str, Any], folder: Path) -> None:
+    """Refuses a configuration that was edited; earlier versions wrote no hash of it."""
+    published = config.get(_FACTS)
+    if published is not None and published != _facts_sha256(config):
+        what = "is not what was published: classes, crop or network were edited, or it was damaged"
+        raise CheckpointError(Finding(str(folder / CONFIG), what, "Publish again, or fetch the folder again."))
+
+
 def _read(folder: Path) -> tuple[Network, BackboneSpec, bool]:
     remedy = "Give a folder, or a repository, that kd-convnext publish has written."
     try:
@@ -155,6 +173,7 @@ def _read(folder: Path) -> tuple[Network, BackboneSpec, bool]:
         if config["format_version"] > FORMAT_VERSION:
             what = f"has format {config['format_version']}, this version reads up to {FORMAT_VERSION}"
             raise CheckpointError(Finding(str(folder), what, "Update kd-convnext."))
+        _require_unchanged(config, folder)
         spec = spec_of(BackboneSpec, config["backbone"])
         nothing = np.empty(0, dtype=np.int64)
         values = {**config["data"], "class_names": tuple(config["data"]["class_names"]), "seen_groups": nothing}

@@ -92,8 +92,14 @@ def model_card(
     return made
 
 
+class _Markup(str):
+    """Our own sentence, whose markup is meant: no name of a stranger's table is in it."""
+
+
 def _as_read(value: Any) -> Any:
     """Returns plain values whose texts Markdown shows as they are: names of classes come from a stranger's table."""
+    if isinstance(value, _Markup):
+        return value
     if isinstance(value, Mapping):
         return {name: _as_read(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -302,13 +308,13 @@ def _leak_words(run: "RunFolder") -> str:
             "No photograph names its lesion or patient: that one lesion or patient is in training and test **cannot be "
             "excluded**, and the results may be too good."
         )
-        return " ".join(found)
+        return _Markup(" ".join(found))
     if unnamed.any():
         number = counted(int(unnamed.sum()), "photograph")
         found.append(f"{number} without the name of a lesion or patient: leaks there cannot be seen.")
     if (frame["patient_id"] == "").all():
         found.append("Patients are not named: that one patient is in training and test cannot be excluded.")
-    return " ".join(found)
+    return _Markup(" ".join(found))
 
 
 def _crop_words(data: "DataCard") -> str:
@@ -316,8 +322,9 @@ def _crop_words(data: "DataCard") -> str:
     weights = upscaler["weights_sha256"]
     made = f"enlarged by {upscaler['name']} x{upscaler['scale']}"
     if weights:
-        made = f"super-resolved x{upscaler['scale']} ({upscaler['architecture']}, weights sha256 `{weights[:16]}`)"
-    return f"{made}, {data.crop['resize']} to a square of {data.crop['store_size']} px"
+        network = markdown_text(str(upscaler["architecture"]))
+        made = f"super-resolved x{upscaler['scale']} ({network}, weights sha256 `{weights[:16]}`)"
+    return _Markup(f"{made}, {data.crop['resize']} to a square of {data.crop['store_size']} px")
 
 
 def _calibration_words(calibration: "Calibration | None") -> dict[str, Any] | None:
@@ -364,7 +371,8 @@ def _limits(predictor: "Predictor", answers: "GroupCounts | None", *, elsewhere:
 
     found = [_tested_on(answers is not None, elsewhere)]
     if leaked or predictor.network.info.leak_allowed:
-        found.append("**Lesions it was judged on were in its training**, or in its teacher's: the results are no test.")
+        what = "**Lesions it was judged on were in its training**, or in its teacher's: the results are no test."
+        found.append(_Markup(what))
     if answers is not None:
         counts = zip(predictor.network.card.class_names, answers.per_class().tolist(), strict=True)
         few = [f"{name} ({count})" for name, count in counts if count < FEW]

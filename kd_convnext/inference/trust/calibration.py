@@ -232,6 +232,10 @@ def _require_possible(found: Calibration) -> None:
         value = getattr(found, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise ValueError(f"{name} {value!r}")
+    for level in (found.photograph, found.lesion):
+        # No comparison with what is no number holds: all photographs would pass, and no class be plausible.
+        if not all(limit >= 0 for limit in level.gate) or any(math.isnan(value) for value in level.classes.values):
+            raise ValueError(f"gate {[*level.gate]}, thresholds {[*level.classes.values]}"[:120])
     if not isinstance(found.tta, bool) or found.few not in get_args(Few) or not isinstance(found.record, Mapping):
         raise ValueError(f"tta {found.tta!r}, few {found.few!r}, record {found.record!r}"[:80])
 

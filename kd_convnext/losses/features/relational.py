@@ -18,7 +18,8 @@ class Relational(Term):
     """Relational knowledge distillation (RKD; Park et al., CVPR 2019, Eq. 5 and 8): no projector, any two widths.
 
     ``distance`` times Huber's loss between the distances of all pairs, each divided by the batch's mean distance, plus
-    ``angle`` times that between the cosines of the angles of all triples; embeddings [B, D]. Cost: O(B³ + B² D).
+    ``angle`` times that between the cosines of the angles of all triples; embeddings [B, D]. Cost: O(B³ D), memory
+    O(B³ + B² D).
     """
 
     needs = Needs.EMBEDDING

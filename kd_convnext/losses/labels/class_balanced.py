@@ -11,10 +11,10 @@ from kd_convnext.losses.term import Needs, Outputs, logits_of
 
 
 class ClassBalanced(CountedTerm):
-    """Class-balanced focal loss (Cui et al., CVPR 2019, Eq. 6): weights ``(1 - beta) / (1 - beta^n)``.
+    """Class-balanced loss (Cui et al., CVPR 2019, Eq. 6): weights ``(1 - beta) / (1 - beta^n)``.
 
-    The weights of the classes that occur have mean 1, others 0. ``gamma: 0`` is the class-balanced cross-entropy. Cost:
-    O(B K).
+    The weights of the classes that occur have mean 1, others 0. The default ``gamma: 0`` weighs the cross-entropy;
+    above 0 the focal loss. Cost: O(B K).
     """
 
     needs = Needs.LOGITS

@@ -4,14 +4,19 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.class_counts import CountedTerm
-from kd_convnext.losses.labels.targets import mean_of_labelled, target_probabilities
+from kd_convnext.losses.labels.targets import (
+    mean_of_labelled,
+    target_probabilities,
+    warn_unweighted,
+    weighted_mean_of_labelled,
+)
 from kd_convnext.losses.precision import at_least_float32
 from kd_convnext.losses.schedule import WeightSchedule
-from kd_convnext.losses.term import Needs, Outputs, Term, logits_of
+from kd_convnext.losses.term import Needs, Outputs, Term, Widths, logits_of
 
 
 def soft_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
@@ -29,6 +34,42 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, w
     targets = target_probabilities(labels, logits.shape[1], logits.dtype, smoothing)
     losses = -targets * logits.log_softmax(dim=1)
     return (losses if weights is None else losses * weights.to(logits.dtype)).sum(dim=1)
+
+
+class CrossEntropyLoss(nn.Module):
+    """Cross-entropy of the labelled rows, weighted by class where weights are given: ``-sum w q log p / sum w q``.
+
+    As ``torch.nn.CrossEntropyLoss`` for class numbers; of probabilities, as mixup gives, torch divides by the number of
+    rows alone, and knows no row without a label.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
+        """Sets the weights.
+
+        Args:
+            class_weights: One weight >= 0 a class; None weighs all alike.
+        """
+        super().__init__()
+        weights = None if class_weights is None else torch.tensor(list(class_weights))
+        # Not persistent: the weights come from the hyperparameters.
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Judges logits by their labels.
+
+        Args:
+            logits: [B, K].
+            labels: int64 [B] with -1 for rows without a label, or probabilities [B, K] with a row of -1.
+
+        Returns:
+            The loss in nats, a scalar; 0 where no row has a label.
+        """
+        losses = soft_cross_entropy(at_least_float32(logits), labels, weights=self.class_weights)
+        if self.class_weights is None:
+            return mean_of_labelled(losses, labels)
+        return weighted_mean_of_labelled(losses, labels, self.class_weights)
 
 
 class CrossEntropy(Term):
@@ -68,6 +109,11 @@ class CrossEntropy(Term):
         """Takes the weights of the training part, where they are wanted."""
         if self.weighted:
             self.class_weights = torch.tensor(list(weights))
+
+    def build(self, student: Widths, teacher: Widths | None) -> None:
+        """Warns where weights are wanted and none are known."""
+        if self.weighted and self.class_weights is None:
+            warn_unweighted("CrossEntropy")
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Judges the rows that have a label; see `Term.forward`."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.class_counts import CountedTerm, effective_weights
 from kd_convnext.losses.labels.cross_entropy import soft_cross_entropy
-from kd_convnext.losses.labels.targets import labelled_rows, target_probabilities
+from kd_convnext.losses.labels.targets import target_probabilities, weighted_mean_of_labelled
 from kd_convnext.losses.precision import at_least_float32
 from kd_convnext.losses.schedule import WeightSchedule
 from kd_convnext.losses.term import Needs, Outputs, Widths, logits_of
@@ -93,7 +93,4 @@ class LDAM(CountedTerm):
         targets = target_probabilities(labels, logits.shape[1], logits.dtype)
         weights = self.class_weights.to(logits.dtype)
         losses = soft_cross_entropy(self.scale * (logits - margins * targets), labels, weights=weights)
-        rows = labelled_rows(labels)
-        nothing = torch.zeros_like(losses)
-        total = torch.where(rows, (targets * weights).sum(dim=1), nothing).sum()
-        return torch.where(rows, losses, nothing).sum() / torch.where(total > 0, total, torch.ones_like(total))
+        return weighted_mean_of_labelled(losses, labels, weights)

@@ -17,6 +17,9 @@ from kd_convnext.losses.term import TEACHER, Needs, Outputs, Widths, logits_of
 GROUPS = 3
 """Head, medium and tail."""
 
+LEAST_ROWS = 4
+"""Rows of a batch from which on their mean calibrates: of one row it is the row itself, which would become uniform."""
+
 
 class Balanced(CountedTerm):
     """Long-tailed knowledge distillation (LTKD; Kim, "Distilling balanced knowledge from a biased teacher", CVPR 2026).
@@ -24,7 +27,9 @@ class Balanced(CountedTerm):
     Hinton's divergence is the sum of one across the groups of frequent, medium and rare classes and of one within
     each, ``KL(P_t || P_s) + sum_g P_t(g) KL(q_t^g || q_s^g)``. Here the first is calibrated: the teacher's group
     probabilities are divided by their means over the batch and normalised again, so that no group is favoured as a
-    whole; and in the second every group counts alike, ``1`` in place of ``P_t(g)``. Times T². Cost: O(B K).
+    whole (in a batch of fewer than four rows they stay as they are); and in the second every group counts alike, ``1``
+    in place of ``P_t(g)``. Times T². Cost: O(B K). A group of one class has nothing within: with two or three classes,
+    by default groups of one, ``within`` is 0.
 
     Written from the abstract and the decomposition above; neither the full equations nor the authors' code were at
     hand, so the calibration by batch means and the weight 1 of each group are a reading of the idea.
@@ -106,9 +111,10 @@ class Balanced(CountedTerm):
         own = at_least_float32(logits_of(student)) / self.temperature
         other = at_least_float32(logits_of(teacher)) / self.temperature
         theirs = group_log_softmax(other, self.members)
-        # The mean's logarithm, up to a constant: finite where the teacher gives a group no probability at all.
-        calibrated = (theirs - theirs.logsumexp(dim=0)).log_softmax(dim=1)
-        across = batch_kl(calibrated, group_log_softmax(own, self.members))
+        if len(theirs) >= LEAST_ROWS:
+            # The mean's logarithm, up to a constant: finite where the teacher gives a group no probability at all.
+            theirs = (theirs - theirs.logsumexp(dim=0)).log_softmax(dim=1)
+        across = batch_kl(theirs, group_log_softmax(own, self.members))
         inside = [masked_log_softmax(side[:, None], self.members).flatten(1) for side in (other, own)]
         return (self.across * across + self.within * batch_kl(*inside)) * self.temperature**2
 
@@ -120,14 +126,14 @@ def thirds(counts: Sequence[float]) -> tuple[tuple[int, ...], ...]:
         counts: Training images of each class.
 
     Returns:
-        Positions of the classes, at most three groups of as equal sizes as possible, the larger ones first. Classes
-        without an image are in the last beside others: calibrated alone, they would get a share of every answer.
+        Positions of the classes, at most three groups of as equal sizes as possible. Of one class too many the middle
+        one has it (33, 34 and 33 of a hundred, as summaries of the paper say), of two the first two. Classes without an
+        image are in the last beside others: calibrated alone, they would get a share of every answer.
     """
     order = sorted((number for number, count in enumerate(counts) if count), key=lambda number: -counts[number])
     absent = tuple(number for number, count in enumerate(counts) if not count)
     size, more = divmod(len(order), GROUPS)
-    ends = [0]
-    for number in range(GROUPS):
-        ends.append(ends[-1] + size + (number < more))
+    further = {0: (0, 0, 0), 1: (0, 1, 0), 2: (1, 1, 0)}[more]
+    ends = [0, *itertools.accumulate(size + one for one in further)]
     *groups, last = (tuple(order[a:b]) for a, b in itertools.pairwise(ends) if b > a)
     return (*groups, last + absent)

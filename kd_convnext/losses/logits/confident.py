@@ -18,8 +18,10 @@ class Confident(WrappedTerm):
     """A threshold on the teacher's confidence (after FixMatch; Sohn et al., NeurIPS 2020), around any term on logits.
 
     A row counts where the teacher's largest probability reaches the threshold. Elsewhere the teacher's logits stand
-    for the student's, so that the row agrees and has no gradient; the term is still the mean over all rows. Of
-    photographs without labels these are those that show none of the classes. Cost: O(B K).
+    for the student's: the student's row has no gradient, and adds 0 to the mean over all rows where the inner term is a
+    divergence of rows (`SoftTargets`, `Decoupled`). Others still see it, as a constant: `Correlation` among the images
+    of a class, `Balanced` in the batch's mean and by what its calibration moved. Of photographs without labels the rows
+    that are left out are those that show none of the classes. Cost: O(B K).
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Confident(WrappedTerm):
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Compares the rows that count; see `Term.forward`."""
-        own, other = at_least_float32(logits_of(student)), at_least_float32(logits_of(teacher))
+        own, other = at_least_float32(logits_of(student)), self.taught(teacher)
         counts = other.softmax(dim=1).amax(dim=1) >= self.threshold
         if self.rows == "unlabelled":
             counts = counts | labelled_rows(labels)

@@ -17,7 +17,8 @@ class Correlation(Term):
 
     ``inter mean_i (1 - r(p_s[i], p_t[i])) + intra mean_k (1 - r(p_s[:, k], p_t[:, k]))`` with Pearson's correlation r
     of the softened probabilities [B, K], times T²: a student need not match a stronger teacher's confidence. Cost:
-    O(B K).
+    O(B K). With two classes ``inter`` has no gradient, as the correlation of two pairs is 1 or -1: ``intra`` learns
+    alone.
     """
 
     needs = Needs.LOGITS

@@ -19,7 +19,8 @@ class Decoupled(Term):
 
     ``target KL(b_t || b_s) + others KL(q_t || q_s)``: b are the probabilities of the labelled class and of all others
     together, q the others' among themselves, both at temperature T. Rows without a label take the teacher's likeliest
-    class for it. Cost: O(B K).
+    class for it. Cost: O(B K). With two classes ``others`` is 0, as one class alone has probability 1: ``target``
+    learns alone.
     """
 
     needs = Needs.LOGITS
@@ -33,7 +34,9 @@ class Decoupled(Term):
         others: float = 8.0,
         temperature: float = 4.0,
     ) -> None:
-        """Sets the two weights; the defaults are the authors' for CIFAR-100.
+        """Sets the two weights; the defaults are those of the authors' code, for CIFAR-100.
+
+        There the term rises linearly over the first 20 of 240 epochs too: ``schedule: {rise: 20}``.
 
         Args:
             weight: Factor in the objective's sum.

@@ -19,6 +19,10 @@ class PriorRemoved(CountedTerm):
 
     ``z_t - tau log(prior)`` with the shares of the classes in the training part: a teacher that was trained on few
     images of a class does not hand its reluctance down. Cost: O(B K).
+
+    For teachers that learned the prior: on plain labels (``loss: cross_entropy``), drawn as they are (``natural``).
+    Teachers that weigh classes by inverse frequency (``focal``, ``weighted_cross_entropy``), linear ones and those of
+    balanced sampling have no prior left; here it would be taken out a second time, and rare classes would be favoured.
     """
 
     needs = Needs.LOGITS
@@ -71,7 +75,13 @@ class PriorRemoved(CountedTerm):
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Compares the student's logits with the teacher's adjusted ones; see `Term.forward`."""
-        other = at_least_float32(logits_of(teacher))
-        adjusted = other - self.tau * self.log_prior(other.dtype)
-        loss: Tensor = self.inner(student, Outputs(logits=adjusted), labels)
+        loss: Tensor = self.inner(student, self._adjusted(teacher), labels)
         return loss
+
+    def entropy(self, teacher: Outputs | None) -> Tensor | None:
+        """Returns the inner term's entropy of the adjusted logits; see `Term.entropy`."""
+        return self.inner.entropy(self._adjusted(teacher))
+
+    def _adjusted(self, teacher: Outputs | None) -> Outputs:
+        other = at_least_float32(logits_of(teacher))
+        return Outputs(logits=other - self.tau * self.log_prior(other.dtype))

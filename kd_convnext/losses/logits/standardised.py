@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
+from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.logits.soft_targets import SoftTargets
 from kd_convnext.losses.logits.wrapped import WrappedTerm
 from kd_convnext.losses.precision import at_least_float32
 from kd_convnext.losses.schedule import WeightSchedule
-from kd_convnext.losses.term import TEACHER, Outputs, Term, logits_of
+from kd_convnext.losses.term import TEACHER, Outputs, Term, Widths, logits_of
 
 _TINY = 1e-7
 
@@ -15,7 +16,8 @@ class LogitStandardised(WrappedTerm):
     """Logit standardisation (Sun et al., CVPR 2024, Eq. 12) around any term on logits.
 
     Each row becomes ``(z - mean(z)) / (std(z) + 1e-7)`` before the inner term, for student and teacher: only the
-    relations of its logits are learned, not their shift and size. Cost: O(B K).
+    relations of its logits are learned, not their shift and size. Cost: O(B K). Two classes are refused: there a row
+    says nothing but which of its logits is the larger, and no gradient is left.
     """
 
     def __init__(
@@ -38,10 +40,24 @@ class LogitStandardised(WrappedTerm):
         """
         super().__init__(SoftTargets(temperature=2.0) if inner is None else inner, weight, teacher, schedule)
 
+    def build(self, student: Widths, teacher: Widths | None) -> None:
+        """Builds the inner term.
+
+        Raises:
+            ConfigError: There are fewer than three classes.
+        """
+        if student.classes < 3:
+            what = f"standardised logits of {student.classes} classes have no gradient: nothing would be learned"
+            raise ConfigError(Finding("LogitStandardised", what, "Use the term in it alone, such as SoftTargets."))
+        super().build(student, teacher)
+
+    def taught(self, teacher: Outputs | None) -> Tensor:
+        """Returns the teacher's logits, standardised."""
+        return standardised(logits_of(teacher))
+
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Compares standardised logits; see `Term.forward`."""
-        own, other = standardised(logits_of(student)), standardised(logits_of(teacher))
-        return self.compared(own, other, labels)
+        return self.compared(standardised(logits_of(student)), self.taught(teacher), labels)
 
 
 def standardised(logits: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.described import built
+from kd_convnext.losses.precision import at_least_float32
 from kd_convnext.losses.schedule import WeightSchedule
-from kd_convnext.losses.term import Needs, Outputs, Term, Widths
+from kd_convnext.losses.term import Needs, Outputs, Term, Widths, logits_of
 
 
 class WrappedTerm(Term):
@@ -30,6 +31,14 @@ class WrappedTerm(Term):
         """
         super().__init__(weight, teacher, schedule)
         self.inner = check_inner(inner, type(self).__name__)
+
+    def taught(self, teacher: Outputs | None) -> Tensor:
+        """Returns the teacher's logits [B, K] that the inner term sees; subclasses that change them do so here."""
+        return at_least_float32(logits_of(teacher))
+
+    def entropy(self, teacher: Outputs | None) -> Tensor | None:
+        """Returns the inner term's entropy of the logits that it sees; see `Term.entropy`."""
+        return self.inner.entropy(Outputs(logits=self.taught(teacher)))
 
     def compared(self, own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
         """Runs the inner term.

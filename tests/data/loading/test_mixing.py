@@ -1,15 +1,20 @@
+import shutil
+
 import numpy as np
+import pandas as pd
 import pytest
-from helpers.tiny import data
+from helpers.bad_files import cut_short
+from helpers.tiny import data, teacher, trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from kd_convnext.data.loading.dataset import View
 from kd_convnext.data.loading.limited_views import limited_views
-from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, training_sampler
+from kd_convnext.data.loading.mixing import MixedDataset, MixedSampler, often_drawn, training_sampler
 from kd_convnext.data.loading.spec import LoaderSpec
 from kd_convnext.data.loading.teacher_outputs import STILL, StoredOutputs, StoredTeacher
+from kd_convnext.data.manifest.grouping import group_hashes
 from kd_convnext.errors import ConfigError, LeakError, ManifestError
 
 
@@ -143,9 +148,81 @@ def test_a_chain_to_a_judged_lesion_is_refused(tiny_manifest, tiny_cache, tmp_pa
 
 
 def test_the_card_knows_the_unlabelled_lesions(source, tiny_manifest, tiny_cache):
-    groups = source.unlabelled.groups
+    groups = source.unlabelled.groups(source.manifest)
     assert np.array_equal(source.card().shared(groups), groups)
     assert not len(data(tiny_manifest, tiny_cache).card().shared(groups))
+
+
+def test_a_name_that_both_sets_have_is_no_leak_unless_both_mean_one_photograph(tiny_manifest, tiny_cache, tmp_path):
+    found = data(tiny_manifest, tiny_cache)
+    table = found.manifest.table
+    trained, judged = (table.at[int(found.split.rows(part)[0]), "image"] for part in ("train", "test"))
+    for number, name in enumerate((trained, judged)):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / name)
+    others = data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path))
+    others.setup("fit")
+    card = others.card()
+    assert not len(others.shared_with(card, "test"))
+    # Labelled since, they are known by their own names.
+    (tmp_path / "since.csv").write_text(f"image,label,split\n{judged},AIS,test\n{trained},MIA,test\n")
+    since = data(tmp_path / "since.csv", tiny_cache)
+    assert len(since.shared_with(card, "test")) == 3  # one of them has the name of a labelled one of the training too
+    # A photograph of the labelled set has the name that it has there, whatever it is called here.
+    row = int(found.split.rows("train")[0])
+    (tmp_path / "again.csv").write_text(f"image\n{found.manifest.image_path(row).absolute()}\n")
+    again = data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path / "again.csv"))
+    own = group_hashes(table, np.array([row]), ("image",))
+    assert np.isin(own, again.unlabelled.hashes(again.manifest)).all()
+
+
+def test_what_is_judged_needs_no_photographs_without_labels(source, tiny_manifest, tiny_cache, tmp_path):
+    gone = data(tiny_manifest, tiny_cache, unlabelled=str(tmp_path / "gone"))
+    module = teacher(gone)
+    module.card = source.card()
+    for judging in ("validate", "test", "predict"):
+        getattr(trainer(tmp_path), judging)(module, datamodule=gone)
+    assert len(module.evaluation) == 60
+
+
+def test_photographs_of_which_none_can_be_read_are_refused(photographs, tiny_manifest, tiny_cache, tmp_path):
+    folder = shutil.copytree(photographs / "ward", tmp_path / "ward")
+    for path in folder.iterdir():
+        cut_short(path)
+    with pytest.raises(ManifestError, match="unlabelled ward: no photograph could be read") as caught:
+        data(tiny_manifest, tiny_cache, unlabelled=str(folder)).setup("fit")
+    assert len(caught.value.findings) == 8
+
+
+def test_all_photographs_that_are_judged_are_listed_in_a_file(tiny_manifest, tiny_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = data(tiny_manifest, tiny_cache, unlabelled=str(tiny_manifest))
+    with pytest.raises(LeakError, match=r", \.\.\.; all are listed in unlabelled_judged\.csv\)"):
+        refused.setup("fit")
+    judged = refused.manifest.table[refused.split.parts != "train"]
+    assert pd.read_csv("unlabelled_judged.csv").to_dict("list") == judged[["row", "image"]].to_dict("list")
+
+
+def test_few_photographs_that_fill_half_of_every_batch_are_named(source):
+    part = source.train_set
+    assert often_drawn(part, source.loader, 8) is None
+    drawn = MixedSampler(part, block=8, ratio=2, seed=0).unlabelled_an_epoch / 7
+    told = often_drawn(part, LoaderSpec(unlabelled_ratio=2), 8)
+    assert told.startswith(f"each of the 7 photographs without labels is drawn {drawn:.3g} times an epoch")
+    assert told.endswith(f"--data.loader.unlabelled_ratio {2 / drawn:.2g}")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "batches"), [(30, 1), (29, 1), (28, 1), (27, 1), (26, 2), (20, 2), (7, 4), (4, 8), (2, 15), (1, 30)]
+)
+def test_a_last_batch_of_a_few_is_left_out(source, batch_size, batches, monkeypatch):
+    monkeypatch.setattr(source, "batch_size", batch_size)
+    assert len(source.split.rows("train")) == 30
+    loader = source.train_dataloader()
+    assert len(loader) == batches
+    labelled = [(batch["label"] >= 0).sum().item() for batch in loader]
+    assert len(labelled) == batches
+    assert sum(labelled) == 30 - (30 % batch_size if batches == 30 // batch_size else 0)
 
 
 def test_an_empty_folder_and_a_ratio_of_nothing_are_refused(tiny_manifest, tiny_cache, tmp_path):

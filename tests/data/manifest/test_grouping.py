@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kd_convnext.data.manifest.grouping import NO_GROUP, group_hashes, row_hashes
-from kd_convnext.data.manifest.ids import normal_id
+from kd_convnext.data.manifest.ids import is_unknown, normal_id
 from kd_convnext.data.manifest.manifest import read_manifest
 from kd_convnext.data.manifest.splits import make_split
 
@@ -244,7 +244,11 @@ def test_ids_that_marks_part_are_not_alike(tmp_path, one, other):
         two_lesions(tmp_path, one, other)
 
 
-@pytest.mark.parametrize("unknown", ["NA", "n/a", "None", "nan", "NULL", "?", "unknown", "#REF!", "#NAME?", "#DIV/0!"])
+UNKNOWN = ["NA", "n/a", "None", "nan", "NULL", "?", "unknown", "k. A.", "n. a.", "---", ".", "__", "\N{EM DASH}"]
+ERRORS = ["#REF!", "#NAME?", "#DIV/0!", "#NV", "#BEZUG!", "#N/D", "Err:502", "#NOM?", "#NA"]
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN + ERRORS)
 def test_an_unknown_id_joins_no_strangers(tmp_path, unknown):
     rows = [{"image": f"{k}.png", "label": "AB"[k % 2], "lesion_id": unknown} for k in range(4)]
     with pytest.warns(UserWarning, match=f"{re.escape(unknown)}.* as lesion_id in 4 rows: taken as unknown"):
@@ -253,6 +257,7 @@ def test_an_unknown_id_joins_no_strangers(tmp_path, unknown):
 
 
 def test_different_ids_stay_different():
+    assert not [name for name in ("#12", "#1/2", "err", "7!", "#7b", "A. B", "K") if is_unknown(normal_id(name))]
     ids = ["1.5", "1.05", "L10", "L1", "L0", "12.01", "a b", "ab", "0", "00.5"]
     assert len({normal_id(name) for name in ids}) == len(ids)
 

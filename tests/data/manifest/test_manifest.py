@@ -12,10 +12,12 @@ from PIL import Image
 
 from kd_convnext.common import tables
 from kd_convnext.common.tables import read_table
+from kd_convnext.data.loading.datamodule import SpecimenDataModule
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.data.manifest.manifest import PAPER_CLASSES, read_manifest
 from kd_convnext.data.manifest.splits import make_split
-from kd_convnext.errors import ConfigError, ManifestError
+from kd_convnext.errors import CheckpointError, ConfigError, ManifestError
+from kd_convnext.modules.guard import check_classes
 
 
 def test_a_csv_is_read_whole(tmp_path):
@@ -430,6 +432,41 @@ def test_a_workbook_is_read_by_an_extra(tmp_path, monkeypatch):
     assert "kd-convnext[xlsx]" in findings_of(tmp_path / "m.xlsx")[0]
 
 
+def test_merged_cells_hold_for_all_rows_that_they_cover(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for row in (["image", "label", "lesion_id", "patient_id"], *([f"{k}.png", "AB"[k // 3]] for k in range(6))):
+        sheet.append(row)
+    sheet["C2"], sheet["C5"], sheet["C6"] = "L1", "L2", "L3"
+    for cells in ("C2:C4", "C6:D40", "C5:D5", "A90:XFD90"):
+        sheet.merge_cells(cells)
+    book.save(tmp_path / "m.xlsx")
+    for k in range(6):
+        save_image(tmp_path / f"{k}.png", k)
+    with pytest.warns(UserWarning) as said:
+        manifest = read_manifest(tmp_path / "m.xlsx")
+    assert manifest.table["lesion_id"].tolist() == ["L1"] * 3 + ["L2"] + ["L3"] * 2
+    assert manifest.table["patient_id"].tolist() == [""] * 3 + ["L2"] + ["L3"] * 2
+    (merged,) = (str(one.message) for one in said if "merged" in str(one.message))
+    assert merged.endswith("for every row and column that they cover (5 rows, the first is row 3)")
+
+
+@pytest.mark.parametrize("start", ["sep=;\r\n", '"sep=;"\r\n', "\r\n", " \r\n\r\n"])
+def test_a_line_of_the_separator_or_a_blank_one_before_the_header(tmp_path, start):
+    write_manifest(tmp_path, GOOD)
+    rows = (
+        "image;label;x;y;width;height\r\nimages/a.png;AIS;0,5;0;3,5;4\r\nimages/b.png;MIA;;;;\r\nimages/c.png;MIA\r\n"
+    )
+    (tmp_path / "m.csv").write_bytes((start + rows).encode("utf-8-sig"))
+    first = 1 + start.count("\n")
+    assert findings_of(tmp_path / "m.csv")[0].startswith(f"m.csv, row {first + 3}: 2 fields")
+    (tmp_path / "m.csv").write_bytes((start + rows.rpartition("images/c")[0]).encode("utf-8-sig"))
+    with pytest.warns(UserWarning, match=f"rounded outward .first: m.csv, row {first + 1}"):
+        manifest = read_manifest(tmp_path / "m.csv")
+    assert manifest.table["row"].tolist() == [first + 1, first + 2] and manifest.box(0) == Box(0, 0, 4, 4)
+
+
 def test_workbooks_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
@@ -483,6 +520,47 @@ def test_boxes_under_other_names_are_refused_with_the_remedy_that_works(tmp_path
     assert manifest.box(0) == manifest.box(1) == Box(1, 2, 4, 4)
 
 
+def test_sizes_and_far_edges_that_differ_are_refused(tmp_path):
+    edges = {"x": 1, "y": 2, "right": 5, "bottom": 6}
+    rows = [
+        {**GOOD[0], **edges, "width": "4.0", "height": ""},
+        {**GOOD[1], **edges, "width": 5, "height": 3},
+        {**GOOD[1], "image": "images/c.png", "x": 1, "y": 2, "width": 3, "height": 4},
+    ]
+    path = write_manifest(tmp_path, rows)
+    assert [finding.partition(". ")[0] for finding in findings_of(path)] == [
+        "manifest.csv, row 3: width is 5, but right - x is 4",
+        "manifest.csv, row 3: height is 3, but bottom - y is 4",
+    ]
+    assert "--columns ignore=right" in findings_of(path)[0]
+    manifest = read_manifest(write_csv(path, [rows[0], rows[2]]), require_labels=False)
+    assert [manifest.box(k) for k in range(2)] == [Box(1, 2, 4, 4), Box(1, 2, 3, 4)]
+    manifest = read_manifest(write_csv(path, rows[1:]), columns="right=bottom", require_labels=False)
+    assert manifest.box(0) == Box(1, 2, 5, 3)
+
+
+def test_boxes_in_fractions_of_the_sides_are_refused(tmp_path):
+    share = {"x": 0.1, "y": "0.25", "width": 0.5, "height": 1}
+    found = only_finding(tmp_path, [{**GOOD[0], **share}, {**GOOD[1], **share}])
+    assert found.startswith("manifest.csv, row 2: fractions of the photograph's sides: x=0.1, y=0.25, width=0.5")
+    assert "(and 1 more row)" in found and found.endswith("Give the box in pixels.")
+    with pytest.warns(UserWarning, match="rounded outward"):
+        read_manifest(write_manifest(tmp_path, [{**GOOD[0], **share, "width": 1.5}, {**GOOD[1], **share, "x": 1.5}]))
+
+
+@pytest.mark.parametrize(
+    "label, told",
+    [
+        *((error, "is an error of the spreadsheet") for error in ("#REF!", "#BEZUG!", "#N/D", "#nv", "Err:502")),
+        *((date, "is a date or a time") for date in ("2024-02-01 00:00:00", "01:02:00")),
+        *((f"A{mark}B", "another control character") for mark in "\u202e\u2028\u2067\u200f\x07"),
+    ],
+)
+def test_labels_that_no_one_typed_are_refused(tmp_path, label, told):
+    found = only_finding(tmp_path, [{**GOOD[0], "label": label}, GOOD[1]])
+    assert found.startswith(f"manifest.csv, row 2: the label {label!r}") and told in found
+
+
 def test_a_rare_label_beside_a_frequent_one_is_asked_about(tmp_path):
     labels = ["melanoma"] * 45 + ["melanome", "Grade 1", "Grade 2", "Grade 2"] + ["naevus"] * 45
     rows = [{"image": f"{k}.png", "label": label} for k, label in enumerate(labels)]
@@ -497,6 +575,21 @@ def test_names_in_another_unicode_form_find_their_files(tmp_path):
     composed = [{**row, "image": unicodedata.normalize("NFC", str(row["image"]))} for row in rows]
     manifest = read_manifest(write_csv(tmp_path / "m.csv", composed))
     assert manifest.table["image"].tolist() == [row["image"] for row in rows]
+
+
+def test_names_of_classes_are_in_one_unicode_form(tmp_path):
+    composed, apart = ["Läsion", "Normal"], [unicodedata.normalize("NFD", name) for name in ("Läsion", "Normal")]
+    for seed, name in enumerate(apart):
+        save_image(tmp_path / "set" / name / "a.png", seed)
+    rows = [{"image": f"set/{name}/a.png", "label": name} for name in apart]
+    for path in (tmp_path / "set", write_csv(tmp_path / "m.csv", rows)):
+        for classes in (None, composed, apart):
+            manifest = read_manifest(path, classes=classes)
+            assert manifest.class_names == (*composed,) and manifest.labels.tolist() == [0, 1]
+    data = SpecimenDataModule(str(tmp_path / "set"))
+    check_classes(apart, 2, data)  # of a network from before
+    with pytest.raises(CheckpointError, match="it knows the classes"):
+        check_classes(["Lasion", "Normal"], 2, data)
 
 
 def test_formulas_sleep_in_what_is_written_and_come_back_as_they_were(tmp_path):

@@ -60,6 +60,15 @@ def test_what_cannot_be_known_of_leaks_is_said(ids, expected):
     assert expected is None or expected in said
 
 
+def test_rows_without_any_id_among_others_are_counted():
+    lesions = ["L1", "L2", *[""] * 38]
+    for patients, expected in (([""] * 40, 38), ([""] * 30 + ["P"] * 10, 28), (["P"] * 40, None)):
+        said = "\n".join(describe(manifest_of(["A", "B"] * 20, lesions, patients=patients)))
+        assert ("name neither lesion nor patient" in said) == (expected is not None)
+        assert expected is None or f"warning: {expected} of 40 rows name neither" in said
+        assert ("note: no patient_id" in said) == (patients[-1] == "")
+
+
 def test_parts_that_the_manifest_gives_keep_no_near_identical_photographs_together(tmp_path, capsys):
     rows = []
     for k in range(8):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from unittest.mock import patch
 
@@ -14,7 +15,9 @@ from PIL import Image
 
 from kd_convnext.errors import ConfigError
 from kd_convnext.experiment.report import outputs
+from kd_convnext.experiment.report.analysis import _best
 from kd_convnext.experiment.report.outputs import write_outputs
+from kd_convnext.experiment.report.results import Arm, group_arms, read_results
 from kd_convnext.runs.folder import RunFolder
 from kd_convnext.runs.tables import write_metrics
 
@@ -238,6 +241,31 @@ def test_the_best_is_chosen_by_validation_not_by_test(tmp_path):
     assert (
         "The others are compared with it lesion by lesion: kd_both: macro F1" in (tmp_path / "report.html").read_text()
     )
+
+
+def test_the_best_is_chosen_on_the_repeats_that_all_methods_have(tmp_path):
+    def judged(cell, score):
+        curve = pd.DataFrame({"epoch": [0], "step": [0], "val/f1_macro": [score]})
+        curve.to_csv(cell.folder / "metrics.csv", index=False)
+
+    cells = grid(tmp_path, {"convnext": 0.9, "kd_both": 0.9}, repeats=2)
+    for cell in cells:
+        easy, better = cell.repeat == 1, cell.method == "kd_both"
+        judged(cell, 0.5 + 0.3 * easy + 0.1 * better)
+    arms = group_arms(read_results(cells))
+    assert _best(arms, None, []) == (arms[1], "best mean macro F1 on validation")
+    # Without scores on validation a method is not chosen, and takes no repeat from the others.
+    unknown = [dataclasses.replace(one, validation=math.nan) for one in arms[1].results]
+    assert _best([arms[0], Arm(tuple(unknown))], None, []) == (arms[0], "best mean macro F1 on validation")
+    # The worse method has finished the easy repeat alone.
+    arms = group_arms(read_results([cell for cell in cells if cell.method == "kd_both" or cell.repeat == 1]))
+    chosen, why = _best(arms, None, [])
+    assert chosen.record.method == "kd_both"
+    assert why == "best mean macro F1 on validation of the repeats that all methods have (1)"
+    arms = group_arms(read_results([cell for cell in cells if (cell.method == "kd_both") != (cell.repeat == 1)]))
+    remarks: list[str] = []
+    assert "on test, for lack of validation scores" in _best(arms, None, remarks)[1]
+    assert remarks == ["no repeat has validation scores of all methods: their validation means are not compared"]
 
 
 def test_different_splits_leaks_and_stray_numbers_are_told(tmp_path):

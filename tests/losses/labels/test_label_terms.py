@@ -45,6 +45,16 @@ def test_focal_takes_the_datas_weights_unless_told_otherwise():
     assert value_of(ready(Focal())) != pytest.approx(plain)
 
 
+@pytest.mark.parametrize("kind", [Focal, CrossEntropy])
+def test_weights_that_nobody_told_are_missed_once(kind, recwarn):
+    kind(weighted=True).build(WIDTHS[0], None)
+    assert [str(warning.message) for warning in recwarn if "told no weights" in str(warning.message)][1:] == []
+    assert recwarn.pop(UserWarning).message.args[0].startswith(f"{kind.__name__} weighs all classes alike")
+    ready(kind(weighted=True))
+    kind(weighted=False).build(WIDTHS[0], None)
+    assert not recwarn
+
+
 def test_class_balanced_by_hand():
     beta = 0.999
     weights = np.array([(1 - beta) / (1 - beta**count) for count in COUNTS])

@@ -17,9 +17,11 @@ from kd_convnext.losses import (
     Decoupled,
     FeatureMaps,
     LogitStandardised,
+    Objective,
     Outputs,
     PriorRemoved,
     SoftTargets,
+    Widths,
 )
 from kd_convnext.losses.logits.balanced import thirds
 
@@ -177,11 +179,58 @@ def test_balanced_withstands_a_teacher_that_never_says_a_class(never):
 
 
 def test_a_class_without_images_is_no_group_alone():
-    assert thirds([0, 1054, 157, 97, 437]) == ((1, 4), (2,), (3, 0))
+    assert thirds([0, 1054, 157, 97, 437]) == ((1,), (4, 2), (3, 0))
     assert thirds([0, 0, 5]) == ((2, 0, 1),)
     term = Balanced()
     term.count_classes([0, 1054, 157, 97, 437])
-    assert term.groups == ((1, 4), (2,), (3, 0))
+    assert term.groups == ((1,), (4, 2), (3, 0))
+
+
+@pytest.mark.parametrize(
+    ("classes", "sizes"),
+    [(2, [1, 1]), (3, [1, 1, 1]), (4, [1, 2, 1]), (5, [2, 2, 1]), (7, [2, 3, 2]), (100, [33, 34, 33])],
+)
+def test_of_one_class_too_many_the_middle_group_has_it(classes, sizes):
+    assert [len(group) for group in thirds(range(classes, 0, -1))] == sizes
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_batch_too_small_to_tell_a_bias_is_left_as_it_is(count):
+    own, other = (values[:count] for values in logits())
+    term, groups = ready(Balanced(within=0.0)), thirds(COUNTS)
+    p, q = (np.stack([softmax(v.numpy() / 4)[:, list(g)].sum(1) for g in groups], 1) for v in (other, own))
+    value = term(Outputs(own), Outputs(other), LABELS[:count]).item()
+    assert (value == pytest.approx(16 * mean_kl(p, q), rel=1e-9)) == (count < 4)
+
+
+def test_what_has_no_gradient_with_two_classes():
+    """What the documentation of the terms says; a term without any is refused."""
+    own, other = (values[:, :2] for values in logits())
+
+    def gradient(term):
+        term.count_classes([30, 10])
+        term.build(Widths(2), Widths(2))
+        student = own.clone().requires_grad_()
+        term.double()(Outputs(student), Outputs(other), LABELS % 2).backward()
+        return student.grad.abs().max().item()
+
+    for kind, part in ((Correlation, "inter"), (Decoupled, "others"), (Balanced, "within")):
+        parts = {"inter": "intra", "others": "target", "within": "across"}
+        assert gradient(kind(**{parts[part]: 0.0})) < 1e-6 < gradient(kind(**{part: 0.0}))
+    for wrapped in (LogitStandardised(), Confident(LogitStandardised()), PriorRemoved(LogitStandardised())):
+        with pytest.raises(ConfigError, match="2 classes have no gradient"):
+            gradient(wrapped)
+
+
+@pytest.mark.parametrize("wrap", [LogitStandardised, PriorRemoved, lambda inner: Confident(inner, threshold=0.6)])
+def test_the_divergence_of_a_wrapped_term_is_logged(wrap):
+    """It is what the same term with `value: kl` is."""
+    terms = {value: ready(wrap(SoftTargets(value=value))) for value in ("cross_entropy", "kl")}
+    objective = Objective(terms)
+    pair = Outputs(torch.tensor(STUDENT)), {"teacher": Outputs(torch.tensor(TEACHER))}
+    found = objective(*pair, torch.full((6,), -1), objective.weights(0))
+    assert set(found.divergences) == {"cross_entropy"}
+    assert found.divergences["cross_entropy"].item() == pytest.approx(found.values[1].item(), rel=1e-9)
 
 
 @given(rows)
