@@ -19,7 +19,7 @@ UNKNOWN = frozenset(
 )
 """Words that say that an id is not known, in lower case, without blanks after a point: they would join strangers."""
 
-_CELL_ERROR = re.compile(r"#.*[!?]|#[^\W\d]/[^\W\d]|#nv|err:\d+")
+_CELL_ERROR = re.compile(r"#[^\d\s]+(?:/0)?[!?]|#[^\W\d]/[^\W\d]|#nv|err:\d+")
 """Errors of spreadsheets in any language: #REF!, #BEZUG!, #NOM?, #DIV/0!, #N/A, #N/D, #NV, Err:502."""
 
 _SIGNS = re.compile(r"[\W_]+")

@@ -28,7 +28,7 @@ from kd_convnext.data.manifest.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from kd_convnext.errors import Finding, ManifestError, ManifestWarning
 
 _NAMED = 3  # examples in a warning
-_ROUNDING = 1e-6  # of a pixel
+_SAME = 2 - 1e-6  # pixels
 _PART_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
@@ -136,7 +136,7 @@ def text_table(
         for name in (*BOX_COLUMNS, *CORNERS):
             if name in table:
                 table[name] = table[name].str.replace(r"^(-?[0-9]+),([0-9]+)$", r"\1.\2", regex=True)
-    findings = [*_with_size(table, "x", "right", "width"), *_with_size(table, "y", "bottom", "height")]
+    findings = _with_sizes(table, path)
     if not all(name in table for name in BOX_COLUMNS):
         table = table.drop(columns=[name for name in BOX_COLUMNS if name in table])
     table = table.reindex(columns=["row", "where", *TEXT_COLUMNS], fill_value="")
@@ -145,32 +145,53 @@ def text_table(
     return table, findings
 
 
-def _with_size(table: pd.DataFrame, near: str, far: str, size: str) -> list[Finding]:
-    """Works out the size of boxes from their edges, where it is not given, in place.
+def _with_sizes(table: pd.DataFrame, path: Path) -> list[Finding]:
+    """Works out the sizes of boxes from their far edges, where they are not given, in place.
+
+    Sizes and far edges that differ by less than two pixels say the same: one of them is rounded, or the last pixel is
+    named in place of the one after it. Sizes that hold every far edge are those of the photographs, as in tables for
+    the detection of objects.
 
     Args:
-        table: Text columns; nothing is done where one of the edges is not among them.
-        near: Column of the first edge.
-        far: Column of the second edge.
-        size: Column of the size; "?" stands there where the second edge is no number.
+        table: Text columns.
+        path: The manifest, for messages.
 
     Returns:
-        The findings of rows in which size and edges differ.
+        The findings: far edges that are no numbers, and one of rows in which sizes and edges differ.
     """
-    if near not in table or far not in table:
-        return []
-    edges = pd.to_numeric(table[far], errors="coerce") - pd.to_numeric(table[near], errors="coerce")
-    text = edges.map("{:.12g}".format).where(edges.notna(), table[far].where(table[far] == "", "?"))
-    given = table.get(size, pd.Series("", table.index))
-    table[size] = given.where(given != "", text)
-    unlike = table.assign(edges=edges)[
-        (given != "") & ((pd.to_numeric(given, errors="coerce") - edges).abs() > _ROUNDING)
-    ]
-    remedy = f"Correct the row, or leave one of the columns out: --columns ignore={far}{IN_A_FIT}."
-    return [
-        Finding(row["where"], f"{size} is {row[size]}, but {far} - {near} is {row['edges']:.12g}", remedy)
-        for _, row in unlike.iterrows()
-    ]
+    findings: list[Finding] = []
+    unlike: list[pd.Series] = []
+    inside: list[bool] = []
+    worked_out: dict[str, pd.Series] = {}
+    for near, far, size in (("x", "right", "width"), ("y", "bottom", "height")):
+        if near not in table or far not in table:
+            continue
+        last = pd.to_numeric(table[far], errors="coerce")
+        edges = last - pd.to_numeric(table[near], errors="coerce")
+        text = edges.map("{:.12g}".format).where(edges.notna(), table[far].where(table[far] == "", "?"))
+        given = table.get(size, pd.Series("", table.index))
+        number = pd.to_numeric(given, errors="coerce")
+        wrong = (given != "") & (table[far] != "") & last.isna()
+        findings += [
+            Finding(row["where"], f"{far} is {row[far]!r}, no number", "Correct it.")
+            for _, row in table[wrong].iterrows()
+        ]
+        differ = (given != "") & ((number - edges).abs() >= _SAME)
+        unlike.append(table["where"][differ] + f": {size} is " + given[differ] + f", {far} - {near} " + text[differ])
+        inside.append(bool((number >= last)[number.notna() & last.notna()].all()))
+        worked_out[size] = text
+        table[size] = given.where(given != "", text)
+    rows = pd.concat(unlike).sort_index(kind="stable") if unlike else pd.Series(dtype=str)
+    if len(rows) and all(inside):
+        for size, text in worked_out.items():
+            table[size] = text
+        message = f"{path.name}: width and height are taken for sizes of the photographs, as they hold every far edge"
+        warnings.warn(message, ManifestWarning, stacklevel=5)
+    elif len(rows):
+        what = f"{counted(len(rows), 'size')} and far edges of boxes differ, the first in {rows.iloc[0]}"
+        remedy = "Correct them, or leave out what does not hold, as with --columns ignore=width,ignore=height"
+        findings.append(Finding(path.name, what, f"{remedy}{IN_A_FIT}."))
+    return findings
 
 
 def image_name(image: str, root: Path) -> str:

@@ -257,7 +257,9 @@ def test_an_unknown_id_joins_no_strangers(tmp_path, unknown):
 
 
 def test_different_ids_stay_different():
-    assert not [name for name in ("#12", "#1/2", "err", "7!", "#7b", "A. B", "K") if is_unknown(normal_id(name))]
+    assert not [
+        name for name in ("#12", "#1/2", "err", "7!", "#7b", "#13?", "#1!", "A. B", "K") if is_unknown(normal_id(name))
+    ]
     ids = ["1.5", "1.05", "L10", "L1", "L0", "12.01", "a b", "ab", "0", "00.5"]
     assert len({normal_id(name) for name in ids}) == len(ids)
 

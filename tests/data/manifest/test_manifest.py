@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.manifests import BOX, GOOD, findings_of, manifest_of, only_finding, save_image, write_csv, write_manifest
 from PIL import Image
@@ -524,19 +525,37 @@ def test_sizes_and_far_edges_that_differ_are_refused(tmp_path):
     edges = {"x": 1, "y": 2, "right": 5, "bottom": 6}
     rows = [
         {**GOOD[0], **edges, "width": "4.0", "height": ""},
-        {**GOOD[1], **edges, "width": 5, "height": 3},
+        {**GOOD[1], **edges, "width": 9, "height": 1},
         {**GOOD[1], "image": "images/c.png", "x": 1, "y": 2, "width": 3, "height": 4},
     ]
     path = write_manifest(tmp_path, rows)
-    assert [finding.partition(". ")[0] for finding in findings_of(path)] == [
-        "manifest.csv, row 3: width is 5, but right - x is 4",
-        "manifest.csv, row 3: height is 3, but bottom - y is 4",
-    ]
-    assert "--columns ignore=right" in findings_of(path)[0]
+    (found,) = findings_of(path)
+    assert found.startswith("manifest.csv: 2 sizes and far edges of boxes differ, the first in manifest.csv, row 3: ")
+    assert "row 3: width is 9, right - x 4. " in found and "--columns ignore=width,ignore=height" in found
+    manifest = read_manifest(write_csv(path, rows[:2]), columns="ignore=width,ignore=height")
+    assert manifest.box(1) == Box(1, 2, 4, 4)
     manifest = read_manifest(write_csv(path, [rows[0], rows[2]]), require_labels=False)
     assert [manifest.box(k) for k in range(2)] == [Box(1, 2, 4, 4), Box(1, 2, 3, 4)]
-    manifest = read_manifest(write_csv(path, rows[1:]), columns="right=bottom", require_labels=False)
-    assert manifest.box(0) == Box(1, 2, 5, 3)
+    (found,) = findings_of(write_csv(path, [{**rows[0], "right": "five"}, rows[2]]))
+    assert found.startswith("manifest.csv, row 2: right is 'five', no number")
+
+
+@pytest.mark.parametrize("far", [{"right": 4, "bottom": 5}, {"right": 5.001, "bottom": 5.999}])
+def test_rounded_and_inclusive_far_edges_say_what_the_size_says(tmp_path, far):
+    rows = [{**row, "x": 1, "y": 2, "width": 4, "height": 4, **far} for row in GOOD]
+    manifest = read_manifest(write_manifest(tmp_path, rows))
+    assert manifest.box(0) == manifest.box(1) == Box(1, 2, 4, 4)
+
+
+def test_sizes_of_the_photographs_beside_far_edges_are_no_sizes_of_boxes(tmp_path):
+    """The usual table for the detection of objects."""
+    table = pd.read_csv(write_manifest(tmp_path, GOOD)).rename(columns={"image": "filename", "label": "class"})
+    edges = {"xmin": 1, "ymin": 2, "xmax": 5, "ymax": 6}
+    table.assign(width=16, height=12, **edges).to_csv(tmp_path / "boxes.csv", index=False)
+    columns = "image=filename,label=class,x=xmin,y=ymin,right=xmax,bottom=ymax"
+    with pytest.warns(UserWarning, match="width and height are taken for sizes of the photographs"):
+        manifest = read_manifest(tmp_path / "boxes.csv", columns=columns)
+    assert manifest.box(0) == manifest.box(1) == Box(1, 2, 4, 4)
 
 
 def test_boxes_in_fractions_of_the_sides_are_refused(tmp_path):

@@ -15,6 +15,9 @@ from kd_convnext.common.reading import json_of
 from kd_convnext.data.manifest.boxes import Box
 from kd_convnext.errors import CacheError
 
+_READERS = dict.fromkeys((".dcm", ".dicom", ".tif", ".tiff"), 1)
+"""How often the reading of a format has changed: what an earlier version read of such a file is read again."""
+
 
 class Stamp(NamedTuple):
     """What tells a photograph from another without reading it.
@@ -28,6 +31,7 @@ class Stamp(NamedTuple):
     mtime_ns: int
     ctime_ns: int = 0
     inode: int = 0
+    reader: int = 0
 
     @classmethod
     def of(cls, path: Path) -> "Stamp":
@@ -40,7 +44,8 @@ class Stamp(NamedTuple):
             OSError: There is no such file, or it cannot be looked at.
         """
         status = path.stat()
-        return cls(str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        return cls(str(path.absolute()), *facts, _READERS.get(path.suffix.lower(), 0))
 
 
 _LARGEST = 2**31

@@ -49,3 +49,15 @@ def test_a_single_old_file_stays(tmp_path):
     os.utime(written(tmp_path, (stamp("a"), None, "k1")), (0, 0))
     assert compact(tmp_path) == 0
     assert Index(tmp_path, {}).find(stamp("a"), None) == "k1"
+
+
+def test_what_an_earlier_version_read_of_a_tiff_is_read_again(tmp_path):
+    for name, found in (("a.tif", None), ("a.DCM", None), ("a.jpg", "k1")):
+        (tmp_path / name).write_bytes(b"x")
+        now = Stamp.of(tmp_path / name)
+        folder = tmp_path / name.replace(".", "_")
+        folder.mkdir()
+        written(folder, (Stamp(*now[:5]), None, "k1"))
+        assert Index(folder, {}).find(now, None) == found
+        written(folder, (now, None, "k2"))
+        assert Index(folder, {}).find(now, None) == "k2"
