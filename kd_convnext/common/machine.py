@@ -59,7 +59,9 @@ def free_memory() -> int | None:
             with suppress(OSError, ValueError):  # no limit stands there
                 limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
                 kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                free.append(limit - used + int(kept.get("inactive_file", 0)))  # what is read again is given up first
+                # What can be read or made again is given up first.
+                spare = ("inactive_file", "active_file", "slab_reclaimable")
+                free.append(limit - used + sum(int(kept.get(name, 0)) for name in spare))
     return max(0, min(free)) if free else None
 
 

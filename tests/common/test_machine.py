@@ -150,7 +150,7 @@ def test_free_memory_is_that_of_machine_container_and_job(tmp_path, monkeypatch)
     def limit(folder, most):
         (folder / "memory.max").write_text(f"{most}\n")
         (folder / "memory.current").write_text("3000\n")
-        (folder / "memory.stat").write_text("anon 2000\ninactive_file 500\n")
+        (folder / "memory.stat").write_text("anon 2000\ninactive_file 300\nactive_file 150\nslab_reclaimable 50\n")
 
     limit(job, "max")
     assert machine.free_memory() == 5000 * 1024
