@@ -29,6 +29,7 @@ Verdict = Literal["better", "worse", "no difference shown"]
 _NOTHING = 1e-9
 """Spread of a bootstrap that is rounding."""
 
+_MOST_TIMES = 10
 _BLOCK = 5000
 """Resamples at a time."""
 
@@ -138,13 +139,22 @@ def make_pair(
     return Pair(title, against, counted[0], counted[1], int(ours["repeat"].nunique()))
 
 
+def corrected_resamples(resamples: int, pairs: int) -> int:
+    """Returns how many resamples a corrected interval needs so that as many lie beyond its ends as of one alone.
+
+    Args:
+        resamples: Of an interval that is not corrected.
+        pairs: How many comparisons it is corrected for; of more than ten it is made as of ten, for its time.
+    """
+    return resamples * min(pairs, _MOST_TIMES)
+
+
 def compare_pairs(pairs: Sequence[Pair], resamples: int, seed: int) -> list[Comparison]:
     """Compares a family of pairs, corrected for how many there are.
 
     Args:
         pairs: m pairs.
-        resamples: Of the bootstrap and of the exchange test; corrected intervals get m times as many, so that as many
-            lie beyond their ends.
+        resamples: Of the bootstrap and of the exchange test; corrected intervals get `corrected_resamples`.
         seed: Of both.
 
     Returns:
@@ -155,7 +165,7 @@ def compare_pairs(pairs: Sequence[Pair], resamples: int, seed: int) -> list[Comp
     found = []
     family = 1 - (1 - LEVEL) / max(1, len(pairs))
     for place, pair in enumerate(pairs):
-        drawn = ((LEVEL, resamples), (family, resamples * len(pairs)))
+        drawn = ((LEVEL, resamples), (family, corrected_resamples(resamples, len(pairs))))
         wide = [_difference_intervals(pair, level, number, seed) for level, number in drawn]
         whole = [scores(side.total) for side in (pair.first, pair.second)]
         differences = {

@@ -8,7 +8,7 @@ import numpy as np
 
 from kd_convnext.common.counting import count_words, counted
 from kd_convnext.common.tables import markdown_text
-from kd_convnext.evaluation.comparisons import Comparison, Difference
+from kd_convnext.evaluation.comparisons import Comparison, Difference, corrected_resamples
 from kd_convnext.evaluation.proportions import FEW, Interval, digits
 from kd_convnext.evaluation.statistics import METRICS, Metric, class_intervals, class_scores, scores
 from kd_convnext.experiment.report import paper_values as reference
@@ -320,7 +320,11 @@ def _comparison_table(comparisons: Sequence[Comparison], title: str, resamples: 
             one = found.differences[metric]
             counts = (f"{found.gained} / {found.lost}", str(found.groups), str(found.photographs))
             rows.append((name, SHORT[metric], one.verdict, *_difference(one, _signed(found.groups)), *counts))
-    together = f"once each for itself and once corrected so that all {len(comparisons)} hold together (Bonferroni)"
+    more = corrected_resamples(resamples, len(comparisons))
+    together = (
+        f"once each for itself and once corrected so that all {len(comparisons)} hold together (Bonferroni; of {more} "
+        "resamples)"
+    )
     if len(comparisons) == 1:
         together = "one comparison alone: nothing is corrected"
     unit = comparisons[0].unit
