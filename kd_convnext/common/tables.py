@@ -145,17 +145,13 @@ def read_records(path: Path) -> Records:
     if path.suffix.lower() in (".xlsx", ".xlsm"):
         return _read_workbook(path)
     text = _text(path)
-    named = _NAMED_SEPARATOR.match(text)
-    if named:
-        text, separator = text[named.end() :], named["mark"]
-    else:
-        separator = _separator(_FIRST_LINE.match(text)[1])  # type: ignore[index]  # it matches any text
-    first = line = 2 if named else 1
+    start, separator = find_separator(text)
+    first = line = 2 if start else 1
     lines: list[int] = []
     records: list[list[str]] = []
     before = csv.field_size_limit(_LONGEST_FIELD)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        reader = csv.reader(io.StringIO(text[len(start) :], newline=""), delimiter=separator, strict=True)
         for fields in reader:
             if any(field.strip() for field in fields):
                 lines.append(line)
@@ -167,6 +163,22 @@ def read_records(path: Path) -> Records:
     finally:
         csv.field_size_limit(before)
     return Records(lines, records, decimal_comma=separator != ",")
+
+
+def find_separator(text: str) -> tuple[str, str]:
+    """Finds what separates the columns of a CSV file.
+
+    Args:
+        text: The whole file's, without a byte order mark.
+
+    Returns:
+        The first line if it only names the separator, with its end, else "" (blank lines may follow before the
+        header); and the separator.
+    """
+    named = _NAMED_SEPARATOR.match(text)
+    if named:
+        return named[0], named["mark"]
+    return "", _separator(_FIRST_LINE.match(text)[1])  # type: ignore[index]  # it matches any text
 
 
 def _text(path: Path) -> str:
