@@ -4,8 +4,8 @@ import csv
 import io
 import re
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -41,13 +41,13 @@ class Records:
         lines: Line of each record, the first line is 1.
         fields: Of each record that is not blank, the header among them.
         decimal_comma: Whether numbers may be written with a comma: the columns are not separated by one.
-        merged: Lines in which an empty cell took the value of the merged cell that covers it.
+        merged: Name of a column, as written, to the lines in which its cell took the value of the merged one above.
     """
 
     lines: list[int]
     fields: list[list[str]]
     decimal_comma: bool = False
-    merged: tuple[int, ...] = ()
+    merged: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def read_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
@@ -145,17 +145,13 @@ def read_records(path: Path) -> Records:
     if path.suffix.lower() in (".xlsx", ".xlsm"):
         return _read_workbook(path)
     text = _text(path)
-    named = _NAMED_SEPARATOR.match(text)
-    if named:
-        text, separator = text[named.end() :], named["mark"]
-    else:
-        separator = _separator(_FIRST_LINE.match(text)[1])  # type: ignore[index]  # it matches any text
-    first = line = 2 if named else 1
+    start, separator = find_separator(text)
+    first = line = 2 if start else 1
     lines: list[int] = []
     records: list[list[str]] = []
     before = csv.field_size_limit(_LONGEST_FIELD)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        reader = csv.reader(io.StringIO(text[len(start) :], newline=""), delimiter=separator, strict=True)
         for fields in reader:
             if any(field.strip() for field in fields):
                 lines.append(line)
@@ -167,6 +163,22 @@ def read_records(path: Path) -> Records:
     finally:
         csv.field_size_limit(before)
     return Records(lines, records, decimal_comma=separator != ",")
+
+
+def find_separator(text: str) -> tuple[str, str]:
+    """Finds what separates the columns of a CSV file.
+
+    Args:
+        text: The whole file's, without a byte order mark.
+
+    Returns:
+        The first line if it only names the separator, with its end, else "" (blank lines may follow before the
+        header); and the separator.
+    """
+    named = _NAMED_SEPARATOR.match(text)
+    if named:
+        return named[0], named["mark"]
+    return "", _separator(_FIRST_LINE.match(text)[1])  # type: ignore[index]  # it matches any text
 
 
 def _text(path: Path) -> str:
@@ -239,31 +251,32 @@ def _merged(sheet: Any) -> list[str]:
     return found
 
 
-def _fill_merged(rows: list[list[str]], ranges: Sequence[str]) -> tuple[int, ...]:
-    """Writes the value of merged cells, which stands in the first one alone, into all rows and columns they cover.
+def _fill_merged(rows: list[list[str]], ranges: Sequence[str]) -> dict[str, list[int]]:
+    """Writes the value of merged cells, which stands in the first one alone, into all rows that they cover.
+
+    Across columns it means nothing: a lesion's id is not the patient's.
 
     Args:
         rows: Changed in place; rows without anything of their own stay so, and the header as it is.
         ranges: See `_merged`.
 
     Returns:
-        The lines that were changed.
+        Names of columns to the lines that were changed.
     """
     from openpyxl.utils import range_boundaries
 
-    changed: set[int] = set()
-    header = next((line for line, row in enumerate(rows, start=1) if row), 0)
-    for left, top, right, bottom in map(range_boundaries, ranges):
+    changed: dict[str, list[int]] = {}
+    header, names = next(((line, row) for line, row in enumerate(rows, start=1) if row), (0, []))
+    for left, top, _, bottom in map(range_boundaries, ranges):
         first = rows[top - 1] if header < top <= len(rows) else []
-        value = first[left - 1] if left <= len(first) else ""
-        covered = slice(left - 1, min(right, _WIDEST + 1))
+        value = first[left - 1] if left <= min(len(first), len(names)) else ""
         for line in range(top, min(bottom, len(rows)) + 1 if value else top):
             row = rows[line - 1]
-            row += [""] * (covered.stop - len(row) if row else 0)
-            if any(cell != value for cell in row[covered]):
-                row[covered] = [value] * (covered.stop - covered.start)
-                changed.add(line)
-    return tuple(sorted(changed))
+            row += [""] * (left - len(row) if row else 0)
+            if row and row[left - 1] != value:
+                row[left - 1] = value
+                changed.setdefault(names[left - 1], []).append(line)
+    return changed
 
 
 def _require_modest(path: Path) -> None:

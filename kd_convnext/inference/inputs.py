@@ -40,7 +40,8 @@ def photographs_of(
 
     Raises:
         ConfigError: An empty name, a folder without images, or a box that is none or is not for one file.
-        ManifestError: A manifest has problems other than unreadable photographs, or two have lesions of one id.
+        ManifestError: A manifest has problems other than unreadable photographs, or two have lesions of one id or
+            give one region two lesions.
     """
     if not all(word.strip() for word in photos):
         # As a path it would be the whole working folder.
@@ -58,7 +59,7 @@ def photographs_of(
         else:
             listed = [Photograph(path)]
         named += [(word, photograph) for photograph in listed]
-    named = _once(named)
+    named = _once(named, lesion_by)
     if lesion_by == "manifest":
         _refuse_shared_lesions(named)
     found = [photograph for _, photograph in named]
@@ -117,18 +118,33 @@ def refuse_failures(failures: Sequence[Failure], on_error: Literal["raise", "ski
         raise ManifestError(failure.finding for failure in failures)
 
 
-def _once(named: Sequence[tuple[str, Photograph]]) -> list[tuple[str, Photograph]]:
-    """Leaves out regions that were named before: twice they would count twice in their lesion."""
-    first: dict[tuple[str, Box | None], tuple[str, Photograph]] = {}
-    again = []
+def _once(named: Sequence[tuple[str, Photograph]], lesion_by: LesionBy) -> list[tuple[str, Photograph]]:
+    """Leaves out regions that were named before: twice they would count twice in their lesion.
+
+    Of the equal ones the first stays; by manifest the first with a lesion, in its place, and two lesions are refused.
+    """
+    kept: dict[tuple[str, Box | None], tuple[str, Photograph]] = {}
+    again, findings = [], []
     for word, photograph in named:
         key = (os.path.realpath(str(photograph.image)), photograph.box)
-        if first.setdefault(key, (word, photograph))[1] is not photograph:
-            again.append(photograph)
+        before, known = kept.setdefault(key, (word, photograph))
+        if known is photograph:
+            continue
+        again.append(photograph)
+        if lesion_by != "manifest" or photograph.lesion_id in ("", known.lesion_id):
+            continue
+        if known.lesion_id:
+            what = f"one region is of the lesions {known.lesion_id!r} ({before}) and {photograph.lesion_id!r} ({word})"
+            remedy = "Correct the lesion_id in one of them, or ask about each manifest alone."
+            findings.append(Finding(str(photograph), what, remedy))
+        else:
+            kept[key] = (word, photograph)
+    if findings:
+        raise ManifestError(findings)
     if again:
         what = f"{counted(len(again), 'region')} named more than once, judged once (first: {again[0]})"
         warnings.warn(what, stacklevel=4)
-    return [*first.values()]
+    return [*kept.values()]
 
 
 def _refuse_shared_lesions(named: Sequence[tuple[str, Photograph]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kd_convnext.common.files import atomic_write, read_bytes, write_finding
-from kd_convnext.common.tables import as_written, inert
+from kd_convnext.common.tables import as_written, find_separator, inert
 from kd_convnext.data.manifest.boxes import Box, box_of
 from kd_convnext.data.manifest.columns import lacking, parse_columns, refuse_edges, rename, with_one_option
 from kd_convnext.data.manifest.source import image_name
@@ -55,7 +55,7 @@ class Record:
     """One row as it stands in the file.
 
     Attributes:
-        line: Its number, header 1.
+        line: Its number in the file, the first line is 1.
         raw: Its text, with the line's end.
         fields: Its values.
     """
@@ -78,6 +78,7 @@ class Content:
         images: Photograph to the positions of its rows.
         dialect: Separator and end of a line.
         marked: Whether the file begins with a byte order mark.
+        start: What stands before the header: a line that names the separator, blank lines.
     """
 
     digest: str
@@ -88,6 +89,7 @@ class Content:
     images: dict[str, list[int]] = field(repr=False)
     dialect: tuple[str, str] = (",", "\n")
     marked: bool = False
+    start: str = ""
 
     def value(self, record: Record, name: str) -> str:
         """Returns a row's value in a column, stripped; empty where there is none."""
@@ -253,15 +255,13 @@ def _parsed(path: Path, columns: Mapping[str, str]) -> Content:
     except UnicodeDecodeError as error:
         remedy = 'Save it from the spreadsheet as "CSV UTF-8".'
         raise ManifestError(Finding(path.name, "the manifest is not UTF-8 text", remedy)) from error
-    first = text.split("\n", 1)[0]
-    separator = max(",;\t", key=first.count)
+    start, separator = find_separator(text)
     lines = io.StringIO(text, newline="").readlines()
-    records = _records(path, lines, separator)
-    if not records:
-        return Content(hashlib.sha256(data).hexdigest(), COLUMNS, COLUMNS, ",".join(COLUMNS) + "\n", (), {})
-    head, *rows = records
-    names, where = [name.strip().lower() for name in head.fields], f"{path.name}, row 1"
-    names, findings = rename(names, columns, where)
+    start, records = _records(path, lines, start, separator)
+    end = "\r\n" if (records[0].raw if records else start).endswith("\r\n") else "\n"
+    head, *rows = records or [Record(1, separator.join(COLUMNS) + end, COLUMNS)]
+    names, where = [name.strip().lower() for name in head.fields], f"{path.name}, row {head.line}"
+    names, findings = rename(names, columns if records else {}, where)  # a header of ours has our names
     findings += [] if "image" in names else lacking(names, ["image"], where)
     if findings:
         raise ManifestError(with_one_option(findings, columns))
@@ -272,8 +272,9 @@ def _parsed(path: Path, columns: Mapping[str, str]) -> Content:
         head=head.raw,
         records=tuple(rows),
         images={},
-        dialect=(separator, "\r\n" if head.raw.endswith("\r\n") else "\n"),
+        dialect=(separator, end),
         marked=data.startswith(b"\xef\xbb\xbf"),
+        start=start,
     )
     for place, record in enumerate(rows):
         name = image_name(content.value(record, "image").strip(), path.parent)
@@ -281,23 +282,26 @@ def _parsed(path: Path, columns: Mapping[str, str]) -> Content:
     return content
 
 
-def _records(path: Path, lines: list[str], separator: str) -> list[Record]:
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+def _records(path: Path, lines: list[str], start: str, separator: str) -> tuple[str, list[Record]]:
+    """Parses what follows a file's start; blank lines stay where they are, behind the row above or the start."""
+    first = done = 1 if start else 0
+    reader = csv.reader(lines[first:], delimiter=separator, strict=True)
     records: list[Record] = []
-    done = 0
     try:
         for fields in reader:
-            raw = "".join(lines[done : reader.line_num])
-            if any(text.strip() for text in fields) or not records:
+            raw = "".join(lines[done : first + reader.line_num])
+            if any(text.strip() for text in fields):
                 records.append(Record(done + 1, raw, tuple(fields)))
-            else:  # blank lines stay where they are, behind the row above
+            elif records:
                 last = records[-1]
                 records[-1] = Record(last.line, last.raw + raw, last.fields)
-            done = reader.line_num
+            else:
+                start += raw
+            done = first + reader.line_num
     except csv.Error as error:
         remedy = "Check the double quotes from that row on."
         raise ManifestError(Finding(f"{path.name}, row {done + 1}", f"not CSV ({error})", remedy)) from error
-    return records
+    return start, records
 
 
 def _changed(content: Content, image: str, regions: Sequence[Region]) -> str:
@@ -340,7 +344,7 @@ def _changed(content: Content, image: str, regions: Sequence[Region]) -> str:
             rows.append(line([*record.fields, *[""] * len(added)]) if short else record.raw)
         if old and place == old[-1]:
             rows += new
-    return "".join(_ended(row, end) for row in [*rows, *([] if old else new)])
+    return content.start + "".join(_ended(row, end) for row in [*rows, *([] if old else new)])
 
 
 def _restored(content: Content, image: str, rows: Sequence[Record]) -> str:
@@ -360,7 +364,7 @@ def _restored(content: Content, image: str, rows: Sequence[Record]) -> str:
             lines += waiting
         elif waiting:
             lines.append(waiting.pop(0))
-    return "".join(_ended(line, end) for line in [*lines, *([] if old else waiting)])
+    return content.start + "".join(_ended(line, end) for line in [*lines, *([] if old else waiting)])
 
 
 def _line(fields: Sequence[str], dialect: tuple[str, str]) -> str:

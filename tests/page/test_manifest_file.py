@@ -50,6 +50,37 @@ def test_unknown_columns_and_untouched_rows_keep_every_byte(tmp_path):
     assert lines[4] == b"a.jpg,MIA,Meier,9,6,7,8"
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("start", ["sep=;\r\n", '"sep=;"\r\n\r\n', "\r\n", " \r\n;;;\r\n", "sep=|\r\n"])
+def test_what_stands_before_the_header_stays(tmp_path, start, mark):
+    """As `prepare` reads it: a line that names the separator, blank lines."""
+    text = mark + start + 'image;label;"no,t,e,s";x\r\na.jpg;AIS;;\r\nb.jpg;MIA;"said";\r\n\r\n'
+    if "|" in start:
+        text = text.replace(";", "|")
+    file = manifest(tmp_path, text)
+    found = file.read()
+    lines = text.split("\r\n")
+    assert [lines[record.line - 1][:5] for record in found.records] == ["a.jpg", "b.jpg"]
+    (region,) = found.regions("a.jpg")
+    change(file, "a.jpg", replace(region, label="MIA"))
+    assert file.path.read_bytes().decode() == text.replace("AIS", "MIA")
+    (region,) = found.regions("b.jpg")
+    change(file, "b.jpg", replace(region, lesion_id="L1"))
+    rest = "image;label;no,t,e,s;x;lesion_id\r\na.jpg;MIA;;;\r\nb.jpg;MIA;said;;L1\r\n"
+    assert file.path.read_bytes().decode() == mark + start + rest.replace(";", "|" if "|" in start else ";")
+    file.restore("b.jpg", file.read().version("b.jpg"), found.rows("b.jpg"))
+    assert file.path.read_bytes().decode().startswith(mark + start)
+
+
+def test_a_file_that_names_its_separator_alone_gets_a_header(tmp_path):
+    file = manifest(tmp_path, "sep=;\r\n")
+    assert not ManifestFile(file.path, "image=file").read().records
+    change(file, "a.jpg", Region("AIS"))
+    assert (
+        file.path.read_bytes() == b"sep=;\r\nimage;label;lesion_id;patient_id;x;y;width;height\r\na.jpg;AIS;;;;;;\r\n"
+    )
+
+
 def test_a_new_row_follows_the_photographs_others_and_a_new_photograph_the_last(tmp_path):
     file = manifest(tmp_path, "image,label,stain\na.jpg,AIS,HE\nb.jpg,MIA,HE\n")
     change(file, "a.jpg", *file.read().regions("a.jpg"), Region("MIA", "L1", box=Box(1, 2, 3, 4)))

@@ -9,9 +9,12 @@ import pytest
 import torch
 from helpers.bad_files import Payload, write_odd_images
 from helpers.inference import changed, copy_run
+from helpers.manifests import save_image
 
 from kd_convnext import Predictor, __version__
 from kd_convnext.cli import main
+from kd_convnext.errors import ManifestError
+from kd_convnext.inference.inputs import photographs_of
 
 CLASSES = ("Grade 1", "Grade 2", "Grade 3", "AIS", "MIA")
 
@@ -284,6 +287,36 @@ def test_lesions_of_two_manifests_are_never_mixed(calibrated, unlabelled, tiny_m
     assert pd.read_csv(tmp_path / "out/lesions.csv")["photographs"].sum() == 5
     assert classify(unlabelled, other, *words, "--lesion_by", "all", "--overwrite", "true") == 0
     assert pd.read_csv(tmp_path / "out/lesions.csv")["photographs"].tolist() == [6]
+
+
+def test_a_region_named_twice_keeps_its_lesion_and_is_refused_with_two(tmp_path):
+    for name in "ab":
+        save_image(tmp_path / f"{name}.png", ord(name))
+    first, second, other = tmp_path / "first.csv", tmp_path / "second.csv", tmp_path / "third.csv"
+    first.write_text("image,lesion_id\na.png,L1\nb.png,\n")
+    second.write_text("image,lesion_id\na.png,\nb.png,L2\n")
+    other.write_text("image,lesion_id\na.png,L3\nb.png,L4\n")
+    images = [tmp_path / "a.png", tmp_path / "b.png"]
+    folder = str(tmp_path)
+    for words, lesions in (
+        ([folder, first], ["L1", ""]),
+        ([first, folder], ["L1", ""]),
+        ([folder, first, second], ["L1", "L2"]),
+        ([second, images[0], first], ["L1", "L2"]),
+    ):
+        with pytest.warns(UserWarning, match="regions? named more than once, judged once"):
+            found, _ = photographs_of([str(word) for word in words])
+        assert [(photograph.image, photograph.lesion_id) for photograph in found] == [
+            *zip(images, lesions, strict=True)
+        ]
+    with pytest.raises(ManifestError) as refused:
+        photographs_of([folder, str(first), str(second), str(other)])
+    said = str(refused.value)
+    assert f"one region is of the lesions 'L1' ({first}) and 'L3' ({other})" in said
+    assert f"one region is of the lesions 'L2' ({second}) and 'L4' ({other})" in said
+    with pytest.warns(UserWarning, match="4 regions named more than once"):
+        found, _ = photographs_of([folder, str(first), str(other)], lesion_by="all")
+    assert [photograph.lesion_id for photograph in found] == ["all", "all"]
 
 
 def test_no_table_of_the_user_is_replaced_or_deleted(calibrated, unlabelled, tmp_path, capsys):

@@ -104,9 +104,11 @@ def _read_csv(path: Path, require_labels: bool, chosen: Mapping[str, str]) -> So
         raise ManifestError([*findings, Finding(path.name, "the manifest has no rows", "List the photographs.")])
     if not kept:
         raise ManifestError(findings)
-    if records.merged:
-        rows = f"{counted(len(records.merged), 'row')}, the first is row {records.merged[0]}"
-        message = f"{path.name}: the value of merged cells is taken for every row and column that they cover ({rows})"
+    used = [name for name, ours in zip(records.fields[0], header, strict=True) if ours in (*TEXT_COLUMNS, *CORNERS)]
+    merged = sorted({line for name in used for line in records.merged.get(name, ())})
+    if merged:
+        rows = f"{counted(len(merged), 'row')}, the first is row {merged[0]}"
+        message = f"{path.name}: the value of merged cells is taken for every row that they cover ({rows})"
         warnings.warn(message, ManifestWarning, stacklevel=4)
     table, unlike = text_table(path, header, kept, decimal_comma=records.decimal_comma)
     return Source(path, path.parent, table, "label" in header, findings + unlike)

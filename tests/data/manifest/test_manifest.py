@@ -437,10 +437,13 @@ def test_merged_cells_hold_for_all_rows_that_they_cover(tmp_path):
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
     sheet = book.active
-    for row in (["image", "label", "lesion_id", "patient_id"], *([f"{k}.png", "AB"[k // 3]] for k in range(6))):
+    for row in (
+        ["image", "label", "lesion_id", "patient_id", "notes"],
+        *([f"{k}.png", "AB"[k // 3]] for k in range(6)),
+    ):
         sheet.append(row)
-    sheet["C2"], sheet["C5"], sheet["C6"] = "L1", "L2", "L3"
-    for cells in ("C2:C4", "C6:D40", "C5:D5", "A90:XFD90"):
+    sheet["C2"], sheet["C5"], sheet["C6"], sheet["E2"], sheet["F4"] = "L1", "L2", "L3", "blurred", "sharp"
+    for cells in ("C2:C4", "C6:D40", "C5:D5", "A90:XFD90", "E2:XFD3", "F4:F7"):
         sheet.merge_cells(cells)
     book.save(tmp_path / "m.xlsx")
     for k in range(6):
@@ -448,9 +451,17 @@ def test_merged_cells_hold_for_all_rows_that_they_cover(tmp_path):
     with pytest.warns(UserWarning) as said:
         manifest = read_manifest(tmp_path / "m.xlsx")
     assert manifest.table["lesion_id"].tolist() == ["L1"] * 3 + ["L2"] + ["L3"] * 2
-    assert manifest.table["patient_id"].tolist() == [""] * 3 + ["L2"] + ["L3"] * 2
+    assert manifest.table["patient_id"].tolist() == [""] * 6  # a lesion's id is not the patient's
     (merged,) = (str(one.message) for one in said if "merged" in str(one.message))
-    assert merged.endswith("for every row and column that they cover (5 rows, the first is row 3)")
+    assert merged.endswith("for every row that they cover (3 rows, the first is row 3)")
+    for cells in ("C2:C4", "C6:D40"):
+        sheet.unmerge_cells(cells)
+    book.save(tmp_path / "m.xlsx")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        read_manifest(tmp_path / "m.xlsx")
+    assert not [one for one in heard if "merged" in str(one.message)]  # of notes it does not matter
+    assert tables.read_records(tmp_path / "m.xlsx").merged == {"notes": [3]}
 
 
 @pytest.mark.parametrize("start", ["sep=;\r\n", '"sep=;"\r\n', "\r\n", " \r\n\r\n"])
