@@ -113,6 +113,18 @@ class Objective(Described, nn.Module):
         for term in self.named_terms().values():
             term.build(student, None if term.teacher is None else known[term.teacher])
 
+    def check_start(self, classes: int) -> None:
+        """Refuses and warns of what no fit should begin with; see `Term.start_findings`.
+
+        Args:
+            classes: Number of classes.
+
+        Raises:
+            ConfigError: A term cannot learn.
+        """
+        if findings := [found for term in self.named_terms().values() for found in term.start_findings(classes)]:
+            raise ConfigError(findings)
+
     def weigh_classes(self, weights: Sequence[float]) -> None:
         """Hands the weights of the classes down to every term."""
         for term in self.named_terms().values():

@@ -100,6 +100,14 @@ class Term(Described, nn.Module, HyperparametersMixin):
             teacher: Sizes of its teacher's outputs; None for a term on labels.
         """
 
+    def start_findings(self, classes: int) -> list[Finding]:
+        """Lists what no fit should begin with, and warns of what is odd; a checkpoint that is loaded is never asked.
+
+        Args:
+            classes: Number of classes.
+        """
+        return []
+
     def weight_at(self, epoch: int) -> float:
         """Returns the weight in an epoch, counted from 0."""
         return self.weight * (1.0 if self.schedule is None else self.schedule.factor(epoch))

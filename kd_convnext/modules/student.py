@@ -222,6 +222,8 @@ class DistillModule(ClassifierModule):
 
     def on_fit_start(self) -> None:
         """Takes the card of the data and of the teachers, and moves the teachers to the student."""
+        if self.trainer.ckpt_path is None:  # a fit that goes on is not asked; `setup` cannot tell yet
+            self.objective.check_start(self.num_classes)
         super().on_fit_start()
         if self.staff is None:
             return

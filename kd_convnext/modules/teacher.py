@@ -270,12 +270,13 @@ def build_task_loss(kind: TaskLoss, class_weights: Sequence[float] | None, gamma
 
     Args:
         kind: Which.
-        class_weights: One weight a class; not used by ``cross_entropy``.
+        class_weights: One weight a class; not used by ``cross_entropy``. None or empty weighs all alike.
         gamma: Focus of the focal loss.
 
     Returns:
         A module from logits [B, K] and labels to a scalar: int64 [B], -1 where there is none, or probabilities [B, K].
     """
+    class_weights = class_weights or None
     if kind == "focal":
         return FocalLoss(class_weights, gamma)
     return CrossEntropyLoss(class_weights if kind == "weighted_cross_entropy" else None)

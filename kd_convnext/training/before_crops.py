@@ -30,6 +30,8 @@ def refuse_misfits(data: object, model: pl.LightningModule, known: Sequence[str]
         return
     if known:
         check_classes(known, len(known), data)
+    elif fitting and isinstance(model, DistillModule):
+        model.objective.check_start(model.num_classes)
     if fitting and isinstance(model, ClassifierModule):
         model.check_fit(data)
 

@@ -39,10 +39,33 @@ class EpochAveraging(WeightAveraging):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the weights at the end of an epoch, before validation; until there is an average, copies each step's."""
+        """Adds the weights at the end of an epoch, before validation."""
         assert self._average_model is not None
         if trainer.current_epoch <= self.start_epoch:
             self._average_model.n_averaged.zero_()  # the next to come is the first
-        elif not trainer.is_last_batch:
-            return
-        self._average_model.update_parameters(pl_module)
+        if trainer.is_last_batch and trainer.current_epoch >= self.start_epoch:
+            self._average_model.update_parameters(pl_module)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets validation judge the average or, until there is one, the network as it is."""
+        self._follow(pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keeps the average or, until there is one, the network as it is."""
+        self._follow(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ends with the average or, where there is none, with the network as it is."""
+        self._follow(pl_module)
+        super().on_train_end(trainer, pl_module)
+
+    def _follow(self, pl_module: pl.LightningModule) -> None:
+        """Copies the network where it is looked at and there is no average: after each step that would be too dear."""
+        average = self._average_model
+        if average is not None and not average.n_averaged:
+            average.update_parameters(pl_module)
+            average.n_averaged.zero_()

@@ -13,6 +13,7 @@ from kd_convnext.checkpoints.format import KEY, read_checkpoint
 from kd_convnext.errors import CheckpointError, ConfigError, LeakError
 from kd_convnext.losses import BalancedSoftmax, CosineEmbedding, Eq5, Objective, SoftTargets
 from kd_convnext.models.backbones import BackboneSpec
+from kd_convnext.modules.teacher import build_task_loss
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +256,12 @@ class TestFineTuning:
         for told in (torch.tensor([-1, *labels, -1]), shares):
             assert float(module.judged(more, told)[0]) == pytest.approx(float(value), rel=1e-5)
         assert float(module.judged(images, torch.full((6,), -1))[0]) == 0
+
+    @pytest.mark.parametrize("loss", ["weighted_cross_entropy", "focal"])
+    def test_no_weights_weigh_all_alike(self, loss):
+        logits, labels = torch.eye(5)[:3], torch.tensor([0, 2, 4])
+        found = [float(build_task_loss(loss, weights, 2.0)(logits, labels)) for weights in ([], None, [1.0] * 5)]
+        assert found == pytest.approx([found[2]] * 3)
 
     def test_a_body_that_rests_counts_in_no_clipping_and_fills_no_moments(self, source, tmp_path):
         """As under DDP, where the body keeps getting gradients while only the head is trained."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import tiny
 from lightning.pytorch import Callback
+from torch.optim.swa_utils import AveragedModel
 
 from kd_convnext.errors import ConfigError
 from kd_convnext.losses import CrossEntropy, FeatureMaps, Objective
@@ -77,6 +78,24 @@ def test_a_validation_within_an_epoch_judges_what_was_trained(fit):
     expected = [*Steps.trained[:4], Steps.trained[3], (Steps.trained[3] + Steps.trained[5]) / 2]
     for found, mean in zip(Steps.judged, expected, strict=True):
         torch.testing.assert_close(found, mean, atol=1e-6, rtol=1e-5)
+
+
+def test_until_there_is_an_average_the_network_is_copied_only_where_it_is_looked_at(fit, monkeypatch, tmp_path):
+    copied, steps = [], []
+    update = AveragedModel.update_parameters
+
+    class Step(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            steps.append(Seen.weights(pl_module))
+            trainer.save_checkpoint(tmp_path / "within.ckpt") if len(steps) == 2 else None
+
+    monkeypatch.setattr(AveragedModel, "update_parameters", lambda *args: (copied.append(len(steps)), update(*args)))
+    module = fit(1, None, Step(), limit_train_batches=4, limit_val_batches=0, max_steps=3)[0]
+    assert set(copied) == {2, 3}
+    kept = torch.load(tmp_path / "within.ckpt", weights_only=True)["state_dict"]
+    names = [name for name, _ in module.named_parameters()]
+    assert torch.equal(torch.cat([kept[name].double().flatten() for name in names]), steps[1])
+    assert torch.equal(Seen.weights(module), steps[-1])
 
 
 def test_a_resume_goes_on_exactly(fit, tmp_path):

@@ -16,7 +16,7 @@ from kd_convnext.losses.labels.targets import (
 )
 from kd_convnext.losses.precision import at_least_float32
 from kd_convnext.losses.schedule import WeightSchedule
-from kd_convnext.losses.term import Needs, Outputs, Term, Widths, logits_of
+from kd_convnext.losses.term import Needs, Outputs, Term, logits_of
 
 
 def soft_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
@@ -110,10 +110,11 @@ class CrossEntropy(Term):
         if self.weighted:
             self.class_weights = torch.tensor(list(weights))
 
-    def build(self, student: Widths, teacher: Widths | None) -> None:
+    def start_findings(self, classes: int) -> list[Finding]:
         """Warns where weights are wanted and none are known."""
         if self.weighted and self.class_weights is None:
             warn_unweighted("CrossEntropy")
+        return []
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Judges the rows that have a label; see `Term.forward`."""

@@ -10,7 +10,7 @@ from kd_convnext.errors import ConfigError, Finding
 from kd_convnext.losses.labels.targets import mean_of_labelled, target_probabilities, warn_unweighted
 from kd_convnext.losses.precision import at_least_float32
 from kd_convnext.losses.schedule import WeightSchedule
-from kd_convnext.losses.term import Needs, Outputs, Term, Widths, logits_of
+from kd_convnext.losses.term import Needs, Outputs, Term, logits_of
 
 
 class FocalLoss(nn.Module):
@@ -125,10 +125,11 @@ class Focal(Term):
         if self.weighted:
             self.loss = FocalLoss(weights, self.loss.gamma)
 
-    def build(self, student: Widths, teacher: Widths | None) -> None:
+    def start_findings(self, classes: int) -> list[Finding]:
         """Warns where weights are wanted and none are known."""
         if self.weighted and self.loss.class_weights is None:
             warn_unweighted("Focal")
+        return []
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Judges the rows that have a label; see `Term.forward`."""

@@ -60,6 +60,10 @@ class PriorRemoved(CountedTerm):
         super().build(student, teacher)
         self.inner.build(student, teacher)
 
+    def start_findings(self, classes: int) -> list[Finding]:
+        """Asks the inner term; see `Term.start_findings`."""
+        return self.inner.start_findings(classes)
+
     def begin_epoch(self, epoch: int) -> None:
         """Passes it on to the inner term."""
         self.inner.begin_epoch(epoch)

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from kd_convnext.errors import ConfigError, Finding
+from kd_convnext.errors import Finding
 from kd_convnext.losses.logits.soft_targets import SoftTargets
 from kd_convnext.losses.logits.wrapped import WrappedTerm
 from kd_convnext.losses.precision import at_least_float32
 from kd_convnext.losses.schedule import WeightSchedule
-from kd_convnext.losses.term import TEACHER, Outputs, Term, Widths, logits_of
+from kd_convnext.losses.term import TEACHER, Outputs, Term, logits_of
 
 _TINY = 1e-7
 
@@ -40,16 +40,13 @@ class LogitStandardised(WrappedTerm):
         """
         super().__init__(SoftTargets(temperature=2.0) if inner is None else inner, weight, teacher, schedule)
 
-    def build(self, student: Widths, teacher: Widths | None) -> None:
-        """Builds the inner term.
-
-        Raises:
-            ConfigError: There are fewer than three classes.
-        """
-        if student.classes < 3:
-            what = f"standardised logits of {student.classes} classes have no gradient: nothing would be learned"
-            raise ConfigError(Finding("LogitStandardised", what, "Use the term in it alone, such as SoftTargets."))
-        super().build(student, teacher)
+    def start_findings(self, classes: int) -> list[Finding]:
+        """Lists that there are fewer than three classes, and what the inner term finds."""
+        found = super().start_findings(classes)
+        if classes < 3:
+            what = f"standardised logits of {classes} classes have no gradient: nothing would be learned"
+            found.append(Finding("LogitStandardised", what, "Use the term in it alone, such as SoftTargets."))
+        return found
 
     def taught(self, teacher: Outputs | None) -> Tensor:
         """Returns the teacher's logits, standardised."""

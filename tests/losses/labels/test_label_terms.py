@@ -6,7 +6,7 @@ import torch
 from helpers.terms import COUNTS, LABELS, WIDTHS, labels_of, logits, ready, value_of
 
 from kd_convnext.errors import ConfigError
-from kd_convnext.losses import LDAM, BalancedSoftmax, ClassBalanced, CrossEntropy, Focal, FocalLoss
+from kd_convnext.losses import LDAM, BalancedSoftmax, ClassBalanced, CrossEntropy, Focal, FocalLoss, Objective
 from kd_convnext.losses.class_counts import effective_numbers
 
 LOGITS = logits()[0].numpy()
@@ -47,11 +47,12 @@ def test_focal_takes_the_datas_weights_unless_told_otherwise():
 
 @pytest.mark.parametrize("kind", [Focal, CrossEntropy])
 def test_weights_that_nobody_told_are_missed_once(kind, recwarn):
-    kind(weighted=True).build(WIDTHS[0], None)
+    Objective({"labels": kind(weighted=True)}).check_start(5)
     assert [str(warning.message) for warning in recwarn if "told no weights" in str(warning.message)][1:] == []
     assert recwarn.pop(UserWarning).message.args[0].startswith(f"{kind.__name__} weighs all classes alike")
-    ready(kind(weighted=True))
-    kind(weighted=False).build(WIDTHS[0], None)
+    kind(weighted=True).build(WIDTHS[0], None)  # as where a checkpoint is loaded
+    for term in (ready(kind(weighted=True)), kind(weighted=False)):
+        assert term.start_findings(5) == []
     assert not recwarn
 
 

@@ -218,8 +218,11 @@ def test_what_has_no_gradient_with_two_classes():
         parts = {"inter": "intra", "others": "target", "within": "across"}
         assert gradient(kind(**{parts[part]: 0.0})) < 1e-6 < gradient(kind(**{part: 0.0}))
     for wrapped in (LogitStandardised(), Confident(LogitStandardised()), PriorRemoved(LogitStandardised())):
+        objective = Objective({"soft": wrapped})
         with pytest.raises(ConfigError, match="2 classes have no gradient"):
-            gradient(wrapped)
+            objective.check_start(2)
+        objective.check_start(3)
+        assert gradient(wrapped) < 1e-6
 
 
 @pytest.mark.parametrize("wrap", [LogitStandardised, PriorRemoved, lambda inner: Confident(inner, threshold=0.6)])
