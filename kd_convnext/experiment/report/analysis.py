@@ -235,9 +235,8 @@ def _best(methods: Sequence[Arm], named: str | None, remarks: list[str]) -> tupl
     if shared:
         means = [np.mean([arm.validation[repeat] for repeat in shared]) for arm in judged]
         fewer = f" of the repeats that all methods have ({', '.join(map(str, shared))})"
-        return judged[
-            int(np.argmax(means))
-        ], f"best mean macro F1 on validation{fewer if everywhere - {*shared} else ''}"
+        reason = f"best mean macro F1 on validation{fewer if len(shared) < len(everywhere) else ''}"
+        return judged[int(np.argmax(means))], reason
     if judged:
         remarks.append("no repeat has validation scores of all methods: their validation means are not compared")
     test = [arm.values("f1_macro").mean() for arm in methods]
